@@ -1,0 +1,105 @@
+//! The errors of the library.
+//!
+//! Every message names the file, line, field or setting, what was found, what was expected and,
+//! where there is one, the next step. [`Error::is_input`] tells bad input (exit code 2 of the
+//! program) from a failure of the machine or of the engine (exit code 1).
+
+use std::path::{Path, PathBuf};
+
+use crate::data::DataError;
+
+/// Anything that can go wrong in this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A data set, or a file of one, is not what it should be.
+    #[error(transparent)]
+    Data(#[from] DataError),
+
+    /// A setting (flag or configuration key) has a value that cannot be used.
+    #[error("{name}: {problem}")]
+    Setting {
+        /// The setting, by the name the user wrote.
+        name: String,
+        /// What was found, what was expected and what to do.
+        problem: String,
+    },
+
+    /// A file of a run or a model is malformed or does not belong to what it is used with.
+    #[error("{}: {problem}", path.display())]
+    RunFile {
+        /// The file.
+        path: PathBuf,
+        /// What was found, what was expected and what to do.
+        problem: String,
+    },
+
+    /// The operating system refused an operation on a file.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was attempted, as a verb phrase: `read`, `create`, …
+        action: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+
+    /// The device asked for cannot be used.
+    #[error("device {device}: {problem}")]
+    Device {
+        /// The device as the user named it.
+        device: String,
+        /// Why not, and what to do.
+        problem: String,
+    },
+
+    /// A loss term stopped being a finite number.
+    #[error(
+        "step {step} (epoch {epoch}): loss term `{term}` is {value}; lower the learning rate, or \
+         check the scale of the features"
+    )]
+    NonFiniteLoss {
+        /// The optimiser step, from 1.
+        step: u64,
+        /// The epoch, from 1.
+        epoch: u64,
+        /// The name of the term, as in the records of a run.
+        term: String,
+        /// NaN or an infinity.
+        value: f64,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] on `path` while attempting `action`.
+    pub fn io(path: &Path, action: &'static str, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), action, source }
+    }
+
+    /// An [`Error::Setting`] for the setting `name`.
+    pub fn setting(name: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Setting { name: name.into(), problem: problem.into() }
+    }
+
+    /// An [`Error::RunFile`] for `path`.
+    pub fn run_file(path: &Path, problem: impl Into<String>) -> Self {
+        Self::RunFile { path: path.to_owned(), problem: problem.into() }
+    }
+
+    /// Whether the cause is what the user gave (a file, a flag), rather than the machine.
+    pub fn is_input(&self) -> bool {
+        match self {
+            Self::Data(error) => error.is_input(),
+            Self::Setting { .. } | Self::RunFile { .. } | Self::Device { .. } => true,
+            Self::Io { source, .. } => is_missing(source),
+            Self::NonFiniteLoss { .. } => false,
+        }
+    }
+}
+
+/// Whether the system says that the path the user gave does not lead to a file of the right kind.
+pub(crate) fn is_missing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory | IsADirectory)
+}

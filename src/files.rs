@@ -1,0 +1,69 @@
+//! Files that are either whole or not there.
+//!
+//! Everything this crate writes goes to a temporary name in the target's own directory, is synced
+//! to the disk and renamed over the target: a reader, or a process killed at any moment, sees the
+//! old file or the new one, never a part.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use crate::{Error, Result};
+
+/// Writes `path` through `fill`, atomically: temporary file, sync, rename, sync of the directory.
+///
+/// # Errors
+/// [`Error::Io`] naming `path` when any of these fails; an error of `fill` as it is. In both cases
+/// `path` is as it was before and the temporary file is gone.
+pub fn write_atomic(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<&mut File>) -> Result<()>,
+) -> Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut temporary =
+        NamedTempFile::new_in(directory).map_err(|error| Error::io(path, "create", error))?;
+    {
+        let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+        fill(&mut writer)?;
+        writer.flush().map_err(|error| Error::io(path, "write", error))?;
+    }
+    make_readable(temporary.as_file()).map_err(|error| Error::io(path, "write", error))?;
+    temporary.as_file().sync_all().map_err(|error| Error::io(path, "sync", error))?;
+    temporary.persist(path).map_err(|error| Error::io(path, "rename into", error.error))?;
+    sync_directory(directory).map_err(|error| Error::io(directory, "sync", error))
+}
+
+/// [`write_atomic`] for bytes that are already in memory.
+pub fn write_bytes_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic(path, |writer| {
+        writer.write_all(bytes).map_err(|error| Error::io(path, "write", error))
+    })
+}
+
+/// Temporary files are created private to the user; what we leave has the usual permissions.
+#[cfg(unix)]
+fn make_readable(file: &File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn make_readable(_: &File) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Makes the rename itself durable.
+#[cfg(unix)]
+fn sync_directory(directory: &Path) -> std::io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_directory(_: &Path) -> std::io::Result<()> {
+    Ok(())
+}

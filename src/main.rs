@@ -1,0 +1,3 @@
+//! The `bm3-engine` program.
+
+fn main() {}
