@@ -15,6 +15,7 @@ pub mod graph;
 pub mod parameters;
 pub mod philox;
 pub mod real;
+pub mod records;
 pub mod step;
 
 pub use error::Error;
