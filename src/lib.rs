@@ -10,6 +10,7 @@ pub mod config;
 pub mod cpu;
 pub mod data;
 pub mod error;
+pub mod evaluate;
 pub mod files;
 pub mod graph;
 pub mod parameters;
