@@ -196,10 +196,12 @@ pub trait Backend {
     ) -> Result<Self::Features>;
     /// The state of trained features; `None` when they are frozen.
     fn feature_state(&self, features: &Self::Features) -> Result<Option<FeatureState<Self::Real>>>;
-    /// `terms` sums, all zero.
-    fn losses(&self, terms: usize) -> Result<Self::Losses>;
-    /// The sums so far; they start again from zero.
-    fn take_losses(&self, losses: &mut Self::Losses) -> Result<Vec<f64>>;
+    /// The values of trained features, I × D_m, without their moments; `None` when frozen.
+    fn feature_values(&self, features: &Self::Features) -> Result<Option<Vec<Self::Real>>>;
+    /// Sums of loss terms that go on from `sums`.
+    fn losses(&self, sums: &[f64]) -> Result<Self::Losses>;
+    /// The sums so far.
+    fn read_losses(&self, losses: &Self::Losses) -> Result<Vec<f64>>;
 
     /// Equation (2) and its transpose: y = neighbours · Âx + (base + \[item row\] item_base) · b.
     ///

@@ -82,3 +82,10 @@ impl Default for TrainConfig {
         }
     }
 }
+
+impl TrainConfig {
+    /// stub until merged
+    pub fn validate(&self) -> crate::Result<()> {
+        Ok(())
+    }
+}

@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod batch;
+pub mod checkpoint;
 pub mod config;
 pub mod cpu;
 pub mod data;
@@ -17,7 +18,9 @@ pub mod parameters;
 pub mod philox;
 pub mod real;
 pub mod records;
+pub mod run;
 pub mod step;
+pub mod train;
 
 pub use error::Error;
 

@@ -137,7 +137,7 @@ impl<B: Backend> Model<B> {
             first: backend.upload(&dense.first)?,
             second: backend.upload(&dense.second)?,
             features,
-            losses: backend.losses(shape.terms())?,
+            losses: backend.losses(&vec![0.0; shape.terms()])?,
             history: Vec::new(),
             workspace,
             layout,
@@ -357,10 +357,16 @@ impl<B: Backend> Model<B> {
         self.backend.top_k(&self.graph, view(&predicted, all), users, k)
     }
 
-    /// The sums of the loss terms since they were last taken: ui, iu, align and mask of each
-    /// modality, reg (unweighted).
-    pub fn take_losses(&mut self) -> Result<Vec<f64>> {
-        self.backend.take_losses(&mut self.losses)
+    /// The sums of the loss terms of the steps since [`Model::set_losses`]: ui, iu, align and mask
+    /// of each modality, reg (unweighted).
+    pub fn losses(&self) -> Result<Vec<f64>> {
+        self.backend.read_losses(&self.losses)
+    }
+
+    /// Makes the sums of the loss terms go on from `sums`.
+    pub fn set_losses(&mut self, sums: &[f64]) -> Result<()> {
+        self.losses = self.backend.losses(sums)?;
+        Ok(())
     }
 
     /// Where the dense parameters lie.
@@ -412,12 +418,21 @@ impl<B: Backend> Model<B> {
     /// Trained features and their moments, every row brought up to the last step; `None` for
     /// modalities that are frozen.
     pub fn feature_states(&mut self) -> Result<Vec<Option<FeatureState<B::Real>>>> {
-        let mut states = Vec::with_capacity(self.features.len());
+        self.replay_features()?;
+        self.features.iter().map(|features| self.backend.feature_state(features)).collect()
+    }
+
+    /// The values of [`Model::feature_states`].
+    pub fn feature_values(&mut self) -> Result<Vec<Option<Vec<B::Real>>>> {
+        self.replay_features()?;
+        self.features.iter().map(|features| self.backend.feature_values(features)).collect()
+    }
+
+    fn replay_features(&mut self) -> Result<()> {
         for features in &mut self.features {
             self.backend.adam_rows_replay(None, &self.history, features)?;
-            states.push(self.backend.feature_state(features)?);
         }
-        Ok(states)
+        Ok(())
     }
 
     /// Z_m of the given items (distinct, ascending), n × d.

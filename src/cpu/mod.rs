@@ -102,13 +102,19 @@ impl<T: Real> Backend for Cpu<T> {
         })
     }
 
-    fn losses(&self, terms: usize) -> Result<Vec<f64>> {
-        Ok(vec![0.0; terms])
+    fn feature_values(&self, features: &CpuFeatures<T>) -> Result<Option<Vec<T>>> {
+        Ok(match features {
+            CpuFeatures::Frozen(_) => None,
+            CpuFeatures::Trained { state, .. } => Some(state.values.clone()),
+        })
     }
 
-    fn take_losses(&self, losses: &mut Vec<f64>) -> Result<Vec<f64>> {
-        let terms = losses.len();
-        Ok(std::mem::replace(losses, vec![0.0; terms]))
+    fn losses(&self, sums: &[f64]) -> Result<Vec<f64>> {
+        Ok(sums.to_vec())
+    }
+
+    fn read_losses(&self, losses: &Vec<f64>) -> Result<Vec<f64>> {
+        Ok(losses.clone())
     }
 
     fn spmm(
