@@ -9,6 +9,7 @@ pub mod data;
 pub mod error;
 pub mod files;
 pub mod real;
+pub mod records;
 
 pub use error::Error;
 
