@@ -21,17 +21,30 @@ pub fn write_atomic(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<&mut File>) -> Result<()>,
 ) -> Result<()> {
+    replace(path, |temporary| {
+        let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
+        fill(&mut writer)?;
+        writer.flush().map_err(|error| Error::io(path, "write", error))
+    })
+}
+
+/// [`write_atomic`] for a writer that wants the name of a file and not a file.
+///
+/// # Errors
+/// As [`write_atomic`]'s.
+pub fn write_atomic_by_name(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    replace(path, |temporary| fill(temporary.path()))
+}
+
+/// Fills a temporary file beside `path`, syncs it and renames it over `path`.
+fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> Result<()> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let mut temporary =
         NamedTempFile::new_in(directory).map_err(|error| Error::io(path, "create", error))?;
-    {
-        let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
-        fill(&mut writer)?;
-        writer.flush().map_err(|error| Error::io(path, "write", error))?;
-    }
+    fill(&mut temporary)?;
     make_readable(temporary.as_file()).map_err(|error| Error::io(path, "write", error))?;
     temporary.as_file().sync_all().map_err(|error| Error::io(path, "sync", error))?;
     temporary.persist(path).map_err(|error| Error::io(path, "rename into", error.error))?;

@@ -4,12 +4,23 @@
 //! Recommendation" (WWW 2023). [`data`] reads an MMRec folder, [`train`] fits a model on it and
 //! leaves a run directory, and the `bm3-engine` program wraps both.
 
+pub mod backend;
+pub mod batch;
+pub mod checkpoint;
 pub mod config;
+pub mod cpu;
 pub mod data;
 pub mod error;
+pub mod evaluate;
 pub mod files;
+pub mod graph;
+pub mod parameters;
+pub mod philox;
 pub mod real;
 pub mod records;
+pub mod run;
+pub mod step;
+pub mod train;
 
 pub use error::Error;
 

@@ -9,6 +9,7 @@ use super::{
     ConfigFile, DeviceChoice, FeatureSource, ModalityChoice, RunSettings, SplitRatio, TrainConfig,
     TrainSettings,
 };
+use crate::run::CONFIG;
 use crate::{Error, Result, files};
 
 /// Everything that has to be known to repeat a run; kept in its directory as `config.toml`.
@@ -40,8 +41,6 @@ pub struct RunConfig {
 }
 
 impl RunConfig {
-    /// The file a run keeps its settings in.
-    pub const FILE_NAME: &str = "config.toml";
     /// Seconds between checkpoints unless given.
     pub const DEFAULT_CHECKPOINT_SECONDS: u64 = 30;
 
@@ -115,7 +114,7 @@ impl RunConfig {
             "# The settings of a run of bm3-engine {}. To repeat it:\n\
              #     bm3-engine train --config {}\n\n{table}",
             env!("CARGO_PKG_VERSION"),
-            Self::FILE_NAME,
+            CONFIG,
         ))
     }
 }
@@ -139,7 +138,7 @@ mod tests {
 
     fn round_trip(config: &RunConfig) -> RunConfig {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join(RunConfig::FILE_NAME);
+        let path = directory.path().join(CONFIG);
         config.write(&path).unwrap();
         RunConfig::read(&path).unwrap()
     }

@@ -1,0 +1,373 @@
+//! The operations a device offers to the step.
+//!
+//! They are named after the maths of SPEC §2–§5 and work on buffers that stay on the device; the
+//! step ([`crate::step`]) writes the model with them once, for every device. All matrices are
+//! row-major and densely packed. `=` outputs are overwritten, `+=` outputs added to.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::Result;
+use crate::batch::Batch;
+use crate::data::FeatureMatrix;
+use crate::graph::Graph;
+use crate::real::Real;
+
+/// A part of a device buffer, read.
+#[derive(Debug)]
+pub struct View<'a, Buffer> {
+    /// The buffer.
+    pub buffer: &'a Buffer,
+    /// The elements meant.
+    pub range: Range<usize>,
+}
+
+/// A part of a device buffer, written.
+#[derive(Debug)]
+pub struct ViewMut<'a, Buffer> {
+    /// The buffer.
+    pub buffer: &'a mut Buffer,
+    /// The elements meant.
+    pub range: Range<usize>,
+}
+
+/// The elements `range` of `buffer`, to be read.
+pub fn view<Buffer>(buffer: &Buffer, range: Range<usize>) -> View<'_, Buffer> {
+    View { buffer, range }
+}
+
+/// The elements `range` of `buffer`, to be written.
+pub fn view_mut<Buffer>(buffer: &mut Buffer, range: Range<usize>) -> ViewMut<'_, Buffer> {
+    ViewMut { buffer, range }
+}
+
+/// The factors of [`Backend::spmm`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SpmmFactors {
+    /// Of Âx.
+    pub neighbours: f64,
+    /// Of the base.
+    pub base: f64,
+    /// Of the base once more, on item rows only.
+    pub item_base: f64,
+}
+
+/// Which elements of the bootstrap targets are kept (SPEC §2, equation (4)).
+#[derive(Debug, Clone)]
+pub enum Dropout {
+    /// All of them.
+    None,
+    /// Each with probability 1 − p, drawn by Philox for (seed, step, tensor, row, column) and
+    /// scaled by 1/(1 − p).
+    Random {
+        /// p.
+        probability: f64,
+        /// The seed of the run.
+        seed: u64,
+        /// The optimiser step, from 1.
+        step: u32,
+    },
+    /// As the caller says, to compare with other implementations.
+    Given {
+        /// p, from which the scale 1/(1 − p) comes.
+        probability: f64,
+        /// Kept elements of H_u (U × d), H_i (I × d) and each Z_m (I × d).
+        kept: Arc<Vec<Vec<bool>>>,
+    },
+}
+
+/// Adam's constants at one step (SPEC §5): p ← p − step_size · m / (√v · root_factor + ε).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamStep {
+    /// lr / (1 − β₁ᵗ).
+    pub step_size: f64,
+    /// 1 / √(1 − β₂ᵗ).
+    pub root_factor: f64,
+}
+
+/// Adam's β₁.
+pub const BETA1: f64 = 0.9;
+/// Adam's β₂.
+pub const BETA2: f64 = 0.999;
+/// Adam's ε, added outside the root.
+pub const ADAM_EPSILON: f64 = 1e-8;
+/// The ε of the cosine, below which a norm is taken as this.
+pub const COSINE_EPSILON: f64 = 1e-8;
+
+/// The sizes a loss is computed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LossShape {
+    /// d.
+    pub embedding_size: usize,
+    /// M.
+    pub modalities: usize,
+}
+
+impl LossShape {
+    /// The number of loss terms: ui, iu, then align and mask of each modality, then reg.
+    pub fn terms(self) -> usize {
+        3 + 2 * self.modalities
+    }
+
+    /// The rows that a batch computes: its users, its items, and its items in each modality.
+    pub fn rows(self, batch: &Batch) -> usize {
+        batch.users.len() + batch.items.len() * (1 + self.modalities)
+    }
+}
+
+/// Trained raw features and their optimiser state, as they are saved.
+///
+/// `touched[i]` is the step up to which row i is current; later steps, in which its gradient was
+/// zero, are replayed when it is next needed (SPEC §5). 0: never touched.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeatureState<T> {
+    /// E_m, I × D_m.
+    pub values: Vec<T>,
+    /// First moments, I × D_m.
+    pub first: Vec<T>,
+    /// Second moments, I × D_m.
+    pub second: Vec<T>,
+    /// I steps.
+    pub touched: Vec<u32>,
+}
+
+/// The best items of some users, best first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TopK {
+    /// K, the row length of `items` and `scores`.
+    pub k: usize,
+    /// users × K item ids; [`TopK::NO_ITEM`] where a list is short.
+    pub items: Vec<u32>,
+    /// users × K scores; meaningless where a list is short.
+    pub scores: Vec<f64>,
+}
+
+impl TopK {
+    /// Fills the end of a short list.
+    pub const NO_ITEM: u32 = u32::MAX;
+
+    /// The list of the user at `position`, without the filling.
+    pub fn list(&self, position: usize) -> &[u32] {
+        let row = &self.items[position * self.k..(position + 1) * self.k];
+        &row[..row.iter().position(|&item| item == Self::NO_ITEM).unwrap_or(self.k)]
+    }
+}
+
+/// A device that can train and evaluate BM3.
+///
+/// Shapes: U users, I items, N = U + I nodes, d the embedding size, n_u and n_i the distinct users
+/// and items of a batch, R = n_u + n_i (1 + M) its rows: users, then items, then the items of each
+/// modality.
+pub trait Backend {
+    /// The type it computes in.
+    type Real: Real;
+    /// Numbers on the device.
+    type Buffer: Send + Sync;
+    /// A graph on the device.
+    type Graph: Send + Sync;
+    /// A batch on the device.
+    type Batch: Send + Sync;
+    /// One modality's raw features, resident or mapped; with optimiser state when trained.
+    type Features: Send + Sync;
+    /// Sums of loss terms, in f64, kept on the device until asked for.
+    type Losses: Send + Sync;
+
+    /// One line that names the device.
+    fn describe(&self) -> String;
+
+    /// `length` zeros.
+    fn zeros(&self, length: usize) -> Result<Self::Buffer>;
+    /// A copy of `values` on the device.
+    fn upload(&self, values: &[Self::Real]) -> Result<Self::Buffer>;
+    /// A copy of a part of a buffer.
+    fn download(&self, source: View<'_, Self::Buffer>) -> Result<Vec<Self::Real>>;
+    /// A graph on the device.
+    fn upload_graph(&self, graph: Arc<Graph>) -> Result<Self::Graph>;
+    /// A batch on the device.
+    fn upload_batch(&self, batch: Batch) -> Result<Self::Batch>;
+    /// The first `items` rows of `features`, as inputs.
+    fn frozen_features(&self, features: Arc<FeatureMatrix>, items: usize)
+    -> Result<Self::Features>;
+    /// Features to be trained, D_m = `columns`.
+    fn trained_features(
+        &self,
+        state: FeatureState<Self::Real>,
+        columns: usize,
+    ) -> Result<Self::Features>;
+    /// The state of trained features; `None` when they are frozen.
+    fn feature_state(&self, features: &Self::Features) -> Result<Option<FeatureState<Self::Real>>>;
+    /// The values of trained features, I × D_m, without their moments; `None` when frozen.
+    fn feature_values(&self, features: &Self::Features) -> Result<Option<Vec<Self::Real>>>;
+    /// Sums of loss terms that go on from `sums`.
+    fn losses(&self, sums: &[f64]) -> Result<Self::Losses>;
+    /// The sums so far.
+    fn read_losses(&self, losses: &Self::Losses) -> Result<Vec<f64>>;
+
+    /// Equation (2) and its transpose: y = neighbours · Âx + (base + \[item row\] item_base) · b.
+    ///
+    /// `x`, `base`, `y` (`=`): N × d. Without `x` no neighbour is read, without `base` it is zero.
+    fn spmm(
+        &self,
+        graph: &Self::Graph,
+        x: Option<View<'_, Self::Buffer>>,
+        base: Option<View<'_, Self::Buffer>>,
+        factors: SpmmFactors,
+        y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// A layer of the paper's form: y (`=`, N × d) = LeakyReLU₀.₂(x W), with W d × d as printed.
+    fn gcn_layer(
+        &self,
+        x: View<'_, Self::Buffer>,
+        weight: View<'_, Self::Buffer>,
+        y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// The gradients of [`Backend::gcn_layer`] from its output and the output's gradient, which is
+    /// overwritten with the gradient of x; `weight_gradient` `=`.
+    fn gcn_layer_backward(
+        &self,
+        x: View<'_, Self::Buffer>,
+        weight: View<'_, Self::Buffer>,
+        y: View<'_, Self::Buffer>,
+        gradient: ViewMut<'_, Self::Buffer>,
+        weight_gradient: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// y `+=` factor · x.
+    fn add_scaled(
+        &self,
+        factor: f64,
+        x: View<'_, Self::Buffer>,
+        y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// The batch's user rows, then its item rows, of `nodes` (N × d): rows `=`, (n_u + n_i) × d.
+    fn gather_rows(
+        &self,
+        graph: &Self::Graph,
+        batch: &Self::Batch,
+        nodes: View<'_, Self::Buffer>,
+        rows: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// Equation (1) on the batch's items: z (`=`, n_i × d) = E W ᵀ + b.
+    fn project(
+        &self,
+        batch: &Self::Batch,
+        features: &Self::Features,
+        weight: View<'_, Self::Buffer>,
+        bias: View<'_, Self::Buffer>,
+        z: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// Equation (5): p (`=`, rows × d) = x W_pᵀ + b_p.
+    fn predict(
+        &self,
+        x: View<'_, Self::Buffer>,
+        weight: View<'_, Self::Buffer>,
+        bias: View<'_, Self::Buffer>,
+        p: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// Equations (4), (6), (8), (9): adds the terms ui, iu, align and mask to `losses` and replaces
+    /// the predictor outputs by their gradients (SPEC §4).
+    ///
+    /// `x` (R × d) holds the rows that the targets are made of.
+    #[allow(clippy::too_many_arguments, reason = "one fused operation")]
+    fn bootstrap_loss(
+        &self,
+        shape: LossShape,
+        batch: &Self::Batch,
+        cl_weight: f64,
+        dropout: &Dropout,
+        x: View<'_, Self::Buffer>,
+        predicted: ViewMut<'_, Self::Buffer>,
+        losses: &mut Self::Losses,
+    ) -> Result<()>;
+
+    /// The predictor's gradients: dW_p `=` Σ daᵀ x, db_p `=` Σ da, dx `=` da W_p. The first two lie
+    /// one after the other in `gradient`, (d · d + d).
+    fn predict_backward(
+        &self,
+        output_gradient: View<'_, Self::Buffer>,
+        x: View<'_, Self::Buffer>,
+        weight: View<'_, Self::Buffer>,
+        gradient: ViewMut<'_, Self::Buffer>,
+        input_gradient: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// A projection's gradients: dW_m `=` dzᵀ E_m\[items\], db_m `=` Σ dz. The two lie one after
+    /// the other in `gradient`, (d · D_m + d).
+    fn project_backward(
+        &self,
+        batch: &Self::Batch,
+        features: &Self::Features,
+        z_gradient: View<'_, Self::Buffer>,
+        gradient: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// The gradient of factor · (‖H_u‖_F + ‖H_i‖_F), `=`, N × d; the norms' sum, unweighted, times
+    /// `loss_factor` is added to the last term of `losses`. A half that is all zero has gradient 0.
+    fn norm_backward(
+        &self,
+        graph: &Self::Graph,
+        nodes: View<'_, Self::Buffer>,
+        factor: f64,
+        loss_factor: f64,
+        gradient: ViewMut<'_, Self::Buffer>,
+        losses: &mut Self::Losses,
+    ) -> Result<()>;
+
+    /// Adds the rows of [`Backend::gather_rows`]' layout to their nodes: nodes `+=`, N × d.
+    fn scatter_rows(
+        &self,
+        graph: &Self::Graph,
+        batch: &Self::Batch,
+        rows: View<'_, Self::Buffer>,
+        nodes: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// One Adam step of the dense parameters; all buffers have one length.
+    fn adam(
+        &self,
+        constants: AdamStep,
+        gradients: &Self::Buffer,
+        parameters: &mut Self::Buffer,
+        first: &mut Self::Buffer,
+        second: &mut Self::Buffer,
+    ) -> Result<()>;
+
+    /// Replays, for the batch's rows (all rows without a batch) of trained features, every step
+    /// after the row's last one in which its gradient was zero; afterwards they are current up to
+    /// step `history.len()`. The result has the bits of a dense Adam sweep at each of those steps.
+    fn adam_rows_replay(
+        &self,
+        batch: Option<&Self::Batch>,
+        history: &[AdamStep],
+        features: &mut Self::Features,
+    ) -> Result<()>;
+
+    /// Adam's step `history.len()` on the batch's rows of trained features, with the gradient
+    /// dE = dz W_m. The rows are current up to the step before.
+    fn adam_rows(
+        &self,
+        batch: &Self::Batch,
+        z_gradient: View<'_, Self::Buffer>,
+        weight: View<'_, Self::Buffer>,
+        history: &[AdamStep],
+        features: &mut Self::Features,
+    ) -> Result<()>;
+
+    /// Equation (10): the `k` best items of each of `users` by the product of predicted rows,
+    /// training items of the user left out, ties by lower item id (SPEC §9).
+    ///
+    /// `predicted`: N × d, users first. `k` is at least 1.
+    fn top_k(
+        &self,
+        graph: &Self::Graph,
+        predicted: View<'_, Self::Buffer>,
+        users: &[u32],
+        k: usize,
+    ) -> Result<TopK>;
+}

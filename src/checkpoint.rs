@@ -1,0 +1,301 @@
+//! Models and training states on disk: safetensors files with one JSON record in their metadata.
+//!
+//! Both kinds hold the tensors under the names of SPEC §1 and are written atomically. The metadata
+//! is a single entry, `bm3`, so that equal contents are equal bytes.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+
+use memmap2::Mmap;
+use safetensors::tensor::{Metadata, TensorInfo, View};
+use safetensors::{Dtype, SafeTensors};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::config::TrainConfig;
+use crate::real::Real;
+use crate::records::{EpochRecord, Metrics};
+use crate::{Error, Result, files};
+
+/// The version of the files this crate writes; files of another one are refused.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// What a model belongs to; equal for everything one run writes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    /// [`FORMAT_VERSION`] of the program that wrote the file.
+    pub format_version: u32,
+    /// The data set's name.
+    pub dataset: String,
+    /// The fingerprint of its pairs, splits and features.
+    pub fingerprint: u64,
+    /// U.
+    pub users: usize,
+    /// I.
+    pub items: usize,
+    /// Name and raw width D_m of each modality.
+    pub modalities: Vec<(String, usize)>,
+    /// The settings it is trained with.
+    pub config: TrainConfig,
+}
+
+/// The record in a `model.safetensors`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelRecord {
+    /// What it belongs to.
+    pub identity: Identity,
+    /// The epoch it is from, from 1.
+    pub epoch: u64,
+    /// Its metrics on the validation split, where there is one.
+    pub valid: Option<Metrics>,
+    /// Its metrics on the test split, where there is one.
+    pub test: Option<Metrics>,
+}
+
+/// The record in a `state.safetensors`: where training stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StateRecord {
+    /// What it belongs to.
+    pub identity: Identity,
+    /// Epochs completed.
+    pub epoch: u64,
+    /// Steps taken in the epoch after those.
+    pub step_in_epoch: u64,
+    /// Steps taken in all.
+    pub step: u64,
+    /// Sums of the loss terms over `step_in_epoch` steps.
+    pub loss_sums: Vec<f64>,
+    /// The best epoch so far, if any was measured.
+    pub best: Option<EpochRecord>,
+    /// Evaluations since the best one.
+    pub evaluations_since_best: u64,
+    /// The last epoch's record.
+    pub last: Option<EpochRecord>,
+}
+
+/// A tensor to be written.
+#[derive(Debug, Clone)]
+pub struct Tensor<'a, T> {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its elements, row-major.
+    pub values: &'a [T],
+}
+
+struct Bytes<'a> {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: &'a [u8],
+}
+
+impl View for Bytes<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.bytes.into()
+    }
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Writes tensors, and row counters, with `record` as their metadata, atomically.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`.
+pub fn write<T: Real>(
+    path: &Path,
+    record: &impl Serialize,
+    tensors: &[Tensor<'_, T>],
+    counters: &[Tensor<'_, u32>],
+) -> Result<()> {
+    let record =
+        serde_json::to_string(record).map_err(|error| Error::io(path, "describe", error.into()))?;
+    let metadata = HashMap::from([("bm3".to_owned(), record)]);
+    fn bytes<'a, E: bytemuck::Pod>(dtype: Dtype, tensor: &Tensor<'a, E>) -> (String, Bytes<'a>) {
+        let bytes = bytemuck::cast_slice(tensor.values);
+        (tensor.name.clone(), Bytes { dtype, shape: tensor.shape.clone(), bytes })
+    }
+    let views: Vec<_> = tensors
+        .iter()
+        .map(|tensor| bytes(T::DTYPE, tensor))
+        .chain(counters.iter().map(|tensor| bytes(Dtype::U32, tensor)))
+        .collect();
+    files::write_atomic_by_name(path, |temporary| {
+        safetensors::serialize_to_file(views, Some(metadata), temporary).map_err(|error| {
+            let source = match error {
+                safetensors::SafeTensorError::IoError(source) => source,
+                other => std::io::Error::other(other.to_string()),
+            };
+            Error::io(path, "write", source)
+        })
+    })
+}
+
+/// A safetensors file, mapped.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: std::path::PathBuf,
+    map: Mmap,
+    data_start: usize,
+    metadata: Metadata,
+}
+
+impl TensorFile {
+    /// Maps `path` and checks its header.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read, [`Error::RunFile`] when it is not whole.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
+        // SAFETY: our files are replaced by renaming, never changed in place, so the mapped bytes
+        // stay as they are; a foreign program that truncates one while it is mapped would end
+        // this process with a bus error.
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(path, "map", error))?;
+        let broken = |error: safetensors::SafeTensorError| {
+            Error::run_file(path, format!("not a whole safetensors file ({error}); write it anew"))
+        };
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(broken)?;
+        SafeTensors::deserialize(&map).map_err(broken)?;
+        Ok(Self { path: path.to_owned(), map, data_start: header + 8, metadata })
+    }
+
+    /// The record in the metadata.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] when there is none, or one of another kind.
+    pub fn record<R: DeserializeOwned>(&self) -> Result<R> {
+        let text = self.metadata.metadata().as_ref().and_then(|metadata| metadata.get("bm3"));
+        let Some(text) = text else {
+            return Err(Error::run_file(
+                &self.path,
+                "has no `bm3` entry in its metadata; expected a file that bm3-engine train wrote",
+            ));
+        };
+        serde_json::from_str(text).map_err(|error| {
+            Error::run_file(&self.path, format!("its `bm3` metadata cannot be read: {error}"))
+        })
+    }
+
+    /// The names of the tensors.
+    pub fn names(&self) -> Vec<String> {
+        self.metadata.offset_keys()
+    }
+
+    /// Type, shape and place of a tensor.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.metadata.info(name)
+    }
+
+    /// A tensor of floating-point numbers (f32 or f64 in the file) of a known shape.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] when it is missing or of another shape or type.
+    pub fn reals<T: Real>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>> {
+        let (info, bytes) = self.bytes(name, shape)?;
+        match info.dtype {
+            Dtype::F32 => Ok(bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&word| T::from_f32(f32::from_le_bytes(word)))
+                .collect()),
+            Dtype::F64 => Ok(bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&word| T::from_f64(f64::from_le_bytes(word)))
+                .collect()),
+            other => Err(Error::run_file(
+                &self.path,
+                format!("tensor `{name}` is of type {other:?}; expected F32 or F64"),
+            )),
+        }
+    }
+
+    /// A tensor of u32 of a known shape.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] when it is missing or of another shape or type.
+    pub fn counters(&self, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
+        let (info, bytes) = self.bytes(name, shape)?;
+        if info.dtype != Dtype::U32 {
+            let problem = format!("tensor `{name}` is of type {:?}; expected U32", info.dtype);
+            return Err(Error::run_file(&self.path, problem));
+        }
+        Ok(bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
+    }
+
+    fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&TensorInfo, &[u8])> {
+        let Some(info) = self.info(name) else {
+            let problem = format!("has no tensor `{name}`; it has {}", self.names().join(", "));
+            return Err(Error::run_file(&self.path, problem));
+        };
+        if info.shape != shape {
+            let problem =
+                format!("tensor `{name}` is of shape {:?}; expected {shape:?}", info.shape);
+            return Err(Error::run_file(&self.path, problem));
+        }
+        let (start, end) = info.data_offsets;
+        Ok((info, &self.map[self.data_start + start..self.data_start + end]))
+    }
+}
+
+impl Identity {
+    /// Refuses a file that belongs to something else than `expected`, naming the difference.
+    ///
+    /// The settings that only say when to stop (epochs, patience) and what to report (list lengths)
+    /// may differ.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] for `path`.
+    pub fn check(&self, expected: &Self, path: &Path) -> Result<()> {
+        let differ = |what: &str, found: &dyn std::fmt::Debug, expected: &dyn std::fmt::Debug| {
+            Err(Error::run_file(path, format!("{what} is {found:?}; expected {expected:?}")))
+        };
+        if self.format_version != expected.format_version {
+            return differ("its format version", &self.format_version, &expected.format_version);
+        }
+        if (self.users, self.items) != (expected.users, expected.items) {
+            let counts = |identity: &Self| (identity.users, identity.items);
+            return differ("its number of users and items", &counts(self), &counts(expected));
+        }
+        if self.modalities != expected.modalities {
+            return differ("its list of modalities", &self.modalities, &expected.modalities);
+        }
+        let settings = |identity: &Self| TrainConfig {
+            epochs: 0,
+            patience: 0,
+            top_k: Vec::new(),
+            ..identity.config.clone()
+        };
+        if settings(self) != settings(expected) {
+            let [found, expected] = [&self.config, &expected.config].map(|config| {
+                serde_json::to_value(config).unwrap_or_default().as_object().cloned()
+            });
+            for (key, value) in expected.unwrap_or_default() {
+                let found = found.as_ref().and_then(|found| found.get(&key));
+                if found != Some(&value) && !["epochs", "patience", "top_k"].contains(&&*key) {
+                    return differ(&format!("its setting {key}"), &found, &Some(value));
+                }
+            }
+        }
+        if self.fingerprint != expected.fingerprint {
+            let problem = format!(
+                "it was trained on other data (fingerprint {:016x}, data set {}); expected {:016x} \
+                 ({}): give the folder it was trained on",
+                self.fingerprint, self.dataset, expected.fingerprint, expected.dataset
+            );
+            return Err(Error::run_file(path, problem));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,395 @@
+//! Matrix products: the projection, the predictor, their gradients and the scores.
+//!
+//! Two shapes cover them all, both with the narrow operand packed once into panels:
+//!
+//! - [`multiply`]: C += A B, rows of A read where they lie (gathered or mapped rows included);
+//! - [`multiply_transposed`]: C = Aᵀ B, summed over the rows of both.
+//!
+//! Every element of C is summed by one task in ascending order of depth, `DEPTH_BLOCK` terms in a
+//! register at a time, so the bits depend neither on the number of threads nor on the width of the
+//! registers. The inner tile is a rank-1 update kept in registers: per step of depth it reads one
+//! element of each of its rows and one line of the panel.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::simd::{BASELINE_FUSED, InstructionSet, instruction_set, multiply_add};
+use crate::real::Real;
+
+/// Terms summed in registers before they are added to C: a panel block of 32 columns then takes
+/// 32 KiB in f32, and fits the first-level cache.
+const DEPTH_BLOCK: usize = 256;
+
+/// Rows of C that one task of [`multiply`] computes.
+const ROWS_PER_TASK: usize = 48;
+
+/// Columns of C that one task of [`multiply_transposed`] computes.
+const COLUMNS_PER_TASK: usize = 64;
+
+/// A matrix whose rows can be read one at a time, wherever and in whatever type they are stored.
+pub trait Rows<T>: Sync {
+    /// Row `row`, restricted to `columns`: the stored slice itself, or `scratch` filled with it.
+    ///
+    /// `scratch` holds at least `columns.len()` elements.
+    fn row<'a>(&'a self, row: usize, columns: Range<usize>, scratch: &'a mut [T]) -> &'a [T];
+}
+
+/// A row-major matrix in memory.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a, T> {
+    values: &'a [T],
+    columns: usize,
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// `values` as rows of `columns` elements.
+    pub fn new(values: &'a [T], columns: usize) -> Self {
+        debug_assert!(columns > 0 && values.len().is_multiple_of(columns));
+        Self { values, columns }
+    }
+}
+
+impl<T: Real> Rows<T> for Matrix<'_, T> {
+    #[inline(always)]
+    fn row<'a>(&'a self, row: usize, columns: Range<usize>, _: &'a mut [T]) -> &'a [T] {
+        let start = row * self.columns;
+        &self.values[start + columns.start..start + columns.end]
+    }
+}
+
+/// The shape of the register tile for an instruction set and a type: (rows, columns).
+fn tile_shape<T>() -> (usize, usize) {
+    let double = size_of::<T>() == 8;
+    match (instruction_set(), double) {
+        (InstructionSet::Avx512, false) => (8, 32),
+        (InstructionSet::Avx512, true) => (8, 16),
+        (InstructionSet::Avx2, false) => (6, 16),
+        (InstructionSet::Avx2, true) => (6, 8),
+        (InstructionSet::Baseline, false) => (4, 8),
+        (InstructionSet::Baseline, true) => (4, 4),
+    }
+}
+
+/// The most rows a register tile has.
+const MOST_TILE_ROWS: usize = 8;
+
+/// A depth × columns matrix, cut into panels of a tile's width, each stored line after line and
+/// padded with zeros.
+pub struct Packed<T> {
+    values: Vec<T>,
+    depth: usize,
+    columns: usize,
+    width: usize,
+}
+
+impl<T: Real> Packed<T> {
+    /// Packs Bᵀ: row j of `source` becomes column j of B.
+    pub fn from_transposed(source: &impl Rows<T>, columns: usize, depth: usize) -> Self {
+        let (_, width) = tile_shape::<T>();
+        let mut packed = Self::empty(depth, columns, width);
+        packed.values.par_chunks_mut(depth.max(1) * width).enumerate().for_each(
+            |(panel, values)| {
+                let mut scratch = vec![T::ZERO; depth];
+                for lane in 0..width.min(columns - panel * width) {
+                    let row = source.row(panel * width + lane, 0..depth, &mut scratch);
+                    for (line, &value) in values.chunks_exact_mut(width).zip(row) {
+                        line[lane] = value;
+                    }
+                }
+            },
+        );
+        packed
+    }
+
+    /// Packs rows `rows` of `source`, restricted to `columns`, as they are.
+    pub fn from_rows(source: &impl Rows<T>, rows: Range<usize>, columns: Range<usize>) -> Self {
+        let (_, width) = tile_shape::<T>();
+        let depth = rows.len();
+        let mut packed = Self::empty(depth, columns.len(), width);
+        let mut scratch = vec![T::ZERO; columns.len()];
+        for (line, row) in rows.enumerate() {
+            let values = source.row(row, columns.clone(), &mut scratch);
+            for (panel, part) in values.chunks(width).enumerate() {
+                let start = (panel * depth + line) * width;
+                packed.values[start..start + part.len()].copy_from_slice(part);
+            }
+        }
+        packed
+    }
+
+    fn empty(depth: usize, columns: usize, width: usize) -> Self {
+        let values = vec![T::ZERO; columns.div_ceil(width) * width * depth];
+        Self { values, depth, columns, width }
+    }
+
+    /// Lines `lines` of panel `panel`.
+    #[inline(always)]
+    fn lines(&self, panel: usize, lines: Range<usize>) -> &[T] {
+        let start = panel * self.depth;
+        &self.values[(start + lines.start) * self.width..(start + lines.end) * self.width]
+    }
+
+    /// The number of columns of B.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+}
+
+/// C += A B, with C `rows` × `b.columns()`, in parallel over blocks of rows.
+///
+/// Flops: 2 · rows · depth · columns. Bytes: A once, B once per task from the caches, C once per
+/// `DEPTH_BLOCK` of depth.
+pub fn multiply<T: Real>(a: &impl Rows<T>, b: &Packed<T>, c: &mut [T]) {
+    let columns = b.columns;
+    if columns == 0 {
+        return;
+    }
+    c.par_chunks_mut(ROWS_PER_TASK * columns).enumerate().for_each(|(task, c)| {
+        multiply_block(a, task * ROWS_PER_TASK, b, 0..b.columns, c);
+    });
+}
+
+/// C += A B for the rows of A from `first_row` on and some columns of B, on this thread.
+///
+/// C is row-major with `columns.len()` columns; `columns` starts at a multiple of a panel's width
+/// (any multiple of 32 does).
+pub fn multiply_block<T: Real>(
+    a: &impl Rows<T>,
+    first_row: usize,
+    b: &Packed<T>,
+    columns: Range<usize>,
+    c: &mut [T],
+) {
+    let (tile_rows, width) = tile_shape::<T>();
+    debug_assert!(columns.start.is_multiple_of(width));
+    let row_length = columns.len();
+    let mut scratch = vec![T::ZERO; MOST_TILE_ROWS * DEPTH_BLOCK.min(b.depth)];
+    for depth_start in (0..b.depth).step_by(DEPTH_BLOCK) {
+        let depth = depth_start..(depth_start + DEPTH_BLOCK).min(b.depth);
+        for (tile, c) in c.chunks_mut(tile_rows * row_length).enumerate() {
+            let rows = c.len() / row_length;
+            let mut scratch = scratch.chunks_exact_mut(depth.len());
+            let mut rows_of_a = [[].as_slice(); MOST_TILE_ROWS];
+            for (lane, row_of_a) in rows_of_a.iter_mut().enumerate().take(rows) {
+                // One chunk for each of at most MOST_TILE_ROWS lanes.
+                let scratch = scratch.next().unwrap_or_default();
+                let row = first_row + tile * tile_rows + lane;
+                *row_of_a = a.row(row, depth.clone(), scratch);
+            }
+            // A tile at the end repeats a row and does not store it.
+            let last = rows_of_a[rows - 1];
+            rows_of_a[rows..].fill(last);
+            for start in (columns.start..columns.end).step_by(width) {
+                let panel = b.lines(start / width, depth.clone());
+                let valid = width.min(columns.end - start);
+                let offset = start - columns.start;
+                run_tile(&rows_of_a, panel, &mut c[offset..], row_length, rows, valid);
+            }
+        }
+    }
+}
+
+/// C = Aᵀ B over the rows of both: A is depth × `a_columns`, B is depth × `b_columns`, C is
+/// `a_columns` × `b_columns`. In parallel over blocks of B's columns.
+///
+/// Flops: 2 · depth · a_columns · b_columns. Bytes: B once, A once per task from the caches.
+pub fn multiply_transposed<T: Real>(
+    a: &impl Rows<T>,
+    b: &impl Rows<T>,
+    depth: usize,
+    (a_columns, b_columns): (usize, usize),
+    c: &mut [T],
+) {
+    if depth == 0 {
+        c.fill(T::ZERO);
+        return;
+    }
+    let transposed = transpose(a, depth, a_columns);
+    let tasks: Vec<usize> = (0..b_columns).step_by(COLUMNS_PER_TASK).collect();
+    let blocks: Vec<Vec<T>> = tasks
+        .into_par_iter()
+        .map(|start| {
+            let columns = start..(start + COLUMNS_PER_TASK).min(b_columns);
+            let b = Packed::from_rows(b, 0..depth, columns);
+            let mut block = vec![T::ZERO; a_columns * b.columns];
+            multiply_block(&Matrix::new(&transposed, depth), 0, &b, 0..b.columns, &mut block);
+            block
+        })
+        .collect();
+    c.par_chunks_mut(b_columns).enumerate().for_each(|(row, c)| {
+        for (c, block) in c.chunks_mut(COLUMNS_PER_TASK).zip(&blocks) {
+            c.copy_from_slice(&block[row * c.len()..(row + 1) * c.len()]);
+        }
+    });
+}
+
+/// `source`, rows × columns, as columns × rows.
+fn transpose<T: Real>(source: &impl Rows<T>, rows: usize, columns: usize) -> Vec<T> {
+    let mut transposed = vec![T::ZERO; rows * columns];
+    let mut scratch = vec![T::ZERO; columns];
+    for row in 0..rows {
+        for (column, &value) in source.row(row, 0..columns, &mut scratch).iter().enumerate() {
+            transposed[column * rows + row] = value;
+        }
+    }
+    transposed
+}
+
+/// C[i][j] += Σ_k A(i, k) · B[k][j] for one tile; `stride` elements from a row of C to the next.
+#[inline(always)]
+fn tile<T: Real, const FUSED: bool, const ROWS: usize, const COLUMNS: usize>(
+    a: [&[T]; ROWS],
+    b: &[[T; COLUMNS]],
+    c: &mut [T],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+) {
+    let mut sums = [[T::ZERO; COLUMNS]; ROWS];
+    for (depth, line) in b.iter().enumerate() {
+        for lane in 0..ROWS {
+            let factor = a[lane][depth];
+            for column in 0..COLUMNS {
+                sums[lane][column] =
+                    multiply_add::<T, FUSED>(factor, line[column], sums[lane][column]);
+            }
+        }
+    }
+    for (sums, c) in sums.iter().zip(c.chunks_mut(stride)).take(rows) {
+        for (c, &sum) in c.iter_mut().zip(sums).take(columns) {
+            *c += sum;
+        }
+    }
+}
+
+/// Defines the tile of one instruction set and one type.
+macro_rules! tile_for {
+    ($name:ident, $fused:expr, $rows:literal, $columns:literal $(, $features:literal)?) => {
+        $(#[target_feature(enable = $features)])?
+        fn $name<T: Real>(
+            a: &[&[T]; MOST_TILE_ROWS],
+            b: &[T],
+            c: &mut [T],
+            stride: usize,
+            rows: usize,
+            columns: usize,
+        ) {
+            let b = b.as_chunks::<$columns>().0;
+            let lanes: [&[T]; $rows] = std::array::from_fn(|lane| &a[lane][..b.len()]);
+            tile::<T, { $fused }, $rows, $columns>(lanes, b, c, stride, rows, columns);
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+tile_for!(tile_avx512_single, true, 8, 32, "avx512f,avx512vl,avx2,fma");
+#[cfg(target_arch = "x86_64")]
+tile_for!(tile_avx512_double, true, 8, 16, "avx512f,avx512vl,avx2,fma");
+#[cfg(target_arch = "x86_64")]
+tile_for!(tile_avx2_single, true, 6, 16, "avx2,fma");
+#[cfg(target_arch = "x86_64")]
+tile_for!(tile_avx2_double, true, 6, 8, "avx2,fma");
+tile_for!(tile_baseline_single, BASELINE_FUSED, 4, 8);
+tile_for!(tile_baseline_double, BASELINE_FUSED, 4, 4);
+
+/// Runs the tile for this processor and this type; the shapes are [`tile_shape`]'s.
+fn run_tile<T: Real>(
+    a: &[&[T]; MOST_TILE_ROWS],
+    b: &[T],
+    c: &mut [T],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+) {
+    match (instruction_set(), size_of::<T>() == 8) {
+        // SAFETY: `instruction_set` names a set only after the processor said it has it.
+        #[cfg(target_arch = "x86_64")]
+        (InstructionSet::Avx512, double) => unsafe {
+            if double {
+                tile_avx512_double(a, b, c, stride, rows, columns)
+            } else {
+                tile_avx512_single(a, b, c, stride, rows, columns)
+            }
+        },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        (InstructionSet::Avx2, double) => unsafe {
+            if double {
+                tile_avx2_double(a, b, c, stride, rows, columns)
+            } else {
+                tile_avx2_single(a, b, c, stride, rows, columns)
+            }
+        },
+        (_, true) => tile_baseline_double(a, b, c, stride, rows, columns),
+        (_, false) => tile_baseline_single(a, b, c, stride, rows, columns),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::philox::{Purpose, Stream};
+    use proptest::prelude::*;
+
+    fn random(seed: u64, count: usize) -> Vec<f64> {
+        let stream = Stream::new(seed, Purpose::Initial, 0, 0);
+        (0..count as u64).map(|index| stream.uniform(index) - 0.5).collect()
+    }
+
+    /// |Σ| of `depth` products of numbers below ½, each rounded, in type T.
+    fn tolerance<T: Real>(depth: usize) -> f64 {
+        T::EPSILON.to_f64() * 0.25 * (depth.max(1) as f64) * 2.0
+    }
+
+    fn check<T: Real>(rows: usize, columns: usize, depth: usize) {
+        let a64 = random(1, rows * depth);
+        let b64 = random(2, depth * columns);
+        let a: Vec<T> = a64.iter().map(|&x| T::from_f64(x)).collect();
+        let b: Vec<T> = b64.iter().map(|&x| T::from_f64(x)).collect();
+        let b_transposed: Vec<T> =
+            (0..columns * depth).map(|k| b[k % depth * columns + k / depth]).collect();
+        let a_transposed: Vec<T> =
+            (0..depth * rows).map(|k| a[k % rows * depth + k / rows]).collect();
+        let expected: Vec<f64> = (0..rows * columns)
+            .map(|k| {
+                let (row, column) = (k / columns, k % columns);
+                (0..depth)
+                    .map(|p| a[row * depth + p].to_f64() * b[p * columns + column].to_f64())
+                    .sum()
+            })
+            .collect();
+        let by_rows = Packed::from_rows(&Matrix::new(&b, columns), 0..depth, 0..columns);
+        let by_columns =
+            Packed::from_transposed(&Matrix::new(&b_transposed, depth), columns, depth);
+        let mut results = [(); 3].map(|()| vec![T::ZERO; rows * columns]);
+        multiply(&Matrix::new(&a, depth), &by_rows, &mut results[0]);
+        multiply(&Matrix::new(&a, depth), &by_columns, &mut results[1]);
+        multiply_transposed(
+            &Matrix::new(&a_transposed, rows),
+            &Matrix::new(&b, columns),
+            depth,
+            (rows, columns),
+            &mut results[2],
+        );
+        for result in &results {
+            for (found, expected) in result.iter().zip(&expected) {
+                assert!((found.to_f64() - expected).abs() <= tolerance::<T>(depth));
+            }
+        }
+        // All three sum in the same order.
+        assert!(results[0] == results[1] && results[0] == results[2]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Any shape, tiles and blocks cut off anywhere, equals the sum of products in f64.
+        #[test]
+        fn products_equal_their_definition(
+            rows in 1usize..70, columns in 1usize..140, depth in 1usize..600
+        ) {
+            check::<f32>(rows, columns, depth);
+            check::<f64>(rows, columns, depth);
+        }
+    }
+}

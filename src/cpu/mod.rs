@@ -1,0 +1,330 @@
+//! The CPU backend: rayon over rows, vectorised loops, results that do not depend on the number of
+//! threads.
+//!
+//! It runs in the rayon pool it is called from. Every output element is computed by one task, in
+//! an order that the sizes alone decide.
+
+mod adam;
+mod gcn;
+mod loss;
+mod matrix;
+mod projection;
+mod rows;
+mod simd;
+mod spmm;
+mod top_k;
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+pub use projection::CpuFeatures;
+pub use simd::{InstructionSet, instruction_set};
+pub use spmm::CpuGraph;
+
+use crate::Result;
+use crate::backend::{
+    AdamStep, Backend, Dropout, FeatureState, LossShape, SpmmFactors, TopK, View, ViewMut,
+};
+use crate::batch::Batch;
+use crate::data::FeatureMatrix;
+use crate::graph::Graph;
+use crate::real::Real;
+
+/// The CPU, computing in T.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cpu<T>(PhantomData<T>);
+
+impl<T> Cpu<T> {
+    /// The CPU.
+    pub fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+fn read<T>(view: View<'_, Vec<T>>) -> &[T] {
+    &view.buffer[view.range]
+}
+
+fn write<T>(view: ViewMut<'_, Vec<T>>) -> &mut [T] {
+    &mut view.buffer[view.range]
+}
+
+impl<T: Real> Backend for Cpu<T> {
+    type Real = T;
+    type Buffer = Vec<T>;
+    type Graph = CpuGraph<T>;
+    type Batch = Batch;
+    type Features = CpuFeatures<T>;
+    type Losses = Vec<f64>;
+
+    fn describe(&self) -> String {
+        let threads = rayon::current_num_threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("CPU ({threads} thread{plural}, {})", instruction_set().name())
+    }
+
+    fn zeros(&self, length: usize) -> Result<Vec<T>> {
+        Ok(vec![T::ZERO; length])
+    }
+
+    fn upload(&self, values: &[T]) -> Result<Vec<T>> {
+        Ok(values.to_vec())
+    }
+
+    fn download(&self, source: View<'_, Vec<T>>) -> Result<Vec<T>> {
+        Ok(read(source).to_vec())
+    }
+
+    fn upload_graph(&self, graph: Arc<Graph>) -> Result<CpuGraph<T>> {
+        Ok(CpuGraph::new(graph))
+    }
+
+    fn upload_batch(&self, batch: Batch) -> Result<Batch> {
+        Ok(batch)
+    }
+
+    fn frozen_features(
+        &self,
+        features: Arc<FeatureMatrix>,
+        _items: usize,
+    ) -> Result<CpuFeatures<T>> {
+        Ok(CpuFeatures::Frozen(features))
+    }
+
+    fn trained_features(&self, state: FeatureState<T>, columns: usize) -> Result<CpuFeatures<T>> {
+        Ok(CpuFeatures::Trained { state, columns })
+    }
+
+    fn feature_state(&self, features: &CpuFeatures<T>) -> Result<Option<FeatureState<T>>> {
+        Ok(match features {
+            CpuFeatures::Frozen(_) => None,
+            CpuFeatures::Trained { state, .. } => Some(state.clone()),
+        })
+    }
+
+    fn feature_values(&self, features: &CpuFeatures<T>) -> Result<Option<Vec<T>>> {
+        Ok(match features {
+            CpuFeatures::Frozen(_) => None,
+            CpuFeatures::Trained { state, .. } => Some(state.values.clone()),
+        })
+    }
+
+    fn losses(&self, sums: &[f64]) -> Result<Vec<f64>> {
+        Ok(sums.to_vec())
+    }
+
+    fn read_losses(&self, losses: &Vec<f64>) -> Result<Vec<f64>> {
+        Ok(losses.clone())
+    }
+
+    fn spmm(
+        &self,
+        graph: &CpuGraph<T>,
+        x: Option<View<'_, Vec<T>>>,
+        base: Option<View<'_, Vec<T>>>,
+        factors: SpmmFactors,
+        y: ViewMut<'_, Vec<T>>,
+    ) -> Result<()> {
+        spmm::spmm(graph, x.map(read), base.map(read), factors, write(y));
+        Ok(())
+    }
+
+    fn gcn_layer(
+        &self,
+        x: View<'_, Vec<T>>,
+        weight: View<'_, Vec<T>>,
+        y: ViewMut<'_, Vec<T>>,
+    ) -> Result<()> {
+        let weight = read(weight);
+        gcn::layer(read(x), weight, weight.len().isqrt(), write(y));
+        Ok(())
+    }
+
+    fn gcn_layer_backward(
+        &self,
+        x: View<'_, Vec<T>>,
+        weight: View<'_, Vec<T>>,
+        y: View<'_, Vec<T>>,
+        gradient: ViewMut<'_, Vec<T>>,
+        weight_gradient: ViewMut<'_, Vec<T>>,
+    ) -> Result<()> {
+        let weight = read(weight);
+        let width = weight.len().isqrt();
+        let (gradient, weight_gradient) = (write(gradient), write(weight_gradient));
+        gcn::layer_backward(read(x), weight, read(y), width, gradient, weight_gradient);
+        Ok(())
+    }
+
+    fn add_scaled(&self, factor: f64, x: View<'_, Vec<T>>, y: ViewMut<'_, Vec<T>>) -> Result<()> {
+        rows::add_scaled(T::from_f64(factor), read(x), write(y));
+        Ok(())
+    }
+
+    fn gather_rows(
+        &self,
+        graph: &CpuGraph<T>,
+        batch: &Batch,
+        nodes: View<'_, Vec<T>>,
+        rows: ViewMut<'_, Vec<T>>,
+    ) -> Result<()> {
+        let (nodes, rows) = (read(nodes), write(rows));
+        let width = nodes.len() / graph.graph.nodes();
+        let (users, items) = rows.split_at_mut(batch.users.len() * width);
+        rows::gather(nodes, &batch.users, width, users);
+        rows::gather(&nodes[graph.graph.users() * width..], &batch.items, width, items);
+        Ok(())
+    }
+
+    fn project(
+        &self,
+        batch: &Batch,
+        features: &CpuFeatures<T>,
+        weight: View<'_, Vec<T>>,
+        bias: View<'_, Vec<T>>,
+        z: ViewMut<'_, Vec<T>>,
+    ) -> Result<()> {
+        projection::project(features, &batch.items, read(weight), read(bias), write(z));
+        Ok(())
+    }
+
+    fn predict(
+        &self,
+        x: View<'_, Vec<T>>,
+        weight: View<'_, Vec<T>>,
+        bias: View<'_, Vec<T>>,
+        p: ViewMut<'_, Vec<T>>,
+    ) -> Result<()> {
+        projection::predict(read(x), read(weight), read(bias), write(p));
+        Ok(())
+    }
+
+    fn bootstrap_loss(
+        &self,
+        shape: LossShape,
+        batch: &Batch,
+        cl_weight: f64,
+        dropout: &Dropout,
+        x: View<'_, Vec<T>>,
+        predicted: ViewMut<'_, Vec<T>>,
+        losses: &mut Vec<f64>,
+    ) -> Result<()> {
+        loss::bootstrap_loss(shape, batch, cl_weight, dropout, read(x), write(predicted), losses);
+        Ok(())
+    }
+
+    fn predict_backward(
+        &self,
+        output_gradient: View<'_, Vec<T>>,
+        x: View<'_, Vec<T>>,
+        weight: View<'_, Vec<T>>,
+        gradient: ViewMut<'_, Vec<T>>,
+        input_gradient: ViewMut<'_, Vec<T>>,
+    ) -> Result<()> {
+        let (gradient, input_gradient) = (write(gradient), write(input_gradient));
+        let (output_gradient, x, weight) = (read(output_gradient), read(x), read(weight));
+        projection::predict_backward(output_gradient, x, weight, gradient, input_gradient);
+        Ok(())
+    }
+
+    fn project_backward(
+        &self,
+        batch: &Batch,
+        features: &CpuFeatures<T>,
+        z_gradient: View<'_, Vec<T>>,
+        gradient: ViewMut<'_, Vec<T>>,
+    ) -> Result<()> {
+        let (z_gradient, gradient) = (read(z_gradient), write(gradient));
+        let width = gradient.len() / (features.columns() + 1);
+        projection::project_backward(features, &batch.items, z_gradient, width, gradient);
+        Ok(())
+    }
+
+    fn norm_backward(
+        &self,
+        graph: &CpuGraph<T>,
+        nodes: View<'_, Vec<T>>,
+        factor: f64,
+        loss_factor: f64,
+        gradient: ViewMut<'_, Vec<T>>,
+        losses: &mut Vec<f64>,
+    ) -> Result<()> {
+        let nodes = read(nodes);
+        let user_elements = nodes.len() / graph.graph.nodes() * graph.graph.users();
+        let norms = rows::norm_gradients(nodes, user_elements, factor, write(gradient));
+        if let Some(regularization) = losses.last_mut() {
+            *regularization += loss_factor * (norms[0] + norms[1]);
+        }
+        Ok(())
+    }
+
+    fn scatter_rows(
+        &self,
+        graph: &CpuGraph<T>,
+        batch: &Batch,
+        rows: View<'_, Vec<T>>,
+        nodes: ViewMut<'_, Vec<T>>,
+    ) -> Result<()> {
+        let (rows, nodes) = (read(rows), write(nodes));
+        let width = nodes.len() / graph.graph.nodes();
+        let (user_rows, item_rows) = rows.split_at(batch.users.len() * width);
+        let (users, items) = nodes.split_at_mut(graph.graph.users() * width);
+        rows::scatter_add(user_rows, &batch.users, width, users);
+        rows::scatter_add(item_rows, &batch.items, width, items);
+        Ok(())
+    }
+
+    fn adam(
+        &self,
+        constants: AdamStep,
+        gradients: &Vec<T>,
+        parameters: &mut Vec<T>,
+        first: &mut Vec<T>,
+        second: &mut Vec<T>,
+    ) -> Result<()> {
+        adam::adam(constants, gradients, parameters, first, second);
+        Ok(())
+    }
+
+    fn adam_rows_replay(
+        &self,
+        batch: Option<&Batch>,
+        history: &[AdamStep],
+        features: &mut CpuFeatures<T>,
+    ) -> Result<()> {
+        if let CpuFeatures::Trained { state, columns } = features {
+            match batch {
+                Some(batch) => adam::replay(history, &batch.items, *columns, state),
+                None => {
+                    let all: Vec<u32> = (0..state.touched.len() as u32).collect();
+                    adam::replay(history, &all, *columns, state);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn adam_rows(
+        &self,
+        batch: &Batch,
+        z_gradient: View<'_, Vec<T>>,
+        weight: View<'_, Vec<T>>,
+        history: &[AdamStep],
+        features: &mut CpuFeatures<T>,
+    ) -> Result<()> {
+        if let CpuFeatures::Trained { state, columns } = features {
+            let (z_gradient, weight) = (read(z_gradient), read(weight));
+            adam::adam_rows(history, &batch.items, z_gradient, weight, *columns, state);
+        }
+        Ok(())
+    }
+
+    fn top_k(
+        &self,
+        graph: &CpuGraph<T>,
+        predicted: View<'_, Vec<T>>,
+        users: &[u32],
+        k: usize,
+    ) -> Result<TopK> {
+        Ok(top_k::top_k(&graph.graph, read(predicted), users, k))
+    }
+}

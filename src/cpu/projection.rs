@@ -1,0 +1,148 @@
+//! The projection of raw features and the predictor, forward and backward (SPEC §2 (1), (5); §4).
+//!
+//! All of them are products of [`super::matrix`]; this file says of what. Only rows of the batch
+//! are computed: projecting costs 2 · n_i · D_m · d flops and reads n_i · D_m features, once
+//! forward and once backward, straight from where they are stored.
+
+use std::any::TypeId;
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::matrix::{Matrix, Packed, Rows, multiply, multiply_transposed};
+use super::rows::column_sums;
+use crate::backend::FeatureState;
+use crate::data::FeatureMatrix;
+use crate::real::Real;
+
+/// Raw features on the CPU.
+#[derive(Debug)]
+pub enum CpuFeatures<T> {
+    /// Inputs, read from the map they are stored in.
+    Frozen(Arc<FeatureMatrix>),
+    /// Parameters, with their optimiser state.
+    Trained {
+        /// Values and moments.
+        state: FeatureState<T>,
+        /// D_m.
+        columns: usize,
+    },
+}
+
+impl<T: Real> CpuFeatures<T> {
+    /// D_m.
+    pub fn columns(&self) -> usize {
+        match self {
+            Self::Frozen(features) => features.columns(),
+            Self::Trained { columns, .. } => *columns,
+        }
+    }
+}
+
+/// The feature rows of some items.
+struct ItemRows<'a, T> {
+    features: &'a CpuFeatures<T>,
+    items: &'a [u32],
+}
+
+impl<T: Real> Rows<T> for ItemRows<'_, T> {
+    fn row<'a>(&'a self, row: usize, columns: Range<usize>, scratch: &'a mut [T]) -> &'a [T] {
+        let item = self.items[row] as usize;
+        match self.features {
+            CpuFeatures::Trained { state, columns: width } => {
+                &state.values[item * width..][columns]
+            }
+            CpuFeatures::Frozen(features) => {
+                if TypeId::of::<T>() == TypeId::of::<f32>()
+                    && let Some(row) = features.row_f32(item)
+                {
+                    // T is f32: the cast changes nothing but the name of the type.
+                    return &bytemuck::cast_slice(row)[columns];
+                }
+                let scratch = &mut scratch[..columns.len()];
+                features.copy_row(item, columns, scratch);
+                scratch
+            }
+        }
+    }
+}
+
+/// Rows of `bias`.
+fn fill_rows<T: Real>(bias: &[T], out: &mut [T]) {
+    out.par_chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
+}
+
+/// z `=` E\[items\] Wᵀ + b: weight d × D_m, bias d, z n × d.
+pub fn project<T: Real>(
+    features: &CpuFeatures<T>,
+    items: &[u32],
+    weight: &[T],
+    bias: &[T],
+    z: &mut [T],
+) {
+    let columns = features.columns();
+    fill_rows(bias, z);
+    let weight = Packed::from_transposed(&Matrix::new(weight, columns), bias.len(), columns);
+    multiply(&ItemRows { features, items }, &weight, z);
+}
+
+/// dW `=` dzᵀ E\[items\] and db `=` Σ dz, one after the other in `gradient`.
+pub fn project_backward<T: Real>(
+    features: &CpuFeatures<T>,
+    items: &[u32],
+    z_gradient: &[T],
+    embedding_size: usize,
+    gradient: &mut [T],
+) {
+    let columns = features.columns();
+    let (weight, bias) = gradient.split_at_mut(embedding_size * columns);
+    multiply_transposed(
+        &Matrix::new(z_gradient, embedding_size),
+        &ItemRows { features, items },
+        items.len(),
+        (embedding_size, columns),
+        weight,
+    );
+    column_sums(z_gradient, embedding_size, bias);
+}
+
+/// p `=` x Wᵀ + b: x and p rows × d.
+pub fn predict<T: Real>(x: &[T], weight: &[T], bias: &[T], p: &mut [T]) {
+    let width = bias.len();
+    fill_rows(bias, p);
+    let weight = Packed::from_transposed(&Matrix::new(weight, width), width, width);
+    multiply(&Matrix::new(x, width), &weight, p);
+}
+
+/// dW `=` daᵀ x and db `=` Σ da, one after the other in `gradient`; dx `=` da W.
+pub fn predict_backward<T: Real>(
+    output_gradient: &[T],
+    x: &[T],
+    weight: &[T],
+    gradient: &mut [T],
+    input_gradient: &mut [T],
+) {
+    let width = gradient.len() - weight.len();
+    let (weight_gradient, bias_gradient) = gradient.split_at_mut(width * width);
+    let rows = x.len() / width;
+    let output = Matrix::new(output_gradient, width);
+    multiply_transposed(&output, &Matrix::new(x, width), rows, (width, width), weight_gradient);
+    column_sums(output_gradient, width, bias_gradient);
+    input_gradient.fill(T::ZERO);
+    let weight = Packed::from_rows(&Matrix::new(weight, width), 0..width, 0..width);
+    multiply(&output, &weight, input_gradient);
+}
+
+/// dE `=` dz W for some rows of dz.
+pub fn feature_gradient<T: Real>(
+    z_gradient: &[T],
+    embedding_size: usize,
+    first_row: usize,
+    weight: &Packed<T>,
+    gradient: &mut [T],
+) {
+    gradient.fill(T::ZERO);
+    let rows = Matrix::new(z_gradient, embedding_size);
+    super::matrix::multiply_block(&rows, first_row, weight, 0..weight.columns(), gradient);
+}

@@ -1,0 +1,170 @@
+//! The directory a run leaves: names, lock, records.
+
+use std::fs::{File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::records::{EpochRecord, Metrics};
+use crate::{Error, Result, files};
+
+/// Every setting, enough to repeat the run.
+pub const CONFIG: &str = "config.toml";
+/// One line for each epoch.
+pub const METRICS: &str = "metrics.jsonl";
+/// The model of the best validation epoch.
+pub const MODEL: &str = "model.safetensors";
+/// The last epoch with optimiser and counters.
+pub const STATE: &str = "state.safetensors";
+/// What came of it.
+pub const SUMMARY: &str = "summary.json";
+/// Locked while a process trains here.
+const LOCK: &str = ".lock";
+
+/// Why training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StopReason {
+    /// Too many evaluations in a row have not beaten the best Recall@20.
+    Patience,
+    /// The last epoch was reached.
+    Epochs,
+    /// The caller asked for it; the run can be resumed.
+    Interrupted,
+}
+
+/// What came of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The program's version.
+    pub version: String,
+    /// The data set's name.
+    pub dataset: String,
+    /// The device, in words.
+    pub device: String,
+    /// Why training ended.
+    pub stopped_by: StopReason,
+    /// Epochs trained in all.
+    pub epochs: u64,
+    /// Steps taken in all.
+    pub steps: u64,
+    /// The epoch that `model.safetensors` is from.
+    pub best_epoch: Option<u64>,
+    /// The best epoch's metrics on the validation split.
+    pub valid: Option<Metrics>,
+    /// The best epoch's metrics on the test split.
+    pub test: Option<Metrics>,
+    /// Seconds in training steps, over all processes of the run.
+    pub train_seconds: f64,
+    /// Seconds in evaluation, over all processes of the run.
+    pub evaluate_seconds: f64,
+}
+
+/// A run's directory, locked against other processes until dropped.
+#[derive(Debug)]
+pub struct RunDirectory {
+    path: PathBuf,
+    /// Unlocked when closed, by the system too when the process dies.
+    _lock: File,
+}
+
+impl RunDirectory {
+    /// Creates `path` if need be and locks it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be created; [`Error::RunFile`] when another process trains in
+    /// it, or when `resume` is false and a run is already there.
+    pub fn open(path: &Path, resume: bool) -> Result<Self> {
+        if resume && !path.join(STATE).is_file() {
+            let problem = format!(
+                "there is no {STATE} here to resume from; give the directory of a run, or start \
+                 again without --resume"
+            );
+            return Err(Error::run_file(path, problem));
+        }
+        std::fs::create_dir_all(path).map_err(|error| Error::io(path, "create", error))?;
+        let lock_path = path.join(LOCK);
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|error| Error::io(&lock_path, "create", error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let problem = "another process is training in this directory; wait for it, or \
+                               give another --out";
+                return Err(Error::run_file(path, problem));
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io(&lock_path, "lock", error)),
+        }
+        if !resume && path.join(STATE).exists() {
+            let problem = format!(
+                "a run is already here; continue it with --resume {}, or give another --out",
+                path.display()
+            );
+            return Err(Error::run_file(path, problem));
+        }
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Where a file of the run lies.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes all epochs' records, one JSON object a line.
+    pub fn write_records(&self, records: &[EpochRecord]) -> Result<()> {
+        let path = self.file(METRICS);
+        files::write_atomic(&path, |writer| {
+            for record in records {
+                serde_json::to_writer(&mut *writer, record)
+                    .map_err(|error| Error::io(&path, "write", error.into()))?;
+                writer.write_all(b"\n").map_err(|error| Error::io(&path, "write", error))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes the summary.
+    pub fn write_summary(&self, summary: &Summary) -> Result<()> {
+        let path = self.file(SUMMARY);
+        let mut text = serde_json::to_string_pretty(summary)
+            .map_err(|error| Error::io(&path, "write", error.into()))?;
+        text.push('\n');
+        files::write_bytes_atomic(&path, text.as_bytes())
+    }
+}
+
+/// The records of a run's epochs up to `last_epoch`.
+///
+/// # Errors
+/// [`Error::Io`] when `metrics.jsonl` cannot be read, [`Error::RunFile`] naming the line that is
+/// not a record.
+pub fn read_records(directory: &Path, last_epoch: u64) -> Result<Vec<EpochRecord>> {
+    let path = directory.join(METRICS);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && last_epoch == 0 => {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(Error::io(&path, "read", error)),
+    };
+    let mut records = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let record: EpochRecord = serde_json::from_str(line).map_err(|error| {
+            Error::run_file(&path, format!("line {}: not an epoch's record: {error}", number + 1))
+        })?;
+        if record.epoch <= last_epoch {
+            records.push(record);
+        }
+    }
+    Ok(records)
+}

@@ -1,0 +1,526 @@
+//! BM3 itself: one training step, written once with the operations of a [`Backend`].
+//!
+//! It reads like SPEC §2 to §5, top to bottom, and runs on every device.
+
+use std::sync::Arc;
+
+use crate::Result;
+use crate::backend::{
+    AdamStep, BETA1, BETA2, Backend, Dropout, FeatureState, LossShape, SpmmFactors, TopK, view,
+    view_mut,
+};
+use crate::batch::Batch;
+use crate::config::{Propagation, TrainConfig};
+use crate::data::FeatureMatrix;
+use crate::graph::Graph;
+use crate::parameters::Layout;
+use crate::real::Real;
+
+/// A model on a device, with everything its training needs.
+pub struct Model<B: Backend> {
+    backend: B,
+    layout: Layout,
+    settings: StepSettings,
+    graph: B::Graph,
+    parameters: B::Buffer,
+    gradients: B::Buffer,
+    first: B::Buffer,
+    second: B::Buffer,
+    features: Vec<B::Features>,
+    losses: B::Losses,
+    /// Adam's constants at every step so far.
+    history: Vec<AdamStep>,
+    workspace: Workspace<B>,
+}
+
+/// What of the configuration a step needs.
+#[derive(Debug, Clone, Copy)]
+struct StepSettings {
+    layers: usize,
+    propagation: Propagation,
+    reg_weight: f64,
+    cl_weight: f64,
+}
+
+/// Buffers that live from one operation of a step to the next.
+struct Workspace<B: Backend> {
+    /// H, N × d.
+    nodes: B::Buffer,
+    /// G, N × d.
+    node_gradient: B::Buffer,
+    /// Two of N × d, for the layers between the first and the last.
+    layers: [B::Buffer; 2],
+    /// Â H^l of each layer of the paper's form, kept for the backward pass.
+    neighbour_sums: Vec<B::Buffer>,
+    /// H^{l+1} of each layer of the paper's form.
+    activations: Vec<B::Buffer>,
+    /// The batch's rows of H and Z, their predictions (then their gradients), and dx: R × d each.
+    rows: Option<RowBuffers<B>>,
+}
+
+struct RowBuffers<B: Backend> {
+    capacity: usize,
+    x: B::Buffer,
+    predicted: B::Buffer,
+    gradient: B::Buffer,
+}
+
+/// A modality's raw features, as a model is given them.
+#[derive(Debug, Clone)]
+pub enum FeatureSource<T> {
+    /// Inputs.
+    Frozen(Arc<FeatureMatrix>),
+    /// Parameters, I × D_m.
+    Trained(FeatureState<T>),
+}
+
+/// The optimiser's numbers of the dense parameters, as they are saved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DenseState<T> {
+    /// The arena of parameters.
+    pub parameters: Vec<T>,
+    /// First moments.
+    pub first: Vec<T>,
+    /// Second moments.
+    pub second: Vec<T>,
+}
+
+impl<B: Backend> Model<B> {
+    /// A model on `backend`, from `dense` values and one feature source for each modality.
+    ///
+    /// # Errors
+    /// Those of the device, when its memory does not suffice.
+    pub fn new(
+        backend: B,
+        config: &TrainConfig,
+        layout: Layout,
+        graph: Arc<Graph>,
+        dense: &DenseState<B::Real>,
+        features: Vec<FeatureSource<B::Real>>,
+    ) -> Result<Self> {
+        let elements = layout.nodes.len();
+        let features = features
+            .into_iter()
+            .zip(&layout.modalities)
+            .map(|(source, modality)| match source {
+                FeatureSource::Frozen(matrix) => backend.frozen_features(matrix, layout.items),
+                FeatureSource::Trained(state) => backend.trained_features(state, modality.columns),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let (between, printed) = match config.propagation {
+            Propagation::Light if config.layers < 2 => (0, 0),
+            Propagation::Light => (elements, 0),
+            Propagation::Gcn => (elements, config.layers),
+        };
+        let zeros = |count: usize| -> Result<Vec<B::Buffer>> {
+            (0..count).map(|_| backend.zeros(elements)).collect()
+        };
+        let workspace = Workspace {
+            nodes: backend.zeros(elements)?,
+            node_gradient: backend.zeros(elements)?,
+            layers: [backend.zeros(between)?, backend.zeros(between)?],
+            neighbour_sums: zeros(printed)?,
+            activations: zeros(printed)?,
+            rows: None,
+        };
+        let shape = loss_shape(&layout);
+        Ok(Self {
+            settings: StepSettings {
+                layers: config.layers,
+                propagation: config.propagation,
+                reg_weight: config.reg_weight,
+                cl_weight: config.cl_weight,
+            },
+            graph: backend.upload_graph(graph)?,
+            parameters: backend.upload(&dense.parameters)?,
+            gradients: backend.zeros(layout.len())?,
+            first: backend.upload(&dense.first)?,
+            second: backend.upload(&dense.second)?,
+            features,
+            losses: backend.losses(&vec![0.0; shape.terms()])?,
+            history: Vec::new(),
+            workspace,
+            layout,
+            backend,
+        })
+    }
+
+    /// One step: forward, loss, backward, Adam (SPEC §2 to §5).
+    pub fn step(&mut self, batch: Batch, dropout: &Dropout, learning_rate: f64) -> Result<()> {
+        self.propagate()?;
+        let shape = loss_shape(&self.layout);
+        let d = shape.embedding_size;
+        let (users, items) = (batch.users.len(), batch.items.len());
+        let node_rows = (users + items) * d;
+        let rows = shape.rows(&batch) * d;
+        let constants = adam_step(self.history.len() as u64 + 1, learning_rate);
+        self.reserve_rows(rows)?;
+        let Self { backend, layout, graph, parameters, gradients, features, losses, .. } = self;
+        let Workspace { nodes, node_gradient, rows: buffers, .. } = &mut self.workspace;
+        let Some(RowBuffers { x, predicted, gradient, .. }) = buffers else { return Ok(()) };
+        let batch = &backend.upload_batch(batch)?;
+        let modality_rows = |index: usize| {
+            let start = node_rows + index * items * d;
+            start..start + items * d
+        };
+        let parameter = |range: &std::ops::Range<usize>| view(&*parameters, range.clone());
+
+        // (1) Z_m = E_m W_mᵀ + b_m, of the batch's items only, beside their rows of H.
+        backend.gather_rows(
+            graph,
+            batch,
+            view(nodes, 0..layout.nodes.len()),
+            view_mut(x, 0..node_rows),
+        )?;
+        for (index, modality) in layout.modalities.iter().enumerate() {
+            let features = &mut features[index];
+            backend.adam_rows_replay(Some(batch), &self.history, features)?;
+            let (weight, bias) = (parameter(&modality.weight), parameter(&modality.bias));
+            backend.project(batch, features, weight, bias, view_mut(x, modality_rows(index)))?;
+        }
+
+        // (5) p(x), then (4), (6), (8), (9): the loss, and its gradient in the place of p(x).
+        let weight = || parameter(&layout.predictor_weight);
+        let bias = parameter(&layout.predictor_bias);
+        backend.predict(view(x, 0..rows), weight(), bias, view_mut(predicted, 0..rows))?;
+        let cl_weight = self.settings.cl_weight;
+        let online = view_mut(predicted, 0..rows);
+        backend.bootstrap_loss(
+            shape,
+            batch,
+            cl_weight,
+            dropout,
+            view(x, 0..rows),
+            online,
+            losses,
+        )?;
+
+        // §4: back through the predictor and the projections.
+        backend.predict_backward(
+            view(predicted, 0..rows),
+            view(x, 0..rows),
+            weight(),
+            view_mut(gradients, layout.predictor_weight.start..layout.predictor_bias.end),
+            view_mut(gradient, 0..rows),
+        )?;
+        self.history.push(constants);
+        for (index, modality) in layout.modalities.iter().enumerate() {
+            let z_gradient = || view(&*gradient, modality_rows(index));
+            let range = modality.weight.start..modality.bias.end;
+            let features = &mut features[index];
+            backend.project_backward(batch, features, z_gradient(), view_mut(gradients, range))?;
+            let weight = parameter(&modality.weight);
+            backend.adam_rows(batch, z_gradient(), weight, &self.history, features)?;
+        }
+
+        // G: the norms' gradient on every node, the batch's rows added to theirs.
+        let per_item = 1.0 / layout.items as f64;
+        let factor = self.settings.reg_weight * per_item;
+        let all = 0..layout.nodes.len();
+        let target = view_mut(node_gradient, all.clone());
+        backend.norm_backward(graph, view(nodes, all.clone()), factor, per_item, target, losses)?;
+        let target = view_mut(node_gradient, all);
+        backend.scatter_rows(graph, batch, view(gradient, 0..node_rows), target)?;
+
+        // dH⁰, and §5.
+        self.propagate_backward()?;
+        self.backend.adam(
+            constants,
+            &self.gradients,
+            &mut self.parameters,
+            &mut self.first,
+            &mut self.second,
+        )
+    }
+
+    /// (2), (3): H from H⁰, the items' residual included.
+    fn propagate(&mut self) -> Result<()> {
+        let Self { backend, layout, graph, parameters, workspace, .. } = self;
+        let all = 0..layout.nodes.len();
+        let Workspace { nodes, layers, neighbour_sums, activations, .. } = workspace;
+        match self.settings.propagation {
+            Propagation::Light => propagate_light(
+                backend,
+                graph,
+                self.settings.layers,
+                (&*parameters, layout.nodes.clone()),
+                layers,
+                (nodes, all),
+            ),
+            Propagation::Gcn => {
+                let share = 1.0 / (self.settings.layers + 1) as f64;
+                let initial = || view(&*parameters, layout.nodes.clone());
+                let readout = SpmmFactors { neighbours: 0.0, base: share, item_base: 1.0 };
+                backend.spmm(
+                    graph,
+                    None,
+                    Some(initial()),
+                    readout,
+                    view_mut(nodes, all.clone()),
+                )?;
+                for (layer, weight) in layout.propagation.iter().enumerate() {
+                    let x = match layer {
+                        0 => initial(),
+                        _ => view(&activations[layer - 1], all.clone()),
+                    };
+                    let sums = &mut neighbour_sums[layer];
+                    let product = SpmmFactors { neighbours: 1.0, base: 0.0, item_base: 0.0 };
+                    backend.spmm(graph, Some(x), None, product, view_mut(sums, all.clone()))?;
+                    let weight = view(&*parameters, weight.clone());
+                    let activation = &mut activations[layer];
+                    let sums = view(&*sums, all.clone());
+                    backend.gcn_layer(sums, weight, view_mut(activation, all.clone()))?;
+                    let activation = view(&*activation, all.clone());
+                    backend.add_scaled(share, activation, view_mut(nodes, all.clone()))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// dH⁰ (and dW^l) from G.
+    fn propagate_backward(&mut self) -> Result<()> {
+        let Self { backend, layout, graph, parameters, gradients, workspace, .. } = self;
+        let all = 0..layout.nodes.len();
+        let Workspace { node_gradient, layers, neighbour_sums, activations, .. } = workspace;
+        match self.settings.propagation {
+            // Â is symmetric, so the backward pass is the forward one, applied to G.
+            Propagation::Light => propagate_light(
+                backend,
+                graph,
+                self.settings.layers,
+                (&*node_gradient, all),
+                layers,
+                (gradients, layout.nodes.clone()),
+            ),
+            Propagation::Gcn => {
+                let share = 1.0 / (self.settings.layers + 1) as f64;
+                let [gradient, next] = layers;
+                let base = || Some(view(&*node_gradient, all.clone()));
+                let readout = SpmmFactors { neighbours: 0.0, base: share, item_base: 0.0 };
+                backend.spmm(graph, None, base(), readout, view_mut(gradient, all.clone()))?;
+                for (layer, weight) in layout.propagation.iter().enumerate().rev() {
+                    backend.gcn_layer_backward(
+                        view(&neighbour_sums[layer], all.clone()),
+                        view(&*parameters, weight.clone()),
+                        view(&activations[layer], all.clone()),
+                        view_mut(gradient, all.clone()),
+                        view_mut(gradients, weight.clone()),
+                    )?;
+                    let x = Some(view(&*gradient, all.clone()));
+                    let residual = if layer == 0 { 1.0 } else { 0.0 };
+                    let factors = SpmmFactors { neighbours: 1.0, base: share, item_base: residual };
+                    if layer == 0 {
+                        let target = view_mut(gradients, layout.nodes.clone());
+                        backend.spmm(graph, x, base(), factors, target)?;
+                    } else {
+                        backend.spmm(graph, x, base(), factors, view_mut(next, all.clone()))?;
+                        std::mem::swap(gradient, next);
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn reserve_rows(&mut self, elements: usize) -> Result<()> {
+        if self.workspace.rows.as_ref().is_none_or(|rows| rows.capacity < elements) {
+            self.workspace.rows = None;
+            self.workspace.rows = Some(RowBuffers {
+                capacity: elements,
+                x: self.backend.zeros(elements)?,
+                predicted: self.backend.zeros(elements)?,
+                gradient: self.backend.zeros(elements)?,
+            });
+        }
+        Ok(())
+    }
+
+    /// p(H) of every node, N × d: what scores are products of (SPEC §2 (10)).
+    pub fn predict_nodes(&mut self) -> Result<B::Buffer> {
+        self.propagate()?;
+        let elements = self.layout.nodes.len();
+        let mut predicted = self.backend.zeros(elements)?;
+        self.backend.predict(
+            view(&self.workspace.nodes, 0..elements),
+            view(&self.parameters, self.layout.predictor_weight.clone()),
+            view(&self.parameters, self.layout.predictor_bias.clone()),
+            view_mut(&mut predicted, 0..elements),
+        )?;
+        Ok(predicted)
+    }
+
+    /// The `k` best items of each of `users`, their training items left out (SPEC §9).
+    pub fn top_k(&mut self, users: &[u32], k: usize) -> Result<TopK> {
+        let predicted = self.predict_nodes()?;
+        let all = 0..self.layout.nodes.len();
+        self.backend.top_k(&self.graph, view(&predicted, all), users, k)
+    }
+
+    /// The sums of the loss terms of the steps since [`Model::set_losses`]: ui, iu, align and mask
+    /// of each modality, reg (unweighted).
+    pub fn losses(&self) -> Result<Vec<f64>> {
+        self.backend.read_losses(&self.losses)
+    }
+
+    /// Makes the sums of the loss terms go on from `sums`.
+    pub fn set_losses(&mut self, sums: &[f64]) -> Result<()> {
+        self.losses = self.backend.losses(sums)?;
+        Ok(())
+    }
+
+    /// Where the dense parameters lie.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Adam's constants at every step so far.
+    pub fn history(&self) -> &[AdamStep] {
+        &self.history
+    }
+
+    /// Says which steps came before, when a run is resumed.
+    pub fn set_history(&mut self, history: Vec<AdamStep>) {
+        self.history = history;
+    }
+
+    /// The dense parameters and their moments.
+    pub fn dense_state(&self) -> Result<DenseState<B::Real>> {
+        let all = || 0..self.layout.len();
+        Ok(DenseState {
+            parameters: self.backend.download(view(&self.parameters, all()))?,
+            first: self.backend.download(view(&self.first, all()))?,
+            second: self.backend.download(view(&self.second, all()))?,
+        })
+    }
+
+    /// The dense parameters alone.
+    pub fn dense_parameters(&self) -> Result<Vec<B::Real>> {
+        self.backend.download(view(&self.parameters, 0..self.layout.len()))
+    }
+
+    /// The dense gradients of the last step.
+    pub fn gradients(&self) -> Result<Vec<B::Real>> {
+        self.backend.download(view(&self.gradients, 0..self.layout.len()))
+    }
+
+    /// H as of the last propagation, N × d.
+    pub fn nodes(&mut self) -> Result<Vec<B::Real>> {
+        self.propagate()?;
+        self.backend.download(view(&self.workspace.nodes, 0..self.layout.nodes.len()))
+    }
+
+    /// Trained features and their moments, every row brought up to the last step; `None` for
+    /// modalities that are frozen.
+    pub fn feature_states(&mut self) -> Result<Vec<Option<FeatureState<B::Real>>>> {
+        self.replay_features()?;
+        self.features.iter().map(|features| self.backend.feature_state(features)).collect()
+    }
+
+    /// The values of [`Model::feature_states`].
+    pub fn feature_values(&mut self) -> Result<Vec<Option<Vec<B::Real>>>> {
+        self.replay_features()?;
+        self.features.iter().map(|features| self.backend.feature_values(features)).collect()
+    }
+
+    fn replay_features(&mut self) -> Result<()> {
+        for features in &mut self.features {
+            self.backend.adam_rows_replay(None, &self.history, features)?;
+        }
+        Ok(())
+    }
+
+    /// Z_m of the given items (distinct, ascending), n × d.
+    pub fn project_items(&mut self, modality: usize, items: &[u32]) -> Result<Vec<B::Real>> {
+        let batch = self.backend.upload_batch(Batch::new(&vec![0; items.len()], items))?;
+        let features = &mut self.features[modality];
+        self.backend.adam_rows_replay(Some(&batch), &self.history, features)?;
+        let elements = items.len() * self.layout.embedding_size;
+        let mut z = self.backend.zeros(elements)?;
+        let slots = &self.layout.modalities[modality];
+        self.backend.project(
+            &batch,
+            features,
+            view(&self.parameters, slots.weight.clone()),
+            view(&self.parameters, slots.bias.clone()),
+            view_mut(&mut z, 0..elements),
+        )?;
+        self.backend.download(view(&z, 0..elements))
+    }
+}
+
+/// y = R x for the light form, by Horner's rule (SPEC §4): R = 1/(L + 1) Σ_l Âˡ, plus the identity
+/// on item rows. R is symmetric, so it is also its own gradient.
+fn propagate_light<B: Backend>(
+    backend: &B,
+    graph: &B::Graph,
+    layers: usize,
+    x: (&B::Buffer, std::ops::Range<usize>),
+    between: &mut [B::Buffer; 2],
+    y: (&mut B::Buffer, std::ops::Range<usize>),
+) -> Result<()> {
+    let all = 0..x.1.len();
+    let x = || view(x.0, x.1.clone());
+    let share = 1.0 / (layers + 1) as f64;
+    let [current, next] = between;
+    for layer in 1..layers {
+        let from = if layer == 1 { x() } else { view(&*current, all.clone()) };
+        let factors = SpmmFactors { neighbours: 1.0, base: 1.0, item_base: 0.0 };
+        backend.spmm(graph, Some(from), Some(x()), factors, view_mut(next, all.clone()))?;
+        std::mem::swap(current, next);
+    }
+    let from = match layers {
+        0 => None,
+        1 => Some(x()),
+        _ => Some(view(&*current, all)),
+    };
+    let factors = SpmmFactors { neighbours: share, base: share, item_base: 1.0 };
+    backend.spmm(graph, from, Some(x()), factors, view_mut(y.0, y.1))
+}
+
+fn loss_shape(layout: &Layout) -> LossShape {
+    LossShape { embedding_size: layout.embedding_size, modalities: layout.modalities.len() }
+}
+
+/// Adam's constants at step `step` (from 1).
+pub fn adam_step(step: u64, learning_rate: f64) -> AdamStep {
+    let step = step as f64;
+    AdamStep {
+        step_size: learning_rate / (1.0 - libm::pow(BETA1, step)),
+        root_factor: 1.0 / (1.0 - libm::pow(BETA2, step)).sqrt(),
+    }
+}
+
+/// lr · γ^(epoch/50), epochs from 0 (SPEC §5).
+pub fn learning_rate(config: &TrainConfig, epoch: u64) -> f64 {
+    config.learning_rate * libm::pow(config.learning_rate_decay, epoch as f64 / 50.0)
+}
+
+/// The loss terms' names, in the order of [`Model::take_losses`].
+pub fn loss_names(modalities: &[String]) -> Vec<String> {
+    let mut names = vec!["ui".to_owned(), "iu".to_owned()];
+    for modality in modalities {
+        names.push(format!("align.{modality}"));
+        names.push(format!("mask.{modality}"));
+    }
+    names.push("reg".to_owned());
+    names
+}
+
+/// L from its terms (SPEC §3).
+pub fn total_loss(config: &TrainConfig, terms: &[f64]) -> f64 {
+    let regularization = terms.last().copied().unwrap_or_default();
+    let contrast: f64 = terms.get(2..terms.len() - 1).unwrap_or_default().iter().sum();
+    terms[0] + terms[1] + config.cl_weight * contrast + config.reg_weight * regularization
+}
+
+/// Features that start as `values`, untouched by any step.
+pub fn fresh_features<T: Real>(values: Vec<T>, items: usize) -> FeatureState<T> {
+    let zeros = vec![T::ZERO; values.len()];
+    FeatureState { first: zeros.clone(), second: zeros, touched: vec![0; items], values }
+}

@@ -1,0 +1,580 @@
+//! The training loop (SPEC §5, §7, §9): epochs, evaluation, early stopping, checkpoints.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::backend::{Backend, Dropout, FeatureState};
+use crate::batch::{Batch, epoch_order};
+use crate::checkpoint::{
+    self, FORMAT_VERSION, Identity, ModelRecord, StateRecord, Tensor, TensorFile,
+};
+use crate::config::TrainConfig;
+use crate::data::Dataset;
+use crate::evaluate;
+use crate::graph::Graph;
+use crate::parameters::Layout;
+use crate::real::Real;
+use crate::records::{EpochRecord, Metrics, Observer, RunStart};
+use crate::run::{self, RunDirectory, StopReason, Summary};
+use crate::step::{
+    DenseState, FeatureSource, Model, adam_step, fresh_features, learning_rate, loss_names,
+    total_loss,
+};
+use crate::{Error, Result};
+
+/// The list length whose recall decides which epoch is best.
+pub const STOPPING_LENGTH: usize = 20;
+
+/// `metrics.jsonl` is written at most this often while training goes on.
+const RECORDS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How a run is kept, beside its settings.
+#[derive(Debug, Clone)]
+pub struct FitOptions<'a> {
+    /// A safetensors file of initial values, under the names of SPEC §1. All dense tensors must be
+    /// in it; raw features may be.
+    pub initial: Option<&'a Path>,
+    /// Continues from the directory's state.
+    pub resume: bool,
+    /// The least time between two checkpoints.
+    pub checkpoint_interval: Duration,
+}
+
+/// Trains a model on `dataset` and leaves it in `directory`.
+///
+/// Stops early when `stop` becomes true: the step in flight is finished, everything is saved, and
+/// the summary says `interrupted`; resuming gives the bits of an unbroken run.
+///
+/// # Errors
+/// [`Error::Setting`] for settings out of range, [`Error::RunFile`] for a state or initial values
+/// that do not fit, [`Error::NonFiniteLoss`], and failures to write.
+pub fn fit<B: Backend>(
+    backend: B,
+    dataset: &Dataset,
+    config: &TrainConfig,
+    directory: &RunDirectory,
+    options: &FitOptions<'_>,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Summary> {
+    config.validate()?;
+    let identity = identity(dataset, config);
+    let layout = layout(dataset, config);
+    let mut run = if options.resume {
+        Run::resume(backend, dataset, config, layout, identity, directory)?
+    } else {
+        Run::begin(backend, dataset, config, layout, identity, directory, options.initial)?
+    };
+    observer.start(&run.start(config));
+    let result = run.train(config, options, observer, stop);
+    // An error leaves the last checkpoint; what is known of the epochs is kept as well.
+    if result.is_err() {
+        directory.write_records(&run.records).ok();
+    }
+    result
+}
+
+/// What a model trained on `dataset` with `config` belongs to.
+pub fn identity(dataset: &Dataset, config: &TrainConfig) -> Identity {
+    Identity {
+        format_version: FORMAT_VERSION,
+        dataset: dataset.name.clone(),
+        fingerprint: dataset.fingerprint(),
+        users: dataset.users,
+        items: dataset.items,
+        modalities: widths(dataset),
+        config: config.clone(),
+    }
+}
+
+/// The layout of a model for `dataset`.
+pub fn layout(dataset: &Dataset, config: &TrainConfig) -> Layout {
+    Layout::new(config, dataset.users, dataset.items, &widths(dataset))
+}
+
+fn widths(dataset: &Dataset) -> Vec<(String, usize)> {
+    let width = |modality: &crate::data::Modality| modality.features.columns();
+    dataset.modalities.iter().map(|modality| (modality.name.clone(), width(modality))).collect()
+}
+
+/// A best model, kept in memory until the next checkpoint.
+struct Best<T> {
+    record: EpochRecord,
+    /// The model, where `model.safetensors` does not hold it yet.
+    unsaved: Option<Snapshot<T>>,
+}
+
+struct Snapshot<T> {
+    dense: Vec<T>,
+    features: Vec<Option<Vec<T>>>,
+}
+
+struct Run<'a, B: Backend> {
+    model: Model<B>,
+    dataset: &'a Dataset,
+    directory: &'a RunDirectory,
+    identity: Identity,
+    /// The list lengths measured: those asked for, and [`STOPPING_LENGTH`].
+    lengths: Vec<usize>,
+    /// The users to be evaluated, each once.
+    users: Vec<u32>,
+    records: Vec<EpochRecord>,
+    best: Option<Best<B::Real>>,
+    evaluations_since_best: u64,
+    /// Epochs completed, steps in the epoch after them, steps in all.
+    epoch: u64,
+    step_in_epoch: u64,
+    step: u64,
+}
+
+impl<'a, B: Backend> Run<'a, B> {
+    fn begin(
+        backend: B,
+        dataset: &'a Dataset,
+        config: &TrainConfig,
+        layout: Layout,
+        identity: Identity,
+        directory: &'a RunDirectory,
+        initial: Option<&Path>,
+    ) -> Result<Self> {
+        let initial = initial.map(|path| Initial::open(path, &layout)).transpose()?;
+        let parameters = match &initial {
+            Some(initial) => initial.dense(&layout)?,
+            None => layout.initial_values(config.seed),
+        };
+        let zeros = vec![B::Real::ZERO; parameters.len()];
+        let dense = DenseState { parameters, first: zeros.clone(), second: zeros };
+        let features = feature_sources(dataset, config, |index, modality| {
+            let shape = [dataset.items, modality.features.columns()];
+            let name = layout.modalities[index].features_name();
+            let values = match &initial {
+                Some(initial) if initial.file.info(&name).is_some() => {
+                    initial.file.reals(&name, &shape)?
+                }
+                _ => feature_values(modality, dataset.items),
+            };
+            Ok(fresh_features(values, dataset.items))
+        })?;
+        let model = Model::new(backend, config, layout, graph(dataset, config), &dense, features)?;
+        Ok(Self::with_model(model, dataset, config, identity, directory))
+    }
+
+    fn resume(
+        backend: B,
+        dataset: &'a Dataset,
+        config: &TrainConfig,
+        layout: Layout,
+        identity: Identity,
+        directory: &'a RunDirectory,
+    ) -> Result<Self> {
+        let path = directory.file(run::STATE);
+        let file = TensorFile::open(&path)?;
+        let state: StateRecord = file.record()?;
+        state.identity.check(&identity, &path)?;
+        let arena = |prefix: &str| -> Result<Vec<B::Real>> {
+            let mut values = vec![B::Real::ZERO; layout.len()];
+            for tensor in &layout.tensors {
+                let part = file.reals(&format!("{prefix}{}", tensor.name), &tensor.shape)?;
+                values[tensor.range.clone()].copy_from_slice(&part);
+            }
+            Ok(values)
+        };
+        let dense =
+            DenseState { parameters: arena("")?, first: arena(FIRST)?, second: arena(SECOND)? };
+        let features = feature_sources(dataset, config, |index, modality| {
+            let name = layout.modalities[index].features_name();
+            let shape = [dataset.items, modality.features.columns()];
+            Ok(FeatureState {
+                values: file.reals(&name, &shape)?,
+                first: file.reals(&format!("{FIRST}{name}"), &shape)?,
+                second: file.reals(&format!("{SECOND}{name}"), &shape)?,
+                touched: file.counters(&format!("{TOUCHED}{name}"), &[dataset.items])?,
+            })
+        })?;
+        let model = Model::new(backend, config, layout, graph(dataset, config), &dense, features)?;
+        let mut run = Self::with_model(model, dataset, config, identity, directory);
+        let steps_per_epoch = run.steps_per_epoch(config);
+        let history = (0..state.step)
+            .map(|step| adam_step(step + 1, learning_rate(config, step / steps_per_epoch)));
+        run.model.set_history(history.collect());
+        run.model.set_losses(&state.loss_sums)?;
+        run.records = run::read_records(directory.path(), state.epoch)?;
+        run.best = state.best.map(|record| Best { record, unsaved: None });
+        run.evaluations_since_best = state.evaluations_since_best;
+        (run.epoch, run.step_in_epoch, run.step) = (state.epoch, state.step_in_epoch, state.step);
+        Ok(run)
+    }
+
+    fn with_model(
+        model: Model<B>,
+        dataset: &'a Dataset,
+        config: &TrainConfig,
+        identity: Identity,
+        directory: &'a RunDirectory,
+    ) -> Self {
+        let mut lengths = config.top_k.clone();
+        lengths.push(STOPPING_LENGTH);
+        lengths.sort_unstable();
+        lengths.dedup();
+        Self {
+            model,
+            dataset,
+            directory,
+            identity,
+            lengths,
+            users: evaluate::users_of(&[&dataset.valid, &dataset.test]),
+            records: Vec::new(),
+            best: None,
+            evaluations_since_best: 0,
+            epoch: 0,
+            step_in_epoch: 0,
+            step: 0,
+        }
+    }
+
+    fn start(&self, config: &TrainConfig) -> RunStart {
+        let dataset = self.dataset;
+        let trained = |modality: &crate::data::Modality| {
+            if config.freeze_features { 0 } else { dataset.items * modality.features.columns() }
+        };
+        RunStart {
+            dataset: dataset.name.clone(),
+            users: dataset.users,
+            items: dataset.items,
+            train_pairs: dataset.train.users.len(),
+            valid_pairs: dataset.valid.items.len(),
+            test_pairs: dataset.test.items.len(),
+            modalities: widths(dataset),
+            parameters: self.model.layout().len()
+                + dataset.modalities.iter().map(trained).sum::<usize>(),
+            device: self.model.backend().describe(),
+            first_epoch: self.epoch + 1,
+            epochs: config.epochs,
+            patience: config.patience,
+            directory: self.directory.path().to_owned(),
+        }
+    }
+
+    fn steps_per_epoch(&self, config: &TrainConfig) -> u64 {
+        self.dataset.train.users.len().div_ceil(config.batch_size) as u64
+    }
+
+    fn train(
+        &mut self,
+        config: &TrainConfig,
+        options: &FitOptions<'_>,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Summary> {
+        let mut checkpoint_due = Instant::now() + options.checkpoint_interval;
+        let mut records_due = Instant::now() + RECORDS_INTERVAL;
+        let stopped_by = loop {
+            if self.out_of_patience(config) {
+                break StopReason::Patience;
+            }
+            if self.epoch >= config.epochs {
+                break StopReason::Epochs;
+            }
+            let Some(record) = self.train_epoch(config, observer, stop)? else {
+                break StopReason::Interrupted;
+            };
+            observer.epoch(&record);
+            self.records.push(record);
+            let now = Instant::now();
+            if now >= checkpoint_due {
+                observer.checkpoint(&self.checkpoint()?);
+                checkpoint_due = Instant::now() + options.checkpoint_interval;
+                records_due = Instant::now() + RECORDS_INTERVAL;
+            } else if now >= records_due {
+                self.directory.write_records(&self.records)?;
+                records_due = Instant::now() + RECORDS_INTERVAL;
+            }
+        };
+        observer.checkpoint(&self.checkpoint()?);
+        let summary = self.summary(stopped_by);
+        self.directory.write_summary(&summary)?;
+        Ok(summary)
+    }
+
+    fn out_of_patience(&self, config: &TrainConfig) -> bool {
+        !self.dataset.valid.users.is_empty() && self.evaluations_since_best > config.patience
+    }
+
+    /// The rest of an epoch and its evaluation; `None` when asked to stop before its end.
+    fn train_epoch(
+        &mut self,
+        config: &TrainConfig,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Option<EpochRecord>> {
+        let start = Instant::now();
+        let pairs = &self.dataset.train;
+        let order = epoch_order(config.order, config.seed, self.epoch, pairs.users.len());
+        let steps = self.steps_per_epoch(config);
+        let rate = learning_rate(config, self.epoch);
+        for positions in order.chunks(config.batch_size).skip(self.step_in_epoch as usize) {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            self.step += 1;
+            let dropout = match config.dropout {
+                0.0 => Dropout::None,
+                probability => {
+                    Dropout::Random { probability, seed: config.seed, step: self.step as u32 }
+                }
+            };
+            self.model.step(Batch::of_pairs(pairs, positions), &dropout, rate)?;
+            self.step_in_epoch += 1;
+            observer.step(self.epoch + 1, self.step_in_epoch, steps);
+        }
+        let loss = self.mean_losses(config, steps)?;
+        self.epoch += 1;
+        self.step_in_epoch = 0;
+        let train_seconds = start.elapsed().as_secs_f64();
+
+        let start = Instant::now();
+        let (valid, test) = self.evaluate()?;
+        let recall = valid.as_ref().and_then(|valid| valid.recall_at(STOPPING_LENGTH));
+        // Without a validation split the last epoch counts as the best one.
+        let best = match (recall, self.best.as_ref().and_then(|best| best.record.valid.as_ref())) {
+            (Some(recall), Some(best)) => Some(recall) > best.recall_at(STOPPING_LENGTH),
+            _ => true,
+        };
+        let mut record = EpochRecord {
+            epoch: self.epoch,
+            step: self.step,
+            learning_rate: rate,
+            loss,
+            valid,
+            test,
+            train_seconds,
+            evaluate_seconds: 0.0,
+            best,
+        };
+        if best {
+            let unsaved = Snapshot {
+                dense: self.model.dense_parameters()?,
+                features: self.model.feature_values()?,
+            };
+            self.best = Some(Best { record: record.clone(), unsaved: Some(unsaved) });
+            self.evaluations_since_best = 0;
+        } else {
+            self.evaluations_since_best += 1;
+        }
+        record.evaluate_seconds = start.elapsed().as_secs_f64();
+        Ok(Some(record))
+    }
+
+    /// Means of the loss terms over the epoch's batches, by name; the sums start again.
+    fn mean_losses(&mut self, config: &TrainConfig, steps: u64) -> Result<Vec<(String, f64)>> {
+        let sums = self.model.losses()?;
+        self.model.set_losses(&vec![0.0; sums.len()])?;
+        let means: Vec<f64> = sums.iter().map(|sum| sum / steps as f64).collect();
+        let names: Vec<String> =
+            self.dataset.modalities.iter().map(|modality| modality.name.clone()).collect();
+        let total = ("total".to_owned(), total_loss(config, &means));
+        let terms = loss_names(&names).into_iter().zip(means);
+        let named: Vec<(String, f64)> = std::iter::once(total).chain(terms).collect();
+        // The total is named only when no term of its own is to blame.
+        let wrong = named.iter().rev().find(|(_, value)| !value.is_finite());
+        match wrong {
+            None => Ok(named),
+            Some((term, value)) => Err(Error::NonFiniteLoss {
+                step: self.step,
+                epoch: self.epoch + 1,
+                term: term.clone(),
+                value: *value,
+            }),
+        }
+    }
+
+    /// Both splits' metrics from one scoring pass; `None` for a split without users.
+    fn evaluate(&mut self) -> Result<(Option<Metrics>, Option<Metrics>)> {
+        let longest = self.lengths.last().copied().unwrap_or(STOPPING_LENGTH);
+        let lists = self.model.top_k(&self.users, longest)?;
+        let measure = |split: &crate::data::Split| {
+            (!split.users.is_empty())
+                .then(|| evaluate::metrics(split, &self.users, &lists, &self.lengths))
+        };
+        Ok((measure(&self.dataset.valid), measure(&self.dataset.test)))
+    }
+
+    /// Writes everything; the state comes last, so whatever it refers to is already there.
+    fn checkpoint(&mut self) -> Result<std::path::PathBuf> {
+        self.directory.write_records(&self.records)?;
+        self.save_best()?;
+        let path = self.directory.file(run::STATE);
+        self.save_state(&path)?;
+        Ok(path)
+    }
+
+    fn save_best(&mut self) -> Result<()> {
+        let Some(best) = &mut self.best else { return Ok(()) };
+        let path = self.directory.file(run::MODEL);
+        let Some(snapshot) = &best.unsaved else { return Ok(()) };
+        let record = ModelRecord {
+            identity: self.identity.clone(),
+            epoch: best.record.epoch,
+            valid: best.record.valid.clone(),
+            test: best.record.test.clone(),
+        };
+        let layout = self.model.layout();
+        let mut tensors = dense_tensors(layout, "", &snapshot.dense);
+        for (modality, values) in layout.modalities.iter().zip(&snapshot.features) {
+            if let Some(values) = values {
+                let shape = vec![layout.items, modality.columns];
+                tensors.push(Tensor { name: modality.features_name(), shape, values });
+            }
+        }
+        checkpoint::write(&path, &record, &tensors, &[])?;
+        best.unsaved = None;
+        Ok(())
+    }
+
+    fn save_state(&mut self, path: &Path) -> Result<()> {
+        let dense = self.model.dense_state()?;
+        let features = self.model.feature_states()?;
+        let record = StateRecord {
+            identity: self.identity.clone(),
+            epoch: self.epoch,
+            step_in_epoch: self.step_in_epoch,
+            step: self.step,
+            loss_sums: self.model.losses()?,
+            best: self.best.as_ref().map(|best| best.record.clone()),
+            evaluations_since_best: self.evaluations_since_best,
+            last: self.records.last().cloned(),
+        };
+        let layout = self.model.layout();
+        let mut tensors = dense_tensors(layout, "", &dense.parameters);
+        tensors.extend(dense_tensors(layout, FIRST, &dense.first));
+        tensors.extend(dense_tensors(layout, SECOND, &dense.second));
+        let mut counters = Vec::new();
+        for (modality, state) in layout.modalities.iter().zip(&features) {
+            let Some(state) = state else { continue };
+            let name = modality.features_name();
+            let shape = vec![layout.items, modality.columns];
+            for (prefix, values) in
+                [("", &state.values), (FIRST, &state.first), (SECOND, &state.second)]
+            {
+                tensors.push(Tensor {
+                    name: format!("{prefix}{name}"),
+                    shape: shape.clone(),
+                    values,
+                });
+            }
+            counters.push(Tensor {
+                name: format!("{TOUCHED}{name}"),
+                shape: vec![layout.items],
+                values: &state.touched,
+            });
+        }
+        checkpoint::write(path, &record, &tensors, &counters)
+    }
+
+    fn summary(&self, stopped_by: StopReason) -> Summary {
+        let best = self.best.as_ref().map(|best| &best.record);
+        let seconds =
+            |part: fn(&EpochRecord) -> f64| -> f64 { self.records.iter().map(part).sum() };
+        Summary {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            dataset: self.dataset.name.clone(),
+            device: self.model.backend().describe(),
+            stopped_by,
+            epochs: self.epoch,
+            steps: self.step,
+            best_epoch: best.map(|best| best.epoch),
+            valid: best.and_then(|best| best.valid.clone()),
+            test: best.and_then(|best| best.test.clone()),
+            train_seconds: seconds(|record| record.train_seconds),
+            evaluate_seconds: seconds(|record| record.evaluate_seconds),
+        }
+    }
+}
+
+/// Before the name of a tensor: Adam's first moments of it.
+const FIRST: &str = "optimizer.first.";
+/// Before the name of a tensor: Adam's second moments of it.
+const SECOND: &str = "optimizer.second.";
+/// Before the name of trained features: the step up to which each row is current.
+const TOUCHED: &str = "optimizer.touched.";
+
+fn dense_tensors<'a, T>(layout: &Layout, prefix: &str, arena: &'a [T]) -> Vec<Tensor<'a, T>> {
+    layout
+        .tensors
+        .iter()
+        .map(|tensor| Tensor {
+            name: format!("{prefix}{}", tensor.name),
+            shape: tensor.shape.clone(),
+            values: &arena[tensor.range.clone()],
+        })
+        .collect()
+}
+
+/// The training graph of a data set.
+pub fn graph(dataset: &Dataset, config: &TrainConfig) -> Arc<Graph> {
+    Arc::new(Graph::new(&dataset.train, dataset.users, dataset.items, config.self_loops))
+}
+
+fn feature_sources<T: Real>(
+    dataset: &Dataset,
+    config: &TrainConfig,
+    mut trained: impl FnMut(usize, &crate::data::Modality) -> Result<FeatureState<T>>,
+) -> Result<Vec<FeatureSource<T>>> {
+    dataset
+        .modalities
+        .iter()
+        .enumerate()
+        .map(|(index, modality)| {
+            Ok(if config.freeze_features {
+                FeatureSource::Frozen(modality.features.clone())
+            } else {
+                FeatureSource::Trained(trained(index, modality)?)
+            })
+        })
+        .collect()
+}
+
+/// The raw features of a modality's items, I × D_m, in memory.
+fn feature_values<T: Real>(modality: &crate::data::Modality, items: usize) -> Vec<T> {
+    use rayon::prelude::*;
+    let columns = modality.features.columns();
+    let mut values = vec![T::ZERO; items * columns];
+    values.par_chunks_mut(columns.max(1)).enumerate().for_each(|(row, values)| {
+        modality.features.copy_row(row, 0..columns, values);
+    });
+    values
+}
+
+/// A file of initial values.
+struct Initial {
+    file: TensorFile,
+}
+
+impl Initial {
+    fn open(path: &Path, layout: &Layout) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let known = |name: &str| {
+            layout.tensors.iter().any(|tensor| tensor.name == name)
+                || layout.modalities.iter().any(|modality| modality.features_name() == name)
+        };
+        if let Some(unknown) = file.names().into_iter().find(|name| !known(name)) {
+            let problem = format!(
+                "tensor `{unknown}` is not one of this model's; expected {}",
+                layout.tensors.iter().map(|tensor| &*tensor.name).collect::<Vec<_>>().join(", ")
+            );
+            return Err(Error::run_file(path, problem));
+        }
+        Ok(Self { file })
+    }
+
+    fn dense<T: Real>(&self, layout: &Layout) -> Result<Vec<T>> {
+        let mut values = vec![T::ZERO; layout.len()];
+        for tensor in &layout.tensors {
+            values[tensor.range.clone()]
+                .copy_from_slice(&self.file.reals(&tensor.name, &tensor.shape)?);
+        }
+        Ok(values)
+    }
+}
