@@ -1,0 +1,249 @@
+//! Settings that are more than a number: each is read from one word, of a flag or of a file.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU that can be used, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number, and nothing else.
+    Gpu(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            number => number
+                .parse()
+                .map(Self::Gpu)
+                .map_err(|_| format!("`{text}` found, `cpu`, `auto` or a GPU's number expected")),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Auto => formatter.write_str("auto"),
+            Self::Cpu => formatter.write_str("cpu"),
+            Self::Gpu(number) => number.fmt(formatter),
+        }
+    }
+}
+
+impl Serialize for DeviceChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A modality's file of raw features, given by hand: `NAME=PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeatureSource {
+    /// The modality: `image`, `text`, `audio`, …
+    pub name: String,
+    /// Its `.npy` file.
+    pub path: PathBuf,
+}
+
+impl FromStr for FeatureSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, path)) if !path.is_empty() => {
+                check_modality_name(name)?;
+                Ok(Self { name: name.to_owned(), path: path.into() })
+            }
+            _ => Err(format!("`{text}` found, NAME=PATH expected, as in image=image_feat.npy")),
+        }
+    }
+}
+
+impl fmt::Display for FeatureSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        write!(formatter, "{}={}", self.name, self.path.display())
+    }
+}
+
+/// A modality's name becomes part of tensor names (`modality.NAME.weight`) and of loss terms.
+pub(super) fn check_modality_name(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
+    if !name.is_empty() && name.chars().all(fits) {
+        return Ok(());
+    }
+    Err(format!("`{name}` is not a modality's name: letters, digits, `_` and `-` expected"))
+}
+
+/// Which of the data set's modalities are used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ModalityChoice {
+    /// All that the data set has.
+    #[default]
+    All,
+    /// These and no others; an empty list is a model without modalities.
+    Only(Vec<String>),
+}
+
+impl ModalityChoice {
+    /// The names, or `None` where all are meant.
+    pub fn names(&self) -> Option<&[String]> {
+        match self {
+            Self::All => None,
+            Self::Only(names) => Some(names),
+        }
+    }
+
+    /// A choice of these names.
+    ///
+    /// # Errors
+    /// A name that cannot be one, or is there twice.
+    pub(super) fn only(names: Vec<String>) -> Result<Self, String> {
+        for (position, name) in names.iter().enumerate() {
+            check_modality_name(name)?;
+            if names[..position].contains(name) {
+                return Err(format!("`{name}` is there twice"));
+            }
+        }
+        Ok(Self::Only(names))
+    }
+}
+
+impl FromStr for ModalityChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            "none" => Ok(Self::Only(Vec::new())),
+            names => Self::only(names.split(',').map(|name| name.trim().to_owned()).collect()),
+        }
+    }
+}
+
+impl Serialize for ModalityChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All => serializer.serialize_str("all"),
+            Self::Only(names) => names.serialize(serializer),
+        }
+    }
+}
+
+/// The shares of the interactions that go to training, validation and test.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SplitRatio {
+    /// Greater than 0.
+    pub train: f64,
+    /// From 0.
+    pub valid: f64,
+    /// From 0.
+    pub test: f64,
+}
+
+impl SplitRatio {
+    /// Three shares that make 1.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn new(shares: &[f64]) -> Result<Self, String> {
+        let &[train, valid, test] = shares else {
+            return Err(format!(
+                "{} shares found, three expected (training, validation, test), as in 0.8,0.1,0.1",
+                shares.len()
+            ));
+        };
+        let sum = train + valid + test;
+        let in_range = train > 0.0 && valid >= 0.0 && test >= 0.0;
+        // Also refuses NaN. Decimal shares rarely add up to 1 exactly.
+        if !(in_range && (sum - 1.0).abs() <= 1e-6) {
+            return Err(format!(
+                "{train},{valid},{test} found, three shares that add up to 1 expected, the first \
+                 one greater than 0, as in 0.8,0.1,0.1"
+            ));
+        }
+        Ok(Self { train, valid, test })
+    }
+}
+
+impl FromStr for SplitRatio {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shares = text
+            .split(',')
+            .map(|share| share.trim().parse::<f64>())
+            .collect::<Result<Vec<f64>, _>>()
+            .map_err(|_| format!("`{text}` found, three numbers expected, as in 0.8,0.1,0.1"))?;
+        Self::new(&shares)
+    }
+}
+
+impl fmt::Display for SplitRatio {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        write!(formatter, "{},{},{}", self.train, self.valid, self.test)
+    }
+}
+
+impl Serialize for SplitRatio {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        [self.train, self.valid, self.test].serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_a_word_or_a_number() {
+        for text in ["auto", "cpu", "0", "7"] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
+        }
+        for text in ["gpu", "-1", "", "CPU"] {
+            assert!(text.parse::<DeviceChoice>().unwrap_err().contains("`cpu`, `auto`"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_feature_source_is_a_name_and_a_path() {
+        let source: FeatureSource = "image=a=b.npy".parse().unwrap();
+        assert_eq!((source.name.as_str(), source.path.to_str()), ("image", Some("a=b.npy")));
+        assert_eq!(source.to_string(), "image=a=b.npy");
+        for text in ["image", "image=", "=a.npy", "a.b=c.npy", "a b=c.npy"] {
+            text.parse::<FeatureSource>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn modalities_are_all_none_or_named() {
+        assert_eq!("all".parse(), Ok(ModalityChoice::All));
+        assert_eq!("none".parse(), Ok(ModalityChoice::Only(vec![])));
+        let named: ModalityChoice = "image, text".parse().unwrap();
+        assert_eq!(named.names().unwrap(), ["image", "text"]);
+        assert!("a,a".parse::<ModalityChoice>().unwrap_err().contains("twice"));
+        assert!("a,".parse::<ModalityChoice>().unwrap_err().contains("not a modality's name"));
+    }
+
+    #[test]
+    fn the_shares_of_a_split_make_one() {
+        let ratio: SplitRatio = "0.8, 0.1,0.1".parse().unwrap();
+        assert_eq!(ratio, SplitRatio { train: 0.8, valid: 0.1, test: 0.1 });
+        assert_eq!(ratio.to_string(), "0.8,0.1,0.1");
+        for text in ["0.8,0.2", "0.8,0.1,0.2", "0,0.5,0.5", "1.1,-0.1,0", "nan,0,1", "a,b,c", ""] {
+            text.parse::<SplitRatio>().unwrap_err();
+        }
+    }
+}

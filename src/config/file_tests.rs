@@ -1,0 +1,350 @@
+//! Tests of [`super`]: own files in both languages, MMRec's files, and every way to be wrong.
+
+use super::*;
+use crate::config::{DeviceChoice, ModalityChoice, Order, Propagation, SplitRatio};
+
+/// Reads files of these names and texts as one.
+fn read_all(files: &[(&str, &str)]) -> Result<ConfigFile> {
+    let directory = tempfile::tempdir().unwrap();
+    let paths: Vec<_> = files
+        .iter()
+        .map(|(name, text)| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        })
+        .collect();
+    ConfigFile::read_all(&paths)
+}
+
+fn read(name: &str, text: &str) -> Result<ConfigFile> {
+    read_all(&[(name, text)])
+}
+
+/// The message without the directory, for text that must be refused.
+fn problem(name: &str, text: &str) -> String {
+    let error = read(name, text).unwrap_err();
+    assert!(error.is_input(), "{error}");
+    let message = error.to_string();
+    message.find(name).map_or(message.clone(), |start| message[start..].to_owned())
+}
+
+#[test]
+fn every_own_key_is_read_from_both_languages_and_in_both_cases() {
+    let toml = r#"
+        embedding_size = 32
+        layers = 2
+        propagation = "gcn"
+        self-loops = true
+        dropout = 0.3
+        reg_weight = 0
+        cl-weight = 1.5
+        freeze_features = true
+        learning-rate = 1e-4
+        learning_rate_decay = 0.96
+        batch-size = 512
+        epochs = 3
+        patience = 2
+        top-k = [20, 5]
+        seed = 7
+        order = "file"
+        data = "data/baby"
+        modalities = ["image", "text"]
+        split = [0.7, 0.1, 0.2]
+        device = 1
+        threads = 2
+        out = "runs/x"
+        checkpoint-seconds = 5
+        init = "start.safetensors"
+        [features]
+        image = "i.npy"
+        text = "t.npy"
+    "#;
+    let yaml = r#"
+embedding-size: 32
+layers: 2
+propagation: gcn
+self_loops: true
+dropout: 0.3
+reg-weight: 0
+cl_weight: 1.5
+freeze-features: True
+learning_rate: 1e-4
+learning-rate-decay: .96
+batch_size: 512
+epochs: 3
+patience: 2
+top_k: [20, 5]
+seed: [7]
+order: file
+data: data/baby
+modalities: image,text
+split: 0.7,0.1,0.2
+device: "1"
+threads: 2
+out: runs/x
+checkpoint_seconds: 5
+init: start.safetensors
+features:
+  image: i.npy
+  text: t.npy
+"#;
+    let config = read("run.toml", toml).unwrap();
+    assert_eq!(config, read("run.yaml", yaml).unwrap());
+    assert!(config.notices.is_empty());
+
+    let mut train = TrainConfig::default();
+    config.train.apply(&mut train);
+    let expected = TrainConfig {
+        embedding_size: 32,
+        layers: 2,
+        propagation: Propagation::Gcn,
+        self_loops: true,
+        dropout: 0.3,
+        reg_weight: 0.0,
+        cl_weight: 1.5,
+        freeze_features: true,
+        learning_rate: 1e-4,
+        learning_rate_decay: 0.96,
+        batch_size: 512,
+        epochs: 3,
+        patience: 2,
+        top_k: vec![5, 20],
+        seed: 7,
+        order: Order::File,
+    };
+    assert_eq!(train, expected);
+    let run = config.run;
+    assert_eq!(run.data.as_deref(), Some(Path::new("data/baby")));
+    assert_eq!(run.modalities, Some(ModalityChoice::Only(vec!["image".into(), "text".into()])));
+    assert_eq!(run.split, Some(SplitRatio { train: 0.7, valid: 0.1, test: 0.2 }));
+    assert_eq!((run.device, run.threads), (Some(DeviceChoice::Gpu(1)), Some(2)));
+    assert_eq!(run.checkpoint_seconds, Some(5));
+    assert_eq!(run.features.len(), 2);
+}
+
+#[test]
+fn the_list_of_keys_is_the_list_of_what_can_be_assigned() {
+    for key in keys::KEYS {
+        let (mut train, mut run) = (TrainSettings::default(), RunSettings::default());
+        // Either it fits or its kind is wrong, but it is known.
+        let outcome = keys::assign(&mut train, &mut run, key, &Value::Integer(1));
+        assert_ne!(outcome, Ok(false), "{key}");
+    }
+}
+
+/// The three files that make up MMRec's settings of one run, as far as they are alike in all of its
+/// versions. Only the lists of a sweep are cut to one value.
+const OVERALL: &str = r#"
+gpu_id: 0
+use_gpu: True
+seed: [999]
+data_path: 'data/'
+inter_splitting_label: 'x_label'
+filter_out_cod_start_users: True
+is_multimodal_model: True
+checkpoint_dir: 'saved'
+save_recommended_topk: True
+recommend_topk: 'recommend_topk/'
+embedding_size: 64
+weight_decay: 0.0
+req_training: True
+epochs: 1000
+stopping_step: 20
+train_batch_size: 2048
+learner: adam
+learning_rate: 0.001
+learning_rate_scheduler: [1.0, 50]
+eval_step: 1
+training_neg_sample_num: 1
+use_neg_sampling: True
+use_full_sampling: False
+NEG_PREFIX: neg__
+USER_ID_FIELD: user_id:token
+ITEM_ID_FIELD: item_id:token
+TIME_FIELD: timestamp:float
+field_separator: "\t"
+metrics: ["Recall", "NDCG", "Precision", "MAP"]
+topk: [5, 10, 20, 50]
+valid_metric: Recall@20
+eval_batch_size: 4096
+use_raw_features: False
+max_txt_len: 32
+max_img_size: 256
+vocab_size: 30522
+type_vocab_size: 2
+hidden_size: 4
+pad_token_id: 0
+max_position_embeddings: 512
+layer_norm_eps: 1e-12
+hidden_dropout_prob: 0.1
+end2end: False
+clip_grad_norm:
+hyper_parameters: ["seed"]
+"#;
+const BABY: &str = r#"
+USER_ID_FIELD: userID
+ITEM_ID_FIELD: itemID
+TIME_FIELD: timestamp
+filter_out_cod_start_users: True
+inter_file_name: 'baby.inter'
+vision_feature_file: 'image_feat.npy'
+text_feature_file: 'text_feat.npy'
+user_graph_dict_file: 'user_graph_dict.npy'
+field_separator: "\t"
+"#;
+const BM3: &str = r#"
+embedding_size: 64
+feat_embed_dim: 64
+n_layers: [2]
+dropout: [0.3]
+reg_weight: [0.01]
+cl_weight: 2.0
+use_neg_sampling: False
+hyper_parameters: ["n_layers", "reg_weight", "dropout"]
+"#;
+
+#[test]
+fn mmrec_files_are_read_as_they_are() {
+    let config =
+        read_all(&[("overall.yaml", OVERALL), ("baby.yaml", BABY), ("BM3.yaml", BM3)]).unwrap();
+    let mut train = TrainConfig::default();
+    config.train.apply(&mut train);
+    let expected =
+        TrainConfig { layers: 2, dropout: 0.3, reg_weight: 0.01, ..TrainConfig::default() };
+    assert_eq!(train, expected);
+    assert_eq!(config.run.device, Some(DeviceChoice::Auto));
+    assert_eq!(config.run.data, None);
+    let [overall, baby, bm3, data_path] = config.notices.as_slice() else {
+        panic!("{:?}", config.notices);
+    };
+    assert!(overall.contains("eval_batch_size") && overall.contains("NEG_PREFIX"), "{overall}");
+    assert!(baby.contains("USER_ID_FIELD, ITEM_ID_FIELD"), "{baby}");
+    assert!(bm3.ends_with("here: use_neg_sampling, hyper_parameters"), "{bm3}");
+    assert!(data_path.contains("names no data set"), "{data_path}");
+}
+
+#[test]
+fn mmrec_keys_that_work_together() {
+    let config = read("a.yaml", "data_path: d/\ndataset: baby\nuse_gpu: False\ngpu_id: 3").unwrap();
+    assert_eq!(config.run.data.as_deref(), Some(Path::new("d/baby")));
+    assert_eq!(config.run.device, Some(DeviceChoice::Cpu));
+    let config = read("a.yaml", "gpu_id: 3\nlearning_rate_scheduler: [[0.96, 50]]").unwrap();
+    assert_eq!(config.run.device, Some(DeviceChoice::Gpu(3)));
+    assert_eq!(config.train.learning_rate_decay, Some(0.96));
+    let config = read("a.yaml", "gpu_id: 3\ndevice: cpu\ndata: x\ndataset: baby").unwrap();
+    assert_eq!(config.run.device, Some(DeviceChoice::Cpu));
+    assert_eq!(config.run.data.as_deref(), Some(Path::new("x")));
+}
+
+#[test]
+fn mmrec_values_that_would_change_results_are_errors() {
+    for (text, expected) in [
+        ("weight_decay: 0.1", "line 1: weight_decay: 0.1 found; Adam has no weight decay"),
+        ("learner: sgd", "line 1: learner: \"sgd\" found; the only optimiser here is `adam`"),
+        ("eval_step: 2", "line 1: eval_step: 2 found; every epoch is evaluated"),
+        ("clip_grad_norm: {max_norm: 5}", "line 1: clip_grad_norm: a table found; gradients"),
+        ("end2end: True", "line 1: end2end: true found; features are not extracted"),
+        ("valid_metric: NDCG@20", "line 1: valid_metric: \"NDCG@20\" found; early stopping"),
+        ("valid_metric_bigger: False", "line 1: valid_metric_bigger: false found"),
+        ("model: LightGCN", "line 1: model: \"LightGCN\" found; this engine trains BM3"),
+        ("inter_splitting_label: fold", "line 1: inter_splitting_label: \"fold\" found"),
+        ("field_separator: ','", "line 1: field_separator: \",\" found"),
+        ("use_full_sampling: True", "line 1: use_full_sampling: true found"),
+        ("is_multimodal_model: False", "line 1: is_multimodal_model: false found"),
+        ("learning_rate_scheduler: [0.96, 10]", "line 1: learning_rate_scheduler: a period of 10"),
+        ("learning_rate_scheduler: 0.96", "line 1: learning_rate_scheduler: 0.96 found, [γ, 50]"),
+        (
+            "learning_rate_scheduler: [[1.0, 50], [0.96, 50]]",
+            "line 1: learning_rate_scheduler: [[1.0, 50], [0.96, 50]] found; a list of lists",
+        ),
+        ("feat_embed_dim: 32", "feat_embed_dim: 32 found, 64 expected"),
+    ] {
+        let found = problem("m.yaml", text);
+        assert!(found.starts_with(&format!("m.yaml: {expected}")), "{text}: {found}");
+    }
+}
+
+#[test]
+fn a_sweep_is_not_a_setting() {
+    assert_eq!(
+        problem("BM3.yaml", "cl_weight: 2.0\ndropout: [0.3, 0.5]\n"),
+        "BM3.yaml: line 2: dropout: [0.3, 0.5] found; a list means a sweep; give one value"
+    );
+}
+
+#[test]
+fn an_unknown_key_is_named_with_the_one_that_may_be_meant() {
+    for (key, meant) in [
+        ("embeding_size", "embedding_size"),
+        ("batchsize", "batch_size"),
+        ("learning-rat", "learning_rate"),
+        ("n_layer", "n_layers"),
+        ("checkpoint-second", "checkpoint_seconds"),
+    ] {
+        assert_eq!(
+            problem("a.toml", &format!("seed = 1\n\n{key} = 2\n")),
+            format!("a.toml: line 3: {key}: is not a setting; did you mean `{meant}`?")
+        );
+    }
+    let found = problem("a.toml", "[zzz]\nx = 1");
+    assert!(
+        found.starts_with("a.toml: line 1: zzz: is not a setting; the settings are"),
+        "{found}"
+    );
+}
+
+#[test]
+fn values_out_of_range_or_of_another_kind_name_the_line() {
+    for (name, text, expected) in [
+        ("a.toml", "seed = 1\nlayers = 9", "line 2: layers: 9 found, 0 to 4 expected"),
+        ("a.yaml", "\n\ntrain_batch_size: 0", "line 3: train_batch_size: 0 found, 1 to 16777216"),
+        ("a.toml", "layers = -1", "line 1: layers: -1 found, a whole number from 0 expected"),
+        ("a.toml", "dropout = nan", "line 1: dropout: NaN found, at least 0"),
+        ("a.toml", "dropout = 'half'", "line 1: dropout: \"half\" found, a number expected"),
+        ("a.toml", "'self-loops' = 1", "line 1: self-loops: 1 found, true or false expected"),
+        ("a.yaml", "propagation: heavy", "line 1: propagation: \"heavy\" found, `light` or `gcn`"),
+        ("a.yaml", "order: up", "line 1: order: \"up\" found, `random` or `file` expected"),
+        ("a.toml", "split = [0.8, 0.2]", "line 1: split: 2 shares found, three expected"),
+        ("a.toml", "device = 'gpu'", "line 1: device: `gpu` found, `cpu`, `auto` or"),
+        ("a.toml", "modalities = ['a', 'a']", "line 1: modalities: `a` is there twice"),
+        ("a.toml", "[features]\n'a b' = 'x'", "line 1: features: `a b` is not a modality's name"),
+        ("a.toml", "features = 'x'", "line 1: features: \"x\" found, a table expected"),
+        ("a.toml", "data = 2024-01-01", "line 1: data: a table found, text expected"),
+        ("a.yaml", "n_layers: 1\nlayers: 1", "line 2: layers: is already given, as `n_layers`"),
+    ] {
+        let found = problem(name, text);
+        assert!(found.starts_with(&format!("{name}: {expected}")), "{text}: {found}");
+    }
+}
+
+#[test]
+fn syntax_errors_name_the_line() {
+    for (name, text) in [
+        ("a.toml", "seed = 1\nlayers = = 2\n"),
+        ("a.toml", "seed = 1\nseed = 2\n"),
+        ("a.yaml", "seed: 1\nlayers: [2\n"),
+        ("a.yaml", "seed: 1\nseed: 2\n"),
+        ("a.yaml", "seed: 1\n  layers: 2\n"),
+    ] {
+        let found = problem(name, text);
+        let rest =
+            found.strip_prefix(&format!("{name}: line ")).unwrap_or_else(|| panic!("{found}"));
+        assert!(rest.starts_with(['1', '2', '3']), "{found}");
+        assert!(!found.contains('\n'), "{found}");
+    }
+}
+
+#[test]
+fn files_that_are_none() {
+    assert!(problem("a.json", "{}").contains("end in .toml, .yaml or .yml"));
+    assert!(problem("a.yaml", "- 1\n- 2\n").contains("[1, 2] found, a table of settings expected"));
+    let missing = ConfigFile::read(Path::new("does/not/exist.toml")).unwrap_err();
+    assert!(missing.is_input() && missing.to_string().contains("cannot read"), "{missing}");
+    for (name, text) in
+        [("a.toml", ""), ("a.yaml", "# nothing\n"), ("a.yml", ""), ("a.yaml", "---\n")]
+    {
+        assert_eq!(read(name, text).unwrap(), ConfigFile::default(), "{name}: {text:?}");
+    }
+    assert_eq!(read("a.yaml", "seed:\nlayers: null\n").unwrap(), ConfigFile::default());
+}

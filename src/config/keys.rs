@@ -1,0 +1,117 @@
+//! The keys a settings file may have: this program's own.
+
+use clap::ValueEnum;
+
+use super::choices::check_modality_name;
+use super::value::{Problem, Value};
+use super::{FeatureSource, ModalityChoice, RunSettings, SplitRatio, TrainSettings};
+
+/// Every own key, in snake case.
+pub(super) const KEYS: &[&str] = &[
+    "embedding_size",
+    "layers",
+    "propagation",
+    "self_loops",
+    "dropout",
+    "reg_weight",
+    "cl_weight",
+    "freeze_features",
+    "learning_rate",
+    "learning_rate_decay",
+    "batch_size",
+    "epochs",
+    "patience",
+    "top_k",
+    "seed",
+    "order",
+    "data",
+    "features",
+    "modalities",
+    "split",
+    "device",
+    "threads",
+    "out",
+    "checkpoint_seconds",
+    "init",
+];
+
+/// Sets the own key `key`; false where it is none.
+pub(super) fn assign(
+    train: &mut TrainSettings,
+    run: &mut RunSettings,
+    key: &str,
+    value: &Value,
+) -> Result<bool, Problem> {
+    match key {
+        "embedding_size" => train.embedding_size = Some(value.integer()?),
+        "layers" => train.layers = Some(value.integer()?),
+        "propagation" => train.propagation = Some(choice(value)?),
+        "self_loops" => train.self_loops = Some(value.boolean()?),
+        "dropout" => train.dropout = Some(value.number()?),
+        "reg_weight" => train.reg_weight = Some(value.number()?),
+        "cl_weight" => train.cl_weight = Some(value.number()?),
+        "freeze_features" => train.freeze_features = Some(value.boolean()?),
+        "learning_rate" => train.learning_rate = Some(value.number()?),
+        "learning_rate_decay" => train.learning_rate_decay = Some(value.number()?),
+        "batch_size" => train.batch_size = Some(value.integer()?),
+        "epochs" => train.epochs = Some(value.integer()?),
+        "patience" => train.patience = Some(value.integer()?),
+        "top_k" => {
+            train.top_k = Some(value.list().iter().map(Value::integer).collect::<Result<_, _>>()?);
+        }
+        "seed" => train.seed = Some(value.integer()?),
+        "order" => train.order = Some(choice(value)?),
+        "data" => run.data = Some(value.text()?.into()),
+        "features" => run.features = features(value)?,
+        "modalities" => run.modalities = Some(modalities(value)?),
+        "split" => run.split = Some(split(value)?),
+        "device" => run.device = Some(value.word()?.parse()?),
+        "threads" => run.threads = Some(value.integer()?),
+        "out" => run.out = Some(value.text()?.into()),
+        "checkpoint_seconds" => run.checkpoint_seconds = Some(value.integer()?),
+        "init" => run.init = Some(value.text()?.into()),
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// One of a few words, the same ones as the flag of that name takes.
+fn choice<T: ValueEnum>(value: &Value) -> Result<T, Problem> {
+    let text = value.text()?;
+    T::from_str(text, false).map_err(|_| {
+        let words: Vec<String> = T::value_variants()
+            .iter()
+            .filter_map(ValueEnum::to_possible_value)
+            .map(|word| format!("`{}`", word.get_name()))
+            .collect();
+        format!("{value} found, {} expected", words.join(" or "))
+    })
+}
+
+fn features(value: &Value) -> Result<Vec<FeatureSource>, Problem> {
+    let source = |(name, path): &(String, Value)| {
+        check_modality_name(name)?;
+        let path = path.text().map_err(|problem| format!("{name}: {problem}"))?;
+        Ok(FeatureSource { name: name.clone(), path: path.into() })
+    };
+    value.table()?.iter().map(source).collect()
+}
+
+fn modalities(value: &Value) -> Result<ModalityChoice, Problem> {
+    match value {
+        Value::List(names) => {
+            let names = names.iter().map(|name| name.text().map(str::to_owned));
+            ModalityChoice::only(names.collect::<Result<_, _>>()?)
+        }
+        other => other.text()?.parse(),
+    }
+}
+
+fn split(value: &Value) -> Result<SplitRatio, Problem> {
+    match value {
+        Value::List(shares) => {
+            SplitRatio::new(&shares.iter().map(Value::number).collect::<Result<Vec<_>, _>>()?)
+        }
+        other => other.text()?.parse(),
+    }
+}

@@ -1,0 +1,208 @@
+//! The settings of a whole run, as it keeps them.
+
+use std::path::{Path, PathBuf};
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use super::{
+    ConfigFile, DeviceChoice, FeatureSource, ModalityChoice, RunSettings, SplitRatio, TrainConfig,
+    TrainSettings,
+};
+use crate::run::CONFIG;
+use crate::{Error, Result, files};
+
+/// Everything that has to be known to repeat a run; kept in its directory as `config.toml`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunConfig {
+    /// The data folder, an absolute path.
+    pub data: PathBuf,
+    /// Which modalities are used.
+    pub modalities: ModalityChoice,
+    /// How interactions without an `x_label` column are split.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split: Option<SplitRatio>,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// CPU threads; `None` for one per core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Seconds between checkpoints.
+    pub checkpoint_seconds: u64,
+    /// Initial tensors, instead of random ones; an absolute path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// What decides the model.
+    #[serde(flatten)]
+    pub train: TrainConfig,
+    /// Feature files beside the folder's; absolute paths. Last, because it is a table.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_table")]
+    pub features: Vec<FeatureSource>,
+}
+
+impl RunConfig {
+    /// Seconds between checkpoints unless given.
+    pub const DEFAULT_CHECKPOINT_SECONDS: u64 = 30;
+
+    /// Completes given settings with the defaults and makes paths absolute.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the flag when `data` is not given, a feature's name is there
+    /// twice, or a value is out of range.
+    pub fn new(train: &TrainSettings, run: &RunSettings) -> Result<Self> {
+        let Some(data) = &run.data else {
+            return Err(Error::setting(
+                "--data",
+                "not given; name the folder that has NAME.inter and the *_feat.npy files, here or \
+                 as `data` in a --config file",
+            ));
+        };
+        let mut features: Vec<FeatureSource> = Vec::new();
+        for source in &run.features {
+            if features.iter().any(|earlier| earlier.name == source.name) {
+                let problem = format!("two files for the modality `{}`", source.name);
+                return Err(Error::setting("--feature", problem));
+            }
+            let path = absolute(&source.path)?;
+            features.push(FeatureSource { name: source.name.clone(), path });
+        }
+        if run.threads == Some(0) {
+            return Err(Error::setting("--threads", "0 found, a number from 1 expected"));
+        }
+        let mut config = TrainConfig::default();
+        train.apply(&mut config);
+        config.validate()?;
+        Ok(Self {
+            data: absolute(data)?,
+            modalities: run.modalities.clone().unwrap_or_default(),
+            split: run.split,
+            device: run.device.unwrap_or_default(),
+            threads: run.threads,
+            checkpoint_seconds: run.checkpoint_seconds.unwrap_or(Self::DEFAULT_CHECKPOINT_SECONDS),
+            init: run.init.as_deref().map(absolute).transpose()?,
+            train: config,
+            features,
+        })
+    }
+
+    /// Reads what [`RunConfig::write`] wrote.
+    ///
+    /// # Errors
+    /// As [`ConfigFile::read`], and [`Error::RunFile`] when it does not name the data.
+    pub fn read(path: &Path) -> Result<Self> {
+        let ConfigFile { train, run, .. } = ConfigFile::read(path)?;
+        Self::new(&train, &run).map_err(|error| Error::run_file(path, error.to_string()))
+    }
+
+    /// Writes the file, atomically.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a path that is not Unicode, which TOML cannot hold, and
+    /// [`Error::Io`].
+    pub fn write(&self, path: &Path) -> Result<()> {
+        files::write_bytes_atomic(path, self.to_toml()?.as_bytes())
+    }
+
+    /// The text of the file.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a path that is not Unicode, which TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String> {
+        let table = toml::to_string(self)
+            .map_err(|error| Error::setting("--data", format!("cannot be kept: {error}")))?;
+        Ok(format!(
+            "# The settings of a run of bm3-engine {}. To repeat it:\n\
+             #     bm3-engine train --config {}\n\n{table}",
+            env!("CARGO_PKG_VERSION"),
+            CONFIG,
+        ))
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| Error::io(path, "find", error))
+}
+
+fn as_table<S: Serializer>(features: &[FeatureSource], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut table = serializer.serialize_map(Some(features.len()))?;
+    for FeatureSource { name, path } in features {
+        table.serialize_entry(name, path)?;
+    }
+    table.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Order, Propagation};
+
+    fn round_trip(config: &RunConfig) -> RunConfig {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(CONFIG);
+        config.write(&path).unwrap();
+        RunConfig::read(&path).unwrap()
+    }
+
+    #[test]
+    fn the_defaults_survive_the_file() {
+        let run = RunSettings { data: Some("data/lfm2k".into()), ..RunSettings::default() };
+        let config = RunConfig::new(&TrainSettings::default(), &run).unwrap();
+        assert!(config.data.is_absolute());
+        assert_eq!(config.train, TrainConfig::default());
+        assert_eq!(config.checkpoint_seconds, 30);
+        assert_eq!(round_trip(&config), config);
+    }
+
+    #[test]
+    fn every_setting_survives_the_file_to_the_last_bit() {
+        let config = RunConfig {
+            data: "/data/with \"quotes\"".into(),
+            modalities: ModalityChoice::Only(vec!["image".into()]),
+            split: Some(SplitRatio { train: 0.7, valid: 0.1, test: 0.2 }),
+            device: DeviceChoice::Gpu(1),
+            threads: Some(3),
+            checkpoint_seconds: 7,
+            init: Some("/start.safetensors".into()),
+            train: TrainConfig {
+                embedding_size: 128,
+                layers: 2,
+                propagation: Propagation::Gcn,
+                self_loops: true,
+                dropout: 0.1 + 0.2,
+                reg_weight: 5e-324,
+                cl_weight: 1.0 / 3.0,
+                freeze_features: true,
+                learning_rate: 1e-3,
+                learning_rate_decay: 0.96,
+                batch_size: 1,
+                epochs: 7,
+                patience: 0,
+                top_k: vec![1, 20],
+                seed: i64::MAX as u64,
+                order: Order::File,
+            },
+            features: vec![
+                FeatureSource { name: "text".into(), path: "/t.npy".into() },
+                FeatureSource { name: "image".into(), path: "/i.npy".into() },
+            ],
+        };
+        assert_eq!(round_trip(&config), config);
+        let none = RunConfig { modalities: ModalityChoice::Only(vec![]), ..config };
+        assert_eq!(round_trip(&none), none);
+    }
+
+    #[test]
+    fn what_is_missing_or_doubled_names_its_flag() {
+        let new = |run: RunSettings| {
+            RunConfig::new(&TrainSettings::default(), &run).unwrap_err().to_string()
+        };
+        assert!(new(RunSettings::default()).starts_with("--data: not given"));
+        let data = || RunSettings { data: Some("d".into()), ..RunSettings::default() };
+        let twice = vec!["a=1.npy".parse().unwrap(), "a=2.npy".parse().unwrap()];
+        assert_eq!(
+            new(RunSettings { features: twice, ..data() }),
+            "--feature: two files for the modality `a`"
+        );
+        assert!(new(RunSettings { threads: Some(0), ..data() }).starts_with("--threads: 0 found"));
+    }
+}
