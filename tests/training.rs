@@ -203,7 +203,7 @@ fn a_state_of_something_else_is_refused_with_the_difference_named() {
     let mut other = dataset();
     other.train.items.swap(0, 1);
     let error = attempt(&config(), &other);
-    assert!(error.contains("trained on other data"), "{error}");
+    assert!(error.contains("trained on other interactions"), "{error}");
     other.modalities.pop();
     let error = attempt(&config(), &other);
     assert!(error.contains("its list of modalities"), "{error}");

@@ -219,13 +219,12 @@ impl Dataset {
         Ok(Self { name, users, items, train, valid, test, modalities, warnings })
     }
 
-    /// A hash of everything that training and evaluation read: sizes, pairs, splits, the names and
-    /// shapes of the modalities, and up to 64 evenly spaced rows of each one's features.
+    /// A hash of sizes, pairs and splits: what evaluation and recommendations depend on.
     ///
     /// 64-bit FNV-1a over little-endian words, so it is the same on every machine and in every
     /// version of this program.
-    pub fn fingerprint(&self) -> u64 {
-        let mut hash = Fingerprint(0xcbf2_9ce4_8422_2325);
+    pub fn interactions_fingerprint(&self) -> u64 {
+        let mut hash = Fingerprint::new();
         hash.word(self.users as u64);
         hash.word(self.items as u64);
         hash.ids(&self.train.users);
@@ -235,12 +234,19 @@ impl Dataset {
             split.offsets.iter().for_each(|&offset| hash.word(offset as u64));
             hash.ids(&split.items);
         }
+        hash.0
+    }
+
+    /// The same hash of the modalities: names, widths, and up to 64 evenly spaced rows of each.
+    pub fn features_fingerprint(&self) -> u64 {
+        let mut hash = Fingerprint::new();
         for Modality { name, features } in &self.modalities {
             name.bytes().for_each(|byte| hash.word(u64::from(byte)));
             hash.word(features.columns() as u64);
             let mut values = vec![0.0f64; features.columns()];
-            for sample in 0..self.items.min(64) {
-                let row = sample * self.items / self.items.min(64);
+            let samples = self.items.min(64);
+            for sample in 0..samples {
+                let row = sample * self.items / samples;
                 features.copy_row(row, 0..features.columns(), &mut values);
                 values.iter().for_each(|value| hash.word(value.to_bits()));
             }
@@ -252,6 +258,10 @@ impl Dataset {
 struct Fingerprint(u64);
 
 impl Fingerprint {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
     fn word(&mut self, word: u64) {
         for byte in word.to_le_bytes() {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
