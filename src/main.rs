@@ -1,3 +1,7 @@
 //! The `bm3-engine` program.
 
-fn main() {}
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -90,6 +90,29 @@ impl TrainSettings {
         set(&mut config.seed, &self.seed);
         set(&mut config.order, &self.order);
     }
+
+    /// These settings, and `other`'s where these are not given.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            embedding_size: self.embedding_size.or(other.embedding_size),
+            layers: self.layers.or(other.layers),
+            propagation: self.propagation.or(other.propagation),
+            self_loops: self.self_loops.or(other.self_loops),
+            freeze_features: self.freeze_features.or(other.freeze_features),
+            dropout: self.dropout.or(other.dropout),
+            reg_weight: self.reg_weight.or(other.reg_weight),
+            cl_weight: self.cl_weight.or(other.cl_weight),
+            learning_rate: self.learning_rate.or(other.learning_rate),
+            learning_rate_decay: self.learning_rate_decay.or(other.learning_rate_decay),
+            batch_size: self.batch_size.or(other.batch_size),
+            epochs: self.epochs.or(other.epochs),
+            patience: self.patience.or(other.patience),
+            top_k: self.top_k.or(other.top_k),
+            seed: self.seed.or(other.seed),
+            order: self.order.or(other.order),
+        }
+    }
 }
 
 /// List lengths in the order in which they are measured and reported, each once.

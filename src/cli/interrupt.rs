@@ -1,0 +1,30 @@
+//! Ctrl-C and termination: the first one asks, the second one ends.
+
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What a shell reports for a program that SIGINT ended.
+pub const EXIT_CODE: u8 = 130;
+
+/// Work was cut short on request, with everything saved.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
+/// Turns SIGINT, SIGTERM and SIGHUP into a flag that long work looks at. The second one ends the
+/// process at once; files are written atomically, so even that leaves the last checkpoint whole.
+///
+/// # Errors
+/// When the system refuses the handler.
+pub fn install() -> anyhow::Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            process::exit(EXIT_CODE.into());
+        }
+        eprintln!("\ninterrupted: saving; once more to end at once");
+    })?;
+    Ok(interrupted)
+}

@@ -1,0 +1,200 @@
+//! The command line: what was asked for, in the words of the library.
+//!
+//! Each command has a file with its flags, whose comments are its help, and a `run` that turns them
+//! into a request (parsed, merged with settings files, checked) and hands that to the library.
+//! Standard output carries data, standard error carries talk.
+
+mod completions;
+mod evaluate;
+mod inspect;
+mod interrupt;
+mod model;
+mod output;
+mod prepare;
+mod progress;
+mod recommend;
+mod synth;
+mod table;
+mod train;
+mod version;
+
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Train and serve BM3, the multimodal recommender
+#[derive(Debug, Parser)]
+#[command(
+    name = "bm3-engine",
+    version,
+    long_version = version::long(),
+    arg_required_else_help = true,
+    after_help = AFTER_HELP,
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Say more on standard error: -v what is done, -vv in detail, -vvv everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  Make a small data set, train on it, look at the result:
+    bm3-engine synth --shape tiny --out data/tiny
+    bm3-engine train --data data/tiny --out runs/tiny --epochs 20
+    bm3-engine evaluate --model runs/tiny
+    bm3-engine recommend --model runs/tiny --users 0,1,2 --top-k 5
+
+  Bring your own interactions:
+    bm3-engine prepare --interactions ratings.csv --feature text=text.npy --out data/mine
+
+Exit codes:
+  0  done
+  1  failure of the machine or of the program
+  2  something is wrong with what was given: a flag, a file
+  130  interrupted
+
+NO_COLOR turns colours off; RUST_LOG filters what is said on standard error.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(Box<train::TrainArguments>),
+    Evaluate(evaluate::EvaluateArguments),
+    Recommend(recommend::RecommendArguments),
+    Prepare(Box<prepare::PrepareArguments>),
+    Synth(synth::SynthArguments),
+    Inspect(inspect::InspectArguments),
+    Completions(completions::CompletionsArguments),
+}
+
+/// Parses the command line, runs the command and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version end up here too, with exit code 0. Nobody is left to tell when it
+            // cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    log_to_stderr(cli.verbose);
+    let result = match &cli.command {
+        Command::Train(arguments) => train::run(arguments),
+        Command::Evaluate(arguments) => evaluate::run(arguments),
+        Command::Recommend(arguments) => recommend::run(arguments),
+        Command::Prepare(arguments) => prepare::run(arguments),
+        Command::Synth(arguments) => synth::run(arguments),
+        Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Completions(arguments) => completions::run(arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has seen enough, as in `… | head`.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", message(&error));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// Events of the library go to standard error: warnings, and more with `-v` or `RUST_LOG`.
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(filter) if verbose == 0 && !filter.is_empty() => EnvFilter::new(filter),
+        _ => EnvFilter::new(level),
+    };
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && !no_color)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// The message of an error and of those causes that it does not already quote.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
+}
+
+/// 2 where the user can mend it by giving something else, 130 after an interruption, else 1.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<interrupt::Interrupted>() {
+        return interrupt::EXIT_CODE;
+    }
+    let is_input = |error: &bm3_engine::Error| error.is_input();
+    let input = error.chain().any(|cause| cause.downcast_ref().is_some_and(is_input));
+    if input { 2 } else { 1 }
+}
+
+/// Limits the threads of all parallel work of this process; `None` leaves one per core.
+///
+/// # Errors
+/// [`bm3_engine::Error::Setting`] for 0 threads; when the system refuses threads.
+fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {
+    match threads {
+        None => Ok(()),
+        Some(0) => {
+            let problem = "0 found, a number from 1 expected";
+            Err(bm3_engine::Error::setting("--threads", problem).into())
+        }
+        Some(threads) => {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+    use bm3_engine::Error;
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_user_gave_is_told_from_what_broke() {
+        let setting = anyhow::Error::from(Error::setting("--seed", "bad"));
+        assert_eq!(exit_code(&setting.context("while reading")), 2);
+        let io = |kind: io::ErrorKind| Error::io("x".as_ref(), "read", kind.into());
+        assert_eq!(exit_code(&io(io::ErrorKind::NotFound).into()), 2);
+        assert_eq!(exit_code(&io(io::ErrorKind::StorageFull).into()), 1);
+        assert_eq!(exit_code(&anyhow::anyhow!("broken")), 1);
+        assert_eq!(exit_code(&interrupt::Interrupted.into()), 130);
+    }
+
+    #[test]
+    fn a_cause_is_not_said_twice() {
+        let source = io::Error::other("disk on fire");
+        let error: anyhow::Error = Error::io("a.npy".as_ref(), "read", source).into();
+        assert_eq!(message(&error), "a.npy: cannot read: disk on fire");
+        let error = Err::<(), _>(error).context("evaluation").unwrap_err();
+        assert_eq!(message(&error), "evaluation: a.npy: cannot read: disk on fire");
+    }
+}

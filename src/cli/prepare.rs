@@ -1,0 +1,324 @@
+//! `bm3-engine prepare`
+
+use std::path::PathBuf;
+
+use bm3_engine::config::{FeatureSource, SplitRatio};
+use bm3_engine::{Error, Result};
+use clap::ValueEnum;
+
+/// Make a data folder from a table of interactions and feature files
+///
+/// Users and items are numbered, rare ones removed (k-core), interactions split, and features
+/// brought into the order of the items. The original ids are kept beside.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct PrepareArguments {
+    /// The table: one interaction per line, separated by commas, tabs or what --delimiter says
+    #[arg(long, value_name = "FILE", help_heading = "Interactions")]
+    interactions: PathBuf,
+    /// Column of the user's id, by name or by number from 1 [default: found by usual names, else 1]
+    #[arg(long, value_name = "COLUMN", help_heading = "Interactions")]
+    user_column: Option<String>,
+    /// Column of the item's id [default: found by usual names, else 2]
+    #[arg(long, value_name = "COLUMN", help_heading = "Interactions")]
+    item_column: Option<String>,
+    /// Column of the rating, for --min-rating [default: found by usual names]
+    #[arg(long, value_name = "COLUMN", help_heading = "Interactions")]
+    rating_column: Option<String>,
+    /// Column of the time, for the split methods that need it [default: found by usual names]
+    #[arg(long, value_name = "COLUMN", help_heading = "Interactions")]
+    time_column: Option<String>,
+    /// Keep only interactions rated at least this
+    #[arg(
+        long,
+        value_name = "RATING",
+        allow_negative_numbers = true,
+        help_heading = "Interactions"
+    )]
+    min_rating: Option<f64>,
+    /// What separates columns: one character, or `tab` [default: what the first line has]
+    #[arg(long, value_name = "CHARACTER", value_parser = delimiter, help_heading = "Interactions")]
+    delimiter: Option<u8>,
+    /// The first line is an interaction already; columns go by number
+    #[arg(long, help_heading = "Interactions")]
+    no_header: bool,
+    /// Remove users and items with fewer interactions than this, until none is left; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = 5, help_heading = "Interactions")]
+    k_core: usize,
+
+    /// How interactions are split
+    #[arg(
+        long,
+        value_name = "METHOD",
+        value_enum,
+        default_value = "random",
+        help_heading = "Split"
+    )]
+    split_method: SplitMethod,
+    /// Shares for training, validation and test [default: 0.8,0.1,0.1]
+    #[arg(long, value_name = "SHARES", allow_hyphen_values = true, help_heading = "Split")]
+    split: Option<SplitRatio>,
+    /// Key of the random split
+    #[arg(long, value_name = "N", default_value_t = 999, help_heading = "Split")]
+    seed: u64,
+
+    /// A modality's features, one row per item (may be repeated)
+    #[arg(long = "feature", value_name = "NAME=FILE.npy", help_heading = "Features")]
+    features: Vec<FeatureSource>,
+    /// The item ids of a modality's rows, one per line [default: rows are in order of item ids]
+    #[arg(long, value_name = "NAME=FILE", help_heading = "Features")]
+    feature_ids: Vec<FeatureSource>,
+    /// What to do with an item that has no row
+    #[arg(
+        long,
+        value_name = "ACTION",
+        value_enum,
+        default_value = "error",
+        help_heading = "Features"
+    )]
+    missing_features: MissingFeatures,
+    /// Numbers of the feature files written
+    #[arg(long, value_name = "TYPE", value_enum, default_value = "f32", help_heading = "Features")]
+    feature_type: FeatureType,
+
+    /// Name of the data set [default: the name of the folder]
+    #[arg(long, value_name = "NAME", help_heading = "Output")]
+    name: Option<String>,
+    /// The folder to write
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    out: PathBuf,
+    /// Replace a data set that is already there
+    #[arg(long, help_heading = "Output")]
+    overwrite: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  A CSV of ratings with a header, features in the order of the item ids:
+    bm3-engine prepare --interactions ratings.csv --min-rating 4 --feature image=image.npy \\
+        --out data/mine
+
+  A headless table, text features with ids of their own, the newest interactions for testing:
+    bm3-engine prepare --interactions u.data --no-header --user-column 1 --item-column 2 \\
+        --time-column 4 --split-method time --feature text=text.npy \\
+        --feature-ids text=text_ids.txt --missing-features mean --out data/ml100k";
+
+/// How interactions are split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SplitMethod {
+    /// Each user's interactions at random
+    Random,
+    /// Each user's interactions by time: the last ones are tested
+    Time,
+    /// Each user's last interaction is tested, the one before it validates
+    LeaveOneOut,
+}
+
+/// What becomes of an item without features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MissingFeatures {
+    /// Stop and say which
+    Error,
+    /// A row of zeros
+    Zero,
+    /// The mean of all rows
+    Mean,
+    /// The item is removed with its interactions
+    DropItem,
+}
+
+/// Numbers of feature files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FeatureType {
+    /// 32 bits
+    F32,
+    /// 16 bits: half the size, three decimal digits
+    F16,
+}
+
+/// A modality's features and whose they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeatureTable {
+    /// The modality.
+    pub name: String,
+    /// Its `.npy` file.
+    pub file: PathBuf,
+    /// The file of its rows' item ids.
+    pub ids: Option<PathBuf>,
+}
+
+/// What is to be prepared; the fields are the flags'.
+#[derive(Debug, PartialEq)]
+pub struct PrepareRequest {
+    pub interactions: PathBuf,
+    pub user_column: Option<String>,
+    pub item_column: Option<String>,
+    pub rating_column: Option<String>,
+    pub time_column: Option<String>,
+    pub min_rating: Option<f64>,
+    /// `None`: to be found out.
+    pub delimiter: Option<u8>,
+    pub has_header: bool,
+    pub k_core: usize,
+    pub split_method: SplitMethod,
+    pub split: SplitRatio,
+    pub seed: u64,
+    pub features: Vec<FeatureTable>,
+    pub missing_features: MissingFeatures,
+    pub feature_type: FeatureType,
+    /// The data set's name.
+    pub name: String,
+    pub out: PathBuf,
+    pub overwrite: bool,
+}
+
+pub fn run(arguments: &PrepareArguments) -> anyhow::Result<()> {
+    prepare(&request(arguments)?)
+}
+
+fn request(arguments: &PrepareArguments) -> Result<PrepareRequest> {
+    if arguments.split_method == SplitMethod::LeaveOneOut && arguments.split.is_some() {
+        let problem = "--split-method leave-one-out has no shares; leave one of the two out";
+        return Err(Error::setting("--split", problem));
+    }
+    let split = match arguments.split {
+        Some(split) => split,
+        None => SplitRatio { train: 0.8, valid: 0.1, test: 0.1 },
+    };
+    Ok(PrepareRequest {
+        interactions: arguments.interactions.clone(),
+        user_column: arguments.user_column.clone(),
+        item_column: arguments.item_column.clone(),
+        rating_column: arguments.rating_column.clone(),
+        time_column: arguments.time_column.clone(),
+        min_rating: arguments.min_rating,
+        delimiter: arguments.delimiter,
+        has_header: !arguments.no_header,
+        k_core: arguments.k_core,
+        split_method: arguments.split_method,
+        split,
+        seed: arguments.seed,
+        features: tables(&arguments.features, &arguments.feature_ids)?,
+        missing_features: arguments.missing_features,
+        feature_type: arguments.feature_type,
+        name: name(arguments)?,
+        out: arguments.out.clone(),
+        overwrite: arguments.overwrite,
+    })
+}
+
+/// Brings `--feature` and `--feature-ids` of the same name together.
+fn tables(features: &[FeatureSource], ids: &[FeatureSource]) -> Result<Vec<FeatureTable>> {
+    for (flag, sources) in [("--feature", features), ("--feature-ids", ids)] {
+        for (position, source) in sources.iter().enumerate() {
+            if sources[..position].iter().any(|earlier| earlier.name == source.name) {
+                let problem = format!("two files for the modality `{}`", source.name);
+                return Err(Error::setting(flag, problem));
+            }
+        }
+    }
+    if let Some(lonely) = ids.iter().find(|ids| !features.iter().any(|f| f.name == ids.name)) {
+        let problem = format!("there is no --feature {}=FILE.npy for these ids", lonely.name);
+        return Err(Error::setting("--feature-ids", problem));
+    }
+    let table = |feature: &FeatureSource| FeatureTable {
+        name: feature.name.clone(),
+        file: feature.path.clone(),
+        ids: ids.iter().find(|ids| ids.name == feature.name).map(|ids| ids.path.clone()),
+    };
+    Ok(features.iter().map(table).collect())
+}
+
+/// The name given, or that of the folder to be written.
+fn name(arguments: &PrepareArguments) -> Result<String> {
+    let name = match &arguments.name {
+        Some(name) => name.clone(),
+        None => {
+            let folder = std::path::absolute(&arguments.out)
+                .map_err(|error| Error::io(&arguments.out, "find", error))?;
+            folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+        }
+    };
+    if name.is_empty() || name.contains(std::path::is_separator) {
+        let problem = format!("`{name}` found, a file's name without its ending expected");
+        return Err(Error::setting("--name", problem));
+    }
+    Ok(name)
+}
+
+/// One byte, as separators of tables are.
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text {
+        "tab" | "\\t" => Ok(b'\t'),
+        other => match other.as_bytes() {
+            &[byte] if byte.is_ascii() && byte != b'\n' && byte != b'"' => Ok(byte),
+            _ => Err("one character, or `tab`, expected".into()),
+        },
+    }
+}
+
+/// Writes the data folder.
+fn prepare(_request: &PrepareRequest) -> anyhow::Result<()> {
+    anyhow::bail!("preparing data is not available yet")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        prepare: PrepareArguments,
+    }
+
+    fn requested(arguments: &[&str]) -> Result<PrepareRequest> {
+        let always = ["prepare", "--interactions", "i.csv", "--out", "data/mine"];
+        let command = Command::try_parse_from(always.iter().chain(arguments)).unwrap();
+        request(&command.prepare)
+    }
+
+    #[test]
+    fn features_meet_their_ids() {
+        let request = requested(&[
+            "--feature=image=i.npy",
+            "--feature=text=t.npy",
+            "--feature-ids=text=t.txt",
+        ])
+        .unwrap();
+        let [image, text] = request.features.as_slice() else { panic!("{request:?}") };
+        assert_eq!((image.name.as_str(), &image.ids), ("image", &None));
+        assert_eq!((text.name.as_str(), &text.ids), ("text", &Some("t.txt".into())));
+        assert_eq!(request.name, "mine");
+        assert_eq!((request.k_core, request.has_header), (5, true));
+    }
+
+    #[test]
+    fn contradictions_name_their_flag() {
+        for (arguments, expected) in [
+            (&["--feature-ids=text=t.txt"][..], "--feature-ids: there is no --feature text="),
+            (&["--feature=a=1", "--feature=a=2"], "--feature: two files for the modality `a`"),
+            (
+                &["--split-method=leave-one-out", "--split=0.8,0.1,0.1"],
+                "--split: --split-method leave-one-out has no shares",
+            ),
+            (&["--name", "a/b"], "--name: `a/b` found"),
+        ] {
+            let error = requested(arguments).unwrap_err();
+            assert!(error.is_input() && error.to_string().starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_delimiter_is_one_character() {
+        assert_eq!(delimiter("tab"), Ok(b'\t'));
+        assert_eq!(delimiter("\\t"), Ok(b'\t'));
+        assert_eq!(delimiter(";"), Ok(b';'));
+        assert_eq!(delimiter(" "), Ok(b' '));
+        for text in ["", "::", "é", "\"", "\n"] {
+            delimiter(text).unwrap_err();
+        }
+    }
+}

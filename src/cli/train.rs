@@ -1,0 +1,387 @@
+//! `bm3-engine train`
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bm3_engine::config::{ConfigFile, RunConfig, RunSettings, TrainSettings};
+use bm3_engine::records::Observer;
+use bm3_engine::run::{CONFIG, StopReason, Summary};
+use bm3_engine::{Error, Result};
+
+use super::interrupt::{self, Interrupted};
+use super::output;
+use super::progress::{Face, Reporter};
+
+/// Train a model and leave it, with its settings and metrics, in a directory
+///
+/// Every epoch is measured on the validation split; training ends when Recall@20 has not risen for
+/// a while, and the model kept is the best epoch's. Ctrl-C saves before it ends.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct TrainArguments {
+    #[command(flatten)]
+    run: RunSettings,
+    #[command(flatten)]
+    train: TrainSettings,
+    /// Read settings from a TOML or YAML file, MMRec's included; flags win (may be repeated, the
+    /// later file wins)
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    config: Vec<PathBuf>,
+    /// Continue an interrupted run, bit for bit as if it had not been interrupted
+    #[arg(
+        long,
+        value_name = "RUNDIR",
+        help_heading = "Run",
+        conflicts_with_all = FIXED_BY_A_RUN,
+    )]
+    resume: Option<PathBuf>,
+    /// Print the settings the run would have and stop
+    #[arg(long, help_heading = "Output")]
+    dry_run: bool,
+    /// Print one JSON object a line on standard output: start, epoch, checkpoint, end
+    #[arg(long, conflicts_with = "quiet", help_heading = "Output")]
+    json: bool,
+    /// Print nothing but errors and the final table
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  Train on a folder in MMRec's layout (baby.inter, image_feat.npy, text_feat.npy):
+    bm3-engine train --data data/baby
+
+  The paper's settings for Electronics, with features as fixed inputs:
+    bm3-engine train --data data/elec --layers 2 --dropout 0.3 --freeze-features
+
+  Features from elsewhere, and of these only two:
+    bm3-engine train --data data/baby --feature audio=/features/audio.npy --modalities text,audio
+
+  Repeat a run with another seed; continue one for more epochs:
+    bm3-engine train --config runs/first/config.toml --seed 7 --out runs/second
+    bm3-engine train --resume runs/first --epochs 2000
+
+  MMRec's settings as they are, with one value where they sweep:
+    bm3-engine train --config overall.yaml --config BM3.yaml --data data/baby";
+
+/// Settings that a run to be continued has made already, by their identifiers here: changing them
+/// would make it another run.
+const FIXED_BY_A_RUN: [&str; 21] = [
+    "config",
+    "features",
+    "modalities",
+    "split",
+    "out",
+    "init",
+    "embedding_size",
+    "layers",
+    "propagation",
+    "self_loops",
+    "freeze_features",
+    "dropout",
+    "reg_weight",
+    "cl_weight",
+    "learning_rate",
+    "learning_rate_decay",
+    "batch_size",
+    "top_k",
+    "seed",
+    "order",
+    "dry_run",
+];
+
+/// What is to be trained: everything the command line and the files say, checked.
+#[derive(Debug, PartialEq)]
+pub struct TrainRequest {
+    /// The settings of the run; of a continued one with those changes that are allowed.
+    pub config: RunConfig,
+    /// The run's directory. `None`: [`default_directory`] of the data set's name.
+    pub out: Option<PathBuf>,
+    /// Whether `out` has a run that is to be continued.
+    pub resume: bool,
+    /// Print what would be done instead of doing it.
+    pub dry_run: bool,
+    /// How progress is shown.
+    pub face: Face,
+}
+
+pub fn run(arguments: &TrainArguments) -> anyhow::Result<()> {
+    let (request, notices) = request(arguments)?;
+    if request.face != Face::Quiet {
+        for notice in notices {
+            eprintln!("note: {notice}");
+        }
+    }
+    super::use_threads(request.config.threads)?;
+    if request.dry_run {
+        return plan(&request);
+    }
+    let interrupted = interrupt::install()?;
+    let mut reporter = Reporter::new(request.face);
+    let summary = fit(&request, &mut reporter, &interrupted)?;
+    reporter.finish(&summary)?;
+    if summary.stopped_by == StopReason::Interrupted {
+        return Err(Interrupted.into());
+    }
+    Ok(())
+}
+
+/// Merges files and flags, flags winning; also what there is to say about the files.
+fn request(arguments: &TrainArguments) -> Result<(TrainRequest, Vec<String>)> {
+    let (config, out, notices) = match &arguments.resume {
+        Some(directory) => (continued(directory, arguments)?, Some(directory.clone()), Vec::new()),
+        None => {
+            let file = ConfigFile::read_all(&arguments.config)?;
+            let run = arguments.run.clone().or(file.run);
+            let train = arguments.train.clone().or(file.train);
+            (RunConfig::new(&train, &run)?, run.out, file.notices)
+        }
+    };
+    let request = TrainRequest {
+        config,
+        out,
+        resume: arguments.resume.is_some(),
+        dry_run: arguments.dry_run,
+        face: Face::choose(arguments.json, arguments.quiet),
+    };
+    Ok((request, notices))
+}
+
+/// The settings of the run in `directory`, with what may change when it is continued.
+fn continued(directory: &Path, arguments: &TrainArguments) -> Result<RunConfig> {
+    let path = directory.join(CONFIG);
+    if !path.is_file() {
+        let problem = format!("no run to continue: there is no {CONFIG} in it");
+        return Err(Error::run_file(directory, problem));
+    }
+    let ConfigFile { train, run, .. } = ConfigFile::read(&path)?;
+    // Flags that are fixed by the run cannot be given, so that what is given may change.
+    RunConfig::new(&arguments.train.clone().or(train), &arguments.run.clone().or(run))
+}
+
+/// `runs/DATASET-UTCTIME`, as in `runs/baby-20260131T235959Z`.
+#[allow(dead_code, reason = "for `fit`")]
+fn default_directory(dataset: &str, now: SystemTime) -> PathBuf {
+    let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let (days, seconds) = (since_epoch / 86_400, since_epoch % 86_400);
+    let (year, month, day) = civil_date(days);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let name = format!("{dataset}-{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z");
+    Path::new("runs").join(name)
+}
+
+/// Year, month and day of the Gregorian calendar, `days` after 1 January 1970.
+///
+/// Counts from 1 March of the year 0, so that a leap day is the last of its year and months follow
+/// one formula; 146,097 days are 400 years.
+fn civil_date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+/// Prints what `fit` would do.
+fn plan(request: &TrainRequest) -> anyhow::Result<()> {
+    output::print(&request.config.to_toml()?)
+}
+
+/// Reads the data, opens the directory, keeps the settings in it and trains.
+fn fit(
+    _request: &TrainRequest,
+    _observer: &mut dyn Observer,
+    _interrupted: &AtomicBool,
+) -> anyhow::Result<Summary> {
+    anyhow::bail!("training is not available yet")
+}
+
+#[cfg(test)]
+mod tests {
+    use bm3_engine::config::{DeviceChoice, ModalityChoice, TrainConfig};
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        train: TrainArguments,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<TrainArguments, clap::Error> {
+        let arguments = ["train"].iter().chain(arguments);
+        Command::try_parse_from(arguments).map(|command| command.train)
+    }
+
+    fn requested(arguments: &[&str]) -> Result<TrainRequest> {
+        request(&parse(arguments).unwrap()).map(|(request, _)| request)
+    }
+
+    /// A run's directory with these settings in it.
+    fn run_directory(config: &str) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(CONFIG), config).unwrap();
+        directory
+    }
+
+    #[test]
+    fn without_settings_there_are_the_defaults() {
+        let request = requested(&["--data", "d", "--quiet"]).unwrap();
+        assert_eq!(request.config.train, TrainConfig::default());
+        assert_eq!(request.config.device, DeviceChoice::Auto);
+        assert_eq!((request.out, request.resume, request.dry_run), (None, false, false));
+        assert_eq!(request.face, Face::Quiet);
+        assert!(requested(&[]).unwrap_err().to_string().starts_with("--data: not given"));
+    }
+
+    #[test]
+    fn every_flag_arrives() {
+        let request = requested(&[
+            "--data=d",
+            "--feature=image=i.npy",
+            "--feature=text=t.npy",
+            "--modalities=image",
+            "--split=0.7,0.1,0.2",
+            "--device=cpu",
+            "--threads=2",
+            "--out=o",
+            "--init=s.safetensors",
+            "--checkpoint-seconds=5",
+            "--order=file",
+            "--layers=2",
+            "--dropout=0",
+            "--reg-weight=1",
+            "--cl-weight=3",
+            "--embedding-size=32",
+            "--propagation=gcn",
+            "--self-loops",
+            "--freeze-features=true",
+            "--learning-rate=1e-2",
+            "--learning-rate-decay=0.9",
+            "--batch-size=16",
+            "--epochs=3",
+            "--patience=4",
+            "--top-k=20,5,20",
+            "--seed=1",
+            "--dry-run",
+            "--json",
+        ])
+        .unwrap();
+        let RunConfig { train, features, modalities, split, device, threads, .. } = request.config;
+        assert_eq!(features.len(), 2);
+        assert_eq!(modalities, ModalityChoice::Only(vec!["image".into()]));
+        assert_eq!(split.unwrap().valid, 0.1);
+        assert_eq!((device, threads), (DeviceChoice::Cpu, Some(2)));
+        assert_eq!(request.config.checkpoint_seconds, 5);
+        assert!(request.config.init.unwrap().ends_with("s.safetensors"));
+        assert_eq!(request.out, Some("o".into()));
+        assert!(request.dry_run);
+        assert_eq!(request.face, Face::Json);
+        // Each differs from its default, so that a flag that does not arrive is seen.
+        let json = |config: &TrainConfig| match serde_json::to_value(config).unwrap() {
+            serde_json::Value::Object(map) => map,
+            other => panic!("{other}"),
+        };
+        for ((key, given), (_, default)) in
+            json(&train).into_iter().zip(json(&TrainConfig::default()))
+        {
+            assert_ne!(given, default, "{key}");
+        }
+        assert_eq!(train.top_k, [5, 20]);
+    }
+
+    #[test]
+    fn flags_win_over_files_and_later_files_over_earlier_ones() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = directory.path().join("first.toml");
+        let second = directory.path().join("second.yaml");
+        std::fs::write(&first, "data = 'd'\nseed = 1\nlayers = 1\nself_loops = true").unwrap();
+        std::fs::write(&second, "seed: 2\nlayers: 2\neval_batch_size: 4096").unwrap();
+        let arguments = [
+            "--config",
+            first.to_str().unwrap(),
+            "--config",
+            second.to_str().unwrap(),
+            "--seed",
+            "3",
+            "--self-loops=false",
+        ];
+        let (request, notices) = request(&parse(&arguments).unwrap()).unwrap();
+        let train = request.config.train;
+        assert_eq!((train.seed, train.layers, train.self_loops), (3, 2, false));
+        assert!(request.config.data.is_absolute());
+        assert_eq!(notices.len(), 1);
+    }
+
+    #[test]
+    fn a_run_is_continued_with_its_own_settings_but_for_a_few() {
+        let directory = run_directory("data = '/old'\nlayers = 2\nepochs = 10\nthreads = 1\n");
+        let path = directory.path().to_str().unwrap();
+        let request = requested(&[
+            "--resume",
+            path,
+            "--data",
+            "/new",
+            "--epochs",
+            "20",
+            "--patience",
+            "9",
+            "--threads",
+            "2",
+            "--device",
+            "cpu",
+            "--checkpoint-seconds",
+            "1",
+        ])
+        .unwrap();
+        assert!(request.resume);
+        assert_eq!(request.out.as_deref(), Some(directory.path()));
+        let RunConfig { train, data, threads, .. } = request.config;
+        assert_eq!((data, threads), ("/new".into(), Some(2)));
+        assert_eq!((train.layers, train.epochs, train.patience), (2, 20, 9));
+
+        let missing = requested(&["--resume", "does/not/exist"]).unwrap_err();
+        assert!(missing.is_input() && missing.to_string().contains("no run to continue"));
+    }
+
+    #[test]
+    fn every_other_flag_is_refused_when_a_run_is_continued() {
+        let allowed = [
+            "resume",
+            "data",
+            "device",
+            "threads",
+            "epochs",
+            "patience",
+            "checkpoint_seconds",
+            "json",
+            "quiet",
+            "help",
+        ];
+        for argument in Command::command().get_arguments() {
+            let identifier = argument.get_id().as_str();
+            assert!(
+                allowed.contains(&identifier) != FIXED_BY_A_RUN.contains(&identifier),
+                "{identifier}: decide whether it may be given with --resume"
+            );
+        }
+        let error = parse(&["--resume", "r", "--layers", "2"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("'--layers <L>'"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_is_named_after_the_data_and_the_time() {
+        let at = |seconds| default_directory("baby", UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), Path::new("runs/baby-19700101T000000Z"));
+        assert_eq!(at(951_827_696), Path::new("runs/baby-20000229T123456Z"));
+        assert_eq!(at(1_767_225_599), Path::new("runs/baby-20251231T235959Z"));
+        assert_eq!(at(4_107_542_400), Path::new("runs/baby-21000301T000000Z"));
+    }
+}
