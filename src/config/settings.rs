@@ -144,7 +144,7 @@ pub struct RunSettings {
     /// CPU threads; results do not depend on it [default: one per core]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub threads: Option<usize>,
-    /// Directory of the run, which must not exist yet [default: runs/DATASET-UTCTIME]
+    /// Directory of the run; one that has a run already is refused [default: runs/DATASET-UTCTIME]
     #[arg(long, value_name = "RUNDIR", help_heading = "Run")]
     pub out: Option<PathBuf>,
     /// Start from the tensors of this safetensors file instead of random ones
