@@ -45,8 +45,11 @@ fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> 
     let mut temporary =
         NamedTempFile::new_in(directory).map_err(|error| Error::io(path, "create", error))?;
     fill(&mut temporary)?;
-    make_readable(temporary.as_file()).map_err(|error| Error::io(path, "write", error))?;
-    temporary.as_file().sync_all().map_err(|error| Error::io(path, "sync", error))?;
+    // By name: a writer that was given the name may have put another file there.
+    let written =
+        File::open(temporary.path()).map_err(|error| Error::io(path, "open", error))?;
+    make_readable(&written).map_err(|error| Error::io(path, "write", error))?;
+    written.sync_all().map_err(|error| Error::io(path, "sync", error))?;
     temporary.persist(path).map_err(|error| Error::io(path, "rename into", error.error))?;
     sync_directory(directory).map_err(|error| Error::io(directory, "sync", error))
 }
@@ -79,4 +82,41 @@ fn sync_directory(directory: &Path) -> std::io::Result<()> {
 #[cfg(not(unix))]
 fn sync_directory(_: &Path) -> std::io::Result<()> {
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_or_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.txt");
+        write_bytes_atomic(&path, b"first").unwrap();
+        let error = write_atomic(&path, |writer| {
+            writer.write_all(b"half").unwrap();
+            Err(Error::setting("x", "broken"))
+        });
+        assert!(error.is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"first");
+        write_atomic_by_name(&path, |temporary| {
+            // As writers do that replace a file themselves.
+            std::fs::remove_file(temporary).unwrap();
+            std::fs::write(temporary, b"second").unwrap();
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"second");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_can_be_read_by_others() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.txt");
+        write_bytes_atomic(&path, b"x").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+    }
 }

@@ -110,6 +110,18 @@ impl RunDirectory {
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
+    /// Takes back a directory in which nothing was trained: its settings, its lock, and itself
+    /// when there is nothing else in it.
+    pub fn discard_unused(self) {
+        if !self.file(STATE).exists() {
+            // Best effort: what cannot be removed does no harm.
+            for name in [CONFIG, METRICS, LOCK] {
+                std::fs::remove_file(self.file(name)).ok();
+            }
+            std::fs::remove_dir(&self.path).ok();
+        }
+    }
+
     /// Where a file of the run lies.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)

@@ -67,7 +67,7 @@ struct RowBuffers<B: Backend> {
 
 /// A modality's raw features, as a model is given them.
 #[derive(Debug, Clone)]
-pub enum FeatureSource<T> {
+pub enum RawFeatures<T> {
     /// Inputs.
     Frozen(Arc<FeatureMatrix>),
     /// Parameters, I × D_m.
@@ -96,15 +96,15 @@ impl<B: Backend> Model<B> {
         layout: Layout,
         graph: Arc<Graph>,
         dense: &DenseState<B::Real>,
-        features: Vec<FeatureSource<B::Real>>,
+        features: Vec<RawFeatures<B::Real>>,
     ) -> Result<Self> {
         let elements = layout.nodes.len();
         let features = features
             .into_iter()
             .zip(&layout.modalities)
             .map(|(source, modality)| match source {
-                FeatureSource::Frozen(matrix) => backend.frozen_features(matrix, layout.items),
-                FeatureSource::Trained(state) => backend.trained_features(state, modality.columns),
+                RawFeatures::Frozen(matrix) => backend.frozen_features(matrix, layout.items),
+                RawFeatures::Trained(state) => backend.trained_features(state, modality.columns),
             })
             .collect::<Result<Vec<_>>>()?;
         let (between, printed) = match config.propagation {

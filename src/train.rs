@@ -19,7 +19,7 @@ use crate::real::Real;
 use crate::records::{EpochRecord, Metrics, Observer, RunStart};
 use crate::run::{self, RunDirectory, StopReason, Summary};
 use crate::step::{
-    DenseState, FeatureSource, Model, adam_step, fresh_features, learning_rate, loss_names,
+    DenseState, Model, RawFeatures, adam_step, fresh_features, learning_rate, loss_names,
     total_loss,
 };
 use crate::{Error, Result};
@@ -528,16 +528,16 @@ fn feature_sources<T: Real>(
     dataset: &Dataset,
     config: &TrainConfig,
     mut trained: impl FnMut(usize, &crate::data::Modality) -> Result<FeatureState<T>>,
-) -> Result<Vec<FeatureSource<T>>> {
+) -> Result<Vec<RawFeatures<T>>> {
     dataset
         .modalities
         .iter()
         .enumerate()
         .map(|(index, modality)| {
             Ok(if config.freeze_features {
-                FeatureSource::Frozen(modality.features.clone())
+                RawFeatures::Frozen(modality.features.clone())
             } else {
-                FeatureSource::Trained(trained(index, modality)?)
+                RawFeatures::Trained(trained(index, modality)?)
             })
         })
         .collect()

@@ -17,7 +17,7 @@ use bm3_engine::evaluate;
 use bm3_engine::graph::Graph;
 use bm3_engine::parameters::Layout;
 use bm3_engine::real::Real;
-use bm3_engine::step::{DenseState, FeatureSource, Model, fresh_features};
+use bm3_engine::step::{DenseState, Model, RawFeatures, fresh_features};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -245,9 +245,9 @@ fn model<T: Real>(case: &Case) -> (Model<Cpu<T>>, Arc<Graph>, TrainConfig) {
             if settings.frozen {
                 let values = values.iter().map(|&value| value as f32).collect();
                 let matrix = FeatureMatrix::from_f32(settings.items, width, values);
-                FeatureSource::Frozen(Arc::new(matrix.expect("a matrix of these sizes")))
+                RawFeatures::Frozen(Arc::new(matrix.expect("a matrix of these sizes")))
             } else {
-                FeatureSource::Trained(fresh_features(from_f64(values), settings.items))
+                RawFeatures::Trained(fresh_features(from_f64(values), settings.items))
             }
         })
         .collect();

@@ -296,7 +296,7 @@ fn the_loss_follows_a_recorded_trace() {
     let features = dataset
         .modalities
         .iter()
-        .map(|modality| bm3_engine::step::FeatureSource::Frozen(modality.features.clone()))
+        .map(|modality| bm3_engine::step::RawFeatures::Frozen(modality.features.clone()))
         .collect();
     let graph = bm3_engine::train::graph(&dataset, &config);
     let backend = Cpu::<f32>::new();

@@ -1,6 +1,8 @@
 //! `bm3-engine evaluate`
 
+use bm3_engine::Error;
 use bm3_engine::config::{ascending, validate_top_k};
+use bm3_engine::evaluate::metrics;
 use bm3_engine::records::Metrics;
 use clap::ValueEnum;
 
@@ -81,6 +83,23 @@ pub fn run(arguments: &EvaluateArguments) -> anyhow::Result<()> {
 }
 
 /// Reads the model and the data and measures.
-fn evaluate(_request: &EvaluateRequest) -> anyhow::Result<Metrics> {
-    anyhow::bail!("evaluation is not available yet")
+fn evaluate(request: &EvaluateRequest) -> anyhow::Result<Metrics> {
+    let (saved, dataset, mut model) = request.model.load()?;
+    let (split, label) = match request.split {
+        SplitName::Valid => (&dataset.valid, 1),
+        SplitName::Test => (&dataset.test, 2),
+    };
+    if split.users.is_empty() {
+        let problem = format!(
+            "`{}` found, but {} has no interaction with x_label {label} of a user it trains on",
+            request.split.name(),
+            request.model.config.data.display()
+        );
+        return Err(Error::setting("--split", problem).into());
+    }
+    let lengths = request.top_k.as_ref().unwrap_or(&saved.record.identity.config.top_k);
+    // Validated: there is one length at least.
+    let longest = lengths.iter().copied().max().unwrap_or(1);
+    let lists = model.top_k(&split.users, longest)?;
+    Ok(metrics(split, &split.users, &lists, lengths))
 }

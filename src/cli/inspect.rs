@@ -2,7 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use bm3_engine::checkpoint::{StateRecord, TensorFile};
+use bm3_engine::config::RunConfig;
+use bm3_engine::data::{DataError, Dataset, DatasetOptions, FeatureMatrix, Modality, SplitRatio};
+use bm3_engine::run::Summary;
+use bm3_engine::saved::SavedModel;
 use bm3_engine::{Error, Result, run};
+use serde_json::{Map, Value, json};
+
+use super::output;
 
 /// Say what a run, a data set, a model or a feature file holds
 #[derive(Debug, clap::Args)]
@@ -67,30 +75,158 @@ impl Kind {
     }
 }
 
-/// What is to be inspected.
-#[derive(Debug)]
-pub struct InspectRequest<'a> {
-    /// Where it lies.
-    pub path: &'a Path,
-    /// What it is.
-    pub kind: Kind,
-    /// Whether JSON is wanted.
-    pub json: bool,
-}
-
 pub fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
-    let kind = Kind::of(&arguments.path)?;
-    inspect(&InspectRequest { path: &arguments.path, kind, json: arguments.json })
+    let path = &arguments.path;
+    let found = match Kind::of(path)? {
+        Kind::Run => inspect_run(path)?,
+        Kind::Data => inspect_data(path)?,
+        Kind::Safetensors => inspect_tensors(path)?,
+        Kind::Npy => inspect_npy(path)?,
+    };
+    if arguments.json {
+        output::print_json(&found)
+    } else {
+        let mut text = String::new();
+        outline(&mut text, 0, &found);
+        output::print(&text)
+    }
 }
 
-/// Reads what is there and prints it.
-fn inspect(request: &InspectRequest) -> anyhow::Result<()> {
-    anyhow::bail!(
-        "{}: inspecting a {:?}{} is not available yet",
-        request.path.display(),
-        request.kind,
-        if request.json { " as JSON" } else { "" }
-    )
+/// Settings, progress and results of a run.
+fn inspect_run(directory: &Path) -> Result<Value> {
+    let config = directory.join(run::CONFIG);
+    let config = config.is_file().then(|| RunConfig::read(&config)).transpose()?;
+    let state = directory.join(run::STATE);
+    let state: Option<StateRecord> =
+        state.is_file().then(|| TensorFile::open(&state)?.record()).transpose()?;
+    let model = directory.join(run::MODEL);
+    let model = model.is_file().then(|| SavedModel::open(&model)).transpose()?;
+    let summary = directory.join(run::SUMMARY);
+    let summary = std::fs::read_to_string(&summary).ok();
+    let summary = summary.and_then(|text| serde_json::from_str::<Summary>(&text).ok());
+    Ok(json!({
+        "kind": "run",
+        "settings": config,
+        "progress": state.map(|state| json!({
+            "epochs": state.epoch,
+            "steps": state.step,
+            "evaluations since the best": state.evaluations_since_best,
+            "last epoch": state.last,
+        })),
+        "best model": model.map(|model| json!({
+            "epoch": model.record.epoch,
+            "valid": model.record.valid,
+            "test": model.record.test,
+        })),
+        "ended by": summary.as_ref().map(|summary| summary.stopped_by),
+        "seconds in training": summary.as_ref().map(|summary| summary.train_seconds),
+        "seconds in evaluation": summary.as_ref().map(|summary| summary.evaluate_seconds),
+    }))
+}
+
+/// Counts of a data set, after all the checks that training makes.
+fn inspect_data(directory: &Path) -> Result<Value> {
+    let dataset = match Dataset::open(directory, &DatasetOptions::default()) {
+        // Looked at as training would split it.
+        Err(DataError::NoSplit { .. }) => {
+            let split = Some(SplitRatio { train: 0.8, valid: 0.1, test: 0.1, seed: 999 });
+            Dataset::open(directory, &DatasetOptions { split, ..DatasetOptions::default() })?
+        }
+        other => other?,
+    };
+    let pairs = dataset.train.users.len() + dataset.valid.items.len() + dataset.test.items.len();
+    let cells = dataset.users as f64 * dataset.items as f64;
+    let degrees = |ids: &[u32], count: usize| {
+        let mut degrees = vec![0usize; count];
+        ids.iter().for_each(|&id| degrees[id as usize] += 1);
+        degrees.sort_unstable();
+        json!({
+            "smallest": degrees.first(),
+            "median": degrees.get(count / 2),
+            "largest": degrees.last(),
+        })
+    };
+    let modalities: Map<String, Value> = dataset
+        .modalities
+        .iter()
+        .map(|Modality { name, features }| (name.clone(), describe_features(features)))
+        .collect();
+    Ok(json!({
+        "kind": "data set",
+        "name": dataset.name,
+        "users": dataset.users,
+        "items": dataset.items,
+        "interactions": pairs,
+        "density": pairs as f64 / cells,
+        "train": dataset.train.users.len(),
+        "valid": { "users": dataset.valid.users.len(), "interactions": dataset.valid.items.len() },
+        "test": { "users": dataset.test.users.len(), "interactions": dataset.test.items.len() },
+        "training interactions of a user": degrees(&dataset.train.users, dataset.users),
+        "training interactions of an item": degrees(&dataset.train.items, dataset.items),
+        "modalities": modalities,
+        "warnings": dataset.warnings,
+    }))
+}
+
+fn describe_features(features: &FeatureMatrix) -> Value {
+    json!({
+        "rows": features.rows(),
+        "columns": features.columns(),
+        "type": features.dtype().to_string(),
+        "bytes": features.bytes(),
+    })
+}
+
+/// The tensors of a file, and our record where it has one.
+fn inspect_tensors(path: &Path) -> Result<Value> {
+    let file = TensorFile::open(path)?;
+    let tensors: Map<String, Value> = file
+        .names()
+        .into_iter()
+        .filter_map(|name| {
+            let info = file.info(&name)?;
+            Some((name, json!(format!("{:?} {:?}", info.dtype, info.shape))))
+        })
+        .collect();
+    Ok(json!({
+        "kind": "tensors",
+        "tensors": tensors,
+        "record": file.record::<Value>().ok(),
+    }))
+}
+
+/// The shape of a table, and whether its numbers can be trained on.
+fn inspect_npy(path: &Path) -> Result<Value> {
+    let features = FeatureMatrix::open(path)?;
+    features.check_finite(features.rows())?;
+    let mut found = json!({ "kind": "features" });
+    if let (Value::Object(found), Value::Object(described)) =
+        (&mut found, describe_features(&features))
+    {
+        found.extend(described);
+        found.insert("all finite".to_owned(), true.into());
+    }
+    Ok(found)
+}
+
+/// JSON as indented lines, without what is absent.
+fn outline(text: &mut String, depth: usize, value: &Value) {
+    let Value::Object(map) = value else { return };
+    let width = map.keys().map(|key| key.chars().count()).max().unwrap_or(0);
+    for (key, value) in map {
+        let indent = "  ".repeat(depth);
+        match value {
+            Value::Null => {}
+            Value::Array(list) if list.is_empty() => {}
+            Value::Object(inner) if inner.is_empty() => {}
+            Value::Object(_) => {
+                text.push_str(&format!("{indent}{key}:\n"));
+                outline(text, depth + 1, value);
+            }
+            Value::String(word) => text.push_str(&format!("{indent}{key:width$}  {word}\n")),
+            other => text.push_str(&format!("{indent}{key:width$}  {other}\n")),
+        }
+    }
 }
 
 #[cfg(test)]

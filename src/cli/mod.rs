@@ -4,6 +4,7 @@
 //! into a request (parsed, merged with settings files, checked) and hands that to the library.
 //! Standard output carries data, standard error carries talk.
 
+mod backend;
 mod completions;
 mod evaluate;
 mod inspect;

@@ -3,8 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use bm3_engine::config::{DeviceChoice, RunConfig, RunSettings, TrainSettings};
+use bm3_engine::cpu::Cpu;
+use bm3_engine::data::Dataset;
 use bm3_engine::run::{CONFIG, MODEL};
+use bm3_engine::saved::SavedModel;
+use bm3_engine::step::Model;
 use bm3_engine::{Error, Result};
+
+use super::backend;
 
 /// Which model, on which data, computed where.
 #[derive(Debug, clap::Args)]
@@ -65,6 +71,31 @@ impl ModelArguments {
         config.device = self.device;
         config.threads = self.threads;
         Ok(ModelRequest { file, config, has_run })
+    }
+}
+
+impl ModelRequest {
+    /// The model's file, the interactions of its data set, and the model on its device.
+    ///
+    /// # Errors
+    /// What is wrong with the model or the data, or that they do not belong together.
+    pub fn load(&self) -> Result<(SavedModel, Dataset, Model<Cpu<f32>>)> {
+        let device = backend::open(self.config.device)?;
+        let saved = SavedModel::open(&self.file)?;
+        let mut config = self.config.clone();
+        if !self.has_run {
+            config.train = saved.record.identity.config.clone();
+        }
+        let dataset = backend::interactions(&config)?;
+        if !saved.fits(&dataset) {
+            eprintln!(
+                "warning: {} has other interactions than the model was trained on; its scores \
+                 come from these",
+                config.data.display()
+            );
+        }
+        let model = saved.load(device, &dataset)?;
+        Ok((saved, dataset, model))
     }
 }
 

@@ -23,6 +23,19 @@ pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&line)
 }
 
+/// A number of bytes for people, as in `12.3 MB`.
+pub fn bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 999.5 {
+            let digits = usize::from(unit != "B" && value < 99.95);
+            return format!("{value:.digits$} {unit}");
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.1} TB")
+}
+
 /// Whether an error comes from a pipe that nobody reads any more.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {

@@ -5,13 +5,15 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bm3_engine::config::{ConfigFile, RunConfig, RunSettings, TrainSettings};
+use bm3_engine::memory::MemoryPlan;
 use bm3_engine::records::Observer;
-use bm3_engine::run::{CONFIG, StopReason, Summary};
+use bm3_engine::run::{CONFIG, RunDirectory, StopReason, Summary};
+use bm3_engine::train::{FitOptions, fit as fit_model, graph};
 use bm3_engine::{Error, Result};
 
 use super::interrupt::{self, Interrupted};
-use super::output;
 use super::progress::{Face, Reporter};
+use super::{backend, output};
 
 /// Train a model and leave it, with its settings and metrics, in a directory
 ///
@@ -36,7 +38,7 @@ pub struct TrainArguments {
         conflicts_with_all = FIXED_BY_A_RUN,
     )]
     resume: Option<PathBuf>,
-    /// Print the settings the run would have and stop
+    /// Read the data, print the settings and the memory that the run would have, and stop
     #[arg(long, help_heading = "Output")]
     dry_run: bool,
     /// Print one JSON object a line on standard output: start, epoch, checkpoint, end
@@ -161,7 +163,6 @@ fn continued(directory: &Path, arguments: &TrainArguments) -> Result<RunConfig> 
 }
 
 /// `runs/DATASET-UTCTIME`, as in `runs/baby-20260131T235959Z`.
-#[allow(dead_code, reason = "for `fit`")]
 fn default_directory(dataset: &str, now: SystemTime) -> PathBuf {
     let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     let (days, seconds) = (since_epoch / 86_400, since_epoch % 86_400);
@@ -187,18 +188,55 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
-/// Prints what `fit` would do.
+/// Prints the settings of the run and what it would hold in memory, and writes nothing.
 fn plan(request: &TrainRequest) -> anyhow::Result<()> {
-    output::print(&request.config.to_toml()?)
+    backend::open(request.config.device)?;
+    let dataset = backend::dataset(&request.config)?;
+    backend::warn(&dataset);
+    let train = &request.config.train;
+    let plan = MemoryPlan::new(&dataset, &graph(&dataset, train), train);
+    let mut text = request.config.to_toml()?;
+    text.push_str("\n# Memory:\n");
+    for line in &plan.lines {
+        text.push_str(&format!("# {:>9}  {}\n", output::bytes(line.bytes), line.what));
+    }
+    text.push_str(&format!("# {:>9}  in all\n", output::bytes(plan.total())));
+    text.push_str(&format!(
+        "# {:>9}  of mapped feature files beside it, page cache that the system may take back\n",
+        output::bytes(plan.mapped)
+    ));
+    output::print(&text)
 }
 
 /// Reads the data, opens the directory, keeps the settings in it and trains.
 fn fit(
-    _request: &TrainRequest,
-    _observer: &mut dyn Observer,
-    _interrupted: &AtomicBool,
+    request: &TrainRequest,
+    observer: &mut dyn Observer,
+    interrupted: &AtomicBool,
 ) -> anyhow::Result<Summary> {
-    anyhow::bail!("training is not available yet")
+    let config = &request.config;
+    let device = backend::open(config.device)?;
+    let dataset = backend::dataset(config)?;
+    if request.face != Face::Quiet {
+        backend::warn(&dataset);
+    }
+    let path = match &request.out {
+        Some(path) => path.clone(),
+        None => default_directory(&dataset.name, SystemTime::now()),
+    };
+    let directory = RunDirectory::open(&path, request.resume)?;
+    config.write(&directory.file(CONFIG))?;
+    let options = FitOptions {
+        initial: config.init.as_deref(),
+        resume: request.resume,
+        checkpoint_interval: Duration::from_secs(config.checkpoint_seconds),
+    };
+    let result =
+        fit_model(device, &dataset, &config.train, &directory, &options, observer, interrupted);
+    if result.as_ref().is_err_and(Error::is_input) {
+        directory.discard_unused();
+    }
+    Ok(result?)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use bm3_engine::graph::Graph;
 use bm3_engine::parameters::Layout;
 use bm3_engine::philox::{Purpose, Stream};
 use bm3_engine::real::Real;
-use bm3_engine::step::{DenseState, FeatureSource, Model, fresh_features};
+use bm3_engine::step::{DenseState, Model, RawFeatures, fresh_features};
 use proptest::prelude::*;
 
 /// A small training problem, everything in it drawn from `seed`.
@@ -111,10 +111,10 @@ impl Problem {
                 let width = self.modalities[modality].1;
                 if self.config.freeze_features {
                     let matrix = FeatureMatrix::from_f32(self.items, width, values);
-                    FeatureSource::Frozen(Arc::new(matrix.expect("sizes agree")))
+                    RawFeatures::Frozen(Arc::new(matrix.expect("sizes agree")))
                 } else {
                     let values = values.into_iter().map(T::from_f32).collect();
-                    FeatureSource::Trained(fresh_features(values, self.items))
+                    RawFeatures::Trained(fresh_features(values, self.items))
                 }
             })
             .collect();
