@@ -46,8 +46,7 @@ fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> 
         NamedTempFile::new_in(directory).map_err(|error| Error::io(path, "create", error))?;
     fill(&mut temporary)?;
     // By name: a writer that was given the name may have put another file there.
-    let written =
-        File::open(temporary.path()).map_err(|error| Error::io(path, "open", error))?;
+    let written = File::open(temporary.path()).map_err(|error| Error::io(path, "open", error))?;
     make_readable(&written).map_err(|error| Error::io(path, "write", error))?;
     written.sync_all().map_err(|error| Error::io(path, "sync", error))?;
     temporary.persist(path).map_err(|error| Error::io(path, "rename into", error.error))?;
@@ -59,6 +58,21 @@ pub fn write_bytes_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |writer| {
         writer.write_all(bytes).map_err(|error| Error::io(path, "write", error))
     })
+}
+
+/// Refuses to go on where one of `paths` exists.
+///
+/// # Errors
+/// [`Error::Setting`] for `--out` naming the file.
+pub fn refuse_existing<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<()> {
+    match paths.into_iter().find(|path| path.as_ref().exists()) {
+        None => Ok(()),
+        Some(path) => {
+            let path = path.as_ref().display();
+            let problem = format!("{path} exists; add --overwrite, or give another folder");
+            Err(Error::setting("--out", problem))
+        }
+    }
 }
 
 /// Temporary files are created private to the user; what we leave has the usual permissions.

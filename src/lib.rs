@@ -22,6 +22,7 @@ pub mod records;
 pub mod run;
 pub mod saved;
 pub mod step;
+pub mod synth;
 pub mod train;
 
 pub use error::Error;

@@ -16,6 +16,8 @@ pub enum Purpose {
     Dropout = 3,
     /// Splits of interactions that carry no label.
     Split = 4,
+    /// Made-up data sets.
+    Synthetic = 5,
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

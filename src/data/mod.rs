@@ -5,6 +5,7 @@ mod error;
 mod features;
 mod inter;
 mod npy;
+mod npy_writer;
 mod split;
 
 pub use dataset::{Dataset, DatasetOptions, Modality, Pairs, Split};
@@ -12,4 +13,5 @@ pub use error::DataError;
 pub(crate) use error::excerpt;
 pub use features::{FeatureMatrix, FeatureType};
 pub use inter::{Interactions, LARGEST_ID, read as read_interactions};
+pub use npy_writer::{NpyElement, NpyWriter};
 pub use split::SplitRatio;
