@@ -29,8 +29,10 @@ pub struct Identity {
     pub format_version: u32,
     /// The data set's name.
     pub dataset: String,
-    /// The fingerprint of its pairs, splits and features.
-    pub fingerprint: u64,
+    /// The fingerprint of its pairs and splits.
+    pub interactions_fingerprint: u64,
+    /// The fingerprint of its features.
+    pub features_fingerprint: u64,
     /// U.
     pub users: usize,
     /// I.
@@ -288,13 +290,18 @@ impl Identity {
                 }
             }
         }
-        if self.fingerprint != expected.fingerprint {
-            let problem = format!(
-                "it was trained on other data (fingerprint {:016x}, data set {}); expected {:016x} \
-                 ({}): give the folder it was trained on",
-                self.fingerprint, self.dataset, expected.fingerprint, expected.dataset
-            );
-            return Err(Error::run_file(path, problem));
+        for (what, found, wanted) in [
+            ("interactions", self.interactions_fingerprint, expected.interactions_fingerprint),
+            ("features", self.features_fingerprint, expected.features_fingerprint),
+        ] {
+            if found != wanted {
+                let problem = format!(
+                    "it was trained on other {what} (data set {}, fingerprint {found:016x}; this \
+                     one, {}, has {wanted:016x}): give the folder it was trained on",
+                    self.dataset, expected.dataset
+                );
+                return Err(Error::run_file(path, problem));
+            }
         }
         Ok(())
     }

@@ -14,11 +14,13 @@ pub mod error;
 pub mod evaluate;
 pub mod files;
 pub mod graph;
+pub mod memory;
 pub mod parameters;
 pub mod philox;
 pub mod real;
 pub mod records;
 pub mod run;
+pub mod saved;
 pub mod step;
 pub mod train;
 

@@ -14,6 +14,8 @@ pub enum Purpose {
     Order = 2,
     /// Dropout masks.
     Dropout = 3,
+    /// Splits of interactions that carry no label.
+    Split = 4,
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

@@ -81,7 +81,8 @@ pub fn identity(dataset: &Dataset, config: &TrainConfig) -> Identity {
     Identity {
         format_version: FORMAT_VERSION,
         dataset: dataset.name.clone(),
-        fingerprint: dataset.fingerprint(),
+        interactions_fingerprint: dataset.interactions_fingerprint(),
+        features_fingerprint: dataset.features_fingerprint(),
         users: dataset.users,
         items: dataset.items,
         modalities: widths(dataset),
@@ -91,7 +92,13 @@ pub fn identity(dataset: &Dataset, config: &TrainConfig) -> Identity {
 
 /// The layout of a model for `dataset`.
 pub fn layout(dataset: &Dataset, config: &TrainConfig) -> Layout {
-    Layout::new(config, dataset.users, dataset.items, &widths(dataset))
+    layout_of(config, dataset, &widths(dataset))
+}
+
+/// The layout of a model for `dataset`'s users and items, with modalities of these names and
+/// widths.
+pub fn layout_of(config: &TrainConfig, dataset: &Dataset, widths: &[(String, usize)]) -> Layout {
+    Layout::new(config, dataset.users, dataset.items, widths)
 }
 
 fn widths(dataset: &Dataset) -> Vec<(String, usize)> {

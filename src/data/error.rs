@@ -1,13 +1,140 @@
 //! What can be wrong with a data set.
 
-/// What can be wrong with a data set.
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// What can be wrong with a data set. Every message names the file and the line or field, what was
+/// found, what was expected, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum DataError {}
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+pub enum DataError {
+    #[error("{}: cannot read: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+
+    #[error("{}: {problem}", path.display())]
+    Folder { path: PathBuf, problem: String },
+
+    #[error("{}: is empty; expected a header line and tab-separated interactions", path.display())]
+    NoHeader { path: PathBuf },
+
+    #[error(
+        "{}: no column `{column}` in the header; found {found}; rename the column, or add it",
+        path.display()
+    )]
+    MissingColumn { path: PathBuf, column: &'static str, found: String },
+
+    #[error(
+        "{}: line {line}: has {found} tab-separated fields; expected at least {expected}",
+        path.display()
+    )]
+    ShortLine { path: PathBuf, line: usize, found: usize, expected: usize },
+
+    #[error(
+        "{}: line {line}: {column} is \"{found}\"; expected an integer from 0 to {}",
+        path.display(),
+        super::inter::LARGEST_ID
+    )]
+    BadId { path: PathBuf, line: usize, column: &'static str, found: String },
+
+    #[error(
+        "{}: line {line}: {column} is {found}, far beyond what {lines} interactions can need; ids \
+         must count up from 0 (`bm3-engine prepare` renumbers them)",
+        path.display()
+    )]
+    AbsurdId { path: PathBuf, line: usize, column: &'static str, found: u32, lines: usize },
+
+    #[error(
+        "{}: line {line}: x_label is \"{found}\"; expected 0 (train), 1 (valid) or 2 (test)",
+        path.display()
+    )]
+    BadLabel { path: PathBuf, line: usize, found: String },
+
+    #[error(
+        "{}: has no column `x_label`; add --split 0.8,0.1,0.1 to split each user's interactions",
+        path.display()
+    )]
+    NoSplit { path: PathBuf },
+
+    #[error("{}: no training interaction; expected lines with x_label 0", path.display())]
+    EmptyTraining { path: PathBuf },
+
+    #[error("modality `{name}`: {problem}")]
+    Modality { name: String, problem: String },
+
+    #[error(
+        "{}: has {rows} rows; the interactions have {items} items, and row i must be item i's \
+         features",
+        path.display()
+    )]
+    TooFewRows { path: PathBuf, rows: usize, items: usize },
+
+    #[error("{}: not a .npy file: {problem}", path.display())]
+    NpyHeader { path: PathBuf, problem: String },
+
+    #[error(
+        "{}: the array is of type \"{found}\"; expected float16, float32 or float64 (save it with \
+         .astype(numpy.float32))",
+        path.display()
+    )]
+    NpyType { path: PathBuf, found: String },
+
+    #[error(
+        "{}: the array has {} dimension{} {found:?}; expected 2, items × width",
+        path.display(),
+        found.len(),
+        if found.len() == 1 { "" } else { "s" }
+    )]
+    NpyRank { path: PathBuf, found: Vec<u64> },
+
+    #[error(
+        "{}: is {}: {found} bytes after the header; a {rows} × {columns} array of {element} bytes \
+         each needs {expected}; write the file again",
+        path.display(),
+        if (*found as u128) < *expected { "truncated" } else { "too long" }
+    )]
+    NpyLength { path: PathBuf, found: u64, expected: u128, rows: u64, columns: u64, element: usize },
+
+    #[error(
+        "{place}: row {row}, column {column} is {value}; features must be finite numbers (the row \
+         is the item's id)"
+    )]
+    NonFinite { place: String, row: usize, column: usize, value: f64 },
+
+    #[error("{0}")]
+    Parts(String),
+}
 
 impl DataError {
     /// Whether the cause is what the user gave, rather than the machine.
     pub fn is_input(&self) -> bool {
-        true
+        match self {
+            Self::Read { source, .. } => crate::error::is_missing(source),
+            _ => true,
+        }
     }
+
+    pub(super) fn read(path: &Path, source: std::io::Error) -> Self {
+        Self::Read { path: path.to_owned(), source }
+    }
+}
+
+/// A field of a file as it may stand in a message: short, and without control characters.
+pub(crate) fn excerpt(bytes: &[u8]) -> String {
+    const LONGEST: usize = 40;
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * LONGEST)]);
+    let mut shown = String::new();
+    for (count, character) in text.chars().enumerate() {
+        if count == LONGEST {
+            shown.push('…');
+            break;
+        }
+        if character.is_control() {
+            // Writing to a string cannot fail.
+            let _ = write!(shown, "{}", character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
 }

@@ -1,37 +1,249 @@
-//! Raw feature tables.
-use crate::real::Real;
+//! Raw feature tables: mapped `.npy` files, or numbers in memory (SPEC §8).
+
+use std::fmt;
+use std::fs::File;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use memmap2::Mmap;
+use rayon::prelude::*;
+
+use super::error::DataError;
+use super::npy::Header;
+use crate::real::Real;
+
+/// The type in which features are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeatureType {
+    /// Half precision.
+    F16,
+    /// Single precision.
+    F32,
+    /// Double precision.
+    F64,
+}
+
+impl FeatureType {
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+            Self::F64 => 8,
+        }
+    }
+}
+
+impl fmt::Display for FeatureType {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+            Self::F64 => "f64",
+        })
+    }
+}
+
 /// A table of raw features, rows × columns, mapped from a file or held in memory.
+///
+/// A mapped table is never copied: rows are converted as they are read.
 #[derive(Debug)]
 pub struct FeatureMatrix {
+    rows: usize,
     columns: usize,
-    values: Vec<f32>,
+    dtype: FeatureType,
+    big_endian: bool,
+    fortran: bool,
+    storage: Storage,
 }
+
+#[derive(Debug)]
+enum Storage {
+    Mapped { path: PathBuf, map: Mmap, start: usize },
+    Memory(Vec<f32>),
+}
+
 impl FeatureMatrix {
-    /// stub
-    pub fn from_f32(
-        _rows: usize,
-        columns: usize,
-        values: Vec<f32>,
-    ) -> Result<Self, super::DataError> {
-        Ok(Self { columns, values })
+    /// Maps a `.npy` file: two dimensions, f16, f32 or f64, either byte order, C or Fortran order.
+    ///
+    /// # Errors
+    /// What is wrong with the file; its length must be exactly what its header says.
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let read = |error| DataError::read(path, error);
+        let file = File::open(path).map_err(read)?;
+        if file.metadata().map_err(read)?.is_dir() {
+            return Err(DataError::read(path, std::io::ErrorKind::IsADirectory.into()));
+        }
+        // SAFETY: the map is read-only. Another program that truncates the file while it is mapped
+        // would end this process with a bus error; files of a data set are not written while they
+        // are read.
+        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        let header = Header::parse(&map, path)?;
+        Ok(Self {
+            rows: header.rows,
+            columns: header.columns,
+            dtype: header.dtype,
+            big_endian: header.big_endian,
+            fortran: header.fortran,
+            storage: Storage::Mapped { path: path.to_owned(), map, start: header.length },
+        })
     }
-    /// stub
+
+    /// A table in memory, row-major.
+    ///
+    /// # Errors
+    /// When `values` are not rows × columns numbers.
+    pub fn from_f32(rows: usize, columns: usize, values: Vec<f32>) -> Result<Self, DataError> {
+        if rows.checked_mul(columns) != Some(values.len()) || columns == 0 {
+            return Err(DataError::Parts(format!(
+                "{} feature values were given for {rows} rows × {columns} columns",
+                values.len()
+            )));
+        }
+        Ok(Self {
+            rows,
+            columns,
+            dtype: FeatureType::F32,
+            big_endian: false,
+            fortran: false,
+            storage: Storage::Memory(values),
+        })
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// D_m, the number of columns.
     pub fn columns(&self) -> usize {
         self.columns
     }
-    /// stub
-    pub fn rows(&self) -> usize {
-        self.values.len() / self.columns
+
+    /// The type of the stored elements.
+    pub fn dtype(&self) -> FeatureType {
+        self.dtype
     }
-    /// stub
-    pub fn row_f32(&self, row: usize) -> Option<&[f32]> {
-        Some(&self.values[row * self.columns..(row + 1) * self.columns])
-    }
-    /// stub
-    pub fn copy_row<T: Real>(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
-        for (o, c) in out.iter_mut().zip(columns) {
-            *o = T::from_f32(self.values[row * self.columns + c]);
+
+    /// The mapped file, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.storage {
+            Storage::Mapped { path, .. } => Some(path),
+            Storage::Memory(_) => None,
         }
+    }
+
+    /// Bytes of all elements as they are stored.
+    pub fn bytes(&self) -> usize {
+        self.rows * self.columns * self.dtype.size()
+    }
+
+    fn raw(&self) -> &[u8] {
+        match &self.storage {
+            Storage::Mapped { map, start, .. } => &map[*start..],
+            Storage::Memory(values) => bytemuck::cast_slice(values),
+        }
+    }
+
+    /// A row as it is stored, where that is f32 in this machine's byte order, row after row.
+    #[inline]
+    pub fn row_f32(&self, row: usize) -> Option<&[f32]> {
+        if self.dtype != FeatureType::F32
+            || self.fortran
+            || self.big_endian != cfg!(target_endian = "big")
+        {
+            return None;
+        }
+        let bytes = &self.raw()[row * self.columns * 4..(row + 1) * self.columns * 4];
+        // Misaligned only where a header's length is no multiple of 4, which old writers made.
+        bytemuck::try_cast_slice(bytes).ok()
+    }
+
+    /// Copies a part of a row into `out`, converted; `out` is as long as `columns`.
+    pub fn copy_row<T: Real>(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
+        let raw = self.raw();
+        match self.dtype {
+            FeatureType::F16 => self.copy::<T, 2>(raw, row, columns, out, |bytes| {
+                T::from_f32(f16::from_le_bytes(bytes).to_f32())
+            }),
+            FeatureType::F32 => self.copy::<T, 4>(raw, row, columns, out, |bytes| {
+                T::from_f32(f32::from_le_bytes(bytes))
+            }),
+            FeatureType::F64 => self.copy::<T, 8>(raw, row, columns, out, |bytes| {
+                T::from_f64(f64::from_le_bytes(bytes))
+            }),
+        }
+    }
+
+    fn copy<T: Real, const SIZE: usize>(
+        &self,
+        raw: &[u8],
+        row: usize,
+        columns: Range<usize>,
+        out: &mut [T],
+        convert: impl Fn([u8; SIZE]) -> T,
+    ) {
+        let elements = raw.as_chunks::<SIZE>().0;
+        let (start, stride) = if self.fortran {
+            (columns.start * self.rows + row, self.rows)
+        } else {
+            (row * self.columns + columns.start, 1)
+        };
+        for (out, bytes) in out.iter_mut().zip(elements[start..].iter().step_by(stride)) {
+            let mut bytes = *bytes;
+            if self.big_endian {
+                bytes.reverse();
+            }
+            *out = convert(bytes);
+        }
+    }
+
+    /// Refuses NaN and infinities in the first `rows` rows, in parallel.
+    ///
+    /// # Errors
+    /// [`DataError::NonFinite`] naming the first such row and column.
+    pub fn check_finite(&self, rows: usize) -> Result<(), DataError> {
+        let place = || match self.path() {
+            Some(path) => path.display().to_string(),
+            None => "features in memory".to_owned(),
+        };
+        // Rows of a Fortran table lie far apart: columns are walked instead, as they are stored.
+        let first = if self.fortran {
+            (0..self.columns)
+                .into_par_iter()
+                .filter_map(|column| {
+                    let mut value = [0.0f64];
+                    (0..rows).find_map(|row| {
+                        self.copy_row(row, column..column + 1, &mut value);
+                        (!value[0].is_finite()).then_some((row, column))
+                    })
+                })
+                .min()
+        } else {
+            (0..rows)
+                .into_par_iter()
+                .with_min_len(16)
+                .map_init(
+                    || vec![0.0f32; self.columns],
+                    |values, row| {
+                        let row_values = match self.row_f32(row) {
+                            Some(stored) => stored,
+                            None => {
+                                self.copy_row(row, 0..self.columns, values);
+                                values
+                            }
+                        };
+                        let bad = row_values.iter().position(|value| !value.is_finite());
+                        bad.map(|column| (row, column))
+                    },
+                )
+                .find_first(Option::is_some)
+                .flatten()
+        };
+        let Some((row, column)) = first else { return Ok(()) };
+        let mut value = [0.0f64];
+        self.copy_row(row, column..column + 1, &mut value);
+        Err(DataError::NonFinite { place: place(), row, column, value: value[0] })
     }
 }

@@ -1,0 +1,386 @@
+//! A data set: interactions by split, and the features of its items.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::features::FeatureMatrix;
+use super::inter::{self, Interactions};
+use super::{DataError, SplitRatio};
+
+/// Pairs of a user and an item, in the order of the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pairs {
+    /// User of each pair.
+    pub users: Vec<u32>,
+    /// Item of each pair.
+    pub items: Vec<u32>,
+}
+
+/// The items to be found for each user of a validation or test split.
+///
+/// User `users[k]`'s items are `items[offsets[k]..offsets[k + 1]]`, in file order, repeats kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Split {
+    /// Distinct users, in order of first appearance.
+    pub users: Vec<u32>,
+    /// `users.len() + 1` bounds into `items`.
+    pub offsets: Vec<usize>,
+    /// Items of all users, concatenated.
+    pub items: Vec<u32>,
+}
+
+impl Split {
+    /// Groups `pairs` by user, leaving out users for which `trained` is false; also returns how
+    /// many pairs were left out.
+    fn new(pairs: &Pairs, trained: &[bool]) -> (Self, usize) {
+        let mut positions = HashMap::new();
+        let mut users = Vec::new();
+        let mut lists: Vec<Vec<u32>> = Vec::new();
+        let mut dropped = 0;
+        for (&user, &item) in pairs.users.iter().zip(&pairs.items) {
+            if !trained.get(user as usize).is_some_and(|&trained| trained) {
+                dropped += 1;
+                continue;
+            }
+            let position = *positions.entry(user).or_insert_with(|| {
+                users.push(user);
+                lists.push(Vec::new());
+                lists.len() - 1
+            });
+            lists[position].push(item);
+        }
+        let mut offsets = vec![0];
+        let mut items = Vec::new();
+        for list in lists {
+            items.extend(list);
+            offsets.push(items.len());
+        }
+        (Self { users, offsets, items }, dropped)
+    }
+
+    /// The items of the user at `position`.
+    pub fn items_of(&self, position: usize) -> &[u32] {
+        &self.items[self.offsets[position]..self.offsets[position + 1]]
+    }
+}
+
+/// One modality's raw features: row i belongs to item i.
+#[derive(Debug, Clone)]
+pub struct Modality {
+    /// `image`, `text`, `audio`, …
+    pub name: String,
+    /// I × D_m (more rows than items are allowed and ignored).
+    pub features: Arc<FeatureMatrix>,
+}
+
+/// Everything a model is trained and measured on.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// The name of the `.inter` file without its ending.
+    pub name: String,
+    /// U: one more than the largest user id of any split.
+    pub users: usize,
+    /// I: one more than the largest item id of any split.
+    pub items: usize,
+    /// Training pairs, in file order.
+    pub train: Pairs,
+    /// Validation items by user.
+    pub valid: Split,
+    /// Test items by user.
+    pub test: Split,
+    /// Modalities, in the order of their names.
+    pub modalities: Vec<Modality>,
+    /// What the user should know about the files but need not change.
+    pub warnings: Vec<String>,
+}
+
+/// What of a folder is read, and how.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DatasetOptions {
+    /// Features by modality, beside the `*_feat.npy` of the folder; a name that is there as well
+    /// is replaced.
+    pub features: Vec<(String, PathBuf)>,
+    /// Only these modalities; an empty list means none.
+    pub modalities: Option<Vec<String>>,
+    /// Splits each user's interactions, instead of by `x_label`.
+    pub split: Option<SplitRatio>,
+}
+
+impl Dataset {
+    /// Reads a folder in the MMRec layout.
+    ///
+    /// # Errors
+    /// The first thing wrong with it; nothing is ever written.
+    pub fn open(directory: &Path, options: &DatasetOptions) -> Result<Self, DataError> {
+        let (path, name) = interactions_file(directory)?;
+        let mut rows = inter::read(&path)?;
+        let mut warnings = Vec::new();
+        if let Some(split) = &options.split {
+            if rows.labels.is_some() {
+                warnings.push(format!(
+                    "{}: --split replaces the split that its column x_label says",
+                    path.display()
+                ));
+            }
+            rows.labels = Some(split.labels(&rows));
+        }
+        let Some(labels) = &rows.labels else { return Err(DataError::NoSplit { path }) };
+        let [train, valid, test] = [0, 1, 2].map(|label| with_label(&rows, labels, label));
+        if train.users.is_empty() {
+            return Err(DataError::EmptyTraining { path });
+        }
+        let modalities = feature_files(directory, options)?
+            .into_iter()
+            .map(|(name, path)| {
+                let features = Arc::new(FeatureMatrix::open(&path)?);
+                Ok(Modality { name, features })
+            })
+            .collect::<Result<Vec<_>, DataError>>()?;
+        let mut dataset = Self::from_parts(&name, train, &valid, &test, modalities)?;
+        warnings.append(&mut dataset.warnings);
+        dataset.warnings = warnings;
+        Ok(dataset)
+    }
+
+    /// A data set from what is in memory; the same checks as for a folder.
+    ///
+    /// # Errors
+    /// No training pair, slices of different lengths, duplicate modalities, too few feature rows,
+    /// or features that are not finite.
+    pub fn from_parts(
+        name: &str,
+        train: Pairs,
+        valid: &Pairs,
+        test: &Pairs,
+        mut modalities: Vec<Modality>,
+    ) -> Result<Self, DataError> {
+        let splits = [&train, valid, test];
+        if splits.iter().any(|pairs| pairs.users.len() != pairs.items.len()) {
+            let problem = "users and items of a split have different lengths";
+            return Err(DataError::Parts(problem.to_owned()));
+        }
+        if train.users.is_empty() {
+            return Err(DataError::Parts("there is no training interaction".to_owned()));
+        }
+        let size = |ids: fn(&Pairs) -> &Vec<u32>| {
+            let largest = splits.iter().flat_map(|pairs| ids(pairs)).max();
+            largest.map_or(0, |&largest| largest as usize + 1)
+        };
+        let (users, items) = (size(|pairs| &pairs.users), size(|pairs| &pairs.items));
+        let mut warnings = Vec::new();
+        let (trained_users, trained_items) = (
+            marks(users, train.users.iter()),
+            marks(items, splits.iter().flat_map(|pairs| &pairs.items)),
+        );
+        let seen_users = marks(users, splits.iter().flat_map(|pairs| &pairs.users));
+        for (what, seen) in [("user", &seen_users), ("item", &trained_items)] {
+            let missing = seen.iter().filter(|&&seen| !seen).count();
+            if missing > 0 {
+                warnings.push(format!(
+                    "{missing} of the {} {what} ids up to the largest have no interaction",
+                    seen.len()
+                ));
+            }
+        }
+        let (valid, valid_dropped) = Split::new(valid, &trained_users);
+        let (test, test_dropped) = Split::new(test, &trained_users);
+        if valid_dropped + test_dropped > 0 {
+            warnings.push(format!(
+                "{valid_dropped} validation and {test_dropped} test interactions are left out: \
+                 their users have no training interaction"
+            ));
+        }
+        modalities.sort_by(|left, right| left.name.cmp(&right.name));
+        for pair in modalities.windows(2) {
+            if pair[0].name == pair[1].name {
+                let problem = "given twice; give each modality one table of features".to_owned();
+                return Err(DataError::Modality { name: pair[0].name.clone(), problem });
+            }
+        }
+        for Modality { name, features } in &modalities {
+            check_name(name)?;
+            if features.rows() < items {
+                let path = features.path().unwrap_or(Path::new(name)).to_owned();
+                return Err(DataError::TooFewRows { path, rows: features.rows(), items });
+            }
+            if features.rows() > items {
+                warnings.push(format!(
+                    "modality {name}: {} rows for {items} items; the rows after them are ignored",
+                    features.rows()
+                ));
+            }
+            features.check_finite(items)?;
+        }
+        let name = name.to_owned();
+        Ok(Self { name, users, items, train, valid, test, modalities, warnings })
+    }
+
+    /// A hash of sizes, pairs and splits: what evaluation and recommendations depend on.
+    ///
+    /// 64-bit FNV-1a over little-endian words, so it is the same on every machine and in every
+    /// version of this program.
+    pub fn interactions_fingerprint(&self) -> u64 {
+        let mut hash = Fingerprint::new();
+        hash.word(self.users as u64);
+        hash.word(self.items as u64);
+        hash.ids(&self.train.users);
+        hash.ids(&self.train.items);
+        for split in [&self.valid, &self.test] {
+            hash.ids(&split.users);
+            split.offsets.iter().for_each(|&offset| hash.word(offset as u64));
+            hash.ids(&split.items);
+        }
+        hash.0
+    }
+
+    /// The same hash of the modalities: names, widths, and up to 64 evenly spaced rows of each.
+    pub fn features_fingerprint(&self) -> u64 {
+        let mut hash = Fingerprint::new();
+        for Modality { name, features } in &self.modalities {
+            name.bytes().for_each(|byte| hash.word(u64::from(byte)));
+            hash.word(features.columns() as u64);
+            let mut values = vec![0.0f64; features.columns()];
+            let samples = self.items.min(64);
+            for sample in 0..samples {
+                let row = sample * self.items / samples;
+                features.copy_row(row, 0..features.columns(), &mut values);
+                values.iter().for_each(|value| hash.word(value.to_bits()));
+            }
+        }
+        hash.0
+    }
+}
+
+struct Fingerprint(u64);
+
+impl Fingerprint {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn word(&mut self, word: u64) {
+        for byte in word.to_le_bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn ids(&mut self, ids: &[u32]) {
+        self.word(ids.len() as u64);
+        ids.iter().for_each(|&id| self.word(u64::from(id)));
+    }
+}
+
+fn marks<'a>(size: usize, ids: impl Iterator<Item = &'a u32>) -> Vec<bool> {
+    let mut marks = vec![false; size];
+    ids.for_each(|&id| marks[id as usize] = true);
+    marks
+}
+
+fn with_label(rows: &Interactions, labels: &[u8], label: u8) -> Pairs {
+    let (users, items) = (0..labels.len())
+        .into_par_iter()
+        .filter(|&row| labels[row] == label)
+        .map(|row| (rows.users[row], rows.items[row]))
+        .unzip();
+    Pairs { users, items }
+}
+
+/// The one `.inter` file of a folder, and its name without the ending.
+fn interactions_file(directory: &Path) -> Result<(PathBuf, String), DataError> {
+    let folder = |problem: String| DataError::Folder { path: directory.to_owned(), problem };
+    let mut found: Vec<(PathBuf, String)> = entries(directory)?
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|ending| ending == "inter"))
+        .filter_map(|path| {
+            let name = path.file_stem()?.to_string_lossy().into_owned();
+            Some((path, name))
+        })
+        .collect();
+    if found.len() > 1 {
+        let own_name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+        if let Some(position) = found.iter().position(|(_, name)| Some(name) == own_name.as_ref()) {
+            return Ok(found.swap_remove(position));
+        }
+        let names: Vec<String> =
+            found.into_iter().map(|(_, name)| format!("{name}.inter")).collect();
+        return Err(folder(format!(
+            "has several .inter files ({}); keep one, or name the folder like one of them",
+            names.join(", ")
+        )));
+    }
+    found.pop().ok_or_else(|| {
+        folder(
+            "has no .inter file; expected NAME.inter with columns userID, itemID, x_label".into(),
+        )
+    })
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let read = |error| DataError::read(directory, error);
+    let mut paths = fs::read_dir(directory)
+        .map_err(read)?
+        .map(|entry| entry.map(|entry| entry.path()).map_err(read))
+        .collect::<Result<Vec<_>, _>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// The features to be read: name and file, by name.
+fn feature_files(
+    directory: &Path,
+    options: &DatasetOptions,
+) -> Result<Vec<(String, PathBuf)>, DataError> {
+    let mut files: Vec<(String, PathBuf)> = Vec::new();
+    for path in entries(directory)? {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        if let Some(name) = name.as_deref().and_then(|name| name.strip_suffix("_feat.npy")) {
+            files.push((name.to_owned(), path));
+        }
+    }
+    let mut given: Vec<&str> = Vec::new();
+    for (name, path) in &options.features {
+        check_name(name)?;
+        if given.contains(&name.as_str()) {
+            let problem = "--feature gives it twice; give each modality one file".to_owned();
+            return Err(DataError::Modality { name: name.clone(), problem });
+        }
+        given.push(name);
+        files.retain(|(found, _)| found != name);
+        files.push((name.clone(), path.clone()));
+    }
+    files.sort();
+    if let Some(wanted) = &options.modalities {
+        for (position, name) in wanted.iter().enumerate() {
+            if wanted[..position].contains(name) {
+                let problem = "--modalities names it twice".to_owned();
+                return Err(DataError::Modality { name: name.clone(), problem });
+            }
+            if !files.iter().any(|(found, _)| found == name) {
+                let found: Vec<&str> = files.iter().map(|(found, _)| found.as_str()).collect();
+                let problem = format!(
+                    "there is no {} and no --feature {name}=FILE; found {}",
+                    directory.join(format!("{name}_feat.npy")).display(),
+                    if found.is_empty() { "no features".to_owned() } else { found.join(", ") }
+                );
+                return Err(DataError::Modality { name: name.clone(), problem });
+            }
+        }
+        files.retain(|(found, _)| wanted.contains(found));
+    }
+    Ok(files)
+}
+
+/// Names become parts of tensor names and of flags.
+fn check_name(name: &str) -> Result<(), DataError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if name.is_empty() || !name.bytes().all(allowed) {
+        let problem = "a modality's name is made of letters, digits, `_` and `-`".to_owned();
+        let name = super::excerpt(name.as_bytes());
+        return Err(DataError::Modality { name, problem });
+    }
+    Ok(())
+}

@@ -1,0 +1,346 @@
+//! Whole training runs: against a recorded trace of other software, interrupted, and on any number
+//! of threads.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bm3_engine::backend::Dropout;
+use bm3_engine::batch::Batch;
+use bm3_engine::config::{Order, Propagation, TrainConfig};
+use bm3_engine::cpu::Cpu;
+use bm3_engine::data::{Dataset, DatasetOptions, FeatureMatrix, Modality, Pairs};
+use bm3_engine::philox::{Purpose, Stream};
+use bm3_engine::records::{EpochRecord, Observer};
+use bm3_engine::run::{self, RunDirectory, StopReason, Summary};
+use bm3_engine::train::{FitOptions, fit};
+use common::Problem;
+use proptest::prelude::*;
+
+/// A data set with something to learn: items of a user's group are preferred.
+fn dataset() -> Dataset {
+    let (users, items) = (60u32, 40u32);
+    let stream = Stream::new(5, Purpose::Initial, 0, 0);
+    let [mut train, mut valid, mut test] = [(); 3].map(|()| Pairs::default());
+    for user in 0..users {
+        for item in 0..items {
+            let draw = stream.uniform(u64::from(user * items + item));
+            let chance = if user % 4 == item % 4 { 0.7 } else { 0.05 };
+            // The diagonal keeps every user and item in training.
+            if draw < chance || user % items == item {
+                let split = match (item / 4) % 8 {
+                    0 if user % items != item => &mut valid,
+                    1 if user % items != item => &mut test,
+                    _ => &mut train,
+                };
+                split.users.push(user);
+                split.items.push(item);
+            }
+        }
+    }
+    let modality = |name: &str, columns: u32| {
+        let values = (0..items * columns)
+            .map(|index| {
+                let (item, column) = (index / columns, index % columns);
+                let noise = stream.normal(u64::from(index) + 1_000_000) as f32;
+                0.3 * noise + if item % 4 == column % 4 { 1.0 } else { 0.0 }
+            })
+            .collect();
+        let features = FeatureMatrix::from_f32(items as usize, columns as usize, values);
+        Modality { name: name.to_owned(), features: features.unwrap().into() }
+    };
+    let modalities = vec![modality("image", 24), modality("text", 10)];
+    Dataset::from_parts("groups", train, &valid, &test, modalities).unwrap()
+}
+
+fn config() -> TrainConfig {
+    TrainConfig {
+        embedding_size: 16,
+        layers: 2,
+        dropout: 0.3,
+        batch_size: 64,
+        epochs: 6,
+        learning_rate: 5e-3,
+        learning_rate_decay: 0.9,
+        ..TrainConfig::default()
+    }
+}
+
+/// Asks to stop after a number of steps.
+struct StopAfter<'a> {
+    steps: u64,
+    seen: u64,
+    stop: &'a AtomicBool,
+}
+
+impl Observer for StopAfter<'_> {
+    fn step(&mut self, _: u64, _: u64, _: u64) {
+        self.seen += 1;
+        if self.seen == self.steps {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn train(directory: &Path, config: &TrainConfig, resume: bool, stop_after: u64) -> Summary {
+    let stop = AtomicBool::new(false);
+    let directory = RunDirectory::open(directory, resume).unwrap();
+    let options = FitOptions { initial: None, resume, checkpoint_interval: Duration::ZERO };
+    let mut observer = StopAfter { steps: stop_after, seen: 0, stop: &stop };
+    let backend = Cpu::<f32>::new();
+    fit(backend, &dataset(), config, &directory, &options, &mut observer, &stop).unwrap()
+}
+
+/// An epoch's record without its wall times, which no two runs share.
+fn untimed(directory: &Path) -> Vec<EpochRecord> {
+    let mut records = run::read_records(directory, u64::MAX).unwrap();
+    for record in &mut records {
+        (record.train_seconds, record.evaluate_seconds) = (0.0, 0.0);
+    }
+    records
+}
+
+fn model_bytes(directory: &Path) -> Vec<u8> {
+    std::fs::read(directory.join(run::MODEL)).unwrap()
+}
+
+/// The numbers of a state: everything after its header, which holds wall times.
+fn state_numbers(directory: &Path) -> Vec<u8> {
+    let bytes = std::fs::read(directory.join(run::STATE)).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[8 + header..].to_vec()
+}
+
+fn assert_same_run(left: &Path, right: &Path) {
+    assert!(model_bytes(left) == model_bytes(right), "models differ");
+    assert!(state_numbers(left) == state_numbers(right), "states differ");
+    assert_eq!(untimed(left), untimed(right));
+}
+
+#[test]
+fn a_run_learns_what_was_planted() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = TrainConfig { epochs: 60, learning_rate_decay: 1.0, ..config() };
+    let summary = train(directory.path(), &config, false, u64::MAX);
+    let recall = summary.test.unwrap().recall_at(20).unwrap();
+    // 20 of about 32 unmasked items at random would find 0.6 of the wanted ones.
+    assert!(recall > 0.85, "Recall@20 is {recall}");
+}
+
+#[test]
+fn a_run_has_the_same_bits_on_any_number_of_threads_and_again() {
+    let runs = [1, 1, 3, 8].map(|threads| {
+        let directory = tempfile::tempdir().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| train(directory.path(), &config(), false, u64::MAX));
+        directory
+    });
+    for run in &runs[1..] {
+        assert_same_run(runs[0].path(), run.path());
+    }
+    let directory = tempfile::tempdir().unwrap();
+    train(directory.path(), &TrainConfig { seed: 1, ..config() }, false, u64::MAX);
+    assert!(model_bytes(runs[0].path()) != model_bytes(directory.path()), "seeds do not matter");
+}
+
+#[test]
+fn a_run_stopped_anywhere_resumes_to_the_same_bits() {
+    for config in
+        [config(), TrainConfig { freeze_features: true, propagation: Propagation::Gcn, ..config() }]
+    {
+        let whole = tempfile::tempdir().unwrap();
+        let summary = train(whole.path(), &config, false, u64::MAX);
+        assert_eq!(summary.stopped_by, StopReason::Epochs);
+        let steps_per_epoch = summary.steps / summary.epochs;
+        // In the first epoch, at the end of one, and within a later one; then in small pieces.
+        for pieces in [vec![2], vec![steps_per_epoch], vec![2 * steps_per_epoch + 1], vec![3; 5]] {
+            let broken = tempfile::tempdir().unwrap();
+            let mut resume = false;
+            for piece in pieces {
+                let summary = train(broken.path(), &config, resume, piece);
+                assert_eq!(summary.stopped_by, StopReason::Interrupted);
+                resume = true;
+            }
+            train(broken.path(), &config, true, u64::MAX);
+            assert_same_run(whole.path(), broken.path());
+        }
+    }
+}
+
+#[test]
+fn patience_ends_a_run_and_the_best_epoch_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = TrainConfig { epochs: 500, patience: 3, learning_rate: 0.05, ..config() };
+    let summary = train(directory.path(), &config, false, u64::MAX);
+    assert_eq!(summary.stopped_by, StopReason::Patience);
+    let records = untimed(directory.path());
+    let recall = |record: &EpochRecord| record.valid.as_ref().unwrap().recall_at(20).unwrap();
+    let best = summary.best_epoch.unwrap();
+    assert_eq!(records.len() as u64, summary.epochs);
+    // Stopped at the fourth evaluation in a row that has not beaten the best.
+    assert_eq!(summary.epochs, best + 4);
+    let highest = records.iter().map(recall).fold(0.0, f64::max);
+    let first = records.iter().find(|record| recall(record) == highest).unwrap();
+    assert_eq!(first.epoch, best);
+    assert_eq!(summary.test, records[best as usize - 1].test);
+}
+
+#[test]
+fn a_state_of_something_else_is_refused_with_the_difference_named() {
+    let directory = tempfile::tempdir().unwrap();
+    train(directory.path(), &config(), false, 3);
+    let stop = AtomicBool::new(false);
+    let options = FitOptions { initial: None, resume: true, checkpoint_interval: Duration::ZERO };
+    let attempt = |config: &TrainConfig, dataset: &Dataset| {
+        let directory = RunDirectory::open(directory.path(), true).unwrap();
+        let backend = Cpu::<f32>::new();
+        fit(backend, dataset, config, &directory, &options, &mut (), &stop).unwrap_err().to_string()
+    };
+    let error = attempt(&TrainConfig { dropout: 0.4, ..config() }, &dataset());
+    assert!(error.contains("its setting dropout"), "{error}");
+    let mut other = dataset();
+    other.train.items.swap(0, 1);
+    let error = attempt(&config(), &other);
+    assert!(error.contains("trained on other interactions"), "{error}");
+    other.modalities.pop();
+    let error = attempt(&config(), &other);
+    assert!(error.contains("its list of modalities"), "{error}");
+}
+
+#[test]
+fn a_directory_serves_one_run_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = RunDirectory::open(directory.path(), false).unwrap();
+    let error = RunDirectory::open(directory.path(), false).unwrap_err().to_string();
+    assert!(error.contains("another process is training"), "{error}");
+    drop(first);
+    let error = RunDirectory::open(directory.path(), true).unwrap_err().to_string();
+    assert!(error.contains("no state.safetensors here to resume"), "{error}");
+    train(directory.path(), &config(), false, 2);
+    let error = RunDirectory::open(directory.path(), false).unwrap_err().to_string();
+    assert!(error.contains("--resume"), "{error}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_run_with_the_term_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = TrainConfig { learning_rate: 1e38, ..config() };
+    let directory = RunDirectory::open(directory.path(), false).unwrap();
+    let options = FitOptions { initial: None, resume: false, checkpoint_interval: Duration::ZERO };
+    let stop = AtomicBool::new(false);
+    let backend = Cpu::<f32>::new();
+    let error = fit(backend, &dataset(), &config, &directory, &options, &mut (), &stop);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("epoch 1") && error.contains("loss term `"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
+    /// Rows of trained features replayed late have the bits of a sweep over the table at each step.
+    #[test]
+    fn lazy_adam_is_dense_adam(problem in Problem::random(), steps in 2usize..12) {
+        let mut lazy = problem.model::<f32>();
+        let mut dense = problem.model::<f32>();
+        for step in 0..steps {
+            let pair = problem.pairs[(problem.batch[0] + step * 7) % problem.pairs.len()];
+            let batch = || Batch::new(&[pair.0], &[pair.1]);
+            let rate = 1e-3 / (1 + step) as f64;
+            lazy.step(batch(), &Dropout::None, rate).unwrap();
+            dense.step(batch(), &Dropout::None, rate).unwrap();
+            // Reading the table brings every row up to this step, as a sweep would have done.
+            dense.feature_values().unwrap();
+        }
+        prop_assert_eq!(lazy.feature_states().unwrap(), dense.feature_states().unwrap());
+        prop_assert_eq!(lazy.dense_state().unwrap(), dense.dense_state().unwrap());
+    }
+}
+
+fn shared(path: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
+    path.exists().then_some(path)
+}
+
+/// From equal initial values, in file order and without dropout, every step's loss follows a trace
+/// recorded in float64 with other software, and so do the metrics after three epochs.
+#[test]
+fn the_loss_follows_a_recorded_trace() {
+    let (Some(data), Some(trace)) = (shared("data/lfm2k"), shared("golden/lfm2k_trace")) else {
+        eprintln!("skipped: ../shared is not here");
+        return;
+    };
+    let text = std::fs::read_to_string(trace.join("trace.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let config = TrainConfig {
+        dropout: 0.0,
+        order: Order::File,
+        freeze_features: true,
+        epochs: 3,
+        ..TrainConfig::default()
+    };
+    let dataset = Dataset::open(&data, &DatasetOptions::default()).unwrap();
+    let steps = expected["steps"].as_array().unwrap();
+
+    // Every step's terms, through the same pieces that the training loop is made of.
+    let directory = tempfile::tempdir().unwrap();
+    let file = bm3_engine::checkpoint::TensorFile::open(&trace.join("init.safetensors")).unwrap();
+    let layout = bm3_engine::train::layout(&dataset, &config);
+    let mut parameters = vec![0.0f32; layout.len()];
+    for tensor in &layout.tensors {
+        let values: Vec<f32> = file.reals(&tensor.name, &tensor.shape).unwrap();
+        parameters[tensor.range.clone()].copy_from_slice(&values);
+    }
+    let zeros = vec![0.0; parameters.len()];
+    let dense = bm3_engine::step::DenseState { parameters, first: zeros.clone(), second: zeros };
+    let features = dataset
+        .modalities
+        .iter()
+        .map(|modality| bm3_engine::step::FeatureSource::Frozen(modality.features.clone()))
+        .collect();
+    let graph = bm3_engine::train::graph(&dataset, &config);
+    let backend = Cpu::<f32>::new();
+    let mut model =
+        bm3_engine::step::Model::new(backend, &config, layout, graph, &dense, features).unwrap();
+    let names: Vec<String> =
+        dataset.modalities.iter().map(|modality| modality.name.clone()).collect();
+    let names = bm3_engine::step::loss_names(&names);
+    let order: Vec<u32> = (0..dataset.train.users.len() as u32).collect();
+    let batches = (0..3).flat_map(|_| order.chunks(config.batch_size));
+    let mut largest = 0.0f64;
+    let mut count = 0;
+    for (positions, expected) in batches.zip(steps) {
+        model.step(Batch::of_pairs(&dataset.train, positions), &Dropout::None, 1e-3).unwrap();
+        let losses = model.losses().unwrap();
+        model.set_losses(&vec![0.0; losses.len()]).unwrap();
+        for (name, loss) in names.iter().zip(&losses) {
+            largest = largest.max((loss - expected[name].as_f64().unwrap()).abs());
+        }
+        let total = bm3_engine::step::total_loss(&config, &losses);
+        largest = largest.max((total - expected["total"].as_f64().unwrap()).abs());
+        count += 1;
+    }
+    assert_eq!(count, steps.len());
+    println!("{count} steps: the largest deviation of a loss term is {largest:.1e}");
+    assert!(largest < 1e-4, "a loss term is off by {largest:e}");
+
+    // The training loop itself, from the file.
+    let directory = RunDirectory::open(directory.path(), false).unwrap();
+    let initial = trace.join("init.safetensors");
+    let options = FitOptions {
+        initial: Some(&initial),
+        resume: false,
+        checkpoint_interval: Duration::from_secs(60),
+    };
+    let stop = AtomicBool::new(false);
+    let backend = Cpu::<f32>::new();
+    fit(backend, &dataset, &config, &directory, &options, &mut (), &stop).unwrap();
+    let last = run::read_records(directory.path(), 3).unwrap().pop().unwrap();
+    for (name, metrics) in [("valid", last.valid.unwrap()), ("test", last.test.unwrap())] {
+        let found = serde_json::to_value(metrics).unwrap();
+        for (metric, value) in expected[name].as_object().unwrap() {
+            let deviation = (found[metric].as_f64().unwrap() - value.as_f64().unwrap()).abs();
+            assert!(deviation < 2e-4, "{name} {metric} is off by {deviation:e}");
+        }
+    }
+}
