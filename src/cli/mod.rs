@@ -98,7 +98,10 @@ pub fn main() -> ExitCode {
         // The reader of a pipe has seen enough, as in `… | head`.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", message(&error));
+            // Who interrupts has been told already how it ended.
+            if !error.is::<interrupt::Interrupted>() {
+                eprintln!("error: {}", message(&error));
+            }
             ExitCode::from(exit_code(&error))
         }
     }

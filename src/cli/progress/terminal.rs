@@ -54,8 +54,8 @@ impl Terminal {
     pub fn step(&mut self, epoch: u64, step_in_epoch: u64, steps_per_epoch: u64) {
         if self.shown != epoch {
             self.shown = epoch;
-            self.bar.set_length(steps_per_epoch);
             self.bar.set_prefix(format!("epoch {epoch}/{}", self.epochs));
+            self.bar.set_length(steps_per_epoch);
         }
         self.bar.set_position(step_in_epoch);
     }
