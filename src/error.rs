@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::DataError;
+use crate::prepare::PrepareError;
 
 /// Anything that can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,10 @@ pub enum Error {
     /// A data set, or a file of one, is not what it should be.
     #[error(transparent)]
     Data(#[from] DataError),
+
+    /// Raw interactions, or features for them, are not what they should be.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
 
     /// A setting (flag or configuration key) has a value that cannot be used.
     #[error("{name}: {problem}")]
@@ -91,7 +96,10 @@ impl Error {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Data(error) => error.is_input(),
-            Self::Setting { .. } | Self::RunFile { .. } | Self::Device { .. } => true,
+            Self::Prepare(_)
+            | Self::Setting { .. }
+            | Self::RunFile { .. }
+            | Self::Device { .. } => true,
             Self::Io { source, .. } => is_missing(source),
             Self::NonFiniteLoss { .. } => false,
         }

@@ -17,6 +17,7 @@ pub mod graph;
 pub mod memory;
 pub mod parameters;
 pub mod philox;
+pub mod prepare;
 pub mod real;
 pub mod records;
 pub mod run;

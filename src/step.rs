@@ -353,8 +353,13 @@ impl<B: Backend> Model<B> {
     /// The `k` best items of each of `users`, their training items left out (SPEC §9).
     pub fn top_k(&mut self, users: &[u32], k: usize) -> Result<TopK> {
         let predicted = self.predict_nodes()?;
+        self.top_k_of(&predicted, users, k)
+    }
+
+    /// [`Model::top_k`] from the outcome of [`Model::predict_nodes`], for many calls.
+    pub fn top_k_of(&self, predicted: &B::Buffer, users: &[u32], k: usize) -> Result<TopK> {
         let all = 0..self.layout.nodes.len();
-        self.backend.top_k(&self.graph, view(&predicted, all), users, k)
+        self.backend.top_k(&self.graph, view(predicted, all), users, k)
     }
 
     /// The sums of the loss terms of the steps since [`Model::set_losses`]: ui, iu, align and mask

@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 
 use bm3_engine::config::{FeatureSource, SplitRatio};
+use bm3_engine::prepare::{self, FeatureInput, PrepareOptions, TableOptions};
 use bm3_engine::{Error, Result};
 use clap::ValueEnum;
+
+use super::output;
 
 /// Make a data folder from a table of interactions and feature files
 ///
@@ -136,71 +139,73 @@ pub enum FeatureType {
     F16,
 }
 
-/// A modality's features and whose they are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FeatureTable {
-    /// The modality.
-    pub name: String,
-    /// Its `.npy` file.
-    pub file: PathBuf,
-    /// The file of its rows' item ids.
-    pub ids: Option<PathBuf>,
+impl From<MissingFeatures> for prepare::MissingFeatures {
+    fn from(missing: MissingFeatures) -> Self {
+        match missing {
+            MissingFeatures::Error => Self::Error,
+            MissingFeatures::Zero => Self::Zero,
+            MissingFeatures::Mean => Self::Mean,
+            MissingFeatures::DropItem => Self::DropItem,
+        }
+    }
 }
 
-/// What is to be prepared; the fields are the flags'.
-#[derive(Debug, PartialEq)]
-pub struct PrepareRequest {
-    pub interactions: PathBuf,
-    pub user_column: Option<String>,
-    pub item_column: Option<String>,
-    pub rating_column: Option<String>,
-    pub time_column: Option<String>,
-    pub min_rating: Option<f64>,
-    /// `None`: to be found out.
-    pub delimiter: Option<u8>,
-    pub has_header: bool,
-    pub k_core: usize,
-    pub split_method: SplitMethod,
-    pub split: SplitRatio,
-    pub seed: u64,
-    pub features: Vec<FeatureTable>,
-    pub missing_features: MissingFeatures,
-    pub feature_type: FeatureType,
-    /// The data set's name.
-    pub name: String,
-    pub out: PathBuf,
-    pub overwrite: bool,
+impl From<FeatureType> for bm3_engine::data::FeatureType {
+    fn from(feature_type: FeatureType) -> Self {
+        match feature_type {
+            FeatureType::F32 => Self::F32,
+            FeatureType::F16 => Self::F16,
+        }
+    }
 }
 
 pub fn run(arguments: &PrepareArguments) -> anyhow::Result<()> {
-    prepare(&request(arguments)?)
+    let options = options(arguments)?;
+    let summary = prepare::prepare(&options, &mut |what| eprintln!("{what} …"))?;
+    for warning in &summary.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let mut text = String::new();
+    for (stage, counts) in &summary.stages {
+        text.push_str(&format!(
+            "{stage:20}  {:>9} users  {:>9} items  {:>10} interactions\n",
+            counts.users, counts.items, counts.interactions
+        ));
+    }
+    let [train, valid, test] = summary.splits;
+    text.push_str(&format!("split  {train} training, {valid} validation, {test} test\n"));
+    text.push_str(&format!("wrote {}\n", options.out.display()));
+    output::print(&text)
 }
 
-fn request(arguments: &PrepareArguments) -> Result<PrepareRequest> {
+fn options(arguments: &PrepareArguments) -> Result<PrepareOptions> {
     if arguments.split_method == SplitMethod::LeaveOneOut && arguments.split.is_some() {
         let problem = "--split-method leave-one-out has no shares; leave one of the two out";
         return Err(Error::setting("--split", problem));
     }
-    let split = match arguments.split {
-        Some(split) => split,
-        None => SplitRatio { train: 0.8, valid: 0.1, test: 0.1 },
-    };
-    Ok(PrepareRequest {
-        interactions: arguments.interactions.clone(),
-        user_column: arguments.user_column.clone(),
-        item_column: arguments.item_column.clone(),
-        rating_column: arguments.rating_column.clone(),
-        time_column: arguments.time_column.clone(),
+    let shares =
+        arguments.split.map_or([0.8, 0.1, 0.1], |split| [split.train, split.valid, split.test]);
+    Ok(PrepareOptions {
+        table: TableOptions {
+            path: arguments.interactions.clone(),
+            user_column: arguments.user_column.clone(),
+            item_column: arguments.item_column.clone(),
+            rating_column: arguments.rating_column.clone(),
+            time_column: arguments.time_column.clone(),
+            delimiter: arguments.delimiter,
+            has_header: !arguments.no_header,
+        },
         min_rating: arguments.min_rating,
-        delimiter: arguments.delimiter,
-        has_header: !arguments.no_header,
         k_core: arguments.k_core,
-        split_method: arguments.split_method,
-        split,
-        seed: arguments.seed,
+        split_method: match arguments.split_method {
+            SplitMethod::Random => prepare::SplitMethod::Random { seed: arguments.seed },
+            SplitMethod::Time => prepare::SplitMethod::Time,
+            SplitMethod::LeaveOneOut => prepare::SplitMethod::LeaveOneOut,
+        },
+        shares,
         features: tables(&arguments.features, &arguments.feature_ids)?,
-        missing_features: arguments.missing_features,
-        feature_type: arguments.feature_type,
+        missing_features: arguments.missing_features.into(),
+        feature_type: arguments.feature_type.into(),
         name: name(arguments)?,
         out: arguments.out.clone(),
         overwrite: arguments.overwrite,
@@ -208,7 +213,7 @@ fn request(arguments: &PrepareArguments) -> Result<PrepareRequest> {
 }
 
 /// Brings `--feature` and `--feature-ids` of the same name together.
-fn tables(features: &[FeatureSource], ids: &[FeatureSource]) -> Result<Vec<FeatureTable>> {
+fn tables(features: &[FeatureSource], ids: &[FeatureSource]) -> Result<Vec<FeatureInput>> {
     for (flag, sources) in [("--feature", features), ("--feature-ids", ids)] {
         for (position, source) in sources.iter().enumerate() {
             if sources[..position].iter().any(|earlier| earlier.name == source.name) {
@@ -221,7 +226,7 @@ fn tables(features: &[FeatureSource], ids: &[FeatureSource]) -> Result<Vec<Featu
         let problem = format!("there is no --feature {}=FILE.npy for these ids", lonely.name);
         return Err(Error::setting("--feature-ids", problem));
     }
-    let table = |feature: &FeatureSource| FeatureTable {
+    let table = |feature: &FeatureSource| FeatureInput {
         name: feature.name.clone(),
         file: feature.path.clone(),
         ids: ids.iter().find(|ids| ids.name == feature.name).map(|ids| ids.path.clone()),
@@ -257,11 +262,6 @@ fn delimiter(text: &str) -> Result<u8, String> {
     }
 }
 
-/// Writes the data folder.
-fn prepare(_request: &PrepareRequest) -> anyhow::Result<()> {
-    anyhow::bail!("preparing data is not available yet")
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -274,10 +274,10 @@ mod tests {
         prepare: PrepareArguments,
     }
 
-    fn requested(arguments: &[&str]) -> Result<PrepareRequest> {
+    fn requested(arguments: &[&str]) -> Result<PrepareOptions> {
         let always = ["prepare", "--interactions", "i.csv", "--out", "data/mine"];
         let command = Command::try_parse_from(always.iter().chain(arguments)).unwrap();
-        request(&command.prepare)
+        options(&command.prepare)
     }
 
     #[test]
@@ -292,7 +292,7 @@ mod tests {
         assert_eq!((image.name.as_str(), &image.ids), ("image", &None));
         assert_eq!((text.name.as_str(), &text.ids), ("text", &Some("t.txt".into())));
         assert_eq!(request.name, "mine");
-        assert_eq!((request.k_core, request.has_header), (5, true));
+        assert_eq!((request.k_core, request.table.has_header), (5, true));
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! `bm3-engine recommend`
 
+use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use bm3_engine::backend::TopK;
 use bm3_engine::config::validate_top_k;
-use bm3_engine::{Error, Result};
+use bm3_engine::data::{IdMaps, NpyElement, NpyWriter};
+use bm3_engine::{Error, Result, files};
 use clap::ValueEnum;
+use serde_json::Value;
 
 use super::model::{ModelArguments, ModelRequest};
 
@@ -41,7 +46,8 @@ Examples:
   bm3-engine recommend --model runs/baby --users users.txt --out lists.npy --external-ids never
 
 A user's training items are left out. CSV has the columns user,rank,item[,score]; JSONL one object
-per user; .npy a table of item numbers with one row per user, with --scores also FILE_scores.npy.";
+per user; .npy a table of item numbers with one row per user (-1 where a list is short), with
+--scores also FILE_scores.npy.";
 
 /// The users that lists are wanted for, as they were given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,9 +169,200 @@ fn request(arguments: &RecommendArguments) -> Result<RecommendRequest> {
     })
 }
 
+/// Users whose lists are made at a time: memory does not grow with the number of users.
+const USERS_AT_A_TIME: usize = 8192;
+
 /// Reads the model and the data and writes the lists.
-fn recommend(_request: &RecommendRequest) -> anyhow::Result<()> {
-    anyhow::bail!("recommending is not available yet")
+fn recommend(request: &RecommendRequest) -> anyhow::Result<()> {
+    let (_, dataset, mut model) = request.model.load()?;
+    let names = Names::read(request, dataset.users, dataset.items)?;
+    let users = match &request.users {
+        None => (0..dataset.users as u32).collect(),
+        Some(ids) => names.users(ids)?,
+    };
+    let predicted = model.predict_nodes()?;
+    let mut lists = |write: &mut dyn FnMut(&[u32], &TopK) -> Result<()>| {
+        users
+            .chunks(USERS_AT_A_TIME)
+            .try_for_each(|users| write(users, &model.top_k_of(&predicted, users, request.top_k)?))
+    };
+    let Some(path) = &request.out else {
+        let mut stdout = std::io::stdout().lock();
+        write_text(&mut stdout, Path::new("standard output"), request, &names, &mut lists)?;
+        return Ok(());
+    };
+    if request.format == ListFormat::Npy {
+        return Ok(write_npy(path, request, users.len(), &mut lists)?);
+    }
+    files::write_atomic(path, |writer| write_text(writer, path, request, &names, &mut lists))?;
+    Ok(())
+}
+
+/// What calls back with the lists of some users at a time.
+type Lists<'a> = dyn FnMut(&mut dyn FnMut(&[u32], &TopK) -> Result<()>) -> Result<()> + 'a;
+
+fn write_text(
+    writer: &mut dyn Write,
+    path: &Path,
+    request: &RecommendRequest,
+    names: &Names,
+    lists: &mut Lists<'_>,
+) -> Result<()> {
+    let wrong = |error: std::io::Error| Error::io(path, "write", error);
+    let csv_wrong = |error: csv::Error| Error::io(path, "write", error.into());
+    match request.format {
+        ListFormat::Csv => {
+            let mut table = csv::Writer::from_writer(writer);
+            let columns = ["user", "rank", "item", "score"];
+            let count = if request.scores { 4 } else { 3 };
+            table.write_record(&columns[..count]).map_err(csv_wrong)?;
+            lists(&mut |users, top| {
+                for (position, &user) in users.iter().enumerate() {
+                    let scores = &top.scores[position * top.k..];
+                    for (rank, (&item, score)) in top.list(position).iter().zip(scores).enumerate()
+                    {
+                        let fields = [
+                            names.user(user),
+                            (rank + 1).to_string(),
+                            names.item(item),
+                            score.to_string(),
+                        ];
+                        table.write_record(&fields[..count]).map_err(csv_wrong)?;
+                    }
+                }
+                Ok(())
+            })?;
+            table.flush().map_err(wrong)
+        }
+        _ => {
+            let mut writer = std::io::BufWriter::new(writer);
+            lists(&mut |users, top| {
+                for (position, &user) in users.iter().enumerate() {
+                    let list = top.list(position);
+                    let mut line = serde_json::Map::new();
+                    line.insert("user".into(), names.user_value(user));
+                    let items = list.iter().map(|&item| names.item_value(item)).collect();
+                    line.insert("items".into(), Value::Array(items));
+                    if request.scores {
+                        let scores = &top.scores[position * top.k..][..list.len()];
+                        line.insert("scores".into(), scores.into());
+                    }
+                    writeln!(writer, "{}", Value::Object(line)).map_err(wrong)?;
+                }
+                Ok(())
+            })?;
+            writer.flush().map_err(wrong)
+        }
+    }
+}
+
+/// Items as a users × K table of 64-bit integers, -1 where a list is short; scores as f32 beside.
+fn write_npy(
+    path: &Path,
+    request: &RecommendRequest,
+    users: usize,
+    lists: &mut Lists<'_>,
+) -> Result<()> {
+    let k = request.top_k;
+    let mut all_scores: Vec<f32> = Vec::new();
+    files::write_atomic(path, |writer| {
+        let wrong = |error| Error::io(path, "write", error);
+        let mut npy = NpyWriter::new(writer, NpyElement::I64, users, k).map_err(wrong)?;
+        lists(&mut |_, top| {
+            let number = |&item: &u32| if item == TopK::NO_ITEM { -1 } else { i64::from(item) };
+            let items: Vec<i64> = top.items.iter().map(number).collect();
+            if request.scores {
+                all_scores.extend(top.scores.iter().map(|&score| score as f32));
+            }
+            npy.write_i64(&items).map_err(wrong)
+        })?;
+        npy.finish().map(|_| ()).map_err(wrong)
+    })?;
+    if !request.scores {
+        return Ok(());
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let scores_path = path.with_file_name(format!("{stem}_scores.npy"));
+    files::write_atomic(&scores_path, |writer| {
+        let wrong = |error| Error::io(&scores_path, "write", error);
+        let mut npy = NpyWriter::new(writer, NpyElement::F32, users, k).map_err(wrong)?;
+        npy.write_f32(&all_scores).map_err(wrong)?;
+        npy.finish().map(|_| ()).map_err(wrong)
+    })
+}
+
+/// What users and items are called.
+struct Names {
+    maps: Option<IdMaps>,
+    count: usize,
+}
+
+impl Names {
+    /// The data folder's maps, where it has them and they are wanted.
+    fn read(request: &RecommendRequest, users: usize, items: usize) -> Result<Self> {
+        let directory = &request.model.config.data;
+        // A table of numbers has no place for other ids.
+        let wanted = request.external_ids == ExternalIds::Auto && request.format != ListFormat::Npy;
+        let maps = if wanted { IdMaps::read(directory)? } else { None };
+        if let Some(maps) = &maps
+            && (maps.users.len() < users || maps.items.len() < items)
+        {
+            let problem = format!(
+                "its id maps name {} users and {} items; the interactions have {users} and \
+                 {items}: mend them, or add --external-ids never",
+                maps.users.len(),
+                maps.items.len()
+            );
+            return Err(Error::run_file(directory, problem));
+        }
+        Ok(Self { maps, count: users })
+    }
+
+    /// The numbers of users by the ids they were given with.
+    fn users(&self, ids: &[String]) -> Result<Vec<u32>> {
+        let positions: Option<HashMap<&str, u32>> = self.maps.as_ref().map(|maps| {
+            maps.users.iter().enumerate().map(|(user, id)| (id.as_str(), user as u32)).collect()
+        });
+        let find = |id: &String| match &positions {
+            Some(positions) => positions.get(id.as_str()).copied(),
+            None => id.parse().ok().filter(|&user: &u32| (user as usize) < self.count),
+        };
+        ids.iter()
+            .map(|id| {
+                find(id).ok_or_else(|| {
+                    let expected = match &self.maps {
+                        Some(_) => "an id of the original interactions (or --external-ids never \
+                                    and a number)"
+                            .to_owned(),
+                        None => format!("a number from 0 to {}", self.count.saturating_sub(1)),
+                    };
+                    Error::setting("--users", format!("`{id}` found, {expected} expected"))
+                })
+            })
+            .collect()
+    }
+
+    fn user(&self, user: u32) -> String {
+        match &self.maps {
+            Some(maps) => maps.users[user as usize].clone(),
+            None => user.to_string(),
+        }
+    }
+
+    fn item(&self, item: u32) -> String {
+        match &self.maps {
+            Some(maps) => maps.items[item as usize].clone(),
+            None => item.to_string(),
+        }
+    }
+
+    fn user_value(&self, user: u32) -> Value {
+        if self.maps.is_some() { self.user(user).into() } else { user.into() }
+    }
+
+    fn item_value(&self, item: u32) -> Value {
+        if self.maps.is_some() { self.item(item).into() } else { item.into() }
+    }
 }
 
 #[cfg(test)]

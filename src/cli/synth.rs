@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use bm3_engine::synth::{self, SynthOptions};
 use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::prepare::FeatureType;
 
@@ -48,11 +50,43 @@ pub enum Shape {
     Electronics,
 }
 
-pub fn run(arguments: &SynthArguments) -> anyhow::Result<()> {
-    synthesize(arguments)
+impl From<Shape> for synth::Shape {
+    fn from(shape: Shape) -> Self {
+        match shape {
+            Shape::Tiny => Self::Tiny,
+            Shape::Baby => Self::Baby,
+            Shape::Sports => Self::Sports,
+            Shape::Electronics => Self::Electronics,
+        }
+    }
 }
 
-/// Writes the data set.
-fn synthesize(_request: &SynthArguments) -> anyhow::Result<()> {
-    anyhow::bail!("making data sets is not available yet")
+pub fn run(arguments: &SynthArguments) -> anyhow::Result<()> {
+    let options = SynthOptions {
+        shape: arguments.shape.into(),
+        seed: arguments.seed,
+        feature_type: arguments.feature_type.into(),
+        overwrite: arguments.overwrite,
+    };
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
+        "{msg:12} {wide_bar} {human_pos}/{human_len} items",
+    )?);
+    let mut progress = |what: &str, done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_message(what.to_owned());
+        bar.set_position(done as u64);
+    };
+    let sizes = synth::generate(&options, &arguments.out, &mut progress)?;
+    bar.finish_and_clear();
+    let [train, valid, test] = sizes.pairs;
+    eprintln!(
+        "{}: {} users, {} items, {train} training, {valid} validation, {test} test pairs; image \
+         ({}), text ({})",
+        arguments.out.display(),
+        sizes.users,
+        sizes.items,
+        sizes.image,
+        sizes.text
+    );
+    Ok(())
 }

@@ -3,6 +3,7 @@
 mod dataset;
 mod error;
 mod features;
+mod id_map;
 mod inter;
 mod npy;
 mod npy_writer;
@@ -12,6 +13,7 @@ pub use dataset::{Dataset, DatasetOptions, Modality, Pairs, Split};
 pub use error::DataError;
 pub(crate) use error::excerpt;
 pub use features::{FeatureMatrix, FeatureType};
+pub use id_map::IdMaps;
 pub use inter::{Interactions, LARGEST_ID, read as read_interactions};
 pub use npy_writer::{NpyElement, NpyWriter};
 pub use split::SplitRatio;

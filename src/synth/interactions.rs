@@ -239,9 +239,10 @@ mod tests {
             }
             assert!(users.iter().all(|&count| count >= LEAST_TRAINING));
             assert!(items.iter().all(|&count| count >= 1));
-            // Heavy tails on both sides.
+            // Heavy tails on both sides; 300 users cannot make much of a hub.
             let mean = sizes.pairs[0] / sizes.items;
-            assert!(*items.iter().max().unwrap() > 4 * mean);
+            let hub = if shape == Shape::Tiny { 2 } else { 10 };
+            assert!(*items.iter().max().unwrap() > hub * mean);
             let mean = sizes.pairs[0] / sizes.users;
             assert!(*users.iter().max().unwrap() >= 2 * mean);
         }

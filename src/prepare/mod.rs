@@ -1,0 +1,350 @@
+//! From raw interactions with any ids to a folder that can be trained on.
+//!
+//! Read, filter by rating, collapse duplicates, reduce to the k-core, split each user's
+//! interactions, number users and items by first appearance, bring features into the order of the
+//! items. Everything is checked before the first file is written.
+
+mod features;
+mod filter;
+mod table;
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::data::{FeatureType, IdMaps};
+use crate::{Error, Result, files};
+use features::AlignedFeatures;
+use table::Table;
+
+/// Where the interactions come from and how the table is read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TableOptions {
+    /// The file.
+    pub path: PathBuf,
+    /// The user's column, by name or by number from 1; found by usual names when absent.
+    pub user_column: Option<String>,
+    /// The item's column, likewise.
+    pub item_column: Option<String>,
+    /// The rating's column, likewise; only needed for `min_rating`.
+    pub rating_column: Option<String>,
+    /// The time's column, likewise; only needed to split by time.
+    pub time_column: Option<String>,
+    /// What separates columns; what the first line has when absent.
+    pub delimiter: Option<u8>,
+    /// Whether the first line names the columns.
+    pub has_header: bool,
+}
+
+/// How each user's interactions are split.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SplitMethod {
+    /// At random, keyed by a seed.
+    Random {
+        /// Key of the draw.
+        seed: u64,
+    },
+    /// The latest are tested, those before them validate.
+    Time,
+    /// The last is tested, the one before it validates (by time, or in the order of the file).
+    LeaveOneOut,
+}
+
+/// What becomes of an item without features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MissingFeatures {
+    /// It is an error.
+    Error,
+    /// A row of zeros.
+    Zero,
+    /// The mean of the rows that are there.
+    Mean,
+    /// The item goes, with its interactions, before the k-core is taken.
+    DropItem,
+}
+
+/// A modality's features and whose they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeatureInput {
+    /// The modality.
+    pub name: String,
+    /// Its `.npy` file.
+    pub file: PathBuf,
+    /// The item ids of its rows, one a line; without it row i belongs to the item with id `i`.
+    pub ids: Option<PathBuf>,
+}
+
+/// What is to be prepared.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PrepareOptions {
+    /// The interactions.
+    pub table: TableOptions,
+    /// Keeps only interactions rated at least this.
+    pub min_rating: Option<f64>,
+    /// Removes users and items with fewer interactions, until none is left; 0 keeps all.
+    pub k_core: usize,
+    /// How interactions are split.
+    pub split_method: SplitMethod,
+    /// Shares of training, validation and test.
+    pub shares: [f64; 3],
+    /// The modalities.
+    pub features: Vec<FeatureInput>,
+    /// What becomes of items without features.
+    pub missing_features: MissingFeatures,
+    /// The type of the features written: f16 or f32.
+    pub feature_type: FeatureType,
+    /// The data set's name.
+    pub name: String,
+    /// The folder to write.
+    pub out: PathBuf,
+    /// Replaces files that are there already.
+    pub overwrite: bool,
+}
+
+/// How many there are at a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Users with an interaction.
+    pub users: usize,
+    /// Items with an interaction.
+    pub items: usize,
+    /// Interactions.
+    pub interactions: usize,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PrepareSummary {
+    /// Counts after each stage, by its name.
+    pub stages: Vec<(&'static str, Counts)>,
+    /// Interactions of the training, validation and test split.
+    pub splits: [usize; 3],
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// An interaction; users and items are positions in the table's lists of ids.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Interaction {
+    user: u32,
+    item: u32,
+    rating: Option<f64>,
+    time: Option<f64>,
+}
+
+/// Prepares a data set; `progress` is told what is being done.
+///
+/// # Errors
+/// [`Error::Prepare`] for a malformed table or features, [`Error::Setting`] for options that cannot
+/// be used, [`Error::Io`]. Nothing is written unless everything fits.
+pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Result<PrepareSummary> {
+    if options.feature_type == FeatureType::F64 {
+        let problem = "`f64` found, `f32` or `f16` expected";
+        return Err(Error::setting("--feature-type", problem));
+    }
+    let outputs = Outputs::new(options);
+    if !options.overwrite {
+        files::refuse_existing(outputs.all())?;
+    }
+    progress("reading interactions");
+    let needs_rating = options.min_rating.is_some();
+    let needs_time = options.split_method == SplitMethod::Time;
+    let Table { users, items, mut rows } = Table::read(&options.table, needs_rating, needs_time)?;
+    let mut stages = vec![("read", counts(&rows))];
+    if let Some(least) = options.min_rating {
+        rows.retain(|row| row.rating.is_some_and(|rating| rating >= least));
+        stages.push(("rated high enough", counts(&rows)));
+    }
+    filter::collapse_duplicates(&mut rows);
+    stages.push(("without repetitions", counts(&rows)));
+
+    progress("reading features");
+    let mut aligned = options
+        .features
+        .iter()
+        .map(|input| AlignedFeatures::open(input, &items))
+        .collect::<Result<Vec<_>>>()?;
+    if options.missing_features == MissingFeatures::DropItem {
+        rows.retain(|row| aligned.iter().all(|features| features.has(row.item)));
+        stages.push(("with features", counts(&rows)));
+    }
+    if options.k_core > 0 {
+        filter::reduce_to_core(&mut rows, options.k_core);
+        stages.push(("in the core", counts(&rows)));
+    }
+    if rows.is_empty() {
+        return Err(Error::from(PrepareError::NothingLeft {
+            path: options.table.path.clone(),
+            stages: describe(&stages),
+        }));
+    }
+    let labels = filter::split(&rows, options.split_method, options.shares);
+    let (user_ids, item_ids) =
+        (renumber(rows.iter().map(|row| row.user)), renumber(rows.iter().map(|row| row.item)));
+    let mut warnings = Vec::new();
+    for features in &mut aligned {
+        features.arrange(&item_ids.order, &items, options.missing_features, &mut warnings)?;
+    }
+    let splits = [0, 1, 2].map(|label| labels.iter().filter(|&&other| other == label).count());
+    let mut trained = vec![false; item_ids.order.len()];
+    for (row, &label) in rows.iter().zip(&labels) {
+        trained[item_ids.number[&row.item] as usize] |= label == 0;
+    }
+    let untrained = trained.iter().filter(|&&trained| !trained).count();
+    if untrained > 0 {
+        warnings
+            .push(format!("{untrained} items have no training interaction, only held-out ones"));
+    }
+
+    progress("writing");
+    let out = &options.out;
+    std::fs::create_dir_all(out).map_err(|error| Error::io(out, "create", error))?;
+    for (features, path) in aligned.iter().zip(&outputs.features) {
+        features.write(path, options.feature_type)?;
+    }
+    let raw = |order: &[u32], ids: &[String]| -> Vec<String> {
+        order.iter().map(|&id| ids[id as usize].clone()).collect()
+    };
+    let maps = IdMaps { users: raw(&user_ids.order, &users), items: raw(&item_ids.order, &items) };
+    maps.write(out)?;
+    // Last, so that a folder without it is seen to be unfinished.
+    write_interactions(&outputs.interactions, &rows, &labels, &user_ids, &item_ids)?;
+    Ok(PrepareSummary { stages, splits, warnings })
+}
+
+fn describe(stages: &[(&'static str, Counts)]) -> String {
+    stages
+        .iter()
+        .map(|(stage, counts)| format!("{} {stage}", counts.interactions))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn counts(rows: &[Interaction]) -> Counts {
+    let distinct = |id: fn(&Interaction) -> u32| {
+        rows.iter().map(id).collect::<std::collections::HashSet<u32>>().len()
+    };
+    Counts {
+        users: distinct(|row| row.user),
+        items: distinct(|row| row.item),
+        interactions: rows.len(),
+    }
+}
+
+/// New numbers for ids, by first appearance.
+struct Numbers {
+    order: Vec<u32>,
+    number: HashMap<u32, u32>,
+}
+
+fn renumber(ids: impl Iterator<Item = u32>) -> Numbers {
+    let mut numbers = Numbers { order: Vec::new(), number: HashMap::new() };
+    for id in ids {
+        numbers.number.entry(id).or_insert_with(|| {
+            numbers.order.push(id);
+            numbers.order.len() as u32 - 1
+        });
+    }
+    numbers
+}
+
+/// The files to be written.
+struct Outputs {
+    interactions: PathBuf,
+    maps: [PathBuf; 2],
+    features: Vec<PathBuf>,
+}
+
+impl Outputs {
+    fn new(options: &PrepareOptions) -> Self {
+        let file = |name: String| options.out.join(name);
+        Self {
+            interactions: file(format!("{}.inter", options.name)),
+            maps: IdMaps::paths(&options.out),
+            features: options
+                .features
+                .iter()
+                .map(|input| file(format!("{}_feat.npy", input.name)))
+                .collect(),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Path> {
+        [&self.interactions].into_iter().chain(&self.maps).chain(&self.features).map(|p| &**p)
+    }
+}
+
+fn write_interactions(
+    path: &Path,
+    rows: &[Interaction],
+    labels: &[u8],
+    users: &Numbers,
+    items: &Numbers,
+) -> Result<()> {
+    files::write_atomic(path, |writer| {
+        let wrong = |error| Error::io(path, "write", error);
+        writeln!(writer, "userID\titemID\trating\ttimestamp\tx_label").map_err(wrong)?;
+        for (position, (row, label)) in rows.iter().zip(labels).enumerate() {
+            let (user, item) = (users.number[&row.user], items.number[&row.item]);
+            let rating = row.rating.unwrap_or(1.0);
+            // Without a time, the order of the file.
+            let time = row.time.unwrap_or(position as f64);
+            writeln!(writer, "{user}\t{item}\t{rating}\t{time}\t{label}").map_err(wrong)?;
+        }
+        Ok(())
+    })
+}
+
+/// What can be wrong with raw interactions and their features.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
+pub enum PrepareError {
+    #[error("{}: is empty; expected one interaction a line", path.display())]
+    Empty { path: PathBuf },
+
+    #[error("{}: line {line}: {problem}", path.display())]
+    Malformed { path: PathBuf, line: u64, problem: String },
+
+    #[error(
+        "{}: no column for the {what}{}; found {found}; name it with {flag}",
+        path.display(),
+        wanted.as_ref().map(|name| format!(" called `{name}`")).unwrap_or_default()
+    )]
+    NoColumn {
+        path: PathBuf,
+        what: &'static str,
+        wanted: Option<String>,
+        found: String,
+        flag: &'static str,
+    },
+
+    #[error(
+        "{}: line {line}: the {what} is \"{found}\"; expected {expected}",
+        path.display()
+    )]
+    BadField { path: PathBuf, line: u64, what: &'static str, found: String, expected: &'static str },
+
+    #[error(
+        "{}: no interaction is left ({stages}); lower --k-core or --min-rating",
+        path.display()
+    )]
+    NothingLeft { path: PathBuf, stages: String },
+
+    #[error(
+        "{}: names {found} items; {} has {rows} rows, and each line must be the id of one row",
+        ids.display(),
+        features.display()
+    )]
+    IdCount { ids: PathBuf, features: PathBuf, found: usize, rows: usize },
+
+    #[error("{}: line {line}: item \"{id}\" is there twice; give each item one row", path.display())]
+    DoubleId { path: PathBuf, line: usize, id: String },
+
+    #[error(
+        "{}: has no features for {count} of {items} items (among them {examples}); add them, or \
+         choose with --missing-features zero, mean or drop-item",
+        path.display()
+    )]
+    Missing { path: PathBuf, count: usize, items: usize, examples: String },
+}

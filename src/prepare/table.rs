@@ -1,0 +1,224 @@
+//! Raw interactions: delimited text with any ids.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use super::{Interaction, PrepareError, TableOptions};
+use crate::data::excerpt;
+use crate::{Error, Result};
+
+/// Names that columns usually have, compared without regard to case, `_`, `-` and spaces.
+const USER_NAMES: &[&str] = &["userid", "user", "uid", "reviewerid", "customerid", "visitorid"];
+const ITEM_NAMES: &[&str] = &[
+    "itemid",
+    "item",
+    "iid",
+    "asin",
+    "parentasin",
+    "productid",
+    "movieid",
+    "artistid",
+    "trackid",
+    "bookid",
+    "businessid",
+];
+const RATING_NAMES: &[&str] = &["rating", "ratings", "score", "stars", "overall", "weight"];
+const TIME_NAMES: &[&str] =
+    &["timestamp", "time", "unixreviewtime", "date", "datetime", "reviewtime"];
+
+/// The interactions of a file, ids replaced by positions in the lists of distinct ones.
+pub struct Table {
+    pub users: Vec<String>,
+    pub items: Vec<String>,
+    pub rows: Vec<Interaction>,
+}
+
+/// Where the columns stand.
+struct Columns {
+    user: usize,
+    item: usize,
+    rating: Option<usize>,
+    time: Option<usize>,
+}
+
+impl Table {
+    /// Reads a file; a rating or a time that is needed must have a column and a number in it.
+    pub fn read(options: &TableOptions, needs_rating: bool, needs_time: bool) -> Result<Self> {
+        let path = &options.path;
+        let delimiter = match options.delimiter {
+            Some(delimiter) => delimiter,
+            None => guess_delimiter(path)?,
+        };
+        let mut reader = csv::ReaderBuilder::new()
+            .delimiter(delimiter)
+            .has_headers(options.has_header)
+            .from_path(path)
+            .map_err(|error| csv_error(path, error))?;
+        let columns = {
+            let names: Vec<String> = if options.has_header {
+                let header = reader.byte_headers().map_err(|error| csv_error(path, error))?;
+                header.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect()
+            } else {
+                Vec::new()
+            };
+            Columns::find(options, &names, needs_rating, needs_time)?
+        };
+        let (mut users, mut items) = (Ids::default(), Ids::default());
+        let mut rows = Vec::new();
+        let mut record = csv::StringRecord::new();
+        while reader.read_record(&mut record).map_err(|error| csv_error(path, error))? {
+            let line = record.position().map_or(0, csv::Position::line);
+            let field = |column: usize, what: &'static str| {
+                record.get(column).map(str::trim).filter(|field| !field.is_empty()).ok_or_else(
+                    || {
+                        let problem = format!(
+                            "has no {what}: column {} of {} is empty or missing",
+                            column + 1,
+                            record.len()
+                        );
+                        PrepareError::Malformed { path: path.clone(), line, problem }
+                    },
+                )
+            };
+            let number = |column: Option<usize>, what: &'static str, needed: bool| {
+                let Some(column) = column else { return Ok(None) };
+                let text = match field(column, what) {
+                    Ok(text) => text,
+                    Err(error) if needed => return Err(error),
+                    Err(_) => return Ok(None),
+                };
+                match text.parse::<f64>() {
+                    Ok(number) if number.is_finite() => Ok(Some(number)),
+                    _ if !needed => Ok(None),
+                    _ => Err(PrepareError::BadField {
+                        path: path.clone(),
+                        line,
+                        what,
+                        found: excerpt(text.as_bytes()),
+                        expected: "a number",
+                    }),
+                }
+            };
+            rows.push(Interaction {
+                user: users.position(field(columns.user, "user")?),
+                item: items.position(field(columns.item, "item")?),
+                rating: number(columns.rating, "rating", needs_rating)?,
+                time: number(columns.time, "time", needs_time)?,
+            });
+        }
+        if rows.is_empty() {
+            return Err(PrepareError::Empty { path: path.clone() }.into());
+        }
+        Ok(Self { users: users.names, items: items.names, rows })
+    }
+}
+
+/// Distinct ids in order of appearance.
+#[derive(Default)]
+struct Ids {
+    names: Vec<String>,
+    positions: HashMap<String, u32>,
+}
+
+impl Ids {
+    fn position(&mut self, name: &str) -> u32 {
+        if let Some(&position) = self.positions.get(name) {
+            return position;
+        }
+        let position = self.names.len() as u32;
+        self.names.push(name.to_owned());
+        self.positions.insert(name.to_owned(), position);
+        position
+    }
+}
+
+impl Columns {
+    fn find(
+        options: &TableOptions,
+        names: &[String],
+        needs_rating: bool,
+        needs_time: bool,
+    ) -> Result<Self> {
+        let find = |wanted: &Option<String>, usual: &[&str], default: Option<usize>| {
+            if let Some(wanted) = wanted {
+                let by_name = names.iter().position(|name| name.trim() == wanted);
+                let by_number =
+                    wanted.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+                return by_name.or(by_number.filter(|&n| names.is_empty() || n < names.len()));
+            }
+            let found = usual
+                .iter()
+                .find_map(|usual| names.iter().position(|name| simplify(name) == *usual));
+            found.or(default.filter(|_| names.is_empty()))
+        };
+        let missing = |what, wanted: &Option<String>, flag| {
+            let found = if names.is_empty() {
+                "no header (columns go by number)".to_owned()
+            } else {
+                names.iter().map(|name| excerpt(name.as_bytes())).collect::<Vec<_>>().join(", ")
+            };
+            let (path, wanted) = (options.path.clone(), wanted.clone());
+            Error::from(PrepareError::NoColumn { path, what, wanted, found, flag })
+        };
+        let optional = |what, wanted: &Option<String>, usual, flag, needed: bool| {
+            let column = find(wanted, usual, None);
+            if column.is_none() && (needed || wanted.is_some()) {
+                return Err(missing(what, wanted, flag));
+            }
+            Ok(column)
+        };
+        let (user, item) = (&options.user_column, &options.item_column);
+        Ok(Self {
+            user: find(user, USER_NAMES, Some(0))
+                .ok_or_else(|| missing("user", user, "--user-column"))?,
+            item: find(item, ITEM_NAMES, Some(1))
+                .ok_or_else(|| missing("item", item, "--item-column"))?,
+            rating: optional(
+                "rating",
+                &options.rating_column,
+                RATING_NAMES,
+                "--rating-column",
+                needs_rating,
+            )?,
+            time: optional("time", &options.time_column, TIME_NAMES, "--time-column", needs_time)?,
+        })
+    }
+}
+
+/// A column's name as it is compared; RecBole's type after a colon is left out.
+fn simplify(name: &str) -> String {
+    let name = name.split(':').next().unwrap_or_default();
+    name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
+}
+
+/// The separator that the first line has most of.
+fn guess_delimiter(path: &Path) -> Result<u8> {
+    let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
+    let mut line = Vec::new();
+    BufReader::new(file)
+        .read_until(b'\n', &mut line)
+        .map_err(|error| Error::io(path, "read", error))?;
+    let count = |delimiter: u8| line.iter().filter(|&&byte| byte == delimiter).count();
+    // Of equals the last is taken: tabs are hardly ever part of a field.
+    let best = [b' ', b'|', b';', b',', b'\t'].into_iter().max_by_key(|&d| count(d));
+    Ok(best.filter(|&best| count(best) > 0).unwrap_or(b','))
+}
+
+fn csv_error(path: &Path, error: csv::Error) -> Error {
+    let line = error.position().map_or(0, csv::Position::line);
+    let problem = error.to_string();
+    match error.into_kind() {
+        csv::ErrorKind::Io(source) => Error::io(path, "read", source),
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+            let problem = format!("has {len} columns; the lines before have {expected_len}");
+            PrepareError::Malformed { path: path.to_owned(), line, problem }.into()
+        }
+        csv::ErrorKind::Utf8 { .. } => {
+            let problem = "is not UTF-8; convert the file".to_owned();
+            PrepareError::Malformed { path: path.to_owned(), line, problem }.into()
+        }
+        _ => PrepareError::Malformed { path: path.to_owned(), line, problem }.into(),
+    }
+}
