@@ -28,6 +28,14 @@ fn write(directory: &Path, name: &str, text: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// A folder with the least that can be trained on.
+fn data_folder(directory: &Path) -> String {
+    let folder = directory.join("d");
+    std::fs::create_dir(&folder).unwrap();
+    write(&folder, "d.inter", "userID\titemID\tx_label\n0\t0\t0\n0\t1\t1\n0\t2\t2\n");
+    folder.to_str().unwrap().to_owned()
+}
+
 /// The settings that `train` would run with.
 fn settings(arguments: &[&str]) -> toml::Table {
     let output = program(&["train", "--dry-run"]).args(arguments).assert().success();
@@ -143,10 +151,12 @@ fn a_settings_file_is_checked_line_by_line() {
 #[test]
 fn flags_win_over_files_and_files_over_defaults() {
     let directory = tempfile::tempdir().unwrap();
-    let text = "data: /d\nn_layers: [2]\ndropout: 0.3\nuse_gpu: False\nvocab_size: 1\n";
-    let file = write(directory.path(), "BM3.yaml", text);
+    let data = data_folder(directory.path());
+    let text =
+        format!("data: {data}\nn_layers: [2]\ndropout: 0.3\nuse_gpu: False\nvocab_size: 1\n");
+    let file = write(directory.path(), "BM3.yaml", &text);
     let merged = settings(&["--config", &file, "--dropout", "0.4", "--top-k", "20,10"]);
-    assert_eq!(merged["data"].as_str(), Some("/d"));
+    assert_eq!(merged["data"].as_str(), Some(data.as_str()));
     assert_eq!(merged["layers"].as_integer(), Some(2));
     assert_eq!(merged["dropout"].as_float(), Some(0.4));
     assert_eq!(merged["device"].as_str(), Some("cpu"));
@@ -160,9 +170,10 @@ fn flags_win_over_files_and_files_over_defaults() {
 #[test]
 fn the_settings_of_a_run_repeat_it() {
     let directory = tempfile::tempdir().unwrap();
+    let data = data_folder(directory.path());
     let arguments = [
         "--data",
-        "d",
+        &data,
         "--feature",
         "image=i.npy",
         "--modalities",
@@ -177,7 +188,7 @@ fn the_settings_of_a_run_repeat_it() {
         "--threads",
         "2",
     ];
-    let first = program(&["train", "--dry-run"]).args(arguments).assert().success();
+    let first = program(&["train", "--dry-run", "--quiet"]).args(arguments).assert().success();
     let text = String::from_utf8(first.get_output().stdout.clone()).unwrap();
     let file = write(directory.path(), "config.toml", &text);
     program(&["train", "--dry-run", "--config", &file]).assert().success().stdout(text);

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{TOPICS, stream};
+use super::stream;
 use crate::Result;
 use crate::philox::Stream;
 
@@ -52,8 +52,9 @@ impl ItemLatents {
     /// Draws `items` items: a topic each, and a vector near the topic's.
     pub fn new(seed: u64, items: usize) -> Self {
         let (choice, centre, own) = (stream(seed, 1), stream(seed, 2), stream(seed, 3));
+        let count = super::topics(items);
         let topics: Vec<usize> =
-            (0..items).map(|item| (choice.uniform(item as u64) * TOPICS as f64) as usize).collect();
+            (0..items).map(|item| (choice.uniform(item as u64) * count as f64) as usize).collect();
         let vectors = topics
             .par_iter()
             .enumerate()

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use super::{Sizes, TOPICS, stream};
+use super::{Sizes, stream};
 use crate::philox::Stream;
 
 /// Topics that a user likes, and how often a pick comes from each.
-const LIKED: [f64; 3] = [0.5, 0.25, 0.1];
+const LIKED: [f64; 3] = [0.55, 0.25, 0.12];
 
 /// Tries to find a fresh item by popularity before the first fresh one is taken.
 const TRIES: usize = 50;
@@ -58,7 +58,7 @@ impl Pool {
 pub fn draw(seed: u64, sizes: &Sizes, topics: &[usize]) -> Vec<Row> {
     let popularity = popularity(&stream(seed, 4), sizes.items);
     let everything = Pool::new((0..sizes.items).collect(), &popularity);
-    let by_topic: Vec<Pool> = (0..TOPICS)
+    let by_topic: Vec<Pool> = (0..super::topics(sizes.items))
         .map(|topic| {
             let own = (0..sizes.items).filter(|&item| topics[item] == topic).collect();
             Pool::new(own, &popularity)
@@ -69,7 +69,7 @@ pub fn draw(seed: u64, sizes: &Sizes, topics: &[usize]) -> Vec<Row> {
     let mut taken = orphans(sizes, &counts, &mut picker);
     let mut rows = Vec::with_capacity(sizes.pairs.iter().sum());
     for (user, [train, valid, test]) in counts.into_iter().enumerate() {
-        let liked: [usize; LIKED.len()] = std::array::from_fn(|_| picker.below(TOPICS));
+        let liked: [usize; LIKED.len()] = std::array::from_fn(|_| picker.below(by_topic.len()));
         let mut chosen: Vec<usize> = std::mem::take(&mut taken[user]);
         let mut seen: HashSet<usize> = chosen.iter().copied().collect();
         while chosen.len() < train + valid + test {
@@ -255,15 +255,16 @@ mod tests {
         let sizes = Shape::Baby.sizes();
         let items = ItemLatents::new(2, sizes.items);
         let rows = draw(2, &sizes, items.topics());
-        let mut of_user = vec![[0usize; TOPICS]; sizes.users];
-        let mut of_all = [0usize; TOPICS];
+        let count = crate::synth::topics(sizes.items);
+        let mut of_user = vec![vec![0usize; count]; sizes.users];
+        let mut of_all = vec![0usize; count];
         for row in &rows {
             of_user[row.user][items.topics()[row.item]] += 1;
             of_all[items.topics()[row.item]] += 1;
         }
-        let share = |mut counts: [usize; TOPICS]| {
+        let share = |mut counts: Vec<usize>| {
             counts.sort_unstable();
-            let top: usize = counts[TOPICS - 3..].iter().sum();
+            let top: usize = counts[count - 3..].iter().sum();
             top as f64 / counts.iter().sum::<usize>() as f64
         };
         let active: Vec<f64> = of_user
@@ -272,6 +273,6 @@ mod tests {
             .map(share)
             .collect();
         let mean = active.iter().sum::<f64>() / active.len() as f64;
-        assert!(mean > 2.0 * share(of_all), "{mean} against {}", share(of_all));
+        assert!(mean > 2.0 * share(of_all.clone()), "{mean} against {}", share(of_all));
     }
 }

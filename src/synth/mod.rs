@@ -17,8 +17,10 @@ use crate::data::{FeatureType, NpyElement, NpyWriter};
 use crate::philox::{Purpose, Stream};
 use crate::{Error, Result, files};
 
-/// The number of topics that items belong to.
-const TOPICS: usize = 24;
+/// The number of topics that items belong to: more in larger sets, with more items in each.
+fn topics(items: usize) -> usize {
+    ((items as f64).sqrt() / 2.5).round().max(3.0) as usize
+}
 
 /// A data set's sizes by name; all but `tiny` are those of the Amazon sets of the literature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
