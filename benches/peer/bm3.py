@@ -1,0 +1,147 @@
+"""BM3 in PyTorch: the peer that the engine is measured against.
+
+Two modes of the same mathematics:
+
+- `reference` does each step what the published implementation does: all items projected, the
+  predictor on the whole tables, dropout masks for all rows, gradients by autograd, dense Adam over
+  every parameter, raw features included unless they are frozen.
+- `optimised` is the best plain PyTorch can do: only the batch's distinct rows are projected and
+  predicted, features are frozen, Adam is fused.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+class Settings:
+    """What a model is made with; names as in the engine."""
+
+    def __init__(self, layers=1, dropout=0.5, reg_weight=0.1, cl_weight=2.0, learning_rate=1e-3,
+                 freeze_features=False, self_loops=False, propagation="light"):
+        self.layers = layers
+        self.dropout = dropout
+        self.reg_weight = reg_weight
+        self.cl_weight = cl_weight
+        self.learning_rate = learning_rate
+        self.freeze_features = freeze_features
+        self.self_loops = self_loops
+        self.propagation = propagation
+
+
+def normalised_adjacency(users, items, user_ids, item_ids, self_loops, dtype):
+    """The symmetric adjacency of the distinct pairs, scaled by the degrees, as a sparse CSR."""
+    nodes = users + items
+    pairs = torch.unique(torch.stack([user_ids, item_ids + users]), dim=1)
+    rows = torch.cat([pairs[0], pairs[1]])
+    columns = torch.cat([pairs[1], pairs[0]])
+    if self_loops:
+        loops = torch.arange(nodes)
+        rows, columns = torch.cat([rows, loops]), torch.cat([columns, loops])
+    degrees = torch.bincount(rows, minlength=nodes).to(dtype) + 1e-7
+    values = (degrees[rows] * degrees[columns]).rsqrt()
+    coordinates = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (nodes, nodes))
+    return coordinates.coalesce().to_sparse_csr()
+
+
+class Bm3:
+    """Parameters, step and optimiser.
+
+    `parameters` holds the tensors under the engine's names: user_embedding, item_embedding,
+    predictor.weight, predictor.bias, propagation.<layer>.weight, and modality.<name>.weight, .bias
+    and .features of every name in `modalities`.
+    """
+
+    def __init__(self, settings, adjacency, parameters, modalities, mode):
+        self.settings = settings
+        self.adjacency = adjacency
+        self.modalities = list(modalities)
+        self.mode = mode
+        self.parameters = {}
+        for name, value in parameters.items():
+            trained = not (settings.freeze_features and name.endswith(".features"))
+            self.parameters[name] = value.clone().requires_grad_(trained)
+        trained = [value for value in self.parameters.values() if value.requires_grad]
+        fused = mode == "optimised"
+        self.optimiser = torch.optim.Adam(trained, lr=settings.learning_rate, fused=fused or None)
+
+    def propagate(self):
+        """H of users and of items, the items' residual included."""
+        users = self.parameters["user_embedding"]
+        items = self.parameters["item_embedding"]
+        layer = torch.cat([users, items])
+        total = layer
+        for index in range(self.settings.layers):
+            layer = self.adjacency @ layer
+            if self.settings.propagation == "gcn":
+                layer = F.leaky_relu(layer @ self.parameters[f"propagation.{index}.weight"], 0.2)
+            total = total + layer
+        mean = total / (self.settings.layers + 1)
+        return mean[: len(users)], mean[len(users):] + items
+
+    def predict(self, rows):
+        return F.linear(rows, self.parameters["predictor.weight"], self.parameters["predictor.bias"])
+
+    def project(self, name, items=None):
+        features = self.parameters[f"modality.{name}.features"]
+        if items is not None:
+            features = features[items]
+        prefix = f"modality.{name}"
+        return F.linear(features, self.parameters[f"{prefix}.weight"], self.parameters[f"{prefix}.bias"])
+
+    def target(self, rows, mask):
+        """The dropped rows, through which no gradient flows."""
+        rows = rows.detach()  # F.dropout with p = 0 gives back its argument, gradients and all
+        if mask is not None:
+            return rows * mask / (1 - self.settings.dropout)
+        return F.dropout(rows, self.settings.dropout)
+
+    def losses(self, users, items, masks=None):
+        """The named loss terms of a batch of pairs, and their weighted sum."""
+        reference = self.mode == "reference"
+        masks = masks or {}
+        user_rows, item_rows = self.propagate()
+        terms = {"reg": (user_rows.norm() + item_rows.norm()) / len(item_rows)}
+
+        def similarity(online, target):
+            return 1 - F.cosine_similarity(online, target, dim=-1, eps=1e-8).mean()
+
+        if reference:
+            # Whole tables, the batch's rows taken at the end.
+            user_of_pair, item_of_pair = users, items
+            pick_users = pick_items = slice(None)
+        else:
+            pick_users, user_of_pair = users.unique(return_inverse=True)
+            pick_items, item_of_pair = items.unique(return_inverse=True)
+        user_rows, item_rows = user_rows[pick_users], item_rows[pick_items]
+
+        def mask_of(key, pick):
+            return masks[key][pick] if key in masks else None
+
+        user_target = self.target(user_rows, mask_of("user", pick_users))
+        item_target = self.target(item_rows, mask_of("item", pick_items))
+        user_online, item_online = self.predict(user_rows), self.predict(item_rows)
+        terms["ui"] = similarity(user_online[user_of_pair], item_target[item_of_pair])
+        terms["iu"] = similarity(item_online[item_of_pair], user_target[user_of_pair])
+        for name in self.modalities:
+            projected = self.project(name, None if reference else pick_items)
+            own_target = self.target(projected, mask_of(name, pick_items))
+            online = self.predict(projected)[item_of_pair]
+            terms[f"align.{name}"] = similarity(online, item_target[item_of_pair])
+            terms[f"mask.{name}"] = similarity(online, own_target[item_of_pair])
+        contrast = sum(terms[f"{kind}.{name}"] for name in self.modalities for kind in ("align", "mask"))
+        total = terms["ui"] + terms["iu"] + self.settings.cl_weight * contrast
+        return terms, total + self.settings.reg_weight * terms["reg"]
+
+    def step(self, users, items, masks=None):
+        """One Adam step; returns the named terms and the total."""
+        self.optimiser.zero_grad(set_to_none=True)
+        terms, total = self.losses(users, items, masks)
+        total.backward()
+        self.optimiser.step()
+        return terms, total
+
+    @torch.no_grad()
+    def scores(self):
+        """The product of every predicted user with every predicted item."""
+        user_rows, item_rows = self.propagate()
+        return self.predict(user_rows) @ self.predict(item_rows).T
