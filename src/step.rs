@@ -506,7 +506,7 @@ pub fn learning_rate(config: &TrainConfig, epoch: u64) -> f64 {
     config.learning_rate * libm::pow(config.learning_rate_decay, epoch as f64 / 50.0)
 }
 
-/// The loss terms' names, in the order of [`Model::take_losses`].
+/// The loss terms' names, in the order of [`Model::losses`].
 pub fn loss_names(modalities: &[String]) -> Vec<String> {
     let mut names = vec!["ui".to_owned(), "iu".to_owned()];
     for modality in modalities {
