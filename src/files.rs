@@ -12,6 +12,9 @@ use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
+/// What the names of unfinished files begin with; also of those that the safetensors crate makes.
+pub const TEMPORARY_PREFIX: &str = ".tmp";
+
 /// Writes `path` through `fill`, atomically: temporary file, sync, rename, sync of the directory.
 ///
 /// # Errors
@@ -42,8 +45,10 @@ fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> 
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let mut temporary =
-        NamedTempFile::new_in(directory).map_err(|error| Error::io(path, "create", error))?;
+    let mut temporary = tempfile::Builder::new()
+        .prefix(TEMPORARY_PREFIX)
+        .tempfile_in(directory)
+        .map_err(|error| Error::io(path, "create", error))?;
     fill(&mut temporary)?;
     // By name: a writer that was given the name may have put another file there.
     let written = File::open(temporary.path()).map_err(|error| Error::io(path, "open", error))?;

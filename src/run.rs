@@ -107,6 +107,7 @@ impl RunDirectory {
             );
             return Err(Error::run_file(path, problem));
         }
+        remove_unfinished(path);
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
@@ -152,6 +153,17 @@ impl RunDirectory {
             .map_err(|error| Error::io(&path, "write", error.into()))?;
         text.push('\n');
         files::write_bytes_atomic(&path, text.as_bytes())
+    }
+}
+
+/// Removes what processes that were killed in the middle of writing have left; the lock is held, so
+/// nobody is writing now.
+fn remove_unfinished(directory: &Path) {
+    // Best effort: what cannot be listed or removed does no harm.
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(files::TEMPORARY_PREFIX) {
+            std::fs::remove_file(entry.path()).ok();
+        }
     }
 }
 

@@ -1,0 +1,366 @@
+//! The program from end to end: made-up and prepared data, training, interruption, evaluation,
+//! recommendation, and what it says when something is wrong.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use assert_cmd::cargo::cargo_bin_cmd;
+use predicates::prelude::*;
+use predicates::str::{contains, is_empty};
+use serde_json::Value;
+
+fn program(arguments: &[&str]) -> assert_cmd::Command {
+    let mut command = cargo_bin_cmd!("bm3-engine");
+    command.args(arguments).env_remove("RUST_LOG");
+    command
+}
+
+fn output(arguments: &[&str]) -> String {
+    let assert = program(arguments).assert().success();
+    String::from_utf8(assert.get_output().stdout.clone()).unwrap()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A tiny data set in `directory/tiny`.
+fn tiny(directory: &Path) -> String {
+    let data = directory.join("tiny");
+    program(&["synth", "--shape", "tiny", "--out", path(&data)]).assert().success();
+    path(&data).to_owned()
+}
+
+fn summary(run: &Path) -> Value {
+    serde_json::from_slice(&fs::read(run.join("summary.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_model_is_trained_evaluated_and_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = tiny(directory.path());
+    let run = directory.path().join("run");
+    let arguments = ["train", "--data", &data, "--out", path(&run), "--epochs", "30"];
+    let table = output(&arguments);
+    assert!(table.contains("valid") && table.contains("recall"), "{table}");
+    for name in
+        ["config.toml", "metrics.jsonl", "model.safetensors", "state.safetensors", "summary.json"]
+    {
+        assert!(run.join(name).is_file(), "{name}");
+    }
+
+    // Popularity alone finds about one in eight of a user's test items among 20.
+    let summary = summary(&run);
+    assert!(summary["test"]["recall@20"].as_f64().unwrap() > 0.15, "{summary}");
+
+    // The saved model measures as it did in training, to the last bit.
+    for split in ["valid", "test"] {
+        let text = output(&["evaluate", "--model", path(&run), "--split", split, "--json"]);
+        let measured: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(measured["metrics"], summary[split]);
+    }
+
+    // The same lists in every form, and nobody is recommended what is known.
+    let file = |name: &str| directory.path().join(name);
+    let ask = |out: &Path| {
+        let arguments = ["--model", path(&run), "--users", "3,1", "--top-k", "7", "--scores"];
+        program(&["recommend"]).args(arguments).args(["--out", path(out)]).assert().success();
+    };
+    let (csv, jsonl, npy) = (file("l.csv"), file("l.jsonl"), file("l.npy"));
+    for out in [&csv, &jsonl, &npy] {
+        ask(out);
+    }
+    let lines: Vec<Value> = fs::read_to_string(&jsonl)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!((lines[0]["user"].as_u64(), lines[1]["user"].as_u64()), (Some(3), Some(1)));
+    let csv = fs::read_to_string(&csv).unwrap();
+    let rows: Vec<Vec<&str>> = csv.lines().skip(1).map(|line| line.split(',').collect()).collect();
+    assert_eq!((csv.lines().next(), rows.len()), (Some("user,rank,item,score"), 14));
+    for (index, row) in rows.iter().enumerate() {
+        let (list, rank) = (&lines[index / 7], index % 7);
+        assert_eq!(row[0], list["user"].to_string());
+        assert_eq!(row[1], (rank + 1).to_string());
+        assert_eq!(row[2], list["items"][rank].to_string());
+        assert_eq!(row[3].parse::<f64>().unwrap(), list["scores"][rank].as_f64().unwrap());
+    }
+    let bytes = fs::read(&npy).unwrap();
+    let numbers: Vec<i64> = bytes[bytes.len() - 14 * 8..]
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&word| i64::from_le_bytes(word))
+        .collect();
+    let listed: Vec<i64> = rows.iter().map(|row| row[2].parse().unwrap()).collect();
+    assert_eq!(numbers, listed);
+    assert!(file("l_scores.npy").is_file());
+    let inter = fs::read_to_string(Path::new(&data).join("tiny.inter")).unwrap();
+    for line in inter.lines().skip(1) {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let recommended = rows.iter().any(|row| row[0] == fields[0] && row[2] == fields[1]);
+        assert!(fields[4] != "0" || !recommended, "{line}");
+    }
+
+    // What there is can be looked at, and a run is not overwritten.
+    assert!(output(&["inspect", path(&run)]).contains("best model"));
+    let inspected: Value = serde_json::from_str(&output(&["inspect", &data, "--json"])).unwrap();
+    assert_eq!(inspected["train"], 5000);
+    output(&["inspect", path(&run.join("model.safetensors"))]);
+    output(&["inspect", &format!("{data}/text_feat.npy")]);
+    program(&arguments).assert().code(2).stderr(contains("a run is already here"));
+
+    // Its settings repeat it, to the same bytes.
+    let again = directory.path().join("again");
+    let config = run.join("config.toml");
+    output(&["train", "--config", path(&config), "--out", path(&again), "--quiet"]);
+    assert!(
+        fs::read(run.join("model.safetensors")).unwrap()
+            == fs::read(again.join("model.safetensors")).unwrap()
+    );
+}
+
+#[test]
+fn events_are_json_lines() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = tiny(directory.path());
+    let run = directory.path().join("run");
+    let text = output(&["train", "--data", &data, "--out", path(&run), "--epochs", "2", "--json"]);
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(names, ["start", "epoch", "epoch", "checkpoint", "end"]);
+    assert_eq!(events[0]["train_pairs"], 5000);
+    let kept = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let kept: Vec<Value> = kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (event, kept) in events[1..3].iter().zip(&kept) {
+        assert_eq!(event["loss"], kept["loss"]);
+        assert_eq!(event["valid"], kept["valid"]);
+    }
+}
+
+/// Starts training on `data` in `run`, lets it go on for a while and sends a signal.
+#[cfg(unix)]
+fn train_and_signal(data: &str, run: &Path, signal: &str, patience: Duration) -> Option<i32> {
+    let mut arguments = vec!["train", "--checkpoint-seconds", "0"];
+    if run.join("state.safetensors").is_file() {
+        arguments.extend(["--resume", path(run)]);
+    } else {
+        // Killed before its first checkpoint, it starts anew.
+        arguments.extend(["--data", data, "--out", path(run), "--epochs", "80"]);
+        arguments.extend(["--patience", "1000", "--dropout", "0.2"]);
+    }
+    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(patience);
+    let pid = child.id().to_string();
+    // It may have ended already.
+    let _ = Command::new("kill").args([signal, &pid]).stderr(Stdio::null()).status();
+    child.wait().unwrap().code()
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_killed_again_and_again_ends_with_the_same_model() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = tiny(directory.path());
+    let whole = directory.path().join("whole");
+    let settings = ["--epochs", "80", "--patience", "1000", "--dropout", "0.2"];
+    let arguments = ["train", "--data", &data, "--out", path(&whole), "--quiet"];
+    program(&arguments).args(settings).assert().success();
+    let broken = directory.path().join("broken");
+    for attempt in 0..12u64 {
+        let patience = Duration::from_millis(30 + 37 * (attempt % 5));
+        let signal = if attempt % 3 == 2 { "-INT" } else { "-KILL" };
+        train_and_signal(&data, &broken, signal, patience);
+    }
+    let resume = if broken.join("state.safetensors").is_file() {
+        vec!["train", "--quiet", "--resume", path(&broken)]
+    } else {
+        let mut arguments = vec!["train", "--quiet", "--data", &data, "--out", path(&broken)];
+        arguments.extend(settings);
+        arguments
+    };
+    program(&resume).assert().success();
+    for name in ["model.safetensors", "state.safetensors"] {
+        let numbers = |run: &Path| {
+            let bytes = fs::read(run.join(name)).unwrap();
+            let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            bytes[8 + header..].to_vec()
+        };
+        assert!(numbers(&whole) == numbers(&broken), "{name}");
+    }
+    assert_eq!(summary(&whole)["test"], summary(&broken)["test"]);
+    assert_eq!(fs::read_to_string(broken.join("metrics.jsonl")).unwrap().lines().count(), 80);
+    // Half-written files of killed processes are gone.
+    let names = |run: &Path| {
+        let entries = fs::read_dir(run).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&whole), names(&broken));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interruption_saves_and_says_how_to_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = tiny(directory.path());
+    let run = directory.path().join("run");
+    let child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
+        .args(["train", "--data", &data, "--out", path(&run), "--epochs", "1000000"])
+        .args(["--patience", "1000000"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(600));
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("--resume"), "{said}");
+    assert_eq!(summary(&run)["stopped_by"], "interrupted");
+    let epochs = summary(&run)["epochs"].as_u64().unwrap() + 2;
+    let epochs = epochs.to_string();
+    program(&["train", "--resume", path(&run), "--epochs", &epochs]).assert().success();
+    assert_eq!(summary(&run)["stopped_by"], "epochs");
+}
+
+#[test]
+fn bad_input_is_refused_and_nothing_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = tiny(directory.path());
+    let run = directory.path().join("run");
+    let refused = |arguments: &[&str], reason: &str| {
+        program(&["train", "--out", path(&run)])
+            .args(arguments)
+            .assert()
+            .code(2)
+            .stdout(is_empty())
+            .stderr(contains("error: ").and(contains(reason)));
+        assert!(!run.exists(), "{arguments:?}");
+    };
+    refused(&["--data", "does/not/exist"], "does/not/exist: cannot read");
+    refused(&["--data", &data, "--device", "0"], "no CUDA kernels");
+    refused(&["--data", &data, "--init", "missing.safetensors"], "missing.safetensors");
+    refused(&["--data", &data, "--embedding-size", "10"], "--embedding-size");
+    refused(&["--data", &data, "--modalities", "smell"], "smell_feat.npy");
+    let text = Path::new(&data).join("text_feat.npy");
+    let bytes = fs::read(&text).unwrap();
+    fs::write(&text, &bytes[..bytes.len() - 3]).unwrap();
+    refused(&["--data", &data], "text_feat.npy: is truncated");
+    let mut broken = bytes.clone();
+    let end = broken.len();
+    broken[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&text, broken).unwrap();
+    refused(&["--data", &data], "row 199, column 31 is NaN");
+    fs::write(&text, bytes).unwrap();
+    let wrong = directory.path().join("wrong.safetensors");
+    fs::write(&wrong, b"nonsense").unwrap();
+    refused(&["--data", &data, "--init", path(&wrong)], "not a whole safetensors file");
+
+    program(&["synth", "--shape", "tiny", "--out", &data])
+        .assert()
+        .code(2)
+        .stderr(contains("--overwrite"));
+    program(&["evaluate", "--model", path(&run)])
+        .assert()
+        .code(2)
+        .stderr(contains("no such model"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_directory_that_cannot_be_written_is_a_failure_with_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = tiny(directory.path());
+    program(&["train", "--data", &data, "--out", "/proc/nowhere"])
+        .assert()
+        .failure()
+        .stderr(contains("/proc/nowhere: cannot create"));
+}
+
+#[test]
+fn raw_ids_come_back_in_recommendations() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = directory.path();
+    // 12 people and 9 things that all belong to a 3-core, one stray that does not, ids of all sorts.
+    let mut table = "person,thing,points,when\n".to_owned();
+    for user in 0..12 {
+        for item in (0..9).filter(|item| (user + item) % 3 != 0) {
+            table += &format!("\"u, {user}\",thing {item},{},{}\n", 1 + item % 5, 100 + item);
+        }
+    }
+    table += "stray,thing 0,5,1\nstray,only here,5,2\n";
+    let raw = folder.join("raw.csv");
+    fs::write(&raw, table).unwrap();
+    let ids: String = (0..9).rev().map(|item| format!("thing {item}\n")).collect();
+    fs::write(folder.join("ids.txt"), ids).unwrap();
+    // One feature: the number of the thing, in reverse order of the things.
+    let header = "{'descr': '<f8', 'fortran_order': False, 'shape': (9, 1), }";
+    let mut npy = b"\x93NUMPY\x01\x00".to_vec();
+    npy.extend((header.len() as u16).to_le_bytes());
+    npy.extend(header.as_bytes());
+    (0..9).rev().for_each(|item| npy.extend(f64::from(item).to_le_bytes()));
+    fs::write(folder.join("f.npy"), npy).unwrap();
+
+    let data = folder.join("data");
+    let (features, ids) = (
+        format!("size={}", path(&folder.join("f.npy"))),
+        format!("size={}", path(&folder.join("ids.txt"))),
+    );
+    let prepare = |extra: &[&str]| {
+        let mut command = program(&["prepare", "--interactions", path(&raw), "--out", path(&data)]);
+        command.args(["--user-column", "person", "--item-column", "thing", "--k-core", "3"]);
+        command.args(["--feature", &features, "--feature-ids", &ids]).args(extra);
+        command
+    };
+    // The stray goes with the core; before that its thing has no features.
+    prepare(&["--min-rating", "9"]).assert().code(2).stderr(contains("--rating-column"));
+    prepare(&["--rating-column", "points", "--min-rating", "9"])
+        .assert()
+        .code(2)
+        .stderr(contains("no interaction is left"));
+    assert!(!data.exists());
+    prepare(&["--time-column", "when", "--split-method", "leave-one-out"])
+        .assert()
+        .success()
+        .stdout(contains("in the core").and(contains("12 users")));
+    prepare(&[]).assert().code(2).stderr(contains("--overwrite"));
+
+    let map = fs::read_to_string(data.join("i_id_mapping.csv")).unwrap();
+    let size = bm3_engine::data::FeatureMatrix::open(&data.join("size_feat.npy")).unwrap();
+    for line in map.lines().skip(1) {
+        let (raw, number) = line.split_once('\t').unwrap();
+        let mut value = [0.0f64];
+        size.copy_row(number.parse().unwrap(), 0..1, &mut value);
+        assert_eq!(format!("thing {}", value[0]), raw);
+    }
+    let inter = fs::read_to_string(data.join("data.inter")).unwrap();
+    assert_eq!(inter.lines().count(), 1 + 12 * 6);
+    assert_eq!(inter.lines().filter(|line| line.ends_with("\t2")).count(), 12);
+
+    let run = folder.join("run");
+    output(&["train", "--data", path(&data), "--out", path(&run), "--epochs", "2", "--quiet"]);
+    let ask = |arguments: &[&str]| {
+        output(&[&["recommend", "--model", path(&run), "--top-k", "2"], arguments].concat())
+    };
+    let users = folder.join("users.txt");
+    fs::write(&users, "u, 3\nu, 4\n").unwrap();
+    let lists = ask(&["--users", path(&users)]);
+    assert!(lists.contains("\"u, 3\",1,thing "), "{lists}");
+    let numbered = ask(&["--users", "0", "--external-ids", "never"]);
+    assert!(numbered.starts_with("user,rank,item\n0,1,"), "{numbered}");
+    program(&["recommend", "--model", path(&run), "--users", "nobody"])
+        .assert()
+        .code(2)
+        .stderr(contains("--users: `nobody` found"));
+}
