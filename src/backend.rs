@@ -4,6 +4,7 @@
 //! step ([`crate::step`]) writes the model with them once, for every device. All matrices are
 //! row-major and densely packed. `=` outputs are overwritten, `+=` outputs added to.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -131,6 +132,9 @@ pub struct FeatureState<T> {
     pub touched: Vec<u32>,
 }
 
+/// A feature state on its way to a file: borrowed where the device is this machine's memory.
+pub type SavedFeatures<'a, T> = Cow<'a, FeatureState<T>>;
+
 /// The best items of some users, best first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopK {
@@ -194,8 +198,12 @@ pub trait Backend {
         state: FeatureState<Self::Real>,
         columns: usize,
     ) -> Result<Self::Features>;
-    /// The state of trained features; `None` when they are frozen.
-    fn feature_state(&self, features: &Self::Features) -> Result<Option<FeatureState<Self::Real>>>;
+    /// The state of trained features, borrowed where it lies in memory anyway; `None` when they
+    /// are frozen.
+    fn feature_state<'a>(
+        &self,
+        features: &'a Self::Features,
+    ) -> Result<Option<SavedFeatures<'a, Self::Real>>>;
     /// The values of trained features, I × D_m, without their moments; `None` when frozen.
     fn feature_values(&self, features: &Self::Features) -> Result<Option<Vec<Self::Real>>>;
     /// Sums of loss terms that go on from `sums`.

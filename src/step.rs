@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::backend::{
-    AdamStep, BETA1, BETA2, Backend, Dropout, FeatureState, LossShape, SpmmFactors, TopK, view,
-    view_mut,
+    AdamStep, BETA1, BETA2, Backend, Dropout, FeatureState, LossShape, SavedFeatures, SpmmFactors,
+    TopK, view, view_mut,
 };
 use crate::batch::Batch;
 use crate::config::{Propagation, TrainConfig};
@@ -422,7 +422,7 @@ impl<B: Backend> Model<B> {
 
     /// Trained features and their moments, every row brought up to the last step; `None` for
     /// modalities that are frozen.
-    pub fn feature_states(&mut self) -> Result<Vec<Option<FeatureState<B::Real>>>> {
+    pub fn feature_states(&mut self) -> Result<Vec<Option<SavedFeatures<'_, B::Real>>>> {
         self.replay_features()?;
         self.features.iter().map(|features| self.backend.feature_state(features)).collect()
     }

@@ -361,6 +361,8 @@ impl<'a, B: Backend> Run<'a, B> {
             best,
         };
         if best {
+            // First, so that two snapshots are never held at once.
+            self.best = None;
             let unsaved = Snapshot {
                 dense: self.model.dense_parameters()?,
                 features: self.model.feature_values()?,
@@ -442,7 +444,6 @@ impl<'a, B: Backend> Run<'a, B> {
 
     fn save_state(&mut self, path: &Path) -> Result<()> {
         let dense = self.model.dense_state()?;
-        let features = self.model.feature_states()?;
         let record = StateRecord {
             identity: self.identity.clone(),
             epoch: self.epoch,
@@ -453,10 +454,11 @@ impl<'a, B: Backend> Run<'a, B> {
             evaluations_since_best: self.evaluations_since_best,
             last: self.records.last().cloned(),
         };
-        let layout = self.model.layout();
-        let mut tensors = dense_tensors(layout, "", &dense.parameters);
-        tensors.extend(dense_tensors(layout, FIRST, &dense.first));
-        tensors.extend(dense_tensors(layout, SECOND, &dense.second));
+        let layout = self.model.layout().clone();
+        let features = self.model.feature_states()?;
+        let mut tensors = dense_tensors(&layout, "", &dense.parameters);
+        tensors.extend(dense_tensors(&layout, FIRST, &dense.first));
+        tensors.extend(dense_tensors(&layout, SECOND, &dense.second));
         let mut counters = Vec::new();
         for (modality, state) in layout.modalities.iter().zip(&features) {
             let Some(state) = state else { continue };

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bm3_engine::backend::{Dropout, FeatureState, TopK};
+use bm3_engine::backend::{Dropout, TopK};
 use bm3_engine::batch::Batch;
 use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
@@ -341,9 +341,9 @@ fn check_gradients<T: Real>(case: &Case, model: &mut Model<Cpu<T>>, report: &mut
     }
     let states = model.feature_states().expect("features");
     for ((modality, _, _), state) in case.modalities().into_iter().zip(states) {
-        let Some(FeatureState { first, .. }) = state else { continue };
+        let Some(state) = state else { continue };
         // The first moment after one step is (1 − β₁) times the gradient.
-        let found: Vec<f64> = first.iter().map(|value| value.to_f64() / 0.1).collect();
+        let found: Vec<f64> = state.first.iter().map(|value| value.to_f64() / 0.1).collect();
         let name = format!("step0_grad_{modality}_feat");
         report.compare::<T>(Kind::Gradient, &name, &found, case.real(&name));
     }

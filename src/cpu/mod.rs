@@ -14,6 +14,7 @@ mod simd;
 mod spmm;
 mod top_k;
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -23,7 +24,8 @@ pub use spmm::CpuGraph;
 
 use crate::Result;
 use crate::backend::{
-    AdamStep, Backend, Dropout, FeatureState, LossShape, SpmmFactors, TopK, View, ViewMut,
+    AdamStep, Backend, Dropout, FeatureState, LossShape, SavedFeatures, SpmmFactors, TopK, View,
+    ViewMut,
 };
 use crate::batch::Batch;
 use crate::data::FeatureMatrix;
@@ -95,10 +97,13 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(CpuFeatures::Trained { state, columns })
     }
 
-    fn feature_state(&self, features: &CpuFeatures<T>) -> Result<Option<FeatureState<T>>> {
+    fn feature_state<'a>(
+        &self,
+        features: &'a CpuFeatures<T>,
+    ) -> Result<Option<SavedFeatures<'a, T>>> {
         Ok(match features {
             CpuFeatures::Frozen(_) => None,
-            CpuFeatures::Trained { state, .. } => Some(state.clone()),
+            CpuFeatures::Trained { state, .. } => Some(Cow::Borrowed(state)),
         })
     }
 
