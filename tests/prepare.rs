@@ -1,0 +1,229 @@
+//! Raw interactions: what is read, what is refused, and how splits and features come out.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bm3_engine::data::{Dataset, DatasetOptions, FeatureType, IdMaps};
+use bm3_engine::prepare::{
+    FeatureInput, MissingFeatures, PrepareOptions, PrepareSummary, SplitMethod, TableOptions,
+    prepare,
+};
+use tempfile::TempDir;
+
+struct Raw {
+    folder: TempDir,
+}
+
+impl Raw {
+    fn new(table: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("raw.csv"), table).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn options(&self) -> PrepareOptions {
+        PrepareOptions {
+            table: TableOptions {
+                path: self.path("raw.csv"),
+                user_column: None,
+                item_column: None,
+                rating_column: None,
+                time_column: None,
+                delimiter: None,
+                has_header: true,
+            },
+            min_rating: None,
+            k_core: 0,
+            split_method: SplitMethod::Random { seed: 1 },
+            shares: [0.8, 0.1, 0.1],
+            features: Vec::new(),
+            missing_features: MissingFeatures::Error,
+            feature_type: FeatureType::F32,
+            name: "mine".to_owned(),
+            out: self.path("out"),
+            overwrite: false,
+        }
+    }
+
+    fn prepare(&self, change: impl FnOnce(&mut PrepareOptions)) -> Result<PrepareSummary, String> {
+        let mut options = self.options();
+        change(&mut options);
+        prepare(&options, &mut |_| {}).map_err(|error| {
+            assert!(error.is_input(), "{error} is the user's to mend");
+            assert!(!options.out.exists() || options.overwrite, "something was written");
+            error.to_string()
+        })
+    }
+
+    #[track_caller]
+    fn refused(&self, change: impl FnOnce(&mut PrepareOptions), parts: &[&str]) {
+        let error = self.prepare(change).unwrap_err();
+        for part in parts {
+            assert!(error.contains(part), "{error:?} does not say {part:?}");
+        }
+    }
+
+    /// One feature per row, and whose rows they are.
+    fn features(&self, ids: Option<&str>, values: &[f32]) -> FeatureInput {
+        let header =
+            format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, 1), }}", values.len());
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
+        fs::write(self.path("f.npy"), bytes).unwrap();
+        if let Some(ids) = ids {
+            fs::write(self.path("ids.txt"), ids).unwrap();
+        }
+        FeatureInput {
+            name: "image".to_owned(),
+            file: self.path("f.npy"),
+            ids: ids.map(|_| self.path("ids.txt")),
+        }
+    }
+
+    fn feature_column(&self) -> Vec<f64> {
+        let path = self.path("out/image_feat.npy");
+        let matrix = bm3_engine::data::FeatureMatrix::open(&path).unwrap();
+        let mut value = [0.0];
+        (0..matrix.rows())
+            .map(|row| {
+                matrix.copy_row(row, 0..1, &mut value);
+                value[0]
+            })
+            .collect()
+    }
+}
+
+const TABLE: &str =
+    "user_id,item_id,rating,timestamp\nann,B,5,3\nbob,A,1,1\nann,A,4,1\nann,C,3,2\nbob,B,2,2\n";
+
+fn maps(directory: &Path) -> IdMaps {
+    IdMaps::read(directory).unwrap().unwrap()
+}
+
+#[test]
+fn a_table_becomes_a_folder() {
+    for delimiter in ["\t", ";", "|", ","] {
+        let raw = Raw::new(&TABLE.replace(',', delimiter));
+        let summary = raw.prepare(|_| {}).unwrap();
+        assert_eq!(summary.splits.iter().sum::<usize>(), 5);
+        let maps = maps(&raw.path("out"));
+        assert_eq!(
+            (maps.users, maps.items),
+            (
+                vec!["ann", "bob"].into_iter().map(String::from).collect::<Vec<_>>(),
+                ["B", "A", "C"].map(String::from).to_vec()
+            )
+        );
+        Dataset::open(&raw.path("out"), &DatasetOptions::default()).unwrap();
+    }
+}
+
+#[test]
+fn time_and_leave_one_out_test_the_latest() {
+    for method in [SplitMethod::Time, SplitMethod::LeaveOneOut] {
+        let raw = Raw::new(TABLE);
+        raw.prepare(|options| {
+            options.split_method = method;
+            options.shares = [0.4, 0.3, 0.3];
+        })
+        .unwrap();
+        let dataset = Dataset::open(&raw.path("out"), &DatasetOptions::default()).unwrap();
+        // ann: A at 1, C at 2, B at 3; items are numbered B, A, C.
+        assert_eq!(dataset.test.items_of(0), [0], "{method:?}");
+        assert_eq!(dataset.valid.items_of(0), [2], "{method:?}");
+    }
+}
+
+#[test]
+fn columns_go_by_name_or_number() {
+    let raw = Raw::new("x,1,ann,B\ny,2,bob,A\n");
+    raw.prepare(|options| {
+        options.table.has_header = false;
+        options.table.user_column = Some("3".to_owned());
+        options.table.item_column = Some("4".to_owned());
+    })
+    .unwrap();
+    assert_eq!(maps(&raw.path("out")).users, ["ann", "bob"]);
+    let raw = Raw::new("who,what\nann,B\n");
+    raw.refused(|_| {}, &["raw.csv: no column for the user", "found who, what", "--user-column"]);
+    let named = |options: &mut PrepareOptions| {
+        options.table.user_column = Some("who".to_owned());
+        options.table.item_column = Some("that".to_owned());
+    };
+    raw.refused(named, &["no column for the item called `that`", "--item-column"]);
+}
+
+#[test]
+fn mistakes_in_the_table_name_the_line() {
+    Raw::new("").refused(|_| {}, &["raw.csv"]);
+    Raw::new("user_id,item_id\n").refused(|_| {}, &["is empty"]);
+    Raw::new("user_id,item_id\na,b\na\n").refused(|_| {}, &["line 3", "1 columns"]);
+    Raw::new("user_id,item_id\na,b\n,b\n").refused(|_| {}, &["line 3", "has no user"]);
+    let rated = |options: &mut PrepareOptions| options.min_rating = Some(1.0);
+    Raw::new("user_id,item_id,rating\na,b,five\n")
+        .refused(rated, &["line 2", "the rating is \"five\""]);
+    Raw::new("user_id,item_id\na,b\n").refused(rated, &["no column for the rating"]);
+    let timed = |options: &mut PrepareOptions| options.split_method = SplitMethod::Time;
+    Raw::new("user_id,item_id,time\na,b,soon\n").refused(timed, &["the time is \"soon\""]);
+    let core = |options: &mut PrepareOptions| options.k_core = 9;
+    Raw::new(TABLE).refused(core, &["no interaction is left", "5 read", "--k-core"]);
+    let missing = |options: &mut PrepareOptions| options.table.path = "missing.csv".into();
+    Raw::new(TABLE).refused(missing, &["missing.csv: cannot read"]);
+    let invalid = Raw::new(TABLE);
+    fs::write(invalid.path("raw.csv"), b"user_id,item_id\n\xff\xfe,b\n").unwrap();
+    invalid.refused(|_| {}, &["line 2", "not UTF-8"]);
+}
+
+#[test]
+fn features_follow_their_items() {
+    let raw = Raw::new(TABLE);
+    let input = raw.features(Some("A\nB\nC\nD\n"), &[1.0, 2.0, 3.0, 4.0]);
+    raw.prepare(|options| options.features = vec![input]).unwrap();
+    assert_eq!(raw.feature_column(), [2.0, 1.0, 3.0]);
+
+    let raw = Raw::new("user_id,item_id\na,2\na,0\n");
+    let input = raw.features(None, &[5.0, 6.0, 7.0]);
+    raw.prepare(|options| options.features = vec![input]).unwrap();
+    assert_eq!(raw.feature_column(), [7.0, 5.0]);
+}
+
+#[test]
+fn items_without_features_are_an_error_unless_said_otherwise() {
+    let raw = Raw::new(TABLE);
+    let input = || raw.features(Some("A\nB\n"), &[1.0, 2.0]);
+    let with = |missing| {
+        move |options: &mut PrepareOptions| {
+            options.missing_features = missing;
+            options.overwrite = true;
+        }
+    };
+    raw.refused(
+        |options| options.features = vec![input()],
+        &["f.npy: has no features for 1 of 3 items (among them C)", "--missing-features"],
+    );
+    for (missing, expected) in [
+        (MissingFeatures::Zero, vec![2.0, 1.0, 0.0]),
+        (MissingFeatures::Mean, vec![2.0, 1.0, 1.5]),
+        (MissingFeatures::DropItem, vec![2.0, 1.0]),
+    ] {
+        raw.prepare(|options| {
+            with(missing)(options);
+            options.features = vec![input()];
+        })
+        .unwrap();
+        assert_eq!(raw.feature_column(), expected, "{missing:?}");
+    }
+    let raw = Raw::new(TABLE);
+    let input = raw.features(Some("A\nB\n"), &[1.0, 2.0, 3.0]);
+    raw.refused(|options| options.features = vec![input], &["names 2 items", "has 3 rows"]);
+    let input = raw.features(Some("A\nA\n"), &[1.0, 2.0]);
+    raw.refused(|options| options.features = vec![input], &["line 2", "\"A\" is there twice"]);
+    let input = raw.features(Some("A\nB\n"), &[1.0, f32::NAN]);
+    raw.refused(|options| options.features = vec![input], &["row 1, column 0 is NaN"]);
+}
