@@ -24,8 +24,14 @@ const DEPTH_BLOCK: usize = 256;
 /// Rows of C that one task of [`multiply`] computes.
 const ROWS_PER_TASK: usize = 48;
 
-/// Columns of C that one task of [`multiply_transposed`] computes.
-const COLUMNS_PER_TASK: usize = 64;
+/// Columns of C that one task of [`multiply_transposed`] computes: enough to make good use of a row
+/// of B while it is in the cache, but not all of a narrow C, so that other threads have work too.
+fn columns_per_task(columns: usize) -> usize {
+    if columns <= 256 { 32 } else { 64 }
+}
+
+/// Columns that one task transposes.
+const TRANSPOSED_PER_TASK: usize = 16;
 
 /// A matrix whose rows can be read one at a time, wherever and in whatever type they are stored.
 pub trait Rows<T>: Sync {
@@ -206,11 +212,12 @@ pub fn multiply_transposed<T: Real>(
         return;
     }
     let transposed = transpose(a, depth, a_columns);
-    let tasks: Vec<usize> = (0..b_columns).step_by(COLUMNS_PER_TASK).collect();
+    let per_task = columns_per_task(b_columns);
+    let tasks: Vec<usize> = (0..b_columns).step_by(per_task).collect();
     let blocks: Vec<Vec<T>> = tasks
         .into_par_iter()
         .map(|start| {
-            let columns = start..(start + COLUMNS_PER_TASK).min(b_columns);
+            let columns = start..(start + per_task).min(b_columns);
             let b = Packed::from_rows(b, 0..depth, columns);
             let mut block = vec![T::ZERO; a_columns * b.columns];
             multiply_block(&Matrix::new(&transposed, depth), 0, &b, 0..b.columns, &mut block);
@@ -218,7 +225,7 @@ pub fn multiply_transposed<T: Real>(
         })
         .collect();
     c.par_chunks_mut(b_columns).enumerate().for_each(|(row, c)| {
-        for (c, block) in c.chunks_mut(COLUMNS_PER_TASK).zip(&blocks) {
+        for (c, block) in c.chunks_mut(per_task).zip(&blocks) {
             c.copy_from_slice(&block[row * c.len()..(row + 1) * c.len()]);
         }
     });
@@ -227,12 +234,16 @@ pub fn multiply_transposed<T: Real>(
 /// `source`, rows × columns, as columns × rows.
 fn transpose<T: Real>(source: &impl Rows<T>, rows: usize, columns: usize) -> Vec<T> {
     let mut transposed = vec![T::ZERO; rows * columns];
-    let mut scratch = vec![T::ZERO; columns];
-    for row in 0..rows {
-        for (column, &value) in source.row(row, 0..columns, &mut scratch).iter().enumerate() {
-            transposed[column * rows + row] = value;
+    transposed.par_chunks_mut(TRANSPOSED_PER_TASK * rows).enumerate().for_each(|(task, lines)| {
+        let first = task * TRANSPOSED_PER_TASK;
+        let range = first..first + lines.len() / rows;
+        let mut scratch = vec![T::ZERO; range.len()];
+        for row in 0..rows {
+            for (line, &value) in source.row(row, range.clone(), &mut scratch).iter().enumerate() {
+                lines[line * rows + row] = value;
+            }
         }
-    }
+    });
     transposed
 }
 
