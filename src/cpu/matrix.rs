@@ -17,9 +17,12 @@ use rayon::prelude::*;
 use super::simd::{BASELINE_FUSED, InstructionSet, instruction_set, multiply_add};
 use crate::real::Real;
 
-/// Terms summed in registers before they are added to C: a panel block of 32 columns then takes
-/// 32 KiB in f32, and fits the first-level cache.
-const DEPTH_BLOCK: usize = 256;
+/// Terms summed in registers before they are added to C.
+///
+/// A panel block of 32 columns takes 64 KiB in f32, which streams from the second-level cache while
+/// half a page of each feature row is read in one go; 256 keeps the block in the first level but
+/// visits every row's pages twice as often (benches/RESULTS.md).
+const DEPTH_BLOCK: usize = 512;
 
 /// Rows of C that one task of [`multiply`] computes.
 const ROWS_PER_TASK: usize = 48;
