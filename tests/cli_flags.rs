@@ -208,6 +208,7 @@ fn completions_are_there_for_the_usual_shells() {
 
 #[test]
 fn a_reader_that_leaves_is_no_failure() {
+    // (`recommend` writes its lists another way: see tests/program.rs.)
     let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
         .args(["completions", "bash"])
         .stdout(Stdio::piped())

@@ -105,6 +105,17 @@ fn a_model_is_trained_evaluated_and_asked() {
         assert!(fields[4] != "0" || !recommended, "{line}");
     }
 
+    // A reader that has seen enough ends the program quietly.
+    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
+        .args(["recommend", "--model", path(&run), "--top-k", "150"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+
     // What there is can be looked at, and a run is not overwritten.
     assert!(output(&["inspect", path(&run)]).contains("best model"));
     let inspected: Value = serde_json::from_str(&output(&["inspect", &data, "--json"])).unwrap();

@@ -87,6 +87,7 @@ impl ModelRequest {
             config.train = saved.record.identity.config.clone();
         }
         let dataset = backend::interactions(&config)?;
+        let model = saved.load(device, &dataset)?;
         if !saved.fits(&dataset) {
             eprintln!(
                 "warning: {} has other interactions than the model was trained on; its scores \
@@ -94,7 +95,6 @@ impl ModelRequest {
                 config.data.display()
             );
         }
-        let model = saved.load(device, &dataset)?;
         Ok((saved, dataset, model))
     }
 }

@@ -209,7 +209,11 @@ fn write_text(
     lists: &mut Lists<'_>,
 ) -> Result<()> {
     let wrong = |error: std::io::Error| Error::io(path, "write", error);
-    let csv_wrong = |error: csv::Error| Error::io(path, "write", error.into());
+    // The system's own error, so that a closed pipe is known as one.
+    let csv_wrong = |error: csv::Error| match error.into_kind() {
+        csv::ErrorKind::Io(source) => wrong(source),
+        other => wrong(std::io::Error::other(format!("{other:?}"))),
+    };
     match request.format {
         ListFormat::Csv => {
             let mut table = csv::Writer::from_writer(writer);
