@@ -4,6 +4,8 @@
 //! Recommendation" (WWW 2023). [`data`] reads an MMRec folder, [`train`] fits a model on it and
 //! leaves a run directory, and the `bm3-engine` program wraps both.
 
+#![warn(missing_docs)]
+
 pub mod backend;
 pub mod batch;
 pub mod checkpoint;
