@@ -485,7 +485,7 @@ impl<'a, B: Backend> Run<'a, B> {
     fn summary(&self, stopped_by: StopReason) -> Summary {
         let best = self.best.as_ref().map(|best| &best.record);
         let seconds =
-            |part: fn(&EpochRecord) -> f64| -> f64 { self.records.iter().map(part).sum() };
+            |part: fn(&EpochRecord) -> f64| self.records.iter().map(part).fold(0.0, |a, b| a + b);
         Summary {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             dataset: self.dataset.name.clone(),

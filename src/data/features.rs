@@ -1,11 +1,13 @@
 //! Raw feature tables: mapped `.npy` files, or numbers in memory (SPEC §8).
 
+use std::any::TypeId;
 use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
 use rayon::prelude::*;
 
@@ -160,9 +162,30 @@ impl FeatureMatrix {
         bytemuck::try_cast_slice(bytes).ok()
     }
 
+    /// A row as it is stored, where that is f16 in this machine's byte order, row after row.
+    fn row_f16(&self, row: usize) -> Option<&[f16]> {
+        if self.dtype != FeatureType::F16
+            || self.fortran
+            || self.big_endian != cfg!(target_endian = "big")
+        {
+            return None;
+        }
+        let bytes = &self.raw()[row * self.columns * 2..(row + 1) * self.columns * 2];
+        bytemuck::try_cast_slice(bytes).ok()
+    }
+
     /// Copies a part of a row into `out`, converted; `out` is as long as `columns`.
     pub fn copy_row<T: Real>(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
         let raw = self.raw();
+        if let Some(halves) = self.row_f16(row)
+            && TypeId::of::<T>() == TypeId::of::<f32>()
+        {
+            // T is f32: the cast changes nothing but the name of the type. A slice at a time, the
+            // processor's own conversion is used.
+            let out: &mut [f32] = bytemuck::cast_slice_mut(&mut out[..columns.len()]);
+            halves[columns].convert_to_f32_slice(out);
+            return;
+        }
         match self.dtype {
             FeatureType::F16 => self.copy::<T, 2>(raw, row, columns, out, |bytes| {
                 T::from_f32(f16::from_le_bytes(bytes).to_f32())
