@@ -171,6 +171,9 @@ fn mistakes_in_the_table_name_the_line() {
     Raw::new("user_id,item_id\na,b\n").refused(rated, &["no column for the rating"]);
     let timed = |options: &mut PrepareOptions| options.split_method = SplitMethod::Time;
     Raw::new("user_id,item_id,time\na,b,soon\n").refused(timed, &["the time is \"soon\""]);
+    let last = |options: &mut PrepareOptions| options.split_method = SplitMethod::LeaveOneOut;
+    Raw::new("user_id,item_id,time\na,b,2\na,c,soon\n")
+        .refused(last, &["line 3", "the time is \"soon\""]);
     let core = |options: &mut PrepareOptions| options.k_core = 9;
     Raw::new(TABLE).refused(core, &["no interaction is left", "5 read", "--k-core"]);
     let missing = |options: &mut PrepareOptions| options.table.path = "missing.csv".into();
@@ -186,6 +189,14 @@ fn features_follow_their_items() {
     let input = raw.features(Some("A\nB\nC\nD\n"), &[1.0, 2.0, 3.0, 4.0]);
     raw.prepare(|options| options.features = vec![input]).unwrap();
     assert_eq!(raw.feature_column(), [2.0, 1.0, 3.0]);
+
+    let raw = Raw::new(TABLE);
+    let input = raw.features(Some("A\nB\nC\n"), &[1.0, 2.0, 1e5]);
+    let halves = |options: &mut PrepareOptions| {
+        options.features = vec![input];
+        options.feature_type = FeatureType::F16;
+    };
+    raw.refused(halves, &["row 2, column 0 is 100000", "--feature-type f32"]);
 
     let raw = Raw::new("user_id,item_id\na,2\na,0\n");
     let input = raw.features(None, &[5.0, 6.0, 7.0]);

@@ -89,6 +89,20 @@ impl AlignedFeatures {
         Ok(())
     }
 
+    /// Refuses numbers that would become infinite in f16.
+    pub fn check_half(&self) -> Result<()> {
+        let mut values = vec![0.0f32; self.matrix.columns()];
+        for &row in self.arranged.iter().flatten() {
+            self.matrix.copy_row(row, 0..values.len(), &mut values);
+            let beyond = values.iter().position(|&value| !half::f16::from_f32(value).is_finite());
+            if let Some(column) = beyond {
+                let (path, value) = (self.path.clone(), values[column]);
+                return Err(PrepareError::BeyondHalf { path, row, column, value }.into());
+            }
+        }
+        Ok(())
+    }
+
     /// The mean row of the new items that have one.
     fn mean(&self) -> Vec<f32> {
         let columns = self.matrix.columns();

@@ -149,7 +149,10 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
     progress("reading interactions");
     let needs_rating = options.min_rating.is_some();
     let needs_time = options.split_method == SplitMethod::Time;
-    let Table { users, items, mut rows } = Table::read(&options.table, needs_rating, needs_time)?;
+    // Where there is a time and it orders the rows, one that cannot be read would misplace its row.
+    let time_decides = needs_time || options.split_method == SplitMethod::LeaveOneOut;
+    let Table { users, items, mut rows } =
+        Table::read(&options.table, needs_rating, needs_time, time_decides)?;
     let mut stages = vec![("read", counts(&rows))];
     if let Some(least) = options.min_rating {
         rows.retain(|row| row.rating.is_some_and(|rating| rating >= least));
@@ -184,6 +187,9 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
     let mut warnings = Vec::new();
     for features in &mut aligned {
         features.arrange(&item_ids.order, &items, options.missing_features, &mut warnings)?;
+        if options.feature_type == FeatureType::F16 {
+            features.check_half()?;
+        }
     }
     let splits = [0, 1, 2].map(|label| labels.iter().filter(|&&other| other == label).count());
     let mut trained = vec![false; item_ids.order.len()];
@@ -199,6 +205,11 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
     progress("writing");
     let out = &options.out;
     std::fs::create_dir_all(out).map_err(|error| Error::io(out, "create", error))?;
+    // An old one first: killed from here on, the folder is seen to be unfinished, not a mixture.
+    if outputs.interactions.exists() {
+        std::fs::remove_file(&outputs.interactions)
+            .map_err(|error| Error::io(&outputs.interactions, "replace", error))?;
+    }
     for (features, path) in aligned.iter().zip(&outputs.features) {
         features.write(path, options.feature_type)?;
     }
@@ -337,6 +348,13 @@ pub enum PrepareError {
         features.display()
     )]
     IdCount { ids: PathBuf, features: PathBuf, found: usize, rows: usize },
+
+    #[error(
+        "{}: row {row}, column {column} is {value}, beyond the largest f16 (65504); write \
+         --feature-type f32",
+        path.display()
+    )]
+    BeyondHalf { path: PathBuf, row: usize, column: usize, value: f32 },
 
     #[error("{}: line {line}: item \"{id}\" is there twice; give each item one row", path.display())]
     DoubleId { path: PathBuf, line: usize, id: String },

@@ -45,7 +45,14 @@ struct Columns {
 
 impl Table {
     /// Reads a file; a rating or a time that is needed must have a column and a number in it.
-    pub fn read(options: &TableOptions, needs_rating: bool, needs_time: bool) -> Result<Self> {
+    ///
+    /// With `time_decides`, every line must have a readable time where there is a column for it.
+    pub fn read(
+        options: &TableOptions,
+        needs_rating: bool,
+        needs_time: bool,
+        time_decides: bool,
+    ) -> Result<Self> {
         let path = &options.path;
         let delimiter = match options.delimiter {
             Some(delimiter) => delimiter,
@@ -105,7 +112,7 @@ impl Table {
                 user: users.position(field(columns.user, "user")?),
                 item: items.position(field(columns.item, "item")?),
                 rating: number(columns.rating, "rating", needs_rating)?,
-                time: number(columns.time, "time", needs_time)?,
+                time: number(columns.time, "time", time_decides)?,
             });
         }
         if rows.is_empty() {
