@@ -10,7 +10,7 @@ use crate::real::Real;
 
 /// How a tensor starts.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Initial {
+pub(crate) enum Initial {
     /// Uniform within ± the bound.
     Uniform(f64),
     /// Normal with this standard deviation.
@@ -26,9 +26,9 @@ pub struct TensorSlot {
     pub shape: Vec<usize>,
     /// Its elements in the arena.
     pub range: Range<usize>,
-    initial: Initial,
+    pub(crate) initial: Initial,
     /// Keys its initial values.
-    stream: u32,
+    pub(crate) stream: u32,
 }
 
 /// A modality's tensors.

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use super::simd::{dot, multiply_add, vectorized};
 use crate::backend::{COSINE_EPSILON, Dropout, LossShape};
 use crate::batch::Batch;
-use crate::philox::{Purpose, Stream};
+use crate::philox::{Purpose, Stream, dropout_threshold};
 use crate::real::Real;
 
 /// Rows that one task handles.
@@ -121,7 +121,7 @@ fn unit_targets<T: Real>(batch: &Batch, dropout: &Dropout, x: &[T], width: usize
                 Dropout::Random { probability, seed, step } => {
                     let stream = Stream::new(*seed, Purpose::Dropout, *step, origin.tensor as u32);
                     let scale = T::from_f64(1.0 / (1.0 - probability));
-                    drop_row(&stream, origin.row, threshold(*probability), scale, target);
+                    drop_row(&stream, origin.row, dropout_threshold(*probability), scale, target);
                 }
                 Dropout::Given { probability, kept } => {
                     let scale = T::from_f64(1.0 / (1.0 - probability));
@@ -135,12 +135,6 @@ fn unit_targets<T: Real>(batch: &Batch, dropout: &Dropout, x: &[T], width: usize
         }
     });
     targets
-}
-
-/// A word of Philox below this drops its element.
-fn threshold(probability: f64) -> u32 {
-    // Saturates at the largest word, which is off by less than 2⁻³².
-    (probability * (1u64 << 32) as f64).round() as u32
 }
 
 vectorized! {
