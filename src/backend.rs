@@ -10,9 +10,12 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::batch::Batch;
-use crate::data::FeatureMatrix;
+use crate::config::Order;
+use crate::data::{FeatureMatrix, Split};
 use crate::graph::Graph;
+use crate::parameters::Layout;
 use crate::real::Real;
+use crate::records::Metrics;
 
 /// A part of a device buffer, read.
 #[derive(Debug)]
@@ -175,6 +178,8 @@ pub trait Backend {
     type Features: Send + Sync;
     /// Sums of loss terms, in f64, kept on the device until asked for.
     type Losses: Send + Sync;
+    /// Lists of the best items, kept on the device until asked for.
+    type Lists: Send + Sync;
 
     /// One line that names the device.
     fn describe(&self) -> String;
@@ -185,6 +190,11 @@ pub trait Backend {
     fn upload(&self, values: &[Self::Real]) -> Result<Self::Buffer>;
     /// A copy of a part of a buffer.
     fn download(&self, source: View<'_, Self::Buffer>) -> Result<Vec<Self::Real>>;
+    /// The arena's initial values for a seed (SPEC §6): the bits of [`Layout::initial_values`].
+    fn initial_values(&self, layout: &Layout, seed: u64) -> Result<Self::Buffer>;
+    /// The order in which epoch `epoch` (from 0) visits `pairs` pairs: that of
+    /// [`crate::batch::epoch_order`].
+    fn epoch_order(&self, order: Order, seed: u64, epoch: u64, pairs: usize) -> Result<Vec<u32>>;
     /// A graph on the device.
     fn upload_graph(&self, graph: Arc<Graph>) -> Result<Self::Graph>;
     /// A batch on the device.
@@ -377,5 +387,18 @@ pub trait Backend {
         predicted: View<'_, Self::Buffer>,
         users: &[u32],
         k: usize,
-    ) -> Result<TopK>;
+    ) -> Result<Self::Lists>;
+
+    /// Lists, read from the device.
+    fn read_lists(&self, lists: Self::Lists) -> Result<TopK>;
+
+    /// The metrics of `split` at each of `lengths` (SPEC §9), from the lists of `users`: see
+    /// [`crate::evaluate::metrics`].
+    fn metrics(
+        &self,
+        split: &Split,
+        users: &[u32],
+        lists: &Self::Lists,
+        lengths: &[usize],
+    ) -> Result<Metrics>;
 }

@@ -62,7 +62,7 @@ fn user_metrics(wanted: &[u32], list: &[u32], top_k: &[usize]) -> UserMetrics {
     let mut sums = vec![[0.0f64; 4]; longest + 1];
     for rank in 1..=longest {
         let mut sum = sums[rank - 1];
-        let gain = 1.0 / ((rank + 1) as f64).log2();
+        let gain = gain(rank);
         if list.get(rank - 1).is_some_and(|item| distinct.binary_search(item).is_ok()) {
             sum[0] += 1.0;
             sum[1] += gain;
@@ -82,6 +82,11 @@ fn user_metrics(wanted: &[u32], list: &[u32], top_k: &[usize]) -> UserMetrics {
         precision: at(|sum, _, k| sum[0] / k as f64),
         map: at(|sum, n, k| sum[2] / n.min(k as f64)),
     }
+}
+
+/// What a hit at a rank (from 1) is worth in NDCG: 1 / log₂(rank + 1).
+pub fn gain(rank: usize) -> f64 {
+    1.0 / ((rank + 1) as f64).log2()
 }
 
 /// The users of several splits, each once, in order of first appearance.

@@ -11,10 +11,11 @@ use crate::backend::{
 };
 use crate::batch::Batch;
 use crate::config::{Propagation, TrainConfig};
-use crate::data::FeatureMatrix;
+use crate::data::{FeatureMatrix, Split};
 use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::real::Real;
+use crate::records::Metrics;
 
 /// A model on a device, with everything its training needs.
 pub struct Model<B: Backend> {
@@ -86,6 +87,26 @@ pub struct DenseState<T> {
 }
 
 impl<B: Backend> Model<B> {
+    /// A model on `backend` with the initial values of `config`'s seed (SPEC §6), and one feature
+    /// source for each modality.
+    ///
+    /// # Errors
+    /// Those of the device, when its memory does not suffice.
+    pub fn fresh(
+        backend: B,
+        config: &TrainConfig,
+        layout: Layout,
+        graph: Arc<Graph>,
+        features: Vec<RawFeatures<B::Real>>,
+    ) -> Result<Self> {
+        let dense = [
+            backend.initial_values(&layout, config.seed)?,
+            backend.zeros(layout.len())?,
+            backend.zeros(layout.len())?,
+        ];
+        Self::assemble(backend, config, layout, graph, dense, features)
+    }
+
     /// A model on `backend`, from `dense` values and one feature source for each modality.
     ///
     /// # Errors
@@ -96,6 +117,22 @@ impl<B: Backend> Model<B> {
         layout: Layout,
         graph: Arc<Graph>,
         dense: &DenseState<B::Real>,
+        features: Vec<RawFeatures<B::Real>>,
+    ) -> Result<Self> {
+        let dense = [
+            backend.upload(&dense.parameters)?,
+            backend.upload(&dense.first)?,
+            backend.upload(&dense.second)?,
+        ];
+        Self::assemble(backend, config, layout, graph, dense, features)
+    }
+
+    fn assemble(
+        backend: B,
+        config: &TrainConfig,
+        layout: Layout,
+        graph: Arc<Graph>,
+        [parameters, first, second]: [B::Buffer; 3],
         features: Vec<RawFeatures<B::Real>>,
     ) -> Result<Self> {
         let elements = layout.nodes.len();
@@ -132,10 +169,10 @@ impl<B: Backend> Model<B> {
                 cl_weight: config.cl_weight,
             },
             graph: backend.upload_graph(graph)?,
-            parameters: backend.upload(&dense.parameters)?,
+            parameters,
             gradients: backend.zeros(layout.len())?,
-            first: backend.upload(&dense.first)?,
-            second: backend.upload(&dense.second)?,
+            first,
+            second,
             features,
             losses: backend.losses(&vec![0.0; shape.terms()])?,
             history: Vec::new(),
@@ -358,8 +395,29 @@ impl<B: Backend> Model<B> {
 
     /// [`Model::top_k`] from the outcome of [`Model::predict_nodes`], for many calls.
     pub fn top_k_of(&self, predicted: &B::Buffer, users: &[u32], k: usize) -> Result<TopK> {
+        self.backend.read_lists(self.lists_of(predicted, users, k)?)
+    }
+
+    /// The lists of [`Model::top_k`], left on the device for [`Model::metrics`].
+    pub fn lists(&mut self, users: &[u32], k: usize) -> Result<B::Lists> {
+        let predicted = self.predict_nodes()?;
+        self.lists_of(&predicted, users, k)
+    }
+
+    fn lists_of(&self, predicted: &B::Buffer, users: &[u32], k: usize) -> Result<B::Lists> {
         let all = 0..self.layout.nodes.len();
         self.backend.top_k(&self.graph, view(predicted, all), users, k)
+    }
+
+    /// The metrics of `split` at each of `lengths`, from the lists of `users`.
+    pub fn metrics(
+        &self,
+        split: &Split,
+        users: &[u32],
+        lists: &B::Lists,
+        lengths: &[usize],
+    ) -> Result<Metrics> {
+        self.backend.metrics(split, users, lists, lengths)
     }
 
     /// The sums of the loss terms of the steps since [`Model::set_losses`]: ui, iu, align and mask
@@ -418,6 +476,12 @@ impl<B: Backend> Model<B> {
     pub fn nodes(&mut self) -> Result<Vec<B::Real>> {
         self.propagate()?;
         self.backend.download(view(&self.workspace.nodes, 0..self.layout.nodes.len()))
+    }
+
+    /// [`Model::predict_nodes`], read from the device.
+    pub fn predictions(&mut self) -> Result<Vec<B::Real>> {
+        let predicted = self.predict_nodes()?;
+        self.backend.download(view(&predicted, 0..self.layout.nodes.len()))
     }
 
     /// Trained features and their moments, every row brought up to the last step; `None` for

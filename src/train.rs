@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Dropout, FeatureState};
-use crate::batch::{Batch, epoch_order};
+use crate::batch::Batch;
 use crate::checkpoint::{
     self, FORMAT_VERSION, Identity, ModelRecord, StateRecord, Tensor, TensorFile,
 };
@@ -147,12 +147,6 @@ impl<'a, B: Backend> Run<'a, B> {
         initial: Option<&Path>,
     ) -> Result<Self> {
         let initial = initial.map(|path| Initial::open(path, &layout)).transpose()?;
-        let parameters = match &initial {
-            Some(initial) => initial.dense(&layout)?,
-            None => layout.initial_values(config.seed),
-        };
-        let zeros = vec![B::Real::ZERO; parameters.len()];
-        let dense = DenseState { parameters, first: zeros.clone(), second: zeros };
         let features = feature_sources(dataset, config, |index, modality| {
             let shape = [dataset.items, modality.features.columns()];
             let name = layout.modalities[index].features_name();
@@ -164,7 +158,16 @@ impl<'a, B: Backend> Run<'a, B> {
             };
             Ok(fresh_features(values, dataset.items))
         })?;
-        let model = Model::new(backend, config, layout, graph(dataset, config), &dense, features)?;
+        let graph = graph(dataset, config);
+        let model = match &initial {
+            Some(initial) => {
+                let parameters = initial.dense(&layout)?;
+                let zeros = vec![B::Real::ZERO; parameters.len()];
+                let dense = DenseState { parameters, first: zeros.clone(), second: zeros };
+                Model::new(backend, config, layout, graph, &dense, features)?
+            }
+            None => Model::fresh(backend, config, layout, graph, features)?,
+        };
         Ok(Self::with_model(model, dataset, config, identity, directory))
     }
 
@@ -318,7 +321,9 @@ impl<'a, B: Backend> Run<'a, B> {
     ) -> Result<Option<EpochRecord>> {
         let start = Instant::now();
         let pairs = &self.dataset.train;
-        let order = epoch_order(config.order, config.seed, self.epoch, pairs.users.len());
+        let count = pairs.users.len();
+        let backend = self.model.backend();
+        let order = backend.epoch_order(config.order, config.seed, self.epoch, count)?;
         let steps = self.steps_per_epoch(config);
         let rate = learning_rate(config, self.epoch);
         for positions in order.chunks(config.batch_size).skip(self.step_in_epoch as usize) {
@@ -402,12 +407,13 @@ impl<'a, B: Backend> Run<'a, B> {
     /// Both splits' metrics from one scoring pass; `None` for a split without users.
     fn evaluate(&mut self) -> Result<(Option<Metrics>, Option<Metrics>)> {
         let longest = self.lengths.last().copied().unwrap_or(STOPPING_LENGTH);
-        let lists = self.model.top_k(&self.users, longest)?;
+        let lists = self.model.lists(&self.users, longest)?;
         let measure = |split: &crate::data::Split| {
             (!split.users.is_empty())
-                .then(|| evaluate::metrics(split, &self.users, &lists, &self.lengths))
+                .then(|| self.model.metrics(split, &self.users, &lists, &self.lengths))
+                .transpose()
         };
-        Ok((measure(&self.dataset.valid), measure(&self.dataset.test)))
+        Ok((measure(&self.dataset.valid)?, measure(&self.dataset.test)?))
     }
 
     /// Writes everything; the state comes last, so whatever it refers to is already there.

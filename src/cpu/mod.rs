@@ -27,10 +27,14 @@ use crate::backend::{
     AdamStep, Backend, Dropout, FeatureState, LossShape, SavedFeatures, SpmmFactors, TopK, View,
     ViewMut,
 };
-use crate::batch::Batch;
-use crate::data::FeatureMatrix;
+use crate::batch::{self, Batch};
+use crate::config::Order;
+use crate::data::{FeatureMatrix, Split};
+use crate::evaluate;
 use crate::graph::Graph;
+use crate::parameters::Layout;
 use crate::real::Real;
+use crate::records::Metrics;
 
 /// The CPU, computing in T.
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,6 +62,7 @@ impl<T: Real> Backend for Cpu<T> {
     type Batch = Batch;
     type Features = CpuFeatures<T>;
     type Losses = Vec<f64>;
+    type Lists = TopK;
 
     fn describe(&self) -> String {
         let threads = rayon::current_num_threads();
@@ -75,6 +80,14 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn download(&self, source: View<'_, Vec<T>>) -> Result<Vec<T>> {
         Ok(read(source).to_vec())
+    }
+
+    fn initial_values(&self, layout: &Layout, seed: u64) -> Result<Vec<T>> {
+        Ok(layout.initial_values(seed))
+    }
+
+    fn epoch_order(&self, order: Order, seed: u64, epoch: u64, pairs: usize) -> Result<Vec<u32>> {
+        Ok(batch::epoch_order(order, seed, epoch, pairs))
     }
 
     fn upload_graph(&self, graph: Arc<Graph>) -> Result<CpuGraph<T>> {
@@ -331,5 +344,19 @@ impl<T: Real> Backend for Cpu<T> {
         k: usize,
     ) -> Result<TopK> {
         Ok(top_k::top_k(&graph.graph, read(predicted), users, k))
+    }
+
+    fn read_lists(&self, lists: TopK) -> Result<TopK> {
+        Ok(lists)
+    }
+
+    fn metrics(
+        &self,
+        split: &Split,
+        users: &[u32],
+        lists: &TopK,
+        lengths: &[usize],
+    ) -> Result<Metrics> {
+        Ok(evaluate::metrics(split, users, lists, lengths))
     }
 }
