@@ -1,0 +1,240 @@
+// Dropout, cosines, every loss term and all their gradients in one pass (SPEC sections 2 (4), 3, 4).
+//
+// For each online row a (a predictor output) with targets t_1 .. t_n (rows of x after dropout):
+//
+//   cosines: sum_j a.t_j / (max(|a|, e) max(|t_j|, e))
+//   gradient = -w / |B| (S - (a.S / |a|^2) a) / |a|,  S = sum_j t_j / max(|t_j|, e)
+//
+// since the cosines of one online row need only S. A user's targets are its items' rows and the
+// other way round, in the order of the pairs; a modality row's are its item's row of H_i (align)
+// and itself (mask), counted once for each pair of the item.
+//
+// Shapes: x and predicted R x d, R = n_u + n_i (1 + M): users, items, the items in each modality.
+// Outputs: predicted `=` its gradient; cosines (R x 2) `=`; loss_terms: losses `+=`.
+// Ownership: a group of lanes owns an online row and keeps it, S and the target at hand in
+// registers; a target's mask is drawn again by whoever reads it (Philox of seed, step, tensor, row,
+// column / 4), so neither mask nor dropped row nor cosine matrix exists in memory.
+// Determinism: targets are added in the order of the pairs; loss_terms sums in f64 by a fixed tree.
+// Bytes: R d (4 + 4 + 4) and 4 d for each pair and side, from L2. Flops: about 6 d a pair and side,
+// 12 d a row, a quarter of a Philox (10 rounds) a target element. Bound: integer arithmetic of the
+// draws where there is dropout, else L2.
+#include "philox.cuh"
+
+namespace loss_detail {
+
+static const float COSINE_EPSILON = 1e-8f;
+static const u32 LOSS_THREADS = 256;
+
+// What of the elements of a target is kept.
+struct Mask {
+    u32 mode;  // 0: all; 1: as drawn; 2: as given.
+    u64 seed;
+    u32 step;
+    u32 threshold;    // A word below it drops its element.
+    float scale;      // 1 / (1 - p)
+    const u8* given;  // Kept elements of H_u, H_i and each Z_m, one byte each.
+    u32 users;
+    u32 items;
+
+    // Columns column .. column + 3 of a row of tensor 0 (H_u), 1 (H_i), 2 + m (Z_m).
+    __device__ __forceinline__ float4 apply(float4 value, u32 tensor, u32 row, u32 column,
+                                            u32 width) const {
+        if (mode == 0) {
+            return value;
+        }
+        if (mode == 1) {
+            Words words = Stream(seed, DROPOUT, step, tensor).words(row, column / 4);
+            return make_float4(words.word[0] < threshold ? 0.0f : scale * value.x,
+                               words.word[1] < threshold ? 0.0f : scale * value.y,
+                               words.word[2] < threshold ? 0.0f : scale * value.z,
+                               words.word[3] < threshold ? 0.0f : scale * value.w);
+        }
+        u64 first = tensor == 0 ? row : users + static_cast<u64>(items) * (tensor - 1) + row;
+        const u8* kept = given + first * width + column;
+        return make_float4(kept[0] ? scale * value.x : 0.0f, kept[1] ? scale * value.y : 0.0f,
+                           kept[2] ? scale * value.z : 0.0f, kept[3] ? scale * value.w : 0.0f);
+    }
+};
+
+// A row of d columns over the lanes of a group: lane q has columns 4 (q + i lanes), QUADS of them.
+template <u32 QUADS>
+struct Row {
+    float4 quads[QUADS];
+
+    __device__ __forceinline__ void load(const float* start, const Group& group, u32 width) {
+#pragma unroll
+        for (u32 i = 0; i < QUADS; ++i) {
+            u32 column = 4 * (group.lane + i * group.lanes);
+            quads[i] = column < width ? load4(start + column) : zero4();
+        }
+    }
+
+    __device__ __forceinline__ float dot(const Row& other, const Group& group) const {
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < QUADS; ++i) {
+            sum = dot4(quads[i], other.quads[i], sum);
+        }
+        return group.sum(sum);
+    }
+
+    __device__ __forceinline__ void add(float factor, const Row& other) {
+#pragma unroll
+        for (u32 i = 0; i < QUADS; ++i) {
+            quads[i] = fma4(factor, other.quads[i], quads[i]);
+        }
+    }
+};
+
+// The unit row of a target after dropout, zeros where everything was dropped.
+template <u32 QUADS>
+__device__ __forceinline__ Row<QUADS> unit_target(const float* start, const Mask& mask, u32 tensor,
+                                                  u32 row, const Group& group, u32 width) {
+    Row<QUADS> target;
+    target.load(start, group, width);
+#pragma unroll
+    for (u32 i = 0; i < QUADS; ++i) {
+        u32 column = 4 * (group.lane + i * group.lanes);
+        if (column < width) {
+            target.quads[i] = mask.apply(target.quads[i], tensor, row, column, width);
+        }
+    }
+    float norm = sqrtf(target.dot(target, group));
+    float scale = 1.0f / (norm < COSINE_EPSILON ? COSINE_EPSILON : norm);
+#pragma unroll
+    for (u32 i = 0; i < QUADS; ++i) {
+        target.quads[i] = scale4(scale, target.quads[i]);
+    }
+    return target;
+}
+
+struct Batch {
+    const u32* users;
+    u32 user_count;
+    const u32* items;
+    u32 item_count;
+    const u32* user_offsets;
+    const u32* items_of_users;
+    const u32* item_offsets;
+    const u32* users_of_items;
+};
+
+template <u32 QUADS>
+__device__ __forceinline__ void bootstrap_loss(const Batch& batch, u32 rows, u32 width,
+                                               const Group& group, float pair_factor,
+                                               float cl_factor, const Mask& mask, const float* x,
+                                               float* predicted, double* cosines) {
+    u32 index = group.index();
+    if (index >= rows) {
+        return;
+    }
+    const u32 users = batch.user_count, items = batch.item_count;
+    float* place = predicted + static_cast<u64>(index) * width;
+    Row<QUADS> online;
+    online.load(place, group, width);
+    float square = online.dot(online, group);
+    float norm = sqrtf(square);
+    float clamped = norm < COSINE_EPSILON ? COSINE_EPSILON : norm;
+
+    Row<QUADS> sum = {};
+    float factor = pair_factor;
+    double first = 0.0, second = 0.0;
+    if (index < users + items) {
+        bool is_user = index < users;
+        u32 position = is_user ? index : index - users;
+        const u32* offsets = is_user ? batch.user_offsets : batch.item_offsets;
+        const u32* paired = is_user ? batch.items_of_users : batch.users_of_items;
+        const u32* ids = is_user ? batch.items : batch.users;
+        u32 tensor = is_user ? 1 : 0;
+        const float* targets = is_user ? x + static_cast<u64>(users) * width : x;
+        u32 stop = offsets[position + 1];
+        for (u32 k = offsets[position]; k < stop; ++k) {
+            u32 other = paired[k];
+            sum.add(1.0f, unit_target<QUADS>(targets + static_cast<u64>(other) * width, mask,
+                                             tensor, ids[other], group, width));
+        }
+        first = static_cast<double>(online.dot(sum, group) / clamped);
+    } else {
+        u32 block = (index - users) / items;
+        u32 position = (index - users) % items;
+        u32 row = batch.items[position];
+        float count =
+            static_cast<float>(batch.item_offsets[position + 1] - batch.item_offsets[position]);
+        const float* item = x + static_cast<u64>(users + position) * width;
+        Row<QUADS> target = unit_target<QUADS>(item, mask, 1, row, group, width);
+        first = static_cast<double>(count)
+                * static_cast<double>(online.dot(target, group) / clamped);
+        sum.add(count, target);
+        const float* own = x + static_cast<u64>(index) * width;
+        target = unit_target<QUADS>(own, mask, 1 + block, row, group, width);
+        second = static_cast<double>(count)
+                 * static_cast<double>(online.dot(target, group) / clamped);
+        sum.add(count, target);
+        factor = cl_factor;
+    }
+
+    if (norm < COSINE_EPSILON) {
+        // The cosine divides by epsilon there: a linear function.
+        factor /= COSINE_EPSILON;
+    } else {
+        float inverse = 1.0f / norm;
+        sum.add(-(online.dot(sum, group) * inverse * inverse), online);
+        factor *= inverse;
+    }
+#pragma unroll
+    for (u32 i = 0; i < QUADS; ++i) {
+        u32 column = 4 * (group.lane + i * group.lanes);
+        if (column < width) {
+            store4(place + column, scale4(factor, sum.quads[i]));
+        }
+    }
+    if (group.lane == 0) {
+        cosines[2 * static_cast<u64>(index)] = first;
+        cosines[2 * static_cast<u64>(index) + 1] = second;
+    }
+}
+
+}  // namespace loss_detail
+
+#define BOOTSTRAP_LOSS(QUADS)                                                                    \
+    extern "C" __global__ void __launch_bounds__(256) bootstrap_loss_##QUADS(                    \
+        const u32* __restrict__ batch_users, u32 user_count, const u32* __restrict__ batch_items, \
+        u32 item_count, const u32* __restrict__ user_offsets,                                    \
+        const u32* __restrict__ items_of_users, const u32* __restrict__ item_offsets,            \
+        const u32* __restrict__ users_of_items, u32 rows, u32 width, u32 lanes,                  \
+        float pair_factor, float cl_factor, u32 mode, u64 seed, u32 step, u32 threshold,         \
+        float scale, const u8* __restrict__ given, u32 users, u32 items,                         \
+        const float* __restrict__ x, float* __restrict__ predicted,                              \
+        double* __restrict__ cosines) {                                                          \
+        loss_detail::Batch batch{batch_users,  user_count,     batch_items,  item_count,         \
+                                 user_offsets, items_of_users, item_offsets, users_of_items};    \
+        loss_detail::Mask mask{mode, seed, step, threshold, scale, given, users, items};         \
+        loss_detail::bootstrap_loss<QUADS>(batch, rows, width, Group(lanes), pair_factor,        \
+                                           cl_factor, mask, x, predicted, cosines);              \
+    }
+
+// Up to 128, 256 and 512 columns.
+BOOTSTRAP_LOSS(1)
+BOOTSTRAP_LOSS(2)
+BOOTSTRAP_LOSS(4)
+
+// losses[term] += 1 - (sum of the term's cosines) / |B|; one block a term: ui, iu, then align and
+// mask of each modality.
+extern "C" __global__ void __launch_bounds__(256) loss_terms(
+    const double* __restrict__ cosines, u32 users, u32 items, double pairs,
+    double* __restrict__ losses) {
+    SHARED(double[loss_detail::LOSS_THREADS], scratch);
+    u32 term = blockIdx.x;
+    u32 modality = term < 2 ? 0 : (term - 2) / 2;
+    u32 start = term == 0 ? 0 : term == 1 ? users : users + (1 + modality) * items;
+    u32 count = term == 0 ? users : items;
+    u32 side = term < 2 ? 0 : term % 2;
+    double sum = 0.0;
+    for (u32 row = threadIdx.x; row < count; row += loss_detail::LOSS_THREADS) {
+        sum += cosines[2 * static_cast<u64>(start + row) + side];
+    }
+    sum = block_sum<loss_detail::LOSS_THREADS>(sum, scratch);
+    if (threadIdx.x == 0) {
+        losses[term] += 1.0 - sum / pairs;
+    }
+}

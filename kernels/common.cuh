@@ -1,0 +1,124 @@
+// What every kernel shares: types, the few device functions that are not plain C++, small sums.
+//
+// The same sources are compiled by nvcc and, for the tests, by a host compiler against
+// tests/emulator/emulator.h, which gives each function below that holds inline PTX a plain twin.
+//
+// All kernels are compiled without contraction of a * b + c (nvcc: -fmad=false, host:
+// -ffp-contract=off): where one rounding is wanted the source says fmaf. So a kernel's arithmetic
+// is the same on every device, and the same as the CPU backend's wherever the order is.
+#pragma once
+
+#ifdef BM3_EMULATOR
+#include "emulator.h"
+#endif
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifndef BM3_EMULATOR
+template <class T> struct identity {
+    typedef T type;
+};
+
+// An object in the block's shared memory; the emulator poisons it before each block.
+#define SHARED(object, name) __shared__ identity<object>::type name
+
+// The exact value of a half-precision number.
+__device__ __forceinline__ float half_to_float(u16 bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+// The nearest number with TF32's 10 explicit bits of mantissa, as the bits of a float.
+__device__ __forceinline__ u32 to_tf32(float value) {
+    u32 bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+    return bits;
+}
+
+// d (16 x 8) += a (16 x 8) b (8 x 8) on the tensor cores. With g = lane / 4 and t = lane % 4 a
+// lane holds a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b: (t, g), (t + 4, g);
+// d: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+__device__ __forceinline__ void multiply_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+// Matrices of d columns are read and written 16 bytes at a time: d is a multiple of 4.
+__device__ __forceinline__ float4 load4(const float* address) {
+    return *reinterpret_cast<const float4*>(address);
+}
+
+__device__ __forceinline__ void store4(float* address, float4 value) {
+    *reinterpret_cast<float4*>(address) = value;
+}
+
+__device__ __forceinline__ float4 zero4() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
+
+// a * b + c
+__device__ __forceinline__ float4 fma4(float a, float4 b, float4 c) {
+    return make_float4(fmaf(a, b.x, c.x), fmaf(a, b.y, c.y), fmaf(a, b.z, c.z), fmaf(a, b.w, c.w));
+}
+
+__device__ __forceinline__ float4 add4(float4 a, float4 b) {
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+__device__ __forceinline__ float4 scale4(float a, float4 b) {
+    return make_float4(a * b.x, a * b.y, a * b.z, a * b.w);
+}
+
+// a . b + c
+__device__ __forceinline__ float dot4(float4 a, float4 b, float c) {
+    return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, c))));
+}
+
+// Work that `lanes` neighbouring lanes of a warp share (a power of two up to 32): which of them
+// this thread is, and the mask of the group for shuffles.
+struct Group {
+    u32 lanes;
+    u32 lane;
+    u32 mask;
+
+    __device__ __forceinline__ explicit Group(u32 lanes) : lanes(lanes) {
+        u32 in_warp = threadIdx.x % 32;
+        lane = in_warp % lanes;
+        u32 all = lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
+        mask = all << (in_warp - lane);
+    }
+
+    // The group this thread belongs to, counted over the whole grid.
+    __device__ __forceinline__ u32 index() const {
+        return (blockIdx.x * blockDim.x + threadIdx.x) / lanes;
+    }
+
+    // The sum over the group's lanes, the same bits in each of them: x + y is commutative, so
+    // that both partners of an exchange round alike.
+    __device__ __forceinline__ float sum(float value) const {
+        for (u32 distance = lanes / 2; distance > 0; distance /= 2) {
+            value += __shfl_xor_sync(mask, value, distance);
+        }
+        return value;
+    }
+};
+
+// The sum over a block of THREADS threads, in a fixed order, given to thread 0 (others get 0).
+// `scratch` may be used again after the next barrier.
+template <u32 THREADS>
+__device__ __forceinline__ double block_sum(double value, double (&scratch)[THREADS]) {
+    scratch[threadIdx.x] = value;
+    for (u32 half = THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) {
+            scratch[threadIdx.x] += scratch[threadIdx.x + half];
+        }
+    }
+    return threadIdx.x == 0 ? scratch[0] : 0.0;
+}

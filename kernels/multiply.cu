@@ -1,0 +1,40 @@
+// The products of small dense weights: the predictor (SPEC section 2, (5)), the layers of the
+// paper's form of propagation, and their gradients (section 4).
+//
+//   multiply_transposed   c (n x m) = x (n x k) w^T (w: m x k) + bias   p(x); a layer's dx = dt W^T
+//   multiply_plain        c (n x m) = x (n x k) w (k x m)               dx = da W_p; a layer's x W
+//   multiply_gradient     c (m x k) = y^T (y: n x m) x (n x k)          dW_p = da^T x; dW = x^T dt
+//
+// Outputs: c `=`; of multiply_gradient with more than one slice of the n rows, slice s of `out`
+// (m x k each) `=`, and sum_slices adds them in order.
+// Ownership: a block, a tile of 64 x 64 elements of c (tile.cuh).
+// Bytes: operands and c once for each 64 lines of the other one. Flops: 2 n m k, times 3 in TF32.
+// Bound: memory for m = k = 64.
+#include "tile.cuh"
+
+extern "C" __global__ void __launch_bounds__(128) multiply_transposed(
+    const float* __restrict__ x, u32 rows, u32 depth, const float* __restrict__ weight, u32 width,
+    const float* __restrict__ bias, float* __restrict__ out) {
+    SHARED(tile::Shared, shared);
+    tile::Operand<tile::F32, true> a(x, nullptr, rows, depth);
+    tile::Operand<tile::F32, true> b(weight, nullptr, width, depth);
+    tile::multiply_slice(a, b, depth, depth, bias, out, shared);
+}
+
+extern "C" __global__ void __launch_bounds__(128) multiply_plain(
+    const float* __restrict__ x, u32 rows, u32 depth, const float* __restrict__ weight, u32 width,
+    float* __restrict__ out) {
+    SHARED(tile::Shared, shared);
+    tile::Operand<tile::F32, true> a(x, nullptr, rows, depth);
+    tile::Operand<tile::F32, false> b(weight, nullptr, width, width);
+    tile::multiply_slice(a, b, depth, depth, nullptr, out, shared);
+}
+
+extern "C" __global__ void __launch_bounds__(128) multiply_gradient(
+    const float* __restrict__ y, u32 width, const float* __restrict__ x, u32 depth, u32 rows,
+    u32 slice_depth, float* __restrict__ out) {
+    SHARED(tile::Shared, shared);
+    tile::Operand<tile::F32, false> a(y, nullptr, width, width);
+    tile::Operand<tile::F32, false> b(x, nullptr, depth, depth);
+    tile::multiply_slice(a, b, rows, slice_depth, nullptr, out, shared);
+}
