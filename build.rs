@@ -1,15 +1,23 @@
-//! Facts about the build, for `bm3-engine --version`.
+//! Compiles `kernels/` with nvcc, where there is one, and finds facts about the build out, for
+//! `bm3-engine --version`.
 //!
-//! Nothing here can fail the build: what cannot be found out is `unknown`, as in a source tree
-//! without git.
+//! Without nvcc the build succeeds, with one warning, and has no GPU; `BM3_REQUIRE_CUDA=1` makes
+//! that an error. Of the other facts nothing can fail the build: what cannot be found out is
+//! `unknown`, as in a source tree without git.
+
+#[path = "build/nvcc.rs"]
+mod nvcc;
 
 use std::env;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    kernels(&root, &out);
     for (name, value) in [
-        ("BM3_GIT_COMMIT", commit()),
+        ("BM3_GIT_COMMIT", commit(&root)),
         ("BM3_TARGET", env::var("TARGET").ok()),
         ("BM3_PROFILE", env::var("PROFILE").ok()),
         ("BM3_RUSTC", env::var("RUSTC").ok().and_then(|rustc| output(&rustc, &["--version"]))),
@@ -18,14 +26,47 @@ fn main() {
     }
     // Whether the tree is as committed depends on all of these. Git's index is not among them: even
     // `git status` rewrites it, and would have the crate built anew.
-    for path in ["build.rs", "src", "Cargo.toml", "Cargo.lock"] {
+    for path in ["build.rs", "build", "kernels", "src", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={path}");
     }
 }
 
+/// Compiles the kernels to one file that the crate embeds; an empty one where there is no nvcc.
+fn kernels(root: &Path, out: &Path) {
+    for variable in nvcc::VARIABLES {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let required = env::var_os("BM3_REQUIRE_CUDA").is_some_and(|value| value == "1");
+    let compiled = match nvcc::find(root) {
+        Ok(Some(nvcc)) => nvcc::compile(&nvcc, root, out),
+        Ok(None) if required => {
+            Err(format!("BM3_REQUIRE_CUDA=1, and there is no nvcc; searched: {}", nvcc::SEARCHED))
+        }
+        Ok(None) => {
+            println!(
+                "cargo::warning=no nvcc: building without CUDA kernels, for the CPU alone \
+                 (README, GPU, says how to get it; searched: {})",
+                nvcc::SEARCHED
+            );
+            nvcc::Compiled::nothing(out)
+        }
+        Err(problem) => Err(problem),
+    };
+    match compiled {
+        Ok(compiled) => {
+            println!("cargo::rustc-env=BM3_CUDA_TOOLKIT={}", compiled.toolkit);
+            println!("cargo::rustc-env=BM3_CUDA_ARCHITECTURES={}", compiled.architectures);
+            println!("cargo::rustc-env=BM3_KERNEL_RESOURCES={}", compiled.resources.display());
+        }
+        Err(problem) => {
+            println!("cargo::error={}", problem.replace('\n', "\ncargo::error="));
+        }
+    }
+}
+
 /// The commit this tree is at, with `+dirty` where tracked files differ from it.
-fn commit() -> Option<String> {
-    let root = Path::new(&env::var_os("CARGO_MANIFEST_DIR")?).canonicalize().ok()?;
+fn commit(root: &Path) -> Option<String> {
+    let root = root.canonicalize().ok()?;
     // Inside another project's repository (a vendored copy), its commit says nothing about us.
     let top = git(&["rev-parse", "--show-toplevel"])?;
     if Path::new(&top).canonicalize().ok()? != root {

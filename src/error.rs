@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::cuda::Unusable;
 use crate::data::DataError;
 use crate::prepare::PrepareError;
 
@@ -59,6 +60,47 @@ pub enum Error {
         problem: String,
     },
 
+    /// A GPU cannot be used.
+    #[error("device {ordinal}: {reason}")]
+    Gpu {
+        /// Its number, as the user gave it.
+        ordinal: usize,
+        /// Why not, and what to do.
+        reason: Unusable,
+    },
+
+    /// A device has too little memory.
+    #[error(
+        "{device}: {what} need{} {} and {} of {} are free; lower --embedding-size or \
+         --batch-size, keep features as inputs with --freeze-features, or end other programs on \
+         the device",
+        if what.ends_with('s') { "" } else { "s" },
+        bytes(*needed), bytes(*free), bytes(*total)
+    )]
+    DeviceMemory {
+        /// The device.
+        device: String,
+        /// What the memory was for.
+        what: String,
+        /// Bytes asked for.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+
+    /// A device failed.
+    #[error("{device}: {operation}: {problem}")]
+    DeviceOperation {
+        /// The device.
+        device: String,
+        /// What was attempted, with its sizes.
+        operation: String,
+        /// The device's reason.
+        problem: String,
+    },
+
     /// A loss term stopped being a finite number.
     #[error(
         "step {step} (epoch {epoch}): loss term `{term}` is {value}; lower the learning rate, or \
@@ -99,10 +141,23 @@ impl Error {
             Self::Prepare(_)
             | Self::Setting { .. }
             | Self::RunFile { .. }
-            | Self::Device { .. } => true,
+            | Self::Device { .. }
+            | Self::Gpu { .. } => true,
             Self::Io { source, .. } => is_missing(source),
-            Self::NonFiniteLoss { .. } => false,
+            Self::DeviceMemory { .. }
+            | Self::DeviceOperation { .. }
+            | Self::NonFiniteLoss { .. } => false,
         }
+    }
+}
+
+/// A number of bytes as people read it.
+fn bytes(count: u64) -> String {
+    let count = count as f64;
+    match count {
+        1e9.. => format!("{:.2} GB", count / 1e9),
+        1e6.. => format!("{:.1} MB", count / 1e6),
+        _ => format!("{count} bytes"),
     }
 }
 

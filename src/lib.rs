@@ -11,6 +11,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod cpu;
+pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod evaluate;

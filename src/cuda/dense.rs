@@ -1,0 +1,223 @@
+//! Products of small dense weights and what surrounds them: the predictor, the layers of the
+//! paper's form, Adam (`multiply.cu`, `sum_slices.cu`, `leaky_relu.cu`, `adam.cu`).
+
+use std::sync::Arc;
+
+use super::device::{Device, Scratch};
+use super::launch::{Address, Launch, blocks, launch};
+use crate::Result;
+use crate::backend::AdamStep;
+
+/// Lines of a tile: `LINES` of `tile.cuh`.
+pub(super) const TILE: u64 = 64;
+/// Depth that a tile takes at a time: `DEPTH` of `tile.cuh`.
+const DEPTH: usize = 32;
+/// Threads of a tile's block: `THREADS` of `tile.cuh`.
+pub(super) const TILE_THREADS: u32 = 128;
+/// Rows that a thread of `column_slices` sums: `ROWS` of `sum_slices.cu`.
+const COLUMN_ROWS: u64 = 32;
+
+/// Blocks that a product is cut into where its depth allows: two for each multiprocessor of a large
+/// GPU. A constant, so that sums have one order on every GPU.
+const TARGET_BLOCKS: u64 = 264;
+
+/// How the depth of a product is cut: the depth of a slice, and how many there are.
+pub(super) fn slices(rows: usize, columns: usize, depth: usize) -> (usize, usize) {
+    let tiles = (rows as u64).div_ceil(TILE) * (columns as u64).div_ceil(TILE);
+    let wanted = (TARGET_BLOCKS / tiles.max(1)).max(1) as usize;
+    // A slice of fewer than four steps would spend its time on its output.
+    let slice_depth = depth.div_ceil(wanted).next_multiple_of(DEPTH).max(4 * DEPTH);
+    (slice_depth, depth.div_ceil(slice_depth).max(1))
+}
+
+/// Room for the slices of a product, where there are several.
+pub(super) fn partial_sums(
+    device: &Device,
+    count: usize,
+    elements: usize,
+) -> Result<Option<Scratch<'_>>> {
+    match count {
+        1 => Ok(None),
+        _ => Ok(Some(device.scratch([4 * count * elements], "slices of a product")?)),
+    }
+}
+
+/// The grid of a product of `columns` by `rows` outputs in `slices` slices.
+pub(super) fn tiles(rows: usize, columns: usize, slices: usize) -> [u32; 3] {
+    [blocks(columns as u64, TILE), blocks(rows as u64, TILE), slices as u32]
+}
+
+/// out `=` the sum of `count` slices of `elements` numbers, plus the bias of each column.
+pub(super) fn sum_slices(
+    device: &Arc<Device>,
+    slices: Address,
+    count: usize,
+    elements: usize,
+    bias: Address,
+    width: usize,
+    out: Address,
+) -> Result<()> {
+    launch!(
+        device,
+        Launch {
+            kernel: "sum_slices",
+            grid: [blocks(elements as u64, 256), 1, 1],
+            block: 256,
+            bytes: 4 * (count as u64 + 1) * elements as u64,
+            flops: (count * elements) as u64,
+        },
+        [slices, count as u32, elements as u64, bias, width as u32, out],
+        "{count} slices of {elements}"
+    )
+}
+
+/// sums `=` the sums of the columns of `x` (rows × width).
+pub(super) fn column_sums(
+    device: &Arc<Device>,
+    x: Address,
+    rows: usize,
+    width: usize,
+    sums: Address,
+) -> Result<()> {
+    let count = (rows as u64).div_ceil(COLUMN_ROWS) as usize;
+    let slices = device.scratch([4 * count * width], "column sums")?;
+    launch!(
+        device,
+        Launch {
+            kernel: "column_slices",
+            grid: [count as u32, blocks(width as u64, 128), 1],
+            block: 128,
+            bytes: 4 * (rows * width) as u64,
+            flops: (rows * width) as u64,
+        },
+        [x, rows as u32, width as u32, slices.part(0)],
+        "{rows} rows, d = {width}"
+    )?;
+    sum_slices(device, slices.part(0), count, width, Address::NULL, width, sums)
+}
+
+/// out (rows × width) `=` x wᵀ + bias, with x rows × width and w width × width.
+pub(super) fn multiply_transposed(
+    device: &Arc<Device>,
+    x: Address,
+    weight: Address,
+    bias: Address,
+    out: Address,
+    (rows, width): (usize, usize),
+) -> Result<()> {
+    let launch = product("multiply_transposed", rows, width);
+    let width = width as u32;
+    launch!(
+        device,
+        launch,
+        [x, rows as u32, width, weight, width, bias, out],
+        "{rows} rows, d = {width}"
+    )
+}
+
+/// out (rows × width) `=` x w, with x rows × width and w width × width.
+pub(super) fn multiply_plain(
+    device: &Arc<Device>,
+    x: Address,
+    weight: Address,
+    out: Address,
+    (rows, width): (usize, usize),
+) -> Result<()> {
+    let launch = product("multiply_plain", rows, width);
+    let width = width as u32;
+    launch!(device, launch, [x, rows as u32, width, weight, width, out], "{rows} rows, d = {width}")
+}
+
+/// The launch of a product of rows × width by width × width.
+fn product(kernel: &'static str, rows: usize, width: usize) -> Launch {
+    let (n, d) = (rows as u64, width as u64);
+    Launch {
+        kernel,
+        grid: tiles(rows, width, 1),
+        block: TILE_THREADS,
+        bytes: 4 * (2 * n * d + d * d),
+        flops: 2 * n * d * d,
+    }
+}
+
+/// out (width × width) `=` yᵀ x, with y and x rows × width.
+pub(super) fn multiply_gradient(
+    device: &Arc<Device>,
+    y: Address,
+    x: Address,
+    out: Address,
+    (rows, width): (usize, usize),
+) -> Result<()> {
+    let (slice_depth, count) = slices(width, width, rows);
+    let elements = width * width;
+    let partial = partial_sums(device, count, elements)?;
+    let target = partial.as_ref().map_or(out, |partial| partial.part(0));
+    let (n, d) = (rows as u64, width as u64);
+    launch!(
+        device,
+        Launch {
+            kernel: "multiply_gradient",
+            grid: tiles(width, width, count),
+            block: TILE_THREADS,
+            bytes: 4 * (2 * n * d + count as u64 * d * d),
+            flops: 2 * n * d * d,
+        },
+        [y, width as u32, x, width as u32, rows as u32, slice_depth as u32, target],
+        "{rows} rows, d = {width}"
+    )?;
+    match partial {
+        None => Ok(()),
+        Some(partial) => {
+            sum_slices(device, partial.part(0), count, elements, Address::NULL, width, out)
+        }
+    }
+}
+
+/// y `=` LeakyReLU(y).
+pub(super) fn leaky_relu(device: &Arc<Device>, y: Address, elements: usize) -> Result<()> {
+    let elements = elements as u64;
+    let launch = elementwise("leaky_relu", elements, 8, 1);
+    launch!(device, launch, [y, elements], "{elements} elements")
+}
+
+/// out `=` gradient ∘ LeakyReLU', from the activation's output y.
+pub(super) fn leaky_relu_backward(
+    device: &Arc<Device>,
+    y: Address,
+    gradient: Address,
+    out: Address,
+    elements: usize,
+) -> Result<()> {
+    let elements = elements as u64;
+    let launch = elementwise("leaky_relu_backward", elements, 12, 1);
+    launch!(device, launch, [y, gradient, out, elements], "{elements} elements")
+}
+
+/// One Adam step of `elements` parameters.
+pub(super) fn adam(
+    device: &Arc<Device>,
+    constants: AdamStep,
+    [gradients, parameters, first, second]: [Address; 4],
+    elements: usize,
+) -> Result<()> {
+    let elements = elements as u64;
+    let (step_size, root_factor) = (constants.step_size as f32, constants.root_factor as f32);
+    let launch = elementwise("adam", elements, 28, 14);
+    launch!(
+        device,
+        launch,
+        [step_size, root_factor, gradients, parameters, first, second, elements],
+        "{elements} parameters"
+    )
+}
+
+/// A launch of one thread for four elements.
+fn elementwise(kernel: &'static str, elements: u64, bytes: u64, flops: u64) -> Launch {
+    Launch {
+        kernel,
+        grid: [blocks(elements / 4, 256), 1, 1],
+        block: 256,
+        bytes: bytes * elements,
+        flops: flops * elements,
+    }
+}

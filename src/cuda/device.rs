@@ -1,0 +1,323 @@
+//! A GPU that was opened: memory, copies, launches, all in the order they are asked for.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, CudaViewMut, DevicePtr,
+    DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, result, sys,
+};
+use cudarc::nvrtc::Ptx;
+
+use super::driver::{self, Gpu, problem_of};
+use super::kernels::{Kernels, NAMES};
+use super::launch::{Address, Arguments, Launch};
+use super::memory::Memory;
+use crate::{Error, Result};
+
+/// A GPU that runs the kernels of `kernels/`.
+///
+/// It has one stream: work is done in the order it was asked for, and a copy to the host waits for
+/// everything before it. Programs that want to overlap runs open the GPU once for each.
+pub struct Device {
+    gpu: Gpu,
+    stream: Arc<CudaStream>,
+    kernels: HashMap<&'static str, Kernel>,
+    scratch: Mutex<Option<CudaSlice<u8>>>,
+}
+
+struct Kernel {
+    function: CudaFunction,
+    /// Bytes of each parameter, as the driver read them from the compiled code.
+    sizes: Vec<usize>,
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Device({})", self.describe())
+    }
+}
+
+/// Memory for one operation's intermediate numbers, in parts; the next operation has it after that.
+pub(super) struct Scratch<'a> {
+    /// Kept so that no other thread's operation comes between this one's launches.
+    _guard: MutexGuard<'a, Option<CudaSlice<u8>>>,
+    base: u64,
+    starts: Vec<u64>,
+}
+
+impl Scratch<'_> {
+    /// Where a part begins.
+    pub fn part(&self, index: usize) -> Address {
+        Address(self.base + self.starts[index])
+    }
+}
+
+/// The parts of a scratch begin at multiples of this many bytes.
+const PART_ALIGNMENT: u64 = 256;
+
+impl Device {
+    /// Opens GPU `ordinal` (from 0) and loads `kernels` onto it.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] with the reason why it cannot be used, [`Error::DeviceOperation`] when the
+    /// driver fails on the way.
+    pub fn open(ordinal: usize, kernels: Option<&Kernels>) -> Result<Arc<Self>> {
+        let gpu = driver::find(ordinal)?;
+        let kernels = driver::serve(&gpu, kernels)?;
+        let failed = |operation: &str, error: DriverError| Error::DeviceOperation {
+            device: gpu.to_string(),
+            operation: operation.to_owned(),
+            problem: problem_of(error),
+        };
+        let context = CudaContext::new(ordinal).map_err(|error| failed("opening it", error))?;
+        // SAFETY: events order the uses of memory by several streams; this context's memory is
+        // allocated, used and freed on the one stream made below.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(|error| failed("making a stream", error))?;
+        keep_freed_memory(&context).map_err(|error| failed("setting its memory pool up", error))?;
+        let module = context
+            .load_module(Ptx::from_binary(kernels.image.to_vec()))
+            .map_err(|error| failed("loading the kernels", error))?;
+        let mut functions = HashMap::new();
+        for &name in NAMES {
+            let kernel = module
+                .load_function(name)
+                .and_then(|function| Ok(Kernel { sizes: parameter_sizes(&function)?, function }))
+                .map_err(|error| failed(&format!("loading kernel {name}"), error))?;
+            functions.insert(name, kernel);
+        }
+        Ok(Arc::new(Self { gpu, stream, kernels: functions, scratch: Mutex::new(None) }))
+    }
+
+    /// One line that names the device.
+    pub fn describe(&self) -> String {
+        self.gpu.to_string()
+    }
+
+    /// What the driver says of the GPU.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Bytes free and bytes in all.
+    ///
+    /// # Errors
+    /// When the driver does not answer.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        let (free, total) = self
+            .stream
+            .context()
+            .mem_get_info()
+            .map_err(|error| self.failed("asking for free memory".to_owned(), error))?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// Waits for the work asked for so far.
+    ///
+    /// # Errors
+    /// When it failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream
+            .synchronize()
+            .map_err(|error| self.failed("waiting for work to be done".to_owned(), error))
+    }
+
+    pub(super) fn allocate(&self, bytes: usize, what: &str) -> Result<CudaSlice<u8>> {
+        // SAFETY: undefined bytes are still bytes; those who read before they write read nonsense,
+        // not foreign memory.
+        unsafe { self.stream.alloc::<u8>(bytes) }.map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (free, total) = self.memory().unwrap_or((0, 0));
+                let (what, needed) = (what.to_owned(), bytes as u64);
+                Error::DeviceMemory { device: self.describe(), what, needed, free, total }
+            }
+            _ => self.failed(format!("allocating {bytes} bytes for {what}"), error),
+        })
+    }
+
+    /// Memory for intermediate numbers in parts of as many bytes. Only one exists at a time: drop
+    /// it before asking again, or wait for ever.
+    pub(super) fn scratch<const N: usize>(
+        &self,
+        parts: [usize; N],
+        what: &str,
+    ) -> Result<Scratch<'_>> {
+        let mut end = 0;
+        let starts = parts.map(|bytes| {
+            let start = end;
+            end = (start + bytes as u64).next_multiple_of(PART_ALIGNMENT);
+            start
+        });
+        // A thread that panicked while it held the scratch left nothing that matters in it.
+        let mut guard = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = guard.as_ref().map_or(0, CudaSlice::len) as u64;
+        if end > held {
+            // Given back before the new one is asked for; launches that use it come first.
+            *guard = None;
+            let bytes = end.max(held + held / 2);
+            *guard = Some(self.allocate(bytes as usize, what)?);
+        }
+        let base = guard.as_ref().map_or(0, |slice| slice.device_ptr(&self.stream).0);
+        Ok(Scratch { _guard: guard, base, starts: starts.to_vec() })
+    }
+
+    /// Starts a kernel; a grid without blocks is no launch. `sizes` is for the error.
+    pub(super) fn launch(
+        &self,
+        launch: Launch,
+        arguments: &Arguments,
+        sizes: fmt::Arguments<'_>,
+    ) -> Result<()> {
+        let Launch { kernel: name, grid, block, bytes, flops } = launch;
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        tracing::trace!(name, ?grid, block, bytes, flops, "{sizes}");
+        let operation = || format!("kernel {name} ({sizes})");
+        let kernel = &self.kernels[name];
+        if kernel.sizes != arguments.sizes() {
+            return Err(self.refused(
+                operation(),
+                format!(
+                    "takes parameters of {:?} bytes, and was to be given {:?}",
+                    kernel.sizes,
+                    arguments.sizes()
+                ),
+            ));
+        }
+        let mut builder = self.stream.launch_builder(&kernel.function);
+        for slot in arguments.slots() {
+            builder.arg(slot);
+        }
+        let config =
+            LaunchConfig { grid_dim: grid.into(), block_dim: (block, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the arguments have the number and the sizes of the kernel's parameters, as was
+        // just checked; the wrappers pass what the kernel's source names, in its order, from
+        // memory whose lengths they derive from the same shapes.
+        unsafe { builder.launch(config) }
+            .map(|_| ())
+            .map_err(|error| self.failed(operation(), error))
+    }
+
+    /// Fills `target` in parts of `part` bytes at most: while one is on its way, `fill` makes the
+    /// next, in page-locked memory.
+    pub(super) fn upload_parts(
+        &self,
+        target: &mut Memory<u8>,
+        part: usize,
+        what: &str,
+        mut fill: impl FnMut(Range<usize>, &mut [u8]),
+    ) -> Result<()> {
+        let length = target.len();
+        let Some(target) = target.bytes_mut() else { return Ok(()) };
+        let part = part.min(length);
+        let failed = |error| self.failed(format!("copying {length} bytes to {what}"), error);
+        let staging = || Staging::new(&self.stream, part).map_err(failed);
+        let mut buffers = [staging()?, staging()?];
+        for (number, start) in (0..length).step_by(part).enumerate() {
+            let range = start..(start + part).min(length);
+            let buffer = &mut buffers[number % 2];
+            fill(range.clone(), buffer.bytes(range.len()).map_err(failed)?);
+            buffer.copy_to(&mut target.slice_mut(range)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// An error of the driver, with what was attempted.
+    pub(super) fn failed(&self, operation: String, error: DriverError) -> Error {
+        self.refused(operation, problem_of(error))
+    }
+
+    pub(super) fn refused(&self, operation: String, problem: String) -> Error {
+        Error::DeviceOperation { device: self.describe(), operation, problem }
+    }
+}
+
+/// Page-locked memory that copies to the device are made from.
+///
+/// cudarc's own record of when such memory is free again goes with its event tracking, which this
+/// device does without: the event is ours.
+struct Staging {
+    memory: PinnedHostSlice<u8>,
+    stream: Arc<CudaStream>,
+    /// The last copy has been made.
+    copied: Option<CudaEvent>,
+}
+
+impl Staging {
+    fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, DriverError> {
+        // SAFETY: only what was written is copied, and bytes are never invalid.
+        let memory = unsafe { stream.context().alloc_pinned::<u8>(bytes) }?;
+        Ok(Self { memory, stream: stream.clone(), copied: None })
+    }
+
+    fn wait(&mut self) -> Result<(), DriverError> {
+        self.copied.take().map_or(Ok(()), |copied| copied.synchronize())
+    }
+
+    /// The first `length` bytes, to be written, once the last copy has been made.
+    fn bytes(&mut self, length: usize) -> Result<&mut [u8], DriverError> {
+        self.wait()?;
+        Ok(&mut self.memory.as_mut_slice()?[..length])
+    }
+
+    /// Copies as many bytes as `target` has, and does not wait.
+    fn copy_to(&mut self, target: &mut CudaViewMut<'_, u8>) -> Result<(), DriverError> {
+        let source = &self.memory.as_slice()?[..target.len()];
+        let done = self.stream.memcpy_htod(source, target);
+        self.copied = Some(self.stream.record_event(None)?);
+        done
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // A copy that failed reads this memory no more; the failure is reported by what comes next.
+        self.wait().ok();
+    }
+}
+
+/// Has the driver keep freed memory for the next allocation, instead of giving it back whenever
+/// the stream is waited for.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let mut threshold = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the pool is the device's own, and the attribute's value is a u64, as documented.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+    }
+}
+
+/// The bytes of each parameter of a kernel.
+fn parameter_sizes(function: &CudaFunction) -> Result<Vec<usize>, DriverError> {
+    let mut sizes = Vec::new();
+    loop {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: the function is loaded, and both places outlive the call.
+        let answer = unsafe {
+            sys::cuFuncGetParamInfo(
+                function.cu_function(),
+                sizes.len(),
+                &raw mut offset,
+                &raw mut size,
+            )
+        };
+        match answer {
+            sys::CUresult::CUDA_SUCCESS => sizes.push(size),
+            // There is no such parameter: these were all.
+            sys::CUresult::CUDA_ERROR_INVALID_VALUE => return Ok(sizes),
+            error => return Err(DriverError(error)),
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Raw features on a device: the projection, its gradient, and Adam by rows (`project.cu`,
+//! `project_backward.cu`, `adam_rows.cu`).
+
+use std::sync::Arc;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::dense::{TILE_THREADS, column_sums, partial_sums, slices, sum_slices, tiles};
+use super::device::Device;
+use super::launch::{Address, Launch, launch};
+use super::memory::Memory;
+use super::rows::CudaBatch;
+use crate::Result;
+use crate::backend::{AdamStep, FeatureState};
+use crate::data::{FeatureMatrix, FeatureType};
+
+/// The type in which frozen features lie on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredType {
+    /// Single precision.
+    F32,
+    /// Half precision: exact for features that are stored so.
+    F16,
+    /// Brain floating point: f32's range, 8 bits of precision.
+    Bf16,
+}
+
+impl StoredType {
+    /// The type that holds features of a file's type: f16 as they are, wider ones in f32.
+    pub fn of(file: FeatureType) -> Self {
+        match file {
+            FeatureType::F16 => Self::F16,
+            FeatureType::F32 | FeatureType::F64 => Self::F32,
+        }
+    }
+
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// Bytes of rows that are converted and copied at a time.
+const COPY_BYTES: usize = 16 << 20;
+
+/// Adam's constants as `adam_rows.cu` reads them: step size and root factor.
+type DeviceStep = [f32; 2];
+
+/// Raw features on a device.
+#[derive(Debug)]
+pub struct CudaFeatures {
+    values: Memory<u8>,
+    stored: StoredType,
+    /// I.
+    rows: usize,
+    /// D_m.
+    columns: usize,
+    trained: Option<Trained>,
+}
+
+#[derive(Debug)]
+struct Trained {
+    first: Memory<f32>,
+    second: Memory<f32>,
+    touched: Memory<u32>,
+    /// The constants of the first `known` steps.
+    steps: Memory<DeviceStep>,
+    known: usize,
+}
+
+impl CudaFeatures {
+    /// D_m.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Copies the first `rows` rows of a table, converted a part at a time.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn frozen(
+        device: &Arc<Device>,
+        matrix: &FeatureMatrix,
+        rows: usize,
+        stored: StoredType,
+    ) -> Result<Self> {
+        let (columns, what) = (matrix.columns(), "frozen features");
+        let row_bytes = columns * stored.size();
+        let mut values = Memory::<u8>::new(device, rows * row_bytes, what)?;
+        let part = (COPY_BYTES / row_bytes).clamp(1, rows.max(1));
+        device.upload_parts(&mut values, part * row_bytes, what, |range, bytes| {
+            let start = range.start / row_bytes;
+            bytes.par_chunks_exact_mut(row_bytes).enumerate().for_each_init(
+                || vec![0.0f32; columns],
+                |row, (index, bytes)| {
+                    matrix.copy_row(start + index, 0..columns, row);
+                    store_row(stored, row, bytes);
+                },
+            );
+        })?;
+        Ok(Self { values, stored, rows, columns, trained: None })
+    }
+
+    /// Features to be trained.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn trained(
+        device: &Arc<Device>,
+        state: &FeatureState<f32>,
+        columns: usize,
+    ) -> Result<Self> {
+        let what = "trained features (values and two moments)";
+        Ok(Self {
+            values: Memory::from_slice(device, bytemuck::cast_slice(&state.values), what)?,
+            stored: StoredType::F32,
+            rows: state.touched.len(),
+            columns,
+            trained: Some(Trained {
+                first: Memory::from_slice(device, &state.first, what)?,
+                second: Memory::from_slice(device, &state.second, what)?,
+                touched: Memory::from_slice(device, &state.touched, what)?,
+                steps: Memory::new(device, 0, what)?,
+                known: 0,
+            }),
+        })
+    }
+
+    /// The values of trained features.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn values(&self) -> Result<Option<Vec<f32>>> {
+        self.trained.as_ref().map(|_| self.values.read_as()).transpose()
+    }
+
+    /// The state of trained features.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn state(&self) -> Result<Option<FeatureState<f32>>> {
+        let (Some(trained), Some(values)) = (&self.trained, self.values()?) else {
+            return Ok(None);
+        };
+        Ok(Some(FeatureState {
+            values,
+            first: trained.first.read(0..trained.first.len())?,
+            second: trained.second.read(0..trained.second.len())?,
+            touched: trained.touched.read(0..trained.touched.len())?,
+        }))
+    }
+
+    fn kernel(&self, kernels: [&'static str; 3]) -> &'static str {
+        match self.stored {
+            StoredType::F32 => kernels[0],
+            StoredType::F16 => kernels[1],
+            StoredType::Bf16 => kernels[2],
+        }
+    }
+}
+
+/// Writes a row in the stored type, in this machine's byte order, which is the device's too.
+fn store_row(stored: StoredType, row: &[f32], bytes: &mut [u8]) {
+    match stored {
+        StoredType::F32 => bytes.copy_from_slice(bytemuck::cast_slice(row)),
+        StoredType::F16 => {
+            let mut halves = vec![f16::ZERO; row.len()];
+            halves.convert_from_f32_slice(row);
+            bytes.copy_from_slice(bytemuck::cast_slice(&halves));
+        }
+        StoredType::Bf16 => {
+            let mut halves = vec![bf16::ZERO; row.len()];
+            halves.convert_from_f32_slice(row);
+            bytes.copy_from_slice(bytemuck::cast_slice(&halves));
+        }
+    }
+}
+
+/// z (n × d) `=` E\[items\] Wᵀ + b.
+pub(super) fn project(
+    device: &Arc<Device>,
+    batch: &CudaBatch,
+    features: &CudaFeatures,
+    (weight, bias): (Address, Address),
+    width: usize,
+    z: Address,
+) -> Result<()> {
+    let (items, columns) = (batch.item_count, features.columns);
+    let (slice_depth, count) = slices(items, width, columns);
+    let elements = items * width;
+    let partial = partial_sums(device, count, elements)?;
+    let (target, added) = match &partial {
+        None => (z, bias),
+        Some(partial) => (partial.part(0), Address::NULL),
+    };
+    let (n, d, wide) = (items as u64, width as u64, columns as u64);
+    launch!(
+        device,
+        Launch {
+            kernel: features.kernel(["project_f32", "project_f16", "project_bf16"]),
+            grid: tiles(items, width, count),
+            block: TILE_THREADS,
+            bytes: n * wide * features.stored.size() as u64
+                + 4 * d * wide
+                + 4 * count as u64 * n * d,
+            flops: 2 * n * d * wide,
+        },
+        [
+            &features.values,
+            batch.items(),
+            items as u32,
+            columns as u32,
+            weight,
+            width as u32,
+            added,
+            slice_depth as u32,
+            target,
+        ],
+        "{items} items, D = {columns}, d = {width}"
+    )?;
+    match partial {
+        None => Ok(()),
+        Some(partial) => sum_slices(device, partial.part(0), count, elements, bias, width, z),
+    }
+}
+
+/// dW (d × D_m) `=` dzᵀ E\[items\] and db (d) `=` Σ dz.
+pub(super) fn project_backward(
+    device: &Arc<Device>,
+    batch: &CudaBatch,
+    features: &CudaFeatures,
+    z_gradient: Address,
+    width: usize,
+    (weight_gradient, bias_gradient): (Address, Address),
+) -> Result<()> {
+    let (items, columns) = (batch.item_count, features.columns);
+    let (slice_depth, count) = slices(width, columns, items);
+    let elements = width * columns;
+    let partial = partial_sums(device, count, elements)?;
+    let target = partial.as_ref().map_or(weight_gradient, |partial| partial.part(0));
+    let kernels = ["project_backward_f32", "project_backward_f16", "project_backward_bf16"];
+    let (n, d, wide) = (items as u64, width as u64, columns as u64);
+    launch!(
+        device,
+        Launch {
+            kernel: features.kernel(kernels),
+            grid: tiles(width, columns, count),
+            block: TILE_THREADS,
+            bytes: n * wide * features.stored.size() as u64
+                + 4 * n * d
+                + 4 * count as u64 * d * wide,
+            flops: 2 * n * d * wide,
+        },
+        [
+            z_gradient,
+            width as u32,
+            &features.values,
+            batch.items(),
+            items as u32,
+            columns as u32,
+            slice_depth as u32,
+            target,
+        ],
+        "{items} items, D = {columns}, d = {width}"
+    )?;
+    if let Some(partial) = partial {
+        let slices = partial.part(0);
+        sum_slices(device, slices, count, elements, Address::NULL, columns, weight_gradient)?;
+    }
+    column_sums(device, z_gradient, items, width, bias_gradient)
+}
+
+/// Brings the batch's rows (all rows without a batch) up to step `history.len()`.
+pub(super) fn replay(
+    device: &Arc<Device>,
+    batch: Option<&CudaBatch>,
+    history: &[AdamStep],
+    features: &mut CudaFeatures,
+) -> Result<()> {
+    let (rows, columns) = (features.rows, features.columns);
+    let Some(trained) = &mut features.trained else { return Ok(()) };
+    trained.learn(device, history)?;
+    let (items, count) = match batch {
+        Some(batch) => (batch.items(), batch.item_count),
+        None => (Address::NULL, rows),
+    };
+    launch!(
+        device,
+        Launch {
+            kernel: "adam_replay",
+            grid: [count as u32, 1, 1],
+            block: 256,
+            // Rows that missed no step are not read: this is the most, not the least.
+            bytes: 24 * (count * columns) as u64,
+            flops: 14 * (count * columns) as u64,
+        },
+        [
+            items,
+            &trained.steps,
+            history.len() as u32,
+            columns as u32,
+            &features.values,
+            &trained.first,
+            &trained.second,
+            &trained.touched,
+        ],
+        "{count} rows, D = {columns}, step {}",
+        history.len()
+    )
+}
+
+/// Step `history.len()` of the batch's rows with dE = dz W.
+pub(super) fn adam_rows(
+    device: &Arc<Device>,
+    batch: &CudaBatch,
+    (z_gradient, weight): (Address, Address),
+    width: usize,
+    history: &[AdamStep],
+    features: &mut CudaFeatures,
+) -> Result<()> {
+    let (Some(trained), Some(step)) = (&features.trained, history.last()) else { return Ok(()) };
+    let (items, columns) = (batch.item_count, features.columns);
+    let elements = (items * columns) as u64;
+    launch!(
+        device,
+        Launch {
+            kernel: "adam_rows",
+            grid: tiles(items, columns, 1),
+            block: TILE_THREADS,
+            bytes: 24 * elements + 4 * (items * width + width * columns) as u64,
+            flops: elements * (2 * width as u64 + 14),
+        },
+        [
+            z_gradient,
+            width as u32,
+            weight,
+            batch.items(),
+            items as u32,
+            columns as u32,
+            step.step_size as f32,
+            step.root_factor as f32,
+            history.len() as u32,
+            &features.values,
+            &trained.first,
+            &trained.second,
+            &trained.touched,
+        ],
+        "{items} items, D = {columns}, d = {width}"
+    )
+}
+
+impl Trained {
+    /// Has the constants of all steps of `history` on the device; those known stay as they are.
+    fn learn(&mut self, device: &Arc<Device>, history: &[AdamStep]) -> Result<()> {
+        let what = "the constants of past steps";
+        if history.len() > self.steps.len() {
+            self.steps = Memory::new(device, (2 * history.len()).max(1024), what)?;
+            self.known = 0;
+        }
+        if history.len() > self.known {
+            let new: Vec<DeviceStep> = history[self.known..]
+                .iter()
+                .map(|step| [step.step_size as f32, step.root_factor as f32])
+                .collect();
+            self.steps.write(self.known, &new, what)?;
+            self.known = history.len();
+        }
+        Ok(())
+    }
+}

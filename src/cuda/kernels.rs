@@ -1,0 +1,163 @@
+//! The compiled kernels: what `build.rs` embedded, and which GPUs it serves.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// Every kernel of `kernels/` that a launch wrapper starts.
+pub const NAMES: &[&str] = &[
+    "adam",
+    "adam_replay",
+    "adam_rows",
+    "add_scaled",
+    "bootstrap_loss_1",
+    "bootstrap_loss_2",
+    "bootstrap_loss_4",
+    "column_slices",
+    "gather_rows",
+    "initial_values",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "loss_terms",
+    "multiply_gradient",
+    "multiply_plain",
+    "multiply_transposed",
+    "norm_gradient",
+    "norm_scales",
+    "norm_squares",
+    "order_keys",
+    "project_backward_bf16",
+    "project_backward_f16",
+    "project_backward_f32",
+    "project_bf16",
+    "project_f16",
+    "project_f32",
+    "radix_count",
+    "radix_move",
+    "radix_offsets",
+    "scatter_rows",
+    "spmm",
+    "spmm_join",
+    "sum_metrics",
+    "sum_slices",
+    "top_k",
+    "user_metrics",
+];
+
+/// A CUDA version, as drivers and toolkits give it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CudaVersion {
+    /// 13 of 13.0.
+    pub major: u32,
+    /// 0 of 13.0.
+    pub minor: u32,
+}
+
+impl fmt::Display for CudaVersion {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// A GPU's compute capability, as major · 10 + minor: 90 is 9.0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Capability(pub u32);
+
+impl fmt::Display for Capability {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}.{}", self.0 / 10, self.0 % 10)
+    }
+}
+
+/// Compiled kernels.
+#[derive(Debug, Clone)]
+pub struct Kernels {
+    /// A fatbin, as `nvcc -fatbin` writes it.
+    pub image: Cow<'static, [u8]>,
+    /// The toolkit that compiled it; a driver of an older major version does not load it.
+    pub toolkit: CudaVersion,
+    /// The capabilities for which it holds machine code, ascending.
+    pub machine_code: Vec<Capability>,
+    /// The capability from which on a driver can compile its PTX.
+    pub ptx: Capability,
+}
+
+static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+
+impl Kernels {
+    /// The kernels of this build; `None` when it was built without nvcc.
+    pub fn embedded() -> Option<Self> {
+        if IMAGE.is_empty() {
+            return None;
+        }
+        // Written by build.rs, which has checked them: `13.0` and `80,90,100`.
+        let numbers = |text: &str, separator| -> Vec<u32> {
+            text.split(separator).filter_map(|number| number.parse().ok()).collect()
+        };
+        let toolkit = numbers(env!("BM3_CUDA_TOOLKIT"), '.');
+        let machine_code: Vec<Capability> =
+            numbers(env!("BM3_CUDA_ARCHITECTURES"), ',').into_iter().map(Capability).collect();
+        Some(Self {
+            image: Cow::Borrowed(IMAGE),
+            toolkit: CudaVersion { major: *toolkit.first()?, minor: *toolkit.get(1)? },
+            ptx: *machine_code.last()?,
+            machine_code,
+        })
+    }
+
+    /// Whether a GPU can run them: by machine code of the same major capability and no newer minor
+    /// one, or by PTX.
+    pub fn serve(&self, gpu: Capability) -> bool {
+        let runs = |code: &Capability| code.0 / 10 == gpu.0 / 10 && code.0 <= gpu.0;
+        self.machine_code.iter().any(runs) || self.ptx <= gpu
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_serve_gpus_of_their_generation_and_later_ones() {
+        let kernels = Kernels {
+            image: Cow::Borrowed(&[1]),
+            toolkit: CudaVersion { major: 13, minor: 0 },
+            machine_code: [80, 90, 100].map(Capability).to_vec(),
+            ptx: Capability(100),
+        };
+        for (capability, serves) in
+            [(70, false), (75, false), (80, true), (89, true), (90, true), (103, true), (120, true)]
+        {
+            assert_eq!(kernels.serve(Capability(capability)), serves, "{capability}");
+        }
+        // Code for 9.0 is none for a hypothetical 8.0 that has no code of its own.
+        let hopper = Kernels { machine_code: vec![Capability(90)], ptx: Capability(90), ..kernels };
+        assert!(!hopper.serve(Capability(86)));
+    }
+
+    /// What the wrappers may launch is what the sources define.
+    #[test]
+    fn every_kernel_of_the_sources_is_named() {
+        let mut found = Vec::new();
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        for entry in std::fs::read_dir(folder).expect("the kernels' sources") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_none_or(|extension| extension != "cu") {
+                continue;
+            }
+            let source = std::fs::read_to_string(&path).expect("a source");
+            for part in source.split("__launch_bounds__(").skip(1) {
+                let name = part.split_once(')').map(|(_, rest)| rest.trim_start());
+                let name = name.and_then(|rest| rest.split_once('(')).map(|(name, _)| name);
+                match name.expect("a kernel's name") {
+                    // One for each number of quads that a lane holds.
+                    "bootstrap_loss_##QUADS" => {
+                        found.extend([1, 2, 4].map(|quads| format!("bootstrap_loss_{quads}")));
+                    }
+                    name => found.push(name.to_owned()),
+                }
+            }
+        }
+        found.sort();
+        assert_eq!(found, NAMES);
+    }
+}

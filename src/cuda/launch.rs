@@ -1,0 +1,104 @@
+//! A launch of a kernel: its geometry, its work, and its arguments, checked before it starts.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::memory::Memory;
+
+/// One launch of a kernel: its geometry and the least work it does.
+///
+/// Shared memory is declared by the kernels themselves. `bytes` counts each input read once and
+/// each output written once, `flops` the operations on floating-point numbers, so that a profile
+/// can set what was achieved against what is possible.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// The least bytes moved.
+    pub bytes: u64,
+    /// The operations done.
+    pub flops: u64,
+}
+
+/// The most arguments that a kernel takes.
+const MOST_ARGUMENTS: usize = 32;
+
+/// The arguments of a launch, by value, at most eight bytes each.
+#[derive(Debug, Default)]
+pub struct Arguments {
+    slots: [u64; MOST_ARGUMENTS],
+    sizes: [usize; MOST_ARGUMENTS],
+    count: usize,
+}
+
+impl Arguments {
+    /// Adds a value.
+    pub fn push<T: Pod>(&mut self, value: T) {
+        let bytes = bytemuck::bytes_of(&value);
+        bytemuck::bytes_of_mut(&mut self.slots[self.count])[..bytes.len()].copy_from_slice(bytes);
+        self.sizes[self.count] = bytes.len();
+        self.count += 1;
+    }
+
+    /// The sizes of the values, in bytes.
+    pub fn sizes(&self) -> &[usize] {
+        &self.sizes[..self.count]
+    }
+
+    /// The values, each at the beginning of eight bytes.
+    pub fn slots(&self) -> &[u64] {
+        &self.slots[..self.count]
+    }
+}
+
+/// A device address, as an argument of a kernel; 0 is null.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Address(pub u64);
+
+impl Address {
+    /// No memory.
+    pub const NULL: Self = Self(0);
+}
+
+/// What a kernel can be given.
+pub trait Argument {
+    /// Adds it to the arguments of a launch.
+    fn push_to(self, arguments: &mut Arguments);
+}
+
+macro_rules! plain_argument {
+    ($($type:ty),*) => {
+        $(impl Argument for $type {
+            fn push_to(self, arguments: &mut Arguments) {
+                arguments.push(self);
+            }
+        })*
+    };
+}
+plain_argument!(u32, u64, f32, f64, Address);
+
+impl<T> Argument for &Memory<T> {
+    fn push_to(self, arguments: &mut Arguments) {
+        arguments.push(self.address_of(0));
+    }
+}
+
+/// Starts a kernel on a device: geometry, arguments, and the sizes that an error names.
+macro_rules! launch {
+    ($device:expr, $launch:expr, [$($argument:expr),* $(,)?], $($sizes:tt)+) => {{
+        let mut arguments = $crate::cuda::launch::Arguments::default();
+        $($crate::cuda::launch::Argument::push_to($argument, &mut arguments);)*
+        $device.launch($launch, &arguments, format_args!($($sizes)+))
+    }};
+}
+pub(crate) use launch;
+
+/// How many groups of `size` hold `count`, as a grid's side.
+pub(crate) fn blocks(count: u64, size: u64) -> u32 {
+    // A grid of 2³¹ blocks and more is refused by the device, with the sizes named.
+    u32::try_from(count.div_ceil(size)).unwrap_or(u32::MAX)
+}

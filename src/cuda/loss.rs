@@ -1,0 +1,113 @@
+//! Dropout, cosines, loss terms and their gradients (`bootstrap_loss.cu`).
+
+use std::sync::Arc;
+
+use super::device::Device;
+use super::launch::{Address, Launch, blocks, launch};
+use super::memory::Memory;
+use super::rows::CudaBatch;
+use super::spmm::lanes;
+use crate::backend::{Dropout, LossShape};
+use crate::philox::dropout_threshold;
+use crate::{Error, Result};
+
+/// The widest rows: 4 quads of each of 32 lanes.
+const WIDEST: usize = 512;
+
+/// Adds the terms ui, iu, align and mask to `losses` and replaces `predicted` by its gradient.
+pub(super) fn bootstrap_loss(
+    device: &Arc<Device>,
+    shape: LossShape,
+    batch: &CudaBatch,
+    cl_weight: f64,
+    dropout: &Dropout,
+    (x, predicted): (Address, Address),
+    losses: &Memory<f64>,
+) -> Result<()> {
+    let width = shape.embedding_size;
+    let rows = batch.user_count + batch.item_count * (1 + shape.modalities);
+    let kernel = match width.div_ceil(128) {
+        1 => "bootstrap_loss_1",
+        2 => "bootstrap_loss_2",
+        3 | 4 => "bootstrap_loss_4",
+        _ => {
+            let problem = format!("is {width}; the kernels take at most {WIDEST}");
+            return Err(Error::setting("--embedding-size", problem));
+        }
+    };
+    let given = match dropout {
+        Dropout::Given { kept, .. } => {
+            let bytes: Vec<u8> = kept.iter().flatten().map(|&kept| u8::from(kept)).collect();
+            Some(Memory::from_slice(device, &bytes, "given masks")?)
+        }
+        _ => None,
+    };
+    // How many rows the given masks of H_u and of H_i have.
+    let (users, items) = match dropout {
+        Dropout::Given { kept, .. } => (kept[0].len() / width, kept[1].len() / width),
+        _ => (0, 0),
+    };
+    let (mode, probability, seed, step) = match dropout {
+        Dropout::None => (0u32, 0.0, 0u64, 0u32),
+        Dropout::Random { probability, seed, step } => (1, *probability, *seed, *step),
+        Dropout::Given { probability, .. } => (2, *probability, 0, 0),
+    };
+    let pairs = batch.pairs as f64;
+    let cosines = device.scratch([16 * rows], "cosines of a batch")?;
+    let lanes = lanes(width);
+    let [batch_users, batch_items, user_offsets, items_of_users, item_offsets, users_of_items] =
+        batch.arrays();
+    let targets = (2 * batch.pairs + 2 * batch.item_count * shape.modalities) as u64;
+    let (n, d) = (rows as u64, width as u64);
+    launch!(
+        device,
+        Launch {
+            kernel,
+            grid: [blocks(n, u64::from(256 / lanes)), 1, 1],
+            block: 256,
+            bytes: 4 * d * (3 * n + targets),
+            flops: d * (6 * targets + 12 * n),
+        },
+        [
+            batch_users,
+            batch.user_count as u32,
+            batch_items,
+            batch.item_count as u32,
+            user_offsets,
+            items_of_users,
+            item_offsets,
+            users_of_items,
+            rows as u32,
+            width as u32,
+            lanes,
+            (-1.0 / pairs) as f32,
+            (-cl_weight / pairs) as f32,
+            mode,
+            seed,
+            step,
+            dropout_threshold(probability),
+            (1.0 / (1.0 - probability)) as f32,
+            given.as_ref().map_or(Address::NULL, |given| given.address_of(0)),
+            users as u32,
+            items as u32,
+            x,
+            predicted,
+            cosines.part(0),
+        ],
+        "{} pairs, {rows} rows, d = {width}",
+        batch.pairs
+    )?;
+    let terms = shape.terms() as u32 - 1;
+    launch!(
+        device,
+        Launch {
+            kernel: "loss_terms",
+            grid: [terms, 1, 1],
+            block: 256,
+            bytes: 16 * n,
+            flops: 2 * n,
+        },
+        [cosines.part(0), batch.user_count as u32, batch.item_count as u32, pairs, losses],
+        "{terms} terms of {rows} rows"
+    )
+}

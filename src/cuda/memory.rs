@@ -1,0 +1,148 @@
+//! Numbers on a device.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use cudarc::driver::{CudaSlice, DevicePtr};
+
+use super::device::Device;
+use super::launch::Address;
+use crate::Result;
+
+/// Numbers on a device; given back, after the work in flight, when dropped.
+pub struct Memory<T> {
+    device: Arc<Device>,
+    /// `None` when empty: a device does not allocate nothing.
+    bytes: Option<CudaSlice<u8>>,
+    length: usize,
+    marker: PhantomData<T>,
+}
+
+impl<T> fmt::Debug for Memory<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Memory({} at {:#x})", self.length, self.address_of(0).0)
+    }
+}
+
+impl<T: Pod> Memory<T> {
+    /// Room for `length` numbers, undefined until written.
+    ///
+    /// # Errors
+    /// [`crate::Error::DeviceMemory`] when there is none, naming `what` it was for.
+    pub fn new(device: &Arc<Device>, length: usize, what: &str) -> Result<Self> {
+        let bytes = match length * size_of::<T>() {
+            0 => None,
+            bytes => Some(device.allocate(bytes, what)?),
+        };
+        Ok(Self { device: device.clone(), bytes, length, marker: PhantomData })
+    }
+
+    /// Zeros.
+    ///
+    /// # Errors
+    /// Those of [`Memory::new`].
+    pub fn zeros(device: &Arc<Device>, length: usize, what: &str) -> Result<Self> {
+        let mut memory = Self::new(device, length, what)?;
+        if let Some(bytes) = &mut memory.bytes {
+            let done = device.stream().memset_zeros(bytes);
+            done.map_err(|error| device.failed(format!("clearing {what}"), error))?;
+        }
+        Ok(memory)
+    }
+
+    /// A copy of `values`.
+    ///
+    /// # Errors
+    /// Those of [`Memory::new`], and when the copy fails.
+    pub fn from_slice(device: &Arc<Device>, values: &[T], what: &str) -> Result<Self> {
+        let mut memory = Self::new(device, values.len(), what)?;
+        memory.write(0, values, what)?;
+        Ok(memory)
+    }
+
+    /// Copies `values` to the elements from `start` on; they may be changed when this returns.
+    ///
+    /// # Errors
+    /// When the copy fails.
+    pub fn write(&mut self, start: usize, values: &[T], what: &str) -> Result<()> {
+        assert!(start + values.len() <= self.length, "{what}: written beyond its end");
+        let Some(bytes) = self.bytes.as_mut().filter(|_| !values.is_empty()) else {
+            return Ok(());
+        };
+        let range = start * size_of::<T>()..(start + values.len()) * size_of::<T>();
+        let values: &[u8] = bytemuck::cast_slice(values);
+        let mut target = bytes.slice_mut(range);
+        self.device.stream().memcpy_htod(values, &mut target).map_err(|error| {
+            self.device.failed(format!("copying {} bytes to {what}", values.len()), error)
+        })
+    }
+
+    /// A copy of the elements of `range`, once the work asked for so far is done.
+    ///
+    /// # Errors
+    /// When the copy, or work asked for before it, fails.
+    pub fn read(&self, range: Range<usize>) -> Result<Vec<T>> {
+        assert!(range.end <= self.length, "memory of {} is read to {}", self.length, range.end);
+        let mut values = vec![T::zeroed(); range.len()];
+        self.copy_to(range.start * size_of::<T>(), bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+}
+
+impl<T> Memory<T> {
+    /// Copies as many bytes as `target` has, from byte `start` on.
+    fn copy_to(&self, start: usize, target: &mut [u8]) -> Result<()> {
+        let Some(bytes) = self.bytes.as_ref().filter(|_| !target.is_empty()) else {
+            return Ok(());
+        };
+        let stream = self.device.stream();
+        let part = bytes.slice(start..start + target.len());
+        stream.memcpy_dtoh(&part, target).and_then(|()| stream.synchronize()).map_err(|error| {
+            self.device.failed(format!("copying {} bytes from the device", target.len()), error)
+        })
+    }
+}
+
+impl Memory<u8> {
+    /// A copy of all bytes, as numbers of another type.
+    ///
+    /// # Errors
+    /// Those of [`Memory::read`].
+    pub(super) fn read_as<T: Pod>(&self) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); self.length / size_of::<T>()];
+        self.copy_to(0, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// The bytes themselves, for copies that the caller arranges.
+    pub(super) fn bytes_mut(&mut self) -> Option<&mut CudaSlice<u8>> {
+        self.bytes.as_mut()
+    }
+}
+
+impl<T> Memory<T> {
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The address of element `index`, which is at most the length; null when empty.
+    pub fn address_of(&self, index: usize) -> Address {
+        assert!(index <= self.length, "element {index} of {}", self.length);
+        match &self.bytes {
+            None => Address::NULL,
+            // The guard would record the use for other streams; there are none.
+            Some(bytes) => {
+                Address(bytes.device_ptr(bytes.stream()).0 + (index * size_of::<T>()) as u64)
+            }
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! The CUDA backend: launch geometry and memory around the kernels of `kernels/`.
+//!
+//! No mathematics happens here. Each operation of [`Backend`] becomes one launch or a few, whose
+//! wrappers (one file for each of a few kernels) state grid, block, bytes moved and operations.
+//! A [`Device`] is what the CUDA driver gives. Tests put an emulator in the driver's place, which
+//! runs the same kernel sources on the CPU (`tests/emulator`): nothing here knows of it.
+
+mod dense;
+mod device;
+mod driver;
+mod features;
+mod kernels;
+mod launch;
+mod loss;
+mod memory;
+mod random;
+mod ranking;
+mod rows;
+mod spmm;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+pub use device::Device;
+pub use driver::{Gpu, Unusable, can_run, gpus};
+pub use features::{CudaFeatures, StoredType};
+pub use kernels::{Capability, CudaVersion, Kernels, NAMES as KERNEL_NAMES};
+use launch::Address;
+pub use memory::Memory;
+pub use ranking::{CudaLists, LONGEST_LIST};
+pub use rows::CudaBatch;
+pub use spmm::CudaGraph;
+
+use crate::Result;
+use crate::backend::{
+    AdamStep, Backend, Dropout, FeatureState, LossShape, SavedFeatures, SpmmFactors, TopK, View,
+    ViewMut,
+};
+use crate::batch::{self, Batch};
+use crate::config::Order;
+use crate::data::{FeatureMatrix, Split};
+use crate::graph::Graph;
+use crate::parameters::Layout;
+use crate::records::Metrics;
+
+/// A device that runs our kernels, computing in f32.
+#[derive(Clone)]
+pub struct Cuda {
+    device: Arc<Device>,
+    stored: Option<StoredType>,
+}
+
+impl Cuda {
+    /// The backend of a device.
+    pub fn new(device: Arc<Device>) -> Self {
+        Self { device, stored: None }
+    }
+
+    /// Stores frozen features in this type, instead of that of their file.
+    pub fn storing(self, stored: StoredType) -> Self {
+        Self { stored: Some(stored), ..self }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+}
+
+/// Where the elements of a view begin.
+fn address(view: &View<'_, Memory<f32>>) -> Address {
+    assert!(view.range.end <= view.buffer.len(), "{:?} of {:?}", view.range, view.buffer);
+    view.buffer.address_of(view.range.start)
+}
+
+/// Where the elements of a view begin.
+fn address_mut(view: &ViewMut<'_, Memory<f32>>) -> Address {
+    assert!(view.range.end <= view.buffer.len(), "{:?} of {:?}", view.range, view.buffer);
+    view.buffer.address_of(view.range.start)
+}
+
+/// d, from a matrix over all nodes.
+fn width_of(graph: &CudaGraph, elements: usize) -> usize {
+    elements / graph.graph.nodes().max(1)
+}
+
+impl Backend for Cuda {
+    type Real = f32;
+    type Buffer = Memory<f32>;
+    type Graph = CudaGraph;
+    type Batch = CudaBatch;
+    type Features = CudaFeatures;
+    type Losses = Memory<f64>;
+    type Lists = CudaLists;
+
+    fn describe(&self) -> String {
+        self.device.describe()
+    }
+
+    fn zeros(&self, length: usize) -> Result<Memory<f32>> {
+        Memory::zeros(&self.device, length, "parameters and rows")
+    }
+
+    fn upload(&self, values: &[f32]) -> Result<Memory<f32>> {
+        Memory::from_slice(&self.device, values, "parameters")
+    }
+
+    fn download(&self, source: View<'_, Memory<f32>>) -> Result<Vec<f32>> {
+        source.buffer.read(source.range)
+    }
+
+    fn initial_values(&self, layout: &Layout, seed: u64) -> Result<Memory<f32>> {
+        random::initial_values(&self.device, layout, seed)
+    }
+
+    fn epoch_order(&self, order: Order, seed: u64, epoch: u64, pairs: usize) -> Result<Vec<u32>> {
+        match order {
+            Order::File => Ok(batch::epoch_order(order, seed, epoch, pairs)),
+            Order::Random => random::epoch_order(&self.device, seed, epoch, pairs),
+        }
+    }
+
+    fn upload_graph(&self, graph: Arc<Graph>) -> Result<CudaGraph> {
+        CudaGraph::new(&self.device, graph)
+    }
+
+    fn upload_batch(&self, batch: Batch) -> Result<CudaBatch> {
+        CudaBatch::new(&self.device, &batch)
+    }
+
+    fn frozen_features(&self, features: Arc<FeatureMatrix>, items: usize) -> Result<CudaFeatures> {
+        let stored = self.stored.unwrap_or(StoredType::of(features.dtype()));
+        CudaFeatures::frozen(&self.device, &features, items, stored)
+    }
+
+    fn trained_features(&self, state: FeatureState<f32>, columns: usize) -> Result<CudaFeatures> {
+        CudaFeatures::trained(&self.device, &state, columns)
+    }
+
+    fn feature_state<'a>(
+        &self,
+        features: &'a CudaFeatures,
+    ) -> Result<Option<SavedFeatures<'a, f32>>> {
+        Ok(features.state()?.map(Cow::Owned))
+    }
+
+    fn feature_values(&self, features: &CudaFeatures) -> Result<Option<Vec<f32>>> {
+        features.values()
+    }
+
+    fn losses(&self, sums: &[f64]) -> Result<Memory<f64>> {
+        Memory::from_slice(&self.device, sums, "loss terms")
+    }
+
+    fn read_losses(&self, losses: &Memory<f64>) -> Result<Vec<f64>> {
+        losses.read(0..losses.len())
+    }
+
+    fn spmm(
+        &self,
+        graph: &CudaGraph,
+        x: Option<View<'_, Memory<f32>>>,
+        base: Option<View<'_, Memory<f32>>>,
+        factors: SpmmFactors,
+        y: ViewMut<'_, Memory<f32>>,
+    ) -> Result<()> {
+        let width = width_of(graph, y.range.len());
+        let place = |view: &Option<View<'_, _>>| view.as_ref().map_or(Address::NULL, address);
+        spmm::spmm(&self.device, graph, place(&x), place(&base), factors, address_mut(&y), width)
+    }
+
+    fn gcn_layer(
+        &self,
+        x: View<'_, Memory<f32>>,
+        weight: View<'_, Memory<f32>>,
+        y: ViewMut<'_, Memory<f32>>,
+    ) -> Result<()> {
+        let width = weight.range.len().isqrt();
+        let (elements, out) = (y.range.len(), address_mut(&y));
+        let shape = (elements / width, width);
+        dense::multiply_plain(&self.device, address(&x), address(&weight), out, shape)?;
+        dense::leaky_relu(&self.device, out, elements)
+    }
+
+    fn gcn_layer_backward(
+        &self,
+        x: View<'_, Memory<f32>>,
+        weight: View<'_, Memory<f32>>,
+        y: View<'_, Memory<f32>>,
+        gradient: ViewMut<'_, Memory<f32>>,
+        weight_gradient: ViewMut<'_, Memory<f32>>,
+    ) -> Result<()> {
+        let width = weight.range.len().isqrt();
+        let elements = gradient.range.len();
+        let shape = (elements / width, width);
+        let inner = Memory::<f32>::new(&self.device, elements, "a layer's gradient")?;
+        let (out, dt) = (address_mut(&gradient), inner.address_of(0));
+        dense::leaky_relu_backward(&self.device, address(&y), out, dt, elements)?;
+        let target = address_mut(&weight_gradient);
+        dense::multiply_gradient(&self.device, address(&x), dt, target, shape)?;
+        let weight = address(&weight);
+        dense::multiply_transposed(&self.device, dt, weight, Address::NULL, out, shape)
+    }
+
+    fn add_scaled(
+        &self,
+        factor: f64,
+        x: View<'_, Memory<f32>>,
+        y: ViewMut<'_, Memory<f32>>,
+    ) -> Result<()> {
+        rows::add_scaled(&self.device, factor, address(&x), address_mut(&y), y.range.len())
+    }
+
+    fn gather_rows(
+        &self,
+        graph: &CudaGraph,
+        batch: &CudaBatch,
+        nodes: View<'_, Memory<f32>>,
+        rows: ViewMut<'_, Memory<f32>>,
+    ) -> Result<()> {
+        let width = width_of(graph, nodes.range.len());
+        let places = (address(&nodes), address_mut(&rows));
+        rows::move_rows(&self.device, "gather_rows", graph, batch, places, width)
+    }
+
+    fn project(
+        &self,
+        batch: &CudaBatch,
+        features: &CudaFeatures,
+        weight: View<'_, Memory<f32>>,
+        bias: View<'_, Memory<f32>>,
+        z: ViewMut<'_, Memory<f32>>,
+    ) -> Result<()> {
+        let width = bias.range.len();
+        let parameters = (address(&weight), address(&bias));
+        features::project(&self.device, batch, features, parameters, width, address_mut(&z))
+    }
+
+    fn predict(
+        &self,
+        x: View<'_, Memory<f32>>,
+        weight: View<'_, Memory<f32>>,
+        bias: View<'_, Memory<f32>>,
+        p: ViewMut<'_, Memory<f32>>,
+    ) -> Result<()> {
+        let width = bias.range.len();
+        let shape = (x.range.len() / width, width);
+        let (x, out) = (address(&x), address_mut(&p));
+        dense::multiply_transposed(&self.device, x, address(&weight), address(&bias), out, shape)
+    }
+
+    fn bootstrap_loss(
+        &self,
+        shape: LossShape,
+        batch: &CudaBatch,
+        cl_weight: f64,
+        dropout: &Dropout,
+        x: View<'_, Memory<f32>>,
+        predicted: ViewMut<'_, Memory<f32>>,
+        losses: &mut Memory<f64>,
+    ) -> Result<()> {
+        let rows = (address(&x), address_mut(&predicted));
+        loss::bootstrap_loss(&self.device, shape, batch, cl_weight, dropout, rows, losses)
+    }
+
+    fn predict_backward(
+        &self,
+        output_gradient: View<'_, Memory<f32>>,
+        x: View<'_, Memory<f32>>,
+        weight: View<'_, Memory<f32>>,
+        gradient: ViewMut<'_, Memory<f32>>,
+        input_gradient: ViewMut<'_, Memory<f32>>,
+    ) -> Result<()> {
+        let width = gradient.range.len() - weight.range.len();
+        let shape = (x.range.len() / width, width);
+        let (da, target) = (address(&output_gradient), address_mut(&gradient));
+        dense::multiply_gradient(&self.device, da, address(&x), target, shape)?;
+        let bias = gradient.buffer.address_of(gradient.range.start + width * width);
+        dense::column_sums(&self.device, da, shape.0, width, bias)?;
+        let out = address_mut(&input_gradient);
+        dense::multiply_plain(&self.device, da, address(&weight), out, shape)
+    }
+
+    fn project_backward(
+        &self,
+        batch: &CudaBatch,
+        features: &CudaFeatures,
+        z_gradient: View<'_, Memory<f32>>,
+        gradient: ViewMut<'_, Memory<f32>>,
+    ) -> Result<()> {
+        let width = gradient.range.len() / (features.columns() + 1);
+        let bias = gradient.buffer.address_of(gradient.range.start + width * features.columns());
+        let targets = (address_mut(&gradient), bias);
+        let dz = address(&z_gradient);
+        features::project_backward(&self.device, batch, features, dz, width, targets)
+    }
+
+    fn norm_backward(
+        &self,
+        graph: &CudaGraph,
+        nodes: View<'_, Memory<f32>>,
+        factor: f64,
+        loss_factor: f64,
+        gradient: ViewMut<'_, Memory<f32>>,
+        losses: &mut Memory<f64>,
+    ) -> Result<()> {
+        let elements = nodes.range.len();
+        let user_elements = width_of(graph, elements) * graph.graph.users();
+        let loss = losses.address_of(losses.len() - 1);
+        rows::norm_backward(
+            &self.device,
+            (address(&nodes), address_mut(&gradient)),
+            (user_elements, elements),
+            (factor, loss_factor),
+            loss,
+        )
+    }
+
+    fn scatter_rows(
+        &self,
+        graph: &CudaGraph,
+        batch: &CudaBatch,
+        rows: View<'_, Memory<f32>>,
+        nodes: ViewMut<'_, Memory<f32>>,
+    ) -> Result<()> {
+        let width = width_of(graph, nodes.range.len());
+        let places = (address(&rows), address_mut(&nodes));
+        rows::move_rows(&self.device, "scatter_rows", graph, batch, places, width)
+    }
+
+    fn adam(
+        &self,
+        constants: AdamStep,
+        gradients: &Memory<f32>,
+        parameters: &mut Memory<f32>,
+        first: &mut Memory<f32>,
+        second: &mut Memory<f32>,
+    ) -> Result<()> {
+        let places = [gradients, parameters, first, second].map(|buffer| buffer.address_of(0));
+        dense::adam(&self.device, constants, places, gradients.len())
+    }
+
+    fn adam_rows_replay(
+        &self,
+        batch: Option<&CudaBatch>,
+        history: &[AdamStep],
+        features: &mut CudaFeatures,
+    ) -> Result<()> {
+        features::replay(&self.device, batch, history, features)
+    }
+
+    fn adam_rows(
+        &self,
+        batch: &CudaBatch,
+        z_gradient: View<'_, Memory<f32>>,
+        weight: View<'_, Memory<f32>>,
+        history: &[AdamStep],
+        features: &mut CudaFeatures,
+    ) -> Result<()> {
+        let width = weight.range.len() / features.columns();
+        let places = (address(&z_gradient), address(&weight));
+        features::adam_rows(&self.device, batch, places, width, history, features)
+    }
+
+    fn top_k(
+        &self,
+        graph: &CudaGraph,
+        predicted: View<'_, Memory<f32>>,
+        users: &[u32],
+        k: usize,
+    ) -> Result<CudaLists> {
+        let width = width_of(graph, predicted.range.len());
+        ranking::top_k(&self.device, graph, address(&predicted), width, users, k)
+    }
+
+    fn read_lists(&self, lists: CudaLists) -> Result<TopK> {
+        lists.read()
+    }
+
+    fn metrics(
+        &self,
+        split: &Split,
+        users: &[u32],
+        lists: &CudaLists,
+        lengths: &[usize],
+    ) -> Result<Metrics> {
+        ranking::metrics(&self.device, split, users, lists, lengths)
+    }
+}

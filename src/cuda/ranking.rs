@@ -1,0 +1,185 @@
+//! The best items of users, and ranking metrics (`top_k.cu`, `metrics.cu`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::device::Device;
+use super::launch::{Address, Launch, blocks, launch};
+use super::memory::Memory;
+use super::spmm::CudaGraph;
+use crate::backend::TopK;
+use crate::data::Split;
+use crate::evaluate::gain;
+use crate::records::Metrics;
+use crate::{Error, Result};
+
+/// The longest list: half of a user's candidates at the least users a block.
+pub const LONGEST_LIST: usize = 1024;
+/// Candidates of all users of a block: `KEYS` of `top_k.cu`.
+const KEYS: usize = 4096;
+/// The most users of a block: `USERS` of `top_k.cu`.
+const USERS: usize = 16;
+/// Items scored between two looks at the candidates: `ITEMS` of `top_k.cu`.
+const ITEMS: usize = 128;
+/// Users that a block of `user_metrics` measures: `WARPS` of `metrics.cu`.
+const MEASURED: u64 = 8;
+
+/// Lists on a device.
+#[derive(Debug)]
+pub struct CudaLists {
+    k: usize,
+    items: Memory<u32>,
+    scores: Memory<f32>,
+}
+
+impl CudaLists {
+    /// The lists, read.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn read(&self) -> Result<TopK> {
+        let scores = self.scores.read(0..self.scores.len())?;
+        Ok(TopK {
+            k: self.k,
+            items: self.items.read(0..self.items.len())?,
+            scores: scores.into_iter().map(f64::from).collect(),
+        })
+    }
+}
+
+/// The `k` best items of each of `users`.
+pub(super) fn top_k(
+    device: &Arc<Device>,
+    graph: &CudaGraph,
+    predicted: Address,
+    width: usize,
+    users: &[u32],
+    k: usize,
+) -> Result<CudaLists> {
+    if k > LONGEST_LIST {
+        let problem = format!("is {k}; the kernels keep at most {LONGEST_LIST} items");
+        return Err(Error::setting("--top-k", problem));
+    }
+    let capacity = (k + ITEMS).next_power_of_two();
+    let users_per_block = (KEYS / capacity).min(USERS);
+    let (all_users, items) = (graph.graph.users(), graph.graph.items());
+    let ids = Memory::from_slice(device, users, "users to be scored")?;
+    let lists = CudaLists {
+        k,
+        items: Memory::new(device, users.len() * k, "lists")?,
+        scores: Memory::new(device, users.len() * k, "lists")?,
+    };
+    let scored = (users.len() * items) as u64;
+    let grid = blocks(users.len() as u64, users_per_block as u64);
+    launch!(
+        device,
+        Launch {
+            kernel: "top_k",
+            grid: [grid, 1, 1],
+            block: 128,
+            bytes: 4 * ((users.len() + items) * width + 2 * users.len() * k) as u64,
+            flops: 2 * scored * width as u64,
+        },
+        [
+            predicted,
+            &ids,
+            users.len() as u32,
+            all_users as u32,
+            items as u32,
+            width as u32,
+            &graph.offsets,
+            &graph.neighbours,
+            k as u32,
+            capacity as u32,
+            users_per_block as u32,
+            &lists.items,
+            &lists.scores,
+        ],
+        "{} users, {items} items, d = {width}, K = {k}",
+        users.len()
+    )?;
+    Ok(lists)
+}
+
+/// The metrics of `split` at each of `lengths`, from the lists of `users`.
+pub(super) fn metrics(
+    device: &Arc<Device>,
+    split: &Split,
+    users: &[u32],
+    lists: &CudaLists,
+    lengths: &[usize],
+) -> Result<Metrics> {
+    let rows: HashMap<u32, u32> =
+        users.iter().enumerate().map(|(row, &user)| (user, row as u32)).collect();
+    let (mut positions, mut offsets, mut wanted) = (Vec::new(), vec![0u32], Vec::new());
+    for (position, user) in split.users.iter().enumerate() {
+        let Some(&row) = rows.get(user) else { continue };
+        positions.push(row);
+        let start = wanted.len();
+        wanted
+            .extend_from_slice(&split.items[split.offsets[position]..split.offsets[position + 1]]);
+        wanted[start..].sort_unstable();
+        offsets.push(wanted.len() as u32);
+    }
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let gains: Vec<f64> = (1..=longest).map(gain).collect();
+    let mut ideals = vec![0.0];
+    ideals.extend(gains.iter().scan(0.0, |sum, gain| {
+        *sum += gain;
+        Some(*sum)
+    }));
+    let device_lengths: Vec<u32> = lengths.iter().map(|&length| length as u32).collect();
+    let columns = 4 * lengths.len();
+    let measured = positions.len();
+    let what = "metrics";
+    let values = Memory::<f64>::new(device, measured * columns, what)?;
+    let sums = Memory::<f64>::zeros(device, columns, what)?;
+    launch!(
+        device,
+        Launch {
+            kernel: "user_metrics",
+            grid: [blocks(measured as u64, MEASURED), 1, 1],
+            block: 256,
+            bytes: (4 * measured * longest + 4 * wanted.len() + 8 * measured * columns) as u64,
+            flops: (measured * columns) as u64,
+        },
+        [
+            &lists.items,
+            lists.k as u32,
+            &Memory::from_slice(device, &positions, what)?,
+            measured as u32,
+            &Memory::from_slice(device, &offsets, what)?,
+            &Memory::from_slice(device, &wanted, what)?,
+            &Memory::from_slice(device, &device_lengths, what)?,
+            lengths.len() as u32,
+            &Memory::from_slice(device, &gains, what)?,
+            &Memory::from_slice(device, &ideals, what)?,
+            &values,
+        ],
+        "{measured} users, K = {}",
+        lists.k
+    )?;
+    launch!(
+        device,
+        Launch {
+            kernel: "sum_metrics",
+            grid: [columns as u32, 1, 1],
+            block: 256,
+            bytes: 8 * (measured * columns) as u64,
+            flops: (measured * columns) as u64,
+        },
+        [&values, measured as u32, columns as u32, &sums],
+        "{measured} users, {columns} columns"
+    )?;
+    let sums = sums.read(0..columns)?;
+    let mean = |metric: usize| -> Vec<f64> {
+        (0..lengths.len()).map(|index| sums[4 * index + metric] / measured.max(1) as f64).collect()
+    };
+    Ok(Metrics {
+        top_k: lengths.to_vec(),
+        recall: mean(0),
+        ndcg: mean(1),
+        precision: mean(2),
+        map: mean(3),
+    })
+}

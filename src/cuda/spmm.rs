@@ -1,0 +1,222 @@
+//! The graph on a device, cut into segments of even work, and Â times a matrix (`spmm.cu`).
+
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::device::Device;
+use super::launch::{Address, Launch, blocks, launch};
+use super::memory::Memory;
+use crate::backend::SpmmFactors;
+use crate::graph::Graph;
+use crate::{Error, Result};
+
+/// The most neighbours of a segment: rows up to this length are one group's work.
+const SEGMENT: usize = 32;
+
+/// Marks a segment that is its whole row.
+const NO_SLOT: u32 = u32::MAX;
+
+/// `Segment` of `spmm.cu`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+struct Segment {
+    row: u32,
+    start: u32,
+    length: u32,
+    slot: u32,
+}
+
+/// `LongRow` of `spmm.cu`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+struct LongRow {
+    row: u32,
+    slot: u32,
+    segments: u32,
+}
+
+/// A graph on a device.
+#[derive(Debug)]
+pub struct CudaGraph {
+    /// The graph.
+    pub graph: Arc<Graph>,
+    /// N + 1 bounds into `neighbours`.
+    pub offsets: Memory<u32>,
+    /// The neighbours of all nodes.
+    pub neighbours: Memory<u32>,
+    scales: Memory<f32>,
+    segments: Memory<Segment>,
+    long_rows: Memory<LongRow>,
+    /// Segments of rows that have several.
+    slots: usize,
+}
+
+/// Cuts rows into segments of at most [`SEGMENT`] neighbours; a row without any has an empty one.
+fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
+    let (mut segments, mut long_rows, mut slots) = (Vec::new(), Vec::new(), 0);
+    for (row, bounds) in offsets.windows(2).enumerate() {
+        let (row, count) = (row as u32, (bounds[1] - bounds[0]).div_ceil(SEGMENT).max(1));
+        if count > 1 {
+            long_rows.push(LongRow { row, slot: slots as u32, segments: count as u32 });
+        }
+        for segment in 0..count {
+            let start = bounds[0] + segment * SEGMENT;
+            let length = (bounds[1] - start).min(SEGMENT) as u32;
+            let slot = if count > 1 { (slots + segment) as u32 } else { NO_SLOT };
+            segments.push(Segment { row, start: start as u32, length, slot });
+        }
+        if count > 1 {
+            slots += count;
+        }
+    }
+    (segments, long_rows, slots)
+}
+
+impl CudaGraph {
+    /// Copies a graph to a device.
+    ///
+    /// # Errors
+    /// [`Error::DeviceMemory`]; a graph of more than 2³² entries is refused.
+    pub fn new(device: &Arc<Device>, graph: Arc<Graph>) -> Result<Self> {
+        if u32::try_from(graph.entries()).is_err() {
+            return Err(Error::DeviceOperation {
+                device: device.describe(),
+                operation: format!("copying a graph of {} entries", graph.entries()),
+                problem: "the kernels count entries in 32 bits; compute with --device cpu".into(),
+            });
+        }
+        let what = "the graph";
+        let (segments, long_rows, slots) = cut(graph.offsets());
+        let offsets: Vec<u32> = graph.offsets().iter().map(|&offset| offset as u32).collect();
+        let scales: Vec<f32> = (0..graph.nodes()).map(|node| graph.scale(node) as f32).collect();
+        Ok(Self {
+            offsets: Memory::from_slice(device, &offsets, what)?,
+            neighbours: Memory::from_slice(device, graph.all_neighbours(), what)?,
+            scales: Memory::from_slice(device, &scales, what)?,
+            segments: Memory::from_slice(device, &segments, what)?,
+            long_rows: Memory::from_slice(device, &long_rows, what)?,
+            slots,
+            graph,
+        })
+    }
+}
+
+/// The lanes that share a row of `width` columns: one for each four, up to a warp.
+pub(super) fn lanes(width: usize) -> u32 {
+    (width / 4).next_power_of_two().clamp(1, 32) as u32
+}
+
+/// y `=`; x and base may be null.
+pub(super) fn spmm(
+    device: &Arc<Device>,
+    graph: &CudaGraph,
+    x: Address,
+    base: Address,
+    factors: SpmmFactors,
+    y: Address,
+    width: usize,
+) -> Result<()> {
+    let users = graph.graph.users() as u32;
+    let (nodes, entries) = (graph.graph.nodes() as u64, graph.graph.entries() as u64);
+    let (row_bytes, lanes) = (4 * width as u64, lanes(width));
+    let SpmmFactors { neighbours, base: base_factor, item_base } = factors;
+    let [neighbours, base_factor, item_base] =
+        [neighbours, base_factor, item_base].map(|factor| factor as f32);
+    let partial = device.scratch([4 * graph.slots * width], "sums of long rows")?;
+    let groups_per_block = u64::from(256 / lanes);
+    let gathered = if x == Address::NULL { 0 } else { entries };
+    launch!(
+        device,
+        Launch {
+            kernel: "spmm",
+            grid: [blocks(graph.segments.len() as u64, groups_per_block), 1, 1],
+            block: 256,
+            bytes: gathered * (row_bytes + 8) + nodes * (2 * row_bytes + 16),
+            flops: 2 * (gathered + nodes) * width as u64,
+        },
+        [
+            &graph.segments,
+            graph.segments.len() as u32,
+            &graph.neighbours,
+            &graph.scales,
+            x,
+            base,
+            y,
+            partial.part(0),
+            users,
+            width as u32,
+            lanes,
+            neighbours,
+            base_factor,
+            item_base,
+        ],
+        "N = {nodes}, {entries} entries, d = {width}"
+    )?;
+    launch!(
+        device,
+        Launch {
+            kernel: "spmm_join",
+            grid: [blocks(graph.long_rows.len() as u64, groups_per_block), 1, 1],
+            block: 256,
+            bytes: (graph.slots + 2 * graph.long_rows.len()) as u64 * row_bytes,
+            flops: graph.slots as u64 * width as u64,
+        },
+        [
+            &graph.long_rows,
+            graph.long_rows.len() as u32,
+            partial.part(0),
+            &graph.scales,
+            base,
+            y,
+            users,
+            width as u32,
+            lanes,
+            neighbours,
+            base_factor,
+            item_base,
+        ],
+        "{} long rows, d = {width}",
+        graph.long_rows.len()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Every entry lies in one segment, in order; every row has a segment; slots are dense.
+        #[test]
+        fn segments_cover_every_row_once(lengths in prop::collection::vec(0usize..100, 0..30)) {
+            let mut offsets = vec![0];
+            offsets.extend(lengths.iter().scan(0, |sum, length| {
+                *sum += length;
+                Some(*sum)
+            }));
+            let (segments, long_rows, slots) = cut(&offsets);
+            let mut next = 0;
+            let mut taken = Vec::new();
+            for segment in &segments {
+                prop_assert_eq!(segment.start, next);
+                prop_assert!(segment.length as usize <= SEGMENT);
+                next += segment.length;
+                let whole = segment.length as usize == lengths[segment.row as usize];
+                prop_assert_eq!(segment.slot == NO_SLOT, whole);
+                if segment.slot != NO_SLOT {
+                    taken.push((segment.row, segment.slot));
+                }
+            }
+            prop_assert_eq!(next as usize, *offsets.last().unwrap());
+            let rows: std::collections::BTreeSet<u32> = segments.iter().map(|s| s.row).collect();
+            prop_assert_eq!(rows.len(), lengths.len());
+            let listed: Vec<(u32, u32)> = long_rows
+                .iter()
+                .flat_map(|row| (0..row.segments).map(|segment| (row.row, row.slot + segment)))
+                .collect();
+            prop_assert_eq!(&taken, &listed);
+            prop_assert_eq!(taken.len(), slots);
+        }
+    }
+}
