@@ -1,14 +1,16 @@
-//! Every golden case, in f64 and f32: exact small problems with every intermediate value.
+//! Every golden case, on the CPU in f64 and f32 and through the CUDA kernels: exact small problems with every intermediate value.
 //!
 //! The cases lie in `BM3_GOLDEN_DIR`, or else in `tests/golden` and, where present, in
 //! `../shared/golden`. One line for each case says the largest deviations found. f64 must agree to
 //! 1e-10; f32 to what its arithmetic allows, see [`Kind::tolerance`].
 
+mod emulator;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bm3_engine::backend::{Dropout, TopK};
+use bm3_engine::backend::{Backend, Dropout, TopK};
 use bm3_engine::batch::Batch;
 use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
@@ -211,7 +213,7 @@ fn from_f64<T: Real>(values: &[f64]) -> Vec<T> {
     values.iter().map(|&value| T::from_f64(value)).collect()
 }
 
-fn model<T: Real>(case: &Case) -> (Model<Cpu<T>>, Arc<Graph>, TrainConfig) {
+fn model<B: Backend>(backend: B, case: &Case) -> (Model<B>, Arc<Graph>, TrainConfig) {
     let settings = &case.settings;
     let config = TrainConfig {
         embedding_size: settings.dim,
@@ -230,12 +232,12 @@ fn model<T: Real>(case: &Case) -> (Model<Cpu<T>>, Arc<Graph>, TrainConfig) {
     let widths: Vec<(String, usize)> =
         case.modalities().iter().map(|&(name, width, _)| (name.to_owned(), width)).collect();
     let layout = Layout::new(&config, settings.users, settings.items, &widths);
-    let mut parameters = vec![T::ZERO; layout.len()];
+    let mut parameters = vec![B::Real::ZERO; layout.len()];
     for tensor in &layout.tensors {
         let values = case.real(&format!("init_{}", golden_name(&tensor.name)));
         parameters[tensor.range.clone()].copy_from_slice(&from_f64(values));
     }
-    let zeros = vec![T::ZERO; layout.len()];
+    let zeros = vec![B::Real::ZERO; layout.len()];
     let dense = DenseState { parameters, first: zeros.clone(), second: zeros };
     let features = case
         .modalities()
@@ -257,8 +259,8 @@ fn model<T: Real>(case: &Case) -> (Model<Cpu<T>>, Arc<Graph>, TrainConfig) {
         settings.items,
         settings.self_loops,
     ));
-    let model = Model::new(Cpu::new(), &config, layout, graph.clone(), &dense, features);
-    (model.expect("the CPU has room"), graph, config)
+    let model = Model::new(backend, &config, layout, graph.clone(), &dense, features);
+    (model.expect("the device has room"), graph, config)
 }
 
 fn masks(case: &Case, step: usize) -> Dropout {
@@ -296,19 +298,19 @@ fn check_graph<T: Real>(case: &Case, graph: &Graph, report: &mut Report) {
     report.compare::<T>(Kind::Graph, "adj_val", &found, case.real("adj_val"));
 }
 
-fn check_forward<T: Real>(case: &Case, model: &mut Model<Cpu<T>>, report: &mut Report) {
+fn check_forward<B: Backend>(case: &Case, model: &mut Model<B>, report: &mut Report) {
     let users = case.settings.users * case.settings.dim;
     let nodes = to_f64(&model.nodes().expect("propagation"));
-    report.compare::<T>(Kind::Nodes, "H_u", &nodes[..users], case.real("H_u"));
-    report.compare::<T>(Kind::Nodes, "H_i", &nodes[users..], case.real("H_i"));
-    let predicted = to_f64(&model.predict_nodes().expect("prediction"));
-    report.compare::<T>(Kind::Nodes, "P_u", &predicted[..users], case.real("P_u"));
-    report.compare::<T>(Kind::Nodes, "P_i", &predicted[users..], case.real("P_i"));
+    report.compare::<B::Real>(Kind::Nodes, "H_u", &nodes[..users], case.real("H_u"));
+    report.compare::<B::Real>(Kind::Nodes, "H_i", &nodes[users..], case.real("H_i"));
+    let predicted = to_f64(&model.predictions().expect("predictions"));
+    report.compare::<B::Real>(Kind::Nodes, "P_u", &predicted[..users], case.real("P_u"));
+    report.compare::<B::Real>(Kind::Nodes, "P_i", &predicted[users..], case.real("P_i"));
     let items: Vec<u32> = (0..case.settings.items as u32).collect();
     for (index, (_, _, letter)) in case.modalities().into_iter().enumerate() {
         let name = format!("F_{letter}");
         let projected = to_f64(&model.project_items(index, &items).expect("projection"));
-        report.compare::<T>(Kind::Nodes, &name, &projected, case.real(&name));
+        report.compare::<B::Real>(Kind::Nodes, &name, &projected, case.real(&name));
     }
 }
 
@@ -332,12 +334,12 @@ fn check_losses<T: Real>(
     }
 }
 
-fn check_gradients<T: Real>(case: &Case, model: &mut Model<Cpu<T>>, report: &mut Report) {
+fn check_gradients<B: Backend>(case: &Case, model: &mut Model<B>, report: &mut Report) {
     let gradients = to_f64(&model.gradients().expect("gradients"));
     for tensor in model.layout().tensors.clone() {
         let name = format!("step0_grad_{}", golden_name(&tensor.name));
         let found = &gradients[tensor.range.clone()];
-        report.compare::<T>(Kind::Gradient, &name, found, case.real(&name));
+        report.compare::<B::Real>(Kind::Gradient, &name, found, case.real(&name));
     }
     let states = model.feature_states().expect("features");
     for ((modality, _, _), state) in case.modalities().into_iter().zip(states) {
@@ -345,13 +347,13 @@ fn check_gradients<T: Real>(case: &Case, model: &mut Model<Cpu<T>>, report: &mut
         // The first moment after one step is (1 − β₁) times the gradient.
         let found: Vec<f64> = state.first.iter().map(|value| value.to_f64() / 0.1).collect();
         let name = format!("step0_grad_{modality}_feat");
-        report.compare::<T>(Kind::Gradient, &name, &found, case.real(&name));
+        report.compare::<B::Real>(Kind::Gradient, &name, &found, case.real(&name));
     }
 }
 
-fn check_parameters<T: Real>(
+fn check_parameters<B: Backend>(
     case: &Case,
-    model: &mut Model<Cpu<T>>,
+    model: &mut Model<B>,
     steps: usize,
     report: &mut Report,
 ) {
@@ -370,19 +372,19 @@ fn check_parameters<T: Real>(
     for (parameter, found) in found {
         let name = format!("after{steps}_{parameter}");
         let expected = case.real(&name);
-        report.compare::<T>(Kind::Parameters, &name, &found, expected);
+        report.compare::<B::Real>(Kind::Parameters, &name, &found, expected);
     }
 }
 
-fn check_evaluation<T: Real>(
+fn check_evaluation<B: Backend>(
     case: &Case,
-    model: &mut Model<Cpu<T>>,
+    model: &mut Model<B>,
     steps: usize,
     report: &mut Report,
 ) {
     let settings = &case.settings;
     let (users, items, d) = (settings.users, settings.items, settings.dim);
-    let predicted = to_f64(&model.predict_nodes().expect("prediction"));
+    let predicted = to_f64(&model.predictions().expect("predictions"));
     let scores: Vec<f64> = (0..users * items)
         .map(|index| {
             let (user, item) = (index / items, users + index % items);
@@ -390,10 +392,10 @@ fn check_evaluation<T: Real>(
         })
         .collect();
     let name = format!("eval{steps}_scores");
-    report.compare::<T>(Kind::Scores, &name, &scores, case.real(&name));
+    report.compare::<B::Real>(Kind::Scores, &name, &scores, case.real(&name));
     // No ranking of a case is decided by less than its gap, which f32 resolves only where the gap
     // is larger than its own error.
-    let resolved = size_of::<T>() == 8 || settings.min_rel_score_gap > 64.0 * 6e-8;
+    let resolved = size_of::<B::Real>() == 8 || settings.min_rel_score_gap > 64.0 * 6e-8;
     for (label, split_name) in [(1, "valid"), (2, "test")] {
         let split = case.split(label);
         assert_eq!(split.users, case.ids(&format!("{split_name}_users")), "users of {split_name}");
@@ -417,15 +419,15 @@ fn check_evaluation<T: Real>(
             .collect();
         if resolved {
             let name = format!("{name}_metrics");
-            report.compare::<T>(Kind::Metrics, &name, &found, case.real(&name));
+            report.compare::<B::Real>(Kind::Metrics, &name, &found, case.real(&name));
         }
     }
 }
 
-fn check<T: Real>(case: &Case) -> Report {
+fn check<B: Backend>(backend: B, case: &Case) -> Report {
     let mut report = Report::default();
-    let (mut model, graph, config) = model::<T>(case);
-    check_graph::<T>(case, &graph, &mut report);
+    let (mut model, graph, config) = model(backend, case);
+    check_graph::<B::Real>(case, &graph, &mut report);
     check_forward(case, &mut model, &mut report);
     check_evaluation(case, &mut model, 0, &mut report);
     for step in 0..case.settings.steps {
@@ -435,7 +437,7 @@ fn check<T: Real>(case: &Case) -> Report {
         model.step(Batch::new(&users, &items), &dropout, case.settings.lr).expect("a step");
         let losses = model.losses().expect("losses");
         model.set_losses(&vec![0.0; losses.len()]).expect("losses");
-        check_losses::<T>(case, &config, step, &losses, &mut report);
+        check_losses::<B::Real>(case, &config, step, &losses, &mut report);
         if step == 0 {
             check_gradients(case, &mut model, &mut report);
         }
@@ -456,7 +458,7 @@ fn directories() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_case_agrees_in_both_precisions() {
+fn every_case_agrees_on_every_backend() {
     let mut cases = BTreeMap::new();
     for directory in directories() {
         let Ok(entries) = std::fs::read_dir(&directory) else { continue };
@@ -472,14 +474,19 @@ fn every_case_agrees_in_both_precisions() {
     let mut failures = Vec::new();
     for (name, path) in cases {
         let case = Case::read(&path);
-        for (precision, report) in [("f64", check::<f64>(&case)), ("f32", check::<f32>(&case))] {
+        let mut reports = vec![
+            ("f64", check(Cpu::<f64>::new(), &case)),
+            ("f32", check(Cpu::<f32>::new(), &case)),
+        ];
+        reports.extend(emulator::cuda().map(|cuda| ("cuda", check(cuda, &case))));
+        for (precision, report) in reports {
             let deviations: Vec<String> = report
                 .largest
                 .iter()
                 .map(|(kind, deviation)| format!("{kind:?} {deviation:.1e}").to_lowercase())
                 .collect();
             let verdict = if report.failures.is_empty() { "ok" } else { "FAILED" };
-            println!("{name:16} {precision} {verdict:6} {}", deviations.join("  "));
+            println!("{name:16} {precision:4} {verdict:6} {}", deviations.join("  "));
             failures
                 .extend(report.failures.iter().map(|text| format!("{name} {precision}: {text}")));
         }

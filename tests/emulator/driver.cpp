@@ -1,0 +1,694 @@
+// The part of the CUDA driver's interface that bm3-engine uses, with the emulator behind it: built
+// as libcuda.so, it is what cudarc loads in tests. Programs under test do not know of it.
+//
+// It is stricter than a GPU. Work that is asked for on a stream is not done until somebody waits
+// for it, so a host that reads or reuses memory too early sees it. Fresh and freed memory holds NaN
+// patterns between guard words. An error is sticky, as on a GPU, until the context is gone.
+//
+// The environment, or bm3_emulator_set in a test's own process, changes what it pretends to be:
+//   BM3_EMULATOR_DEVICES         how many GPUs there are [1]
+//   BM3_EMULATOR_DRIVER          the CUDA version that the driver supports [13000]
+//   BM3_EMULATOR_CAPABILITY      compute capability [90]
+//   BM3_EMULATOR_MEMORY          bytes of a GPU's memory [2^40]
+//   BM3_EMULATOR_ORDER           which order blocks and threads run in, see scheduler.h [0]
+//   BM3_EMULATOR_FAIL            a function's name: the call of it that BM3_EMULATOR_FAIL_AT counts
+//                                to (from 1) fails [none]
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "scheduler.h"
+
+typedef int CUresult;
+typedef int CUdevice;
+typedef unsigned long long CUdeviceptr;
+
+enum : CUresult {
+    CUDA_SUCCESS = 0,
+    CUDA_ERROR_INVALID_VALUE = 1,
+    CUDA_ERROR_OUT_OF_MEMORY = 2,
+    CUDA_ERROR_NOT_INITIALIZED = 3,
+    CUDA_ERROR_NO_DEVICE = 100,
+    CUDA_ERROR_INVALID_DEVICE = 101,
+    CUDA_ERROR_INVALID_IMAGE = 200,
+    CUDA_ERROR_INVALID_CONTEXT = 201,
+    CUDA_ERROR_INVALID_HANDLE = 400,
+    CUDA_ERROR_NOT_FOUND = 500,
+    CUDA_ERROR_LAUNCH_FAILED = 719,
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900,
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901,
+    CUDA_ERROR_UNKNOWN = 999,
+};
+
+namespace {
+
+using emulator::Launch;
+
+const uint32_t GUARD = 0xfee1dead;
+#ifdef __SANITIZE_ADDRESS__
+// AddressSanitizer has its own, which see reads too.
+const size_t GUARD_BYTES = 0;
+#else
+const size_t GUARD_BYTES = 256;
+#endif
+using emulator::POISON;
+
+typedef std::function<CUresult()> Work;
+
+struct Event {
+    // How much of its stream's work was asked for when it was recorded.
+    struct Stream* stream = nullptr;
+    unsigned long long position = 0;
+};
+
+struct Graph {
+    std::vector<Work> work;
+};
+
+struct Stream {
+    std::deque<Work> work;
+    // How much was asked for, and how much of it is done, since the beginning.
+    unsigned long long asked = 0;
+    unsigned long long done = 0;
+    std::unique_ptr<Graph> capture;
+    bool capture_broken = false;
+};
+
+struct Function {
+    const emulator::Kernel* kernel;
+};
+
+struct Module {
+    std::map<std::string, std::unique_ptr<Function>> functions;
+};
+
+struct Driver {
+    std::recursive_mutex mutex;
+    bool initialized = false;
+    std::map<std::string, std::string> settings;
+    std::map<std::string, unsigned long long> calls;
+    std::map<char*, size_t> device_memory;
+    std::map<char*, size_t> host_memory;
+    size_t used = 0;
+    std::set<Stream*> streams;
+    CUresult sticky = CUDA_SUCCESS;
+    std::string failure = "unspecified launch failure";
+};
+
+Driver& driver() {
+    static Driver* driver = new Driver();
+    return *driver;
+}
+
+std::string setting(const char* name, const char* standard) {
+    auto found = driver().settings.find(name);
+    if (found != driver().settings.end()) {
+        return found->second;
+    }
+    const char* value = getenv(name);
+    return value != nullptr ? value : standard;
+}
+
+unsigned long long number(const char* name, const char* standard) {
+    return strtoull(setting(name, standard).c_str(), nullptr, 10);
+}
+
+// The error that the call of a function has to begin with, if any.
+CUresult begin(const char* function) {
+    Driver& all = driver();
+    if (setting("BM3_EMULATOR_FAIL", "") == function) {
+        if (++all.calls[function] == number("BM3_EMULATOR_FAIL_AT", "1")) {
+            return strcmp(function, "cuMemAllocAsync") == 0
+                           || strcmp(function, "cuMemHostAlloc") == 0
+                       ? CUDA_ERROR_OUT_OF_MEMORY
+                       : CUDA_ERROR_UNKNOWN;
+        }
+    }
+    return CUDA_SUCCESS;
+}
+
+#define BEGIN()                                                    \
+    std::lock_guard<std::recursive_mutex> lock(driver().mutex);    \
+    if (CUresult error = begin(__func__)) {                        \
+        return error;                                              \
+    }
+
+// Of calls that a failed context refuses.
+#define BEGIN_IN_CONTEXT()                      \
+    BEGIN();                                    \
+    if (driver().sticky != CUDA_SUCCESS) {      \
+        return driver().sticky;                 \
+    }
+
+CUresult fail(const std::string& text) {
+    driver().failure = text;
+    driver().sticky = CUDA_ERROR_LAUNCH_FAILED;
+    return CUDA_ERROR_LAUNCH_FAILED;
+}
+
+// Does a stream's work up to a position.
+CUresult catch_up(Stream& stream, unsigned long long position) {
+    while (stream.done < position && !stream.work.empty()) {
+        Work work = std::move(stream.work.front());
+        stream.work.pop_front();
+        ++stream.done;
+        if (driver().sticky == CUDA_SUCCESS) {
+            if (CUresult error = work()) {
+                driver().sticky = error;
+            }
+        }
+    }
+    return driver().sticky;
+}
+
+CUresult ask(Stream& stream, Work work) {
+    if (stream.capture) {
+        stream.capture->work.push_back(std::move(work));
+    } else {
+        stream.work.push_back(std::move(work));
+        ++stream.asked;
+    }
+    return CUDA_SUCCESS;
+}
+
+// Whether bytes from `address` on lie in one allocation.
+bool is_allocated(const std::map<char*, size_t>& all, const char* address, size_t bytes) {
+    auto after = all.upper_bound(const_cast<char*>(address));
+    if (after == all.begin()) {
+        return false;
+    }
+    --after;
+    return address + bytes <= after->first + after->second;
+}
+
+bool guards_hold(const char* start, size_t bytes) {
+    for (size_t offset = 0; offset < GUARD_BYTES; offset += 4) {
+        uint32_t before, after;
+        memcpy(&before, start - GUARD_BYTES + offset, 4);
+        memcpy(&after, start + bytes + offset, 4);
+        if (before != GUARD || after != GUARD) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void give_back(char* start) {
+    Driver& all = driver();
+    size_t bytes = all.device_memory[start];
+    all.device_memory.erase(start);
+    all.used -= bytes;
+    memset(start, POISON, bytes);
+    free(start - GUARD_BYTES);
+}
+
+CUresult run_kernel(const emulator::Kernel* kernel, dim3 grid,
+                    dim3 block, std::vector<std::vector<char>>& arguments) {
+    std::vector<void*> pointers;
+    for (std::vector<char>& argument : arguments) {
+        pointers.push_back(argument.data());
+    }
+    Launch launch{kernel, grid, block, pointers.data(),
+                  static_cast<unsigned>(number("BM3_EMULATOR_ORDER", "0"))};
+    std::string problem = emulator::run(launch);
+    if (!problem.empty()) {
+        return fail("kernel " + kernel->name + ": " + problem);
+    }
+    for (const auto& entry : driver().device_memory) {
+        if (!guards_hold(entry.first, entry.second)) {
+            return fail("kernel " + kernel->name + ": a thread wrote outside of a buffer of "
+                        + std::to_string(entry.second) + " bytes");
+        }
+    }
+    return CUDA_SUCCESS;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Settings of a test that has the driver in its own process; an empty value is the standard one.
+void bm3_emulator_set(const char* name, const char* value) {
+    std::lock_guard<std::recursive_mutex> lock(driver().mutex);
+    if (*value == 0) {
+        driver().settings.erase(name);
+    } else {
+        driver().settings[name] = value;
+    }
+    driver().calls.clear();
+}
+
+// Forgets a failure, as a new process would.
+void bm3_emulator_recover() {
+    std::lock_guard<std::recursive_mutex> lock(driver().mutex);
+    driver().sticky = CUDA_SUCCESS;
+}
+
+// Bytes of device memory in use; with the work of all streams done.
+unsigned long long bm3_emulator_used() {
+    std::lock_guard<std::recursive_mutex> lock(driver().mutex);
+    for (Stream* stream : driver().streams) {
+        catch_up(*stream, stream->asked);
+    }
+    return driver().used;
+}
+
+CUresult cuInit(unsigned) {
+    BEGIN();
+    if (number("BM3_EMULATOR_DEVICES", "1") == 0) {
+        return CUDA_ERROR_NO_DEVICE;
+    }
+    driver().initialized = true;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDriverGetVersion(int* version) {
+    BEGIN();
+    *version = static_cast<int>(number("BM3_EMULATOR_DRIVER", "13000"));
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGetErrorName(CUresult error, const char** text) {
+    switch (error) {
+        case CUDA_ERROR_OUT_OF_MEMORY:
+            *text = "CUDA_ERROR_OUT_OF_MEMORY";
+            break;
+        case CUDA_ERROR_LAUNCH_FAILED:
+            *text = "CUDA_ERROR_LAUNCH_FAILED";
+            break;
+        case CUDA_ERROR_UNKNOWN:
+            *text = "CUDA_ERROR_UNKNOWN";
+            break;
+        default:
+            *text = "CUDA_ERROR";
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGetErrorString(CUresult error, const char** text) {
+    switch (error) {
+        case CUDA_ERROR_OUT_OF_MEMORY:
+            *text = "out of memory";
+            break;
+        case CUDA_ERROR_LAUNCH_FAILED:
+            // What really happened, for the test that looks.
+            *text = driver().failure.c_str();
+            break;
+        case CUDA_ERROR_INVALID_IMAGE:
+            *text = "device kernel image is invalid";
+            break;
+        case CUDA_ERROR_NOT_FOUND:
+            *text = "named symbol not found";
+            break;
+        default:
+            *text = "unknown error";
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGetCount(int* count) {
+    BEGIN();
+    *count = static_cast<int>(number("BM3_EMULATOR_DEVICES", "1"));
+    return driver().initialized ? CUDA_SUCCESS : CUDA_ERROR_NOT_INITIALIZED;
+}
+
+CUresult cuDeviceGet(CUdevice* device, int ordinal) {
+    BEGIN();
+    *device = ordinal;
+    bool exists = ordinal >= 0
+                  && static_cast<unsigned>(ordinal) < number("BM3_EMULATOR_DEVICES", "1");
+    return exists ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+
+CUresult cuDeviceGetName(char* name, int length, CUdevice) {
+    BEGIN();
+    snprintf(name, static_cast<size_t>(length), "emulated GPU");
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice) {
+    BEGIN();
+    *bytes = number("BM3_EMULATOR_MEMORY", "1099511627776");
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice) {
+    BEGIN();
+    int capability = static_cast<int>(number("BM3_EMULATOR_CAPABILITY", "90"));
+    switch (attribute) {
+        case 16:  // MULTIPROCESSOR_COUNT
+            *value = 4;
+            return CUDA_SUCCESS;
+        case 75:  // COMPUTE_CAPABILITY_MAJOR
+            *value = capability / 10;
+            return CUDA_SUCCESS;
+        case 76:  // COMPUTE_CAPABILITY_MINOR
+            *value = capability % 10;
+            return CUDA_SUCCESS;
+        case 115:  // MEMORY_POOLS_SUPPORTED
+            *value = 1;
+            return CUDA_SUCCESS;
+        default:
+            return CUDA_ERROR_INVALID_VALUE;
+    }
+}
+
+CUresult cuDevicePrimaryCtxRetain(void** context, CUdevice device) {
+    BEGIN();
+    *context = reinterpret_cast<void*>(static_cast<size_t>(device) + 1);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDevicePrimaryCtxRelease_v2(CUdevice) { return CUDA_SUCCESS; }
+
+static thread_local void* current_context = nullptr;
+
+CUresult cuCtxGetCurrent(void** context) {
+    *context = current_context;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuCtxSetCurrent(void* context) {
+    current_context = context;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuCtxSynchronize() {
+    BEGIN_IN_CONTEXT();
+    for (Stream* stream : driver().streams) {
+        catch_up(*stream, stream->asked);
+    }
+    return driver().sticky;
+}
+
+CUresult cuDeviceGetDefaultMemPool(void** pool, CUdevice) {
+    BEGIN();
+    *pool = reinterpret_cast<void*>(1);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuMemPoolSetAttribute(void*, int, void*) {
+    BEGIN();
+    return CUDA_SUCCESS;
+}
+
+CUresult cuModuleLoadData(Module** module, const void* image) {
+    BEGIN_IN_CONTEXT();
+    // The words that a fatbin begins with, or those of a test that has none.
+    const uint32_t fatbin = 0xba55ed50;
+    if (memcmp(image, &fatbin, 4) != 0 && memcmp(image, "none", 4) != 0) {
+        return CUDA_ERROR_INVALID_IMAGE;
+    }
+    *module = new Module();
+    return CUDA_SUCCESS;
+}
+
+CUresult cuModuleUnload(Module* module) {
+    BEGIN();
+    delete module;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuModuleGetFunction(Function** function, Module* module, const char* name) {
+    BEGIN_IN_CONTEXT();
+    const emulator::Kernel* kernel = emulator::find_kernel(name);
+    if (kernel == nullptr) {
+        return CUDA_ERROR_NOT_FOUND;
+    }
+    std::unique_ptr<Function>& place = module->functions[name];
+    if (!place) {
+        place.reset(new Function{kernel});
+    }
+    *function = place.get();
+    return CUDA_SUCCESS;
+}
+
+CUresult cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, size_t* size) {
+    BEGIN();
+    const std::vector<size_t>& sizes = function->kernel->sizes;
+    if (index >= sizes.size()) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *offset = 0;
+    for (size_t i = 0; i <= index; ++i) {
+        *offset = (*offset + sizes[i] - 1) / sizes[i] * sizes[i];
+        *size = sizes[i];
+        *offset += i < index ? sizes[i] : 0;
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamCreate(Stream** stream, unsigned) {
+    BEGIN_IN_CONTEXT();
+    *stream = new Stream();
+    driver().streams.insert(*stream);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamDestroy_v2(Stream* stream) {
+    BEGIN();
+    catch_up(*stream, stream->asked);
+    driver().streams.erase(stream);
+    delete stream;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamSynchronize(Stream* stream) {
+    BEGIN_IN_CONTEXT();
+    if (stream->capture) {
+        stream->capture_broken = true;
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    return catch_up(*stream, stream->asked);
+}
+
+CUresult cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
+    BEGIN_IN_CONTEXT();
+    Stream* other = event->stream;
+    if (other == nullptr || other == stream) {
+        return CUDA_SUCCESS;
+    }
+    unsigned long long position = event->position;
+    return ask(*stream, [other, position] {
+        return driver().streams.count(other) != 0 ? catch_up(*other, position) : CUDA_SUCCESS;
+    });
+}
+
+CUresult cuEventCreate(Event** event, unsigned) {
+    BEGIN_IN_CONTEXT();
+    *event = new Event();
+    return CUDA_SUCCESS;
+}
+
+CUresult cuEventDestroy_v2(Event* event) {
+    BEGIN();
+    delete event;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuEventRecord(Event* event, Stream* stream) {
+    BEGIN_IN_CONTEXT();
+    event->stream = stream;
+    event->position = stream->asked;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuEventSynchronize(Event* event) {
+    BEGIN_IN_CONTEXT();
+    if (event->stream == nullptr || driver().streams.count(event->stream) == 0) {
+        return CUDA_SUCCESS;
+    }
+    return catch_up(*event->stream, event->position);
+}
+
+CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
+    BEGIN();
+    *total = number("BM3_EMULATOR_MEMORY", "1099511627776");
+    *free = *total > driver().used ? *total - driver().used : 0;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, Stream* stream) {
+    BEGIN_IN_CONTEXT();
+    if (stream->capture) {
+        stream->capture_broken = true;
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    Driver& all = driver();
+    if (bytes > number("BM3_EMULATOR_MEMORY", "1099511627776") - all.used) {
+        // A GPU would wait for memory that is being given back, too.
+        catch_up(*stream, stream->asked);
+        if (bytes > number("BM3_EMULATOR_MEMORY", "1099511627776") - all.used) {
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    void* raw = nullptr;
+    if (posix_memalign(&raw, 256, bytes + 2 * GUARD_BYTES) != 0) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    char* start = static_cast<char*>(raw) + GUARD_BYTES;
+    memset(start, POISON, bytes);
+    for (size_t offset = 0; offset < GUARD_BYTES; offset += 4) {
+        memcpy(start - GUARD_BYTES + offset, &GUARD, 4);
+        memcpy(start + bytes + offset, &GUARD, 4);
+    }
+    all.device_memory[start] = bytes;
+    all.used += bytes;
+    *address = reinterpret_cast<CUdeviceptr>(start);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuMemFreeAsync(CUdeviceptr address, Stream* stream) {
+    BEGIN();
+    char* start = reinterpret_cast<char*>(address);
+    if (driver().device_memory.count(start) == 0) {
+        return fail("memory is given back that was not allocated");
+    }
+    // Memory is given back even when work has failed.
+    if (driver().sticky != CUDA_SUCCESS) {
+        give_back(start);
+        return CUDA_SUCCESS;
+    }
+    return ask(*stream, [start] {
+        give_back(start);
+        return CUDA_SUCCESS;
+    });
+}
+
+CUresult cuMemHostAlloc(void** address, size_t bytes, unsigned) {
+    BEGIN_IN_CONTEXT();
+    if (posix_memalign(address, 4096, bytes) != 0) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    memset(*address, POISON, bytes);
+    driver().host_memory[static_cast<char*>(*address)] = bytes;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuMemFreeHost(void* address) {
+    BEGIN();
+    driver().host_memory.erase(static_cast<char*>(address));
+    free(address);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, size_t bytes, Stream* stream) {
+    BEGIN_IN_CONTEXT();
+    char* start = reinterpret_cast<char*>(address);
+    if (!is_allocated(driver().device_memory, start, bytes)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return ask(*stream, [start, value, bytes] {
+        memset(start, value, bytes);
+        return CUDA_SUCCESS;
+    });
+}
+
+CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void* source, size_t bytes,
+                              Stream* stream) {
+    BEGIN_IN_CONTEXT();
+    char* to = reinterpret_cast<char*>(target);
+    const char* from = static_cast<const char*>(source);
+    if (!is_allocated(driver().device_memory, to, bytes)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (is_allocated(driver().host_memory, from, bytes)) {
+        // Page-locked memory is read when the copy is made.
+        return ask(*stream, [to, from, bytes] {
+            memcpy(to, from, bytes);
+            return CUDA_SUCCESS;
+        });
+    }
+    if (stream->capture) {
+        stream->capture_broken = true;
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    auto copy = std::make_shared<std::vector<char>>(from, from + bytes);
+    return ask(*stream, [to, copy] {
+        memcpy(to, copy->data(), copy->size());
+        return CUDA_SUCCESS;
+    });
+}
+
+CUresult cuMemcpyDtoHAsync_v2(void* target, CUdeviceptr source, size_t bytes, Stream* stream) {
+    BEGIN_IN_CONTEXT();
+    const char* from = reinterpret_cast<const char*>(source);
+    if (!is_allocated(driver().device_memory, from, bytes)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return ask(*stream, [target, from, bytes] {
+        memcpy(target, from, bytes);
+        return CUDA_SUCCESS;
+    });
+}
+
+CUresult cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned,
+                        Stream* stream, void** parameters, void**) {
+    BEGIN_IN_CONTEXT();
+    const emulator::Kernel* kernel = function->kernel;
+    auto arguments = std::make_shared<std::vector<std::vector<char>>>();
+    for (size_t index = 0; index < kernel->sizes.size(); ++index) {
+        const char* value = static_cast<const char*>(parameters[index]);
+        arguments->emplace_back(value, value + kernel->sizes[index]);
+    }
+    dim3 grid{grid_x, grid_y, grid_z}, block{block_x, block_y, block_z};
+    return ask(*stream, [kernel, grid, block, arguments] {
+        return run_kernel(kernel, grid, block, *arguments);
+    });
+}
+
+CUresult cuStreamBeginCapture_v2(Stream* stream, int) {
+    BEGIN_IN_CONTEXT();
+    stream->capture.reset(new Graph());
+    stream->capture_broken = false;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamEndCapture(Stream* stream, Graph** graph) {
+    BEGIN_IN_CONTEXT();
+    *graph = stream->capture.release();
+    if (stream->capture_broken) {
+        delete *graph;
+        *graph = nullptr;
+        return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned long long) {
+    BEGIN_IN_CONTEXT();
+    *executable = new Graph(*graph);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGraphLaunch(Graph* graph, Stream* stream) {
+    BEGIN_IN_CONTEXT();
+    for (const Work& work : graph->work) {
+        ask(*stream, work);
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGraphExecDestroy(Graph* graph) {
+    BEGIN();
+    delete graph;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGraphDestroy(Graph* graph) {
+    BEGIN();
+    delete graph;
+    return CUDA_SUCCESS;
+}
+
+}  // extern "C"

@@ -1,0 +1,233 @@
+// CUDA's words for a host compiler, so that the very kernels of kernels/ run in tests.
+//
+// A block's threads are fibers of one host thread. Each runs until a meeting point (a barrier, a
+// shuffle, a vote, a matrix product), where it waits for those it must meet; scheduler.cpp resumes
+// them, and driver.cpp speaks to programs as the CUDA driver does. Between meeting points a thread runs alone, so the order in which threads run is the
+// emulator's to choose: tests run kernels in several orders, and a result that depends on the
+// order betrays a missing barrier. Shared and device memory start as NaN patterns, so that a
+// number nobody wrote is seen. Device memory is plain memory between guard words; out-of-bounds
+// accesses and undefined behaviour are left to AddressSanitizer and UBSan builds.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__
+
+struct float4 {
+    float x, y, z, w;
+};
+struct uint3 {
+    unsigned x, y, z;
+};
+typedef uint3 dim3;
+
+inline float4 make_float4(float x, float y, float z, float w) { return float4{x, y, z, w}; }
+
+namespace emulator {
+
+// What threads meet for. Those of a warp must name the same meeting.
+enum class Meeting : uint32_t {
+    None,
+    Block,
+    Warp,
+    Shuffle,
+    Ballot,
+    Match,
+    Product,
+};
+
+// The most words that a thread brings to a meeting of its warp: the fragments of a matrix product.
+const unsigned WORDS = 6;
+
+// What is asked of the emulator by the thread that runs.
+const uint3& thread_index();
+const uint3& block_index();
+const dim3& block_size();
+const dim3& grid_size();
+
+// Waits for all live threads of the block.
+void meet_block();
+// Brings `count` words to a meeting of the lanes of `mask`; afterwards `met_words` reads theirs.
+void meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, unsigned count);
+const uint32_t* met_words(unsigned lane);
+bool met(unsigned lane);
+unsigned lane();
+
+// The block's shared object of a place in the source, made and poisoned when first asked for.
+void* shared_object(const void* place, size_t bytes, size_t alignment);
+
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// Kernels by name, registered when the library is loaded, with the sizes of their parameters.
+typedef void (*Entry)(void** arguments);
+struct Register {
+    Register(const char* name, Entry entry, std::vector<size_t> sizes);
+};
+
+template <auto Kernel>
+struct Invoke;
+
+template <class... Parameters, void (*Kernel)(Parameters...)>
+struct Invoke<Kernel> {
+    static std::vector<size_t> sizes() { return {sizeof(Parameters)...}; }
+
+    template <size_t... Index>
+    static void call(void** arguments, std::integer_sequence<size_t, Index...>) {
+        Kernel(*static_cast<std::remove_reference_t<Parameters>*>(arguments[Index])...);
+    }
+
+    static void entry(void** arguments) {
+        call(arguments, std::index_sequence_for<Parameters...>());
+    }
+};
+
+inline uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+inline float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+}  // namespace emulator
+
+#define threadIdx (emulator::thread_index())
+#define blockIdx (emulator::block_index())
+#define blockDim (emulator::block_size())
+#define gridDim (emulator::grid_size())
+
+template <class T>
+struct identity {
+    typedef T type;
+};
+
+#define SHARED(object, name)                                                           \
+    static const char name##_place = 0;                                                \
+    typedef identity<object>::type name##_type;                                        \
+    name##_type& name = *static_cast<name##_type*>(                                    \
+        emulator::shared_object(&name##_place, sizeof(name##_type), alignof(name##_type)))
+
+inline void __syncthreads() { emulator::meet_block(); }
+
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+    emulator::meet_warp(emulator::Meeting::Warp, mask, nullptr, 0);
+}
+
+inline uint32_t shuffle_word(unsigned mask, uint32_t word, unsigned source) {
+    emulator::meet_warp(emulator::Meeting::Shuffle, mask, &word, 1);
+    if (!emulator::met(source)) {
+        emulator::fail("lane %u reads the word of lane %u, which is not in the mask %08x",
+                       emulator::lane(), source, mask);
+    }
+    return *emulator::met_words(source);
+}
+
+inline float __shfl_xor_sync(unsigned mask, float value, unsigned distance) {
+    unsigned source = emulator::lane() ^ distance;
+    return emulator::float_of(shuffle_word(mask, emulator::bits_of(value), source));
+}
+
+inline unsigned __shfl_sync(unsigned mask, unsigned value, unsigned source) {
+    return shuffle_word(mask, value, source);
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool predicate) {
+    uint32_t word = predicate;
+    emulator::meet_warp(emulator::Meeting::Ballot, mask, &word, 1);
+    unsigned ballot = 0;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        ballot |= emulator::met(lane) && *emulator::met_words(lane) ? 1u << lane : 0;
+    }
+    return ballot;
+}
+
+inline unsigned __match_any_sync(unsigned mask, unsigned value) {
+    emulator::meet_warp(emulator::Meeting::Match, mask, &value, 1);
+    unsigned same = 0;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        same |= emulator::met(lane) && *emulator::met_words(lane) == value ? 1u << lane : 0;
+    }
+    return same;
+}
+
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
+inline int __ffs(unsigned value) { return __builtin_ffs(static_cast<int>(value)); }
+inline unsigned __float_as_uint(float value) { return emulator::bits_of(value); }
+inline float __uint_as_float(unsigned value) { return emulator::float_of(value); }
+
+inline long long __double_as_longlong(double value) {
+    long long bits;
+    memcpy(&bits, &value, 8);
+    return bits;
+}
+
+inline double __longlong_as_double(long long bits) {
+    double value;
+    memcpy(&value, &bits, 8);
+    return value;
+}
+
+// Blocks run side by side.
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+
+// The twins of the functions that hold inline PTX in common.cuh.
+
+inline float half_to_float(unsigned short half) {
+    uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
+    uint32_t exponent = half >> 10 & 0x1f;
+    uint32_t mantissa = half & 0x3ff;
+    if (exponent == 0x1f) {
+        return emulator::float_of(sign | 0x7f800000 | mantissa << 13);
+    }
+    if (exponent == 0) {
+        float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+        return sign != 0 ? -magnitude : magnitude;
+    }
+    return emulator::float_of(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+
+// Rounds to 10 bits of mantissa, halves away from zero; NaN and infinities stay.
+inline uint32_t to_tf32(float value) {
+    uint32_t bits = emulator::bits_of(value);
+    return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;
+}
+
+inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    uint32_t words[emulator::WORDS] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    emulator::meet_warp(emulator::Meeting::Product, 0xffffffffu, words, emulator::WORDS);
+    unsigned lane = emulator::lane();
+    // The cores read 19 bits of each operand.
+    auto operand = [](unsigned lane, unsigned word) {
+        return emulator::float_of(emulator::met_words(lane)[word] & ~0x1fffu);
+    };
+    for (unsigned half = 0; half < 2; ++half) {
+        for (unsigned side = 0; side < 2; ++side) {
+            unsigned row = lane / 4;
+            unsigned column = 2 * (lane % 4) + side;
+            float sum = d[2 * half + side];
+            for (unsigned k = 0; k < 8; ++k) {
+                float left = operand(4 * row + k % 4, half + 2 * (k / 4));
+                float right = operand(4 * column + k % 4, 4 + k / 4);
+                sum = fmaf(left, right, sum);
+            }
+            d[2 * half + side] = sum;
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! A GPU for tests: the CUDA driver's interface with an emulator behind it, which runs the sources
+//! of `kernels/` compiled by a host compiler; or, with `BM3_TEST_GPU=1`, the real GPU 0.
+//!
+//! Environment: `CXX` names the compiler [c++]; `BM3_EMULATOR_FLAGS` adds flags (sanitizers,
+//! coverage).
+#![allow(dead_code, reason = "each test uses a part")]
+
+use std::collections::hash_map::DefaultHasher;
+use std::ffi::CString;
+use std::fmt::Write as _;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+
+use bm3_engine::cuda::{Capability, Cuda, CudaVersion, Device, KERNEL_NAMES, Kernels};
+
+/// Whether tests run on the machine's own GPU.
+pub fn on_gpu() -> bool {
+    std::env::var_os("BM3_TEST_GPU").is_some_and(|value| value == "1")
+}
+
+/// A device for a test; `None`, with the reason printed, where neither a GPU was asked for nor a
+/// C++ compiler is there to build the emulator.
+pub fn device() -> Option<Arc<Device>> {
+    if on_gpu() {
+        let kernels = Kernels::embedded();
+        return Some(Device::open(0, kernels.as_ref()).expect("BM3_TEST_GPU=1: GPU 0"));
+    }
+    emulator()?;
+    Some(Device::open(0, Some(&kernels())).expect("the emulator"))
+}
+
+/// The backend of [`device`].
+pub fn cuda() -> Option<Cuda> {
+    device().map(Cuda::new)
+}
+
+/// What stands for compiled kernels on the emulator, which has its own.
+pub fn kernels() -> Kernels {
+    Kernels {
+        image: b"none".into(),
+        toolkit: CudaVersion { major: 13, minor: 0 },
+        machine_code: vec![Capability(80), Capability(90)],
+        ptx: Capability(90),
+    }
+}
+
+/// The emulator's library, loaded into this process in the driver's place.
+pub fn emulator() -> Option<&'static Emulator> {
+    static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
+    EMULATOR.get_or_init(|| library().map(|path| Emulator::load(&path))).as_ref()
+}
+
+pub struct Emulator {
+    library: libloading::Library,
+    /// Where `libcuda.so` lies, for programs started with `LD_LIBRARY_PATH`.
+    pub folder: PathBuf,
+}
+
+impl Emulator {
+    fn load(path: &Path) -> Self {
+        // SAFETY: our own library, whose initialisers register kernels and nothing else. Its name,
+        // libcuda.so, is now taken: cudarc gets this one.
+        let library = unsafe { libloading::Library::new(path) }.expect("the emulator loads");
+        Self { library, folder: path.parent().expect("it lies in a folder").to_owned() }
+    }
+
+    /// Sets what `driver.cpp` lists; an empty value is the standard one.
+    pub fn set(&self, name: &str, value: &str) {
+        let (name, value) = (CString::new(name).unwrap(), CString::new(value).unwrap());
+        type Set = unsafe extern "C" fn(*const i8, *const i8);
+        // SAFETY: the function has this type, and the strings outlive the call.
+        unsafe {
+            let set = self.library.get::<Set>(b"bm3_emulator_set").expect("the function");
+            set(name.as_ptr().cast(), value.as_ptr().cast());
+        }
+    }
+
+    /// Forgets a failure of the device.
+    pub fn recover(&self) {
+        // SAFETY: the function has this type.
+        unsafe {
+            let recover = self.library.get::<unsafe extern "C" fn()>(b"bm3_emulator_recover");
+            recover.expect("the function")();
+        }
+    }
+
+    /// Bytes of device memory in use.
+    pub fn used(&self) -> u64 {
+        // SAFETY: the function has this type.
+        unsafe {
+            let used = self.library.get::<unsafe extern "C" fn() -> u64>(b"bm3_emulator_used");
+            used.expect("the function")()
+        }
+    }
+}
+
+/// Builds `libcuda.so`, unless these very sources were built before.
+pub fn library() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = root.join("tests/emulator");
+    let kernels =
+        std::env::var_os("BM3_KERNELS").map_or_else(|| root.join("kernels"), PathBuf::from);
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let mut flags: Vec<String> = [
+        "-std=c++17",
+        "-O2",
+        "-g1",
+        "-fPIC",
+        "-shared",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unknown-pragmas",
+    ]
+    .map(str::to_owned)
+    .into();
+    // A kernel's roundings are those its source says, as with nvcc's -fmad=false.
+    flags.extend(["-ffp-contract=off", "-pthread", "-DBM3_EMULATOR"].map(str::to_owned));
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("fma") {
+        // Else each fmaf is a call.
+        flags.push("-mfma".to_owned());
+    }
+    let extra = std::env::var("BM3_EMULATOR_FLAGS").unwrap_or_default();
+    flags.extend(extra.split_whitespace().map(str::to_owned));
+
+    let mut hasher = DefaultHasher::new();
+    (&compiler, &flags, KERNEL_NAMES, kernels.as_os_str()).hash(&mut hasher);
+    let mut kernel_sources = Vec::new();
+    for folder in [&sources, &kernels] {
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
+            .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+            .map(|entry| entry.expect("an entry").path())
+            .collect();
+        paths.sort();
+        for path in paths {
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                continue;
+            }
+            std::fs::read(&path).expect("a source").hash(&mut hasher);
+            if path.extension().is_some_and(|extension| extension == "cu") {
+                kernel_sources.push(path);
+            }
+        }
+    }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folder = target.join(format!("emulator-{:016x}", hasher.finish()));
+    let library = folder.join("libcuda.so");
+    if library.is_file() {
+        return Some(library);
+    }
+    if Command::new(&compiler).arg("--version").output().is_err() {
+        println!("skipped: there is no C++ compiler `{compiler}` to build the CUDA emulator with");
+        return None;
+    }
+    // Others may be building the same: each in a folder of its own, the first to finish wins.
+    let building = tempfile::tempdir_in(target).expect("a folder to build in");
+    let mut unit = String::from("#include \"emulator.h\"\n");
+    for source in &kernel_sources {
+        let _ = writeln!(unit, "#include \"{}\"", source.display());
+    }
+    for name in KERNEL_NAMES {
+        let _ = writeln!(
+            unit,
+            "static const emulator::Register register_{name}(\"{name}\", \
+             &emulator::Invoke<{name}>::entry, emulator::Invoke<{name}>::sizes());"
+        );
+    }
+    let unit_file = building.path().join("kernels.cpp");
+    std::fs::write(&unit_file, unit).expect("the kernels' unit");
+    let output = Command::new(&compiler)
+        .args(&flags)
+        .arg("-Wl,-soname,libcuda.so")
+        .args(["-I", sources.to_str().unwrap(), "-I", kernels.to_str().unwrap(), "-o"])
+        .arg(building.path().join("libcuda.so"))
+        .arg(&unit_file)
+        .args([sources.join("scheduler.cpp"), sources.join("driver.cpp")])
+        .current_dir(building.path())
+        .output()
+        .expect("the compiler runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the emulator does not compile:\n{said}");
+    assert!(said.is_empty(), "the emulator compiles with warnings:\n{said}");
+    if let Err(error) = std::fs::rename(building.path(), &folder) {
+        assert!(library.is_file(), "{}: {error}", folder.display());
+    }
+    Some(library)
+}

@@ -1,0 +1,393 @@
+// The emulator's scheduler.
+
+#include "scheduler.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdarg>
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "fiber.h"
+
+namespace emulator {
+namespace {
+
+const unsigned LANES = 32;
+
+struct Thread {
+    Fiber fiber;
+    uint3 index;
+    unsigned number;
+    Meeting waits_for = Meeting::None;
+    unsigned mask = 0;
+    unsigned count = 0;
+    uint32_t words[WORDS];
+    bool done = false;
+};
+
+// What the lanes of a warp brought to the last meeting that each of them was part of.
+struct Exchange {
+    uint32_t words[LANES][WORDS];
+    // By lane: the lanes that it met.
+    unsigned met[LANES];
+};
+
+struct SharedObject {
+    std::unique_ptr<char[]> storage;
+    size_t bytes;
+};
+
+// What one host thread runs blocks with.
+struct Machine {
+    Launch launch;
+    uint3 block_index;
+    // The first `count` are the block's; the others wait for a larger block.
+    std::vector<Thread> threads;
+    unsigned count = 0;
+    std::vector<Exchange> exchanges;
+    std::map<const void*, SharedObject> shared;
+    Thread* running = nullptr;
+    Fiber scheduler;
+    std::string failure;
+};
+
+thread_local Machine machine;
+
+struct Range {
+    Thread* first;
+    Thread* last;
+    Thread* begin() const { return first; }
+    Thread* end() const { return last; }
+};
+
+// The threads of the block.
+Range block_threads() {
+    return Range{machine.threads.data(), machine.threads.data() + machine.count};
+}
+
+std::map<std::string, Kernel>& kernels() {
+    static std::map<std::string, Kernel> all;
+    return all;
+}
+
+void wait() { switch_fiber(machine.running->fiber, machine.scheduler, false); }
+
+void thread_main() {
+    machine.launch.kernel->entry(machine.launch.arguments);
+    machine.running->done = true;
+    switch_fiber(machine.running->fiber, machine.scheduler, true);
+}
+
+const char* name_of(Meeting meeting) {
+    static const char* names[] = {"nothing", "the block's barrier", "the warp's barrier",
+                                  "a shuffle", "a ballot", "a match", "a matrix product"};
+    return names[static_cast<unsigned>(meeting)];
+}
+
+// Lets all live threads go on when all of them wait at the block's barrier.
+bool resolve_block() {
+    bool any = false;
+    for (Thread& thread : block_threads()) {
+        if (!thread.done) {
+            if (thread.waits_for != Meeting::Block) {
+                return false;
+            }
+            any = true;
+        }
+    }
+    for (Thread& thread : block_threads()) {
+        thread.waits_for = Meeting::None;
+    }
+    return any;
+}
+
+// Lets those lanes of a warp go on whose whole mask waits for the same.
+bool resolve_warp(unsigned warp) {
+    Thread* lanes = &machine.threads[warp * LANES];
+    unsigned present = machine.count - warp * LANES;
+    bool any = false;
+    for (unsigned first = 0; first < LANES && first < present; ++first) {
+        Thread& thread = lanes[first];
+        if (thread.done || thread.waits_for < Meeting::Warp) {
+            continue;
+        }
+        bool complete = true;
+        for (unsigned lane = 0; lane < LANES; ++lane) {
+            if ((thread.mask >> lane & 1) == 0) {
+                continue;
+            }
+            if (lane >= present || lanes[lane].done) {
+                char text[200];
+                snprintf(text, sizeof text,
+                         "lane %u waits at %s for lane %u (mask %08x), which has ended", first,
+                         name_of(thread.waits_for), lane, thread.mask);
+                machine.failure = text;
+                return true;
+            }
+            complete = complete && lanes[lane].waits_for == thread.waits_for
+                       && lanes[lane].mask == thread.mask;
+        }
+        if (!complete) {
+            continue;
+        }
+        unsigned mask = thread.mask;
+        for (unsigned lane = 0; lane < LANES; ++lane) {
+            if (mask >> lane & 1) {
+                Exchange& exchange = machine.exchanges[warp];
+                memcpy(exchange.words[lane], lanes[lane].words, 4 * lanes[lane].count);
+                exchange.met[lane] = mask;
+                lanes[lane].waits_for = Meeting::None;
+            }
+        }
+        any = true;
+    }
+    return any;
+}
+
+// Host threads that run blocks; they live as long as the process, and keep their fibers' stacks.
+class Workers {
+   public:
+    static Workers& all() {
+        // Never destroyed: its threads may still wait when the process ends.
+        static Workers* workers = new Workers();
+        return *workers;
+    }
+
+    // Runs `work` on every worker, or on this thread where there is little to do.
+    void run(const std::function<void()>& work, size_t blocks) {
+        if (blocks == 1) {
+            work();
+            return;
+        }
+        std::unique_lock<std::mutex> lock(mutex_);
+        work_ = &work;
+        ++round_;
+        busy_ = count_;
+        wake_.notify_all();
+        done_.wait(lock, [this] { return busy_ == 0; });
+    }
+
+   private:
+    Workers() : count_(std::max(1u, std::thread::hardware_concurrency())) {
+        for (unsigned number = 0; number < count_; ++number) {
+            std::thread([this] { serve(); }).detach();
+        }
+    }
+
+    void serve() {
+        size_t round = 0;
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [&] { return round_ != round; });
+            round = round_;
+            const std::function<void()>* work = work_;
+            lock.unlock();
+            (*work)();
+            lock.lock();
+            if (--busy_ == 0) {
+                done_.notify_all();
+            }
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_, done_;
+    const std::function<void()>* work_ = nullptr;
+    size_t round_ = 0;
+    unsigned busy_ = 0;
+    unsigned count_;
+};
+
+// The order in which threads run between two meetings: ascending, descending, or mixed.
+unsigned thread_at(unsigned position, unsigned count) {
+    switch (machine.launch.order) {
+        case 0:
+            return position;
+        case 1:
+            return count - 1 - position;
+        default:
+            // 7919 is a prime above the largest block, so this visits each thread once.
+            return static_cast<unsigned>((position * 7919ull + machine.launch.order) % count);
+    }
+}
+
+void run_block() {
+    unsigned count = machine.launch.block.x * machine.launch.block.y * machine.launch.block.z;
+    machine.count = count;
+    machine.shared.clear();
+    machine.exchanges.assign((count + LANES - 1) / LANES, Exchange());
+    for (unsigned number = 0; number < count; ++number) {
+        Thread& thread = machine.threads[number];
+        thread.number = number;
+        thread.index = uint3{number % machine.launch.block.x,
+                             number / machine.launch.block.x % machine.launch.block.y,
+                             number / machine.launch.block.x / machine.launch.block.y};
+        thread.waits_for = Meeting::None;
+        thread.done = false;
+        start_fiber(thread.fiber, thread_main);
+    }
+    for (;;) {
+        bool live = false;
+        for (unsigned position = 0; position < count; ++position) {
+            Thread& thread = machine.threads[thread_at(position, count)];
+            if (thread.done || thread.waits_for != Meeting::None) {
+                continue;
+            }
+            machine.running = &thread;
+            switch_fiber(machine.scheduler, thread.fiber, false);
+            if (!machine.failure.empty()) {
+                return;
+            }
+        }
+        for (Thread& thread : block_threads()) {
+            live = live || !thread.done;
+        }
+        if (!live) {
+            return;
+        }
+        bool progress = false;
+        for (unsigned warp = 0; warp * LANES < count; ++warp) {
+            progress = resolve_warp(warp) || progress;
+            if (!machine.failure.empty()) {
+                return;
+            }
+        }
+        progress = resolve_block() || progress;
+        if (!progress) {
+            std::string text = "no thread can go on:";
+            for (Thread& thread : block_threads()) {
+                if (!thread.done && text.size() < 400) {
+                    text += " thread " + std::to_string(thread.number) + " waits for "
+                            + name_of(thread.waits_for) + ";";
+                }
+            }
+            machine.failure = text;
+            return;
+        }
+    }
+}
+
+}  // namespace
+
+const uint3& thread_index() { return machine.running->index; }
+const uint3& block_index() { return machine.block_index; }
+const dim3& block_size() { return machine.launch.block; }
+const dim3& grid_size() { return machine.launch.grid; }
+unsigned lane() { return machine.running->number % LANES; }
+
+void fail(const char* format, ...) {
+    char text[400];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    machine.failure = text;
+    // Never resumed: the launch ends with the failure.
+    for (;;) {
+        wait();
+    }
+}
+
+void meet_block() {
+    machine.running->waits_for = Meeting::Block;
+    wait();
+}
+
+void meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, unsigned count) {
+    Thread& thread = *machine.running;
+    if ((mask >> lane() & 1) == 0) {
+        fail("lane %u is not in the mask %08x it passes to %s", lane(), mask, name_of(meeting));
+    }
+    thread.waits_for = meeting;
+    thread.mask = mask;
+    thread.count = count;
+    if (count > 0) {
+        memcpy(thread.words, words, 4 * count);
+    }
+    wait();
+}
+
+const uint32_t* met_words(unsigned lane) {
+    return machine.exchanges[machine.running->number / LANES].words[lane];
+}
+
+bool met(unsigned other) {
+    const Exchange& exchange = machine.exchanges[machine.running->number / LANES];
+    return other < LANES && (exchange.met[lane()] >> other & 1) != 0;
+}
+
+void* shared_object(const void* place, size_t bytes, size_t alignment) {
+    SharedObject& object = machine.shared[place];
+    if (!object.storage) {
+        // new[] aligns to 16, which is what the widest access needs.
+        if (alignment > 16) {
+            fail("a shared object wants an alignment of %zu bytes", alignment);
+        }
+        object.storage.reset(new char[bytes]);
+        object.bytes = bytes;
+        memset(object.storage.get(), POISON, bytes);
+        size_t all = 0;
+        for (const auto& entry : machine.shared) {
+            all += entry.second.bytes;
+        }
+        if (all > 48 * 1024) {
+            fail("the block wants %zu bytes of shared memory of at most 49152", all);
+        }
+    }
+    return object.storage.get();
+}
+
+Register::Register(const char* name, Entry entry, std::vector<size_t> sizes) {
+    kernels()[name] = Kernel{name, entry, std::move(sizes)};
+}
+
+const Kernel* find_kernel(const std::string& name) {
+    auto found = kernels().find(name);
+    return found == kernels().end() ? nullptr : &found->second;
+}
+
+std::string run(const Launch& launch) {
+    size_t threads = static_cast<size_t>(launch.block.x) * launch.block.y * launch.block.z;
+    if (threads == 0 || threads > 1024 || launch.grid.x == 0 || launch.grid.y == 0
+        || launch.grid.z == 0 || launch.grid.x > 0x7fffffff || launch.grid.y > 65535
+        || launch.grid.z > 65535) {
+        return "the grid or the block is outside of what a GPU takes";
+    }
+    size_t blocks = static_cast<size_t>(launch.grid.x) * launch.grid.y * launch.grid.z;
+    std::atomic<size_t> next{0};
+    std::mutex mutex;
+    std::string failure;
+    // Blocks run in any order and side by side on a GPU.
+    auto work = [&]() {
+        machine.launch = launch;
+        machine.failure.clear();
+        if (machine.threads.size() < threads) {
+            machine.threads.resize(threads);
+        }
+        for (size_t number = next++; number < blocks; number = next++) {
+            size_t block = launch.order % 2 == 1 ? blocks - 1 - number : number;
+            machine.block_index = uint3{static_cast<unsigned>(block % launch.grid.x),
+                                        static_cast<unsigned>(block / launch.grid.x % launch.grid.y),
+                                        static_cast<unsigned>(block / launch.grid.x / launch.grid.y)};
+            run_block();
+            if (!machine.failure.empty()) {
+                std::lock_guard<std::mutex> lock(mutex);
+                failure = machine.failure;
+                next = blocks;
+            }
+        }
+        machine.shared.clear();
+    };
+    Workers::all().run(work, blocks);
+    return failure;
+}
+
+}  // namespace emulator
+

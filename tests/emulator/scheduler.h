@@ -1,0 +1,36 @@
+// Runs one launch of a kernel: its blocks on a few host threads, a block's threads as fibers.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "emulator.h"
+
+namespace emulator {
+
+// What memory that nobody wrote holds: NaN in every floating-point type, and a huge index.
+const int POISON = 0xff;
+
+struct Kernel {
+    std::string name;
+    Entry entry;
+    std::vector<size_t> sizes;
+};
+
+// The kernel of a name, or null.
+const Kernel* find_kernel(const std::string& name);
+
+struct Launch {
+    const Kernel* kernel;
+    dim3 grid;
+    dim3 block;
+    void** arguments;
+    // Which of several orders blocks and threads run in.
+    unsigned order;
+};
+
+// Runs all blocks; returns what went wrong, or nothing.
+std::string run(const Launch& launch);
+
+}  // namespace emulator
