@@ -43,6 +43,12 @@ impl Arguments {
         self.count += 1;
     }
 
+    /// Adds whatever a kernel can be given.
+    pub fn with(&mut self, argument: impl Argument) -> &mut Self {
+        argument.push_to(self);
+        self
+    }
+
     /// The sizes of the values, in bytes.
     pub fn sizes(&self) -> &[usize] {
         &self.sizes[..self.count]
@@ -88,12 +94,16 @@ impl<T> Argument for &Memory<T> {
 }
 
 /// Starts a kernel on a device: geometry, arguments, and the sizes that an error names.
+///
+/// It is one expression: memory that an argument makes is given back after the launch.
 macro_rules! launch {
-    ($device:expr, $launch:expr, [$($argument:expr),* $(,)?], $($sizes:tt)+) => {{
-        let mut arguments = $crate::cuda::launch::Arguments::default();
-        $($crate::cuda::launch::Argument::push_to($argument, &mut arguments);)*
-        $device.launch($launch, &arguments, format_args!($($sizes)+))
-    }};
+    ($device:expr, $launch:expr, [$($argument:expr),* $(,)?], $($sizes:tt)+) => {
+        $device.launch(
+            $launch,
+            $crate::cuda::launch::Arguments::default()$(.with($argument))*,
+            format_args!($($sizes)+),
+        )
+    };
 }
 pub(crate) use launch;
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bm3_engine::backend::Backend;
 use bm3_engine::batch::Batch;
 use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
@@ -100,10 +101,28 @@ impl Problem {
             .collect()
     }
 
+    /// Some users and items, two modalities, repeats in the batch, and a hub.
+    pub fn example() -> Self {
+        Self {
+            config: TrainConfig { embedding_size: 8, layers: 2, ..TrainConfig::default() },
+            users: 5,
+            items: 4,
+            pairs: vec![(0, 0), (1, 0), (2, 0), (4, 0), (0, 1), (1, 2), (4, 3), (0, 0)],
+            batch: vec![0, 1, 1, 4, 6],
+            modalities: vec![("image".to_owned(), 7), ("text".to_owned(), 3)],
+            seed: 11,
+        }
+    }
+
     pub fn model<T: Real>(&self) -> Model<Cpu<T>> {
+        self.try_model(Cpu::new()).expect("room")
+    }
+
+    pub fn try_model<B: Backend>(&self, backend: B) -> bm3_engine::Result<Model<B>> {
         let layout = self.layout();
-        let parameters: Vec<T> = self.parameters().iter().map(|&x| T::from_f64(x)).collect();
-        let zeros = vec![T::ZERO; parameters.len()];
+        let parameters: Vec<B::Real> =
+            self.parameters().iter().map(|&x| B::Real::from_f64(x)).collect();
+        let zeros = vec![B::Real::ZERO; parameters.len()];
         let dense = DenseState { parameters, first: zeros.clone(), second: zeros };
         let features = (0..self.modalities.len())
             .map(|modality| {
@@ -113,12 +132,12 @@ impl Problem {
                     let matrix = FeatureMatrix::from_f32(self.items, width, values);
                     RawFeatures::Frozen(Arc::new(matrix.expect("sizes agree")))
                 } else {
-                    let values = values.into_iter().map(T::from_f32).collect();
+                    let values = values.into_iter().map(B::Real::from_f32).collect();
                     RawFeatures::Trained(fresh_features(values, self.items))
                 }
             })
             .collect();
         let graph = Arc::new(self.graph());
-        Model::new(Cpu::new(), &self.config, layout, graph, &dense, features).expect("room")
+        Model::new(backend, &self.config, layout, graph, &dense, features)
     }
 }

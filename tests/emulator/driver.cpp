@@ -62,7 +62,11 @@ const size_t GUARD_BYTES = 256;
 #endif
 using emulator::POISON;
 
-typedef std::function<CUresult()> Work;
+struct Work {
+    std::function<CUresult()> run;
+    // Done even when work before it has failed.
+    bool always = false;
+};
 
 struct Event {
     // How much of its stream's work was asked for when it was recorded.
@@ -127,10 +131,15 @@ CUresult begin(const char* function) {
     Driver& all = driver();
     if (setting("BM3_EMULATOR_FAIL", "") == function) {
         if (++all.calls[function] == number("BM3_EMULATOR_FAIL_AT", "1")) {
-            return strcmp(function, "cuMemAllocAsync") == 0
-                           || strcmp(function, "cuMemHostAlloc") == 0
-                       ? CUDA_ERROR_OUT_OF_MEMORY
-                       : CUDA_ERROR_UNKNOWN;
+            std::string name = function;
+            if (name == "cuMemAllocAsync" || name == "cuMemHostAlloc") {
+                return CUDA_ERROR_OUT_OF_MEMORY;
+            }
+            if (name.find("Synchronize") != std::string::npos) {
+                // What was waited for has failed, and nothing after it is done.
+                all.sticky = CUDA_ERROR_UNKNOWN;
+            }
+            return CUDA_ERROR_UNKNOWN;
         }
     }
     return CUDA_SUCCESS;
@@ -161,8 +170,8 @@ CUresult catch_up(Stream& stream, unsigned long long position) {
         Work work = std::move(stream.work.front());
         stream.work.pop_front();
         ++stream.done;
-        if (driver().sticky == CUDA_SUCCESS) {
-            if (CUresult error = work()) {
+        if (driver().sticky == CUDA_SUCCESS || work.always) {
+            if (CUresult error = work.run()) {
                 driver().sticky = error;
             }
         }
@@ -170,7 +179,8 @@ CUresult catch_up(Stream& stream, unsigned long long position) {
     return driver().sticky;
 }
 
-CUresult ask(Stream& stream, Work work) {
+CUresult ask(Stream& stream, std::function<CUresult()> run, bool always = false) {
+    Work work{std::move(run), always};
     if (stream.capture) {
         stream.capture->work.push_back(std::move(work));
     } else {
@@ -553,15 +563,11 @@ CUresult cuMemFreeAsync(CUdeviceptr address, Stream* stream) {
     if (driver().device_memory.count(start) == 0) {
         return fail("memory is given back that was not allocated");
     }
-    // Memory is given back even when work has failed.
-    if (driver().sticky != CUDA_SUCCESS) {
+    std::function<CUresult()> run = [start] {
         give_back(start);
         return CUDA_SUCCESS;
-    }
-    return ask(*stream, [start] {
-        give_back(start);
-        return CUDA_SUCCESS;
-    });
+    };
+    return ask(*stream, run, true);
 }
 
 CUresult cuMemHostAlloc(void** address, size_t bytes, unsigned) {
@@ -674,7 +680,7 @@ CUresult cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned 
 CUresult cuGraphLaunch(Graph* graph, Stream* stream) {
     BEGIN_IN_CONTEXT();
     for (const Work& work : graph->work) {
-        ask(*stream, work);
+        ask(*stream, work.run, work.always);
     }
     return CUDA_SUCCESS;
 }

@@ -58,10 +58,10 @@ const dim3& grid_size();
 
 // Waits for all live threads of the block.
 void meet_block();
-// Brings `count` words to a meeting of the lanes of `mask`; afterwards `met_words` reads theirs.
-void meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, unsigned count);
-const uint32_t* met_words(unsigned lane);
-bool met(unsigned lane);
+// Brings `count` words to a meeting of the lanes of `mask`; returns what everyone of the warp
+// brought to the last one they came to.
+typedef uint32_t Brought[WORDS];
+const Brought* meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, unsigned count);
 unsigned lane();
 
 // The block's shared object of a place in the source, made and poisoned when first asked for.
@@ -129,12 +129,13 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
 }
 
 inline uint32_t shuffle_word(unsigned mask, uint32_t word, unsigned source) {
-    emulator::meet_warp(emulator::Meeting::Shuffle, mask, &word, 1);
-    if (!emulator::met(source)) {
+    const emulator::Brought* brought =
+        emulator::meet_warp(emulator::Meeting::Shuffle, mask, &word, 1);
+    if (source >= 32 || (mask >> source & 1) == 0) {
         emulator::fail("lane %u reads the word of lane %u, which is not in the mask %08x",
                        emulator::lane(), source, mask);
     }
-    return *emulator::met_words(source);
+    return brought[source][0];
 }
 
 inline float __shfl_xor_sync(unsigned mask, float value, unsigned distance) {
@@ -146,23 +147,22 @@ inline unsigned __shfl_sync(unsigned mask, unsigned value, unsigned source) {
     return shuffle_word(mask, value, source);
 }
 
+// The lanes of a mask whose word is `wanted`.
+inline unsigned lanes_with(const emulator::Brought* brought, unsigned mask, uint32_t wanted) {
+    unsigned lanes = 0;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        lanes |= (mask >> lane & 1) != 0 && brought[lane][0] == wanted ? 1u << lane : 0;
+    }
+    return lanes;
+}
+
 inline unsigned __ballot_sync(unsigned mask, bool predicate) {
     uint32_t word = predicate;
-    emulator::meet_warp(emulator::Meeting::Ballot, mask, &word, 1);
-    unsigned ballot = 0;
-    for (unsigned lane = 0; lane < 32; ++lane) {
-        ballot |= emulator::met(lane) && *emulator::met_words(lane) ? 1u << lane : 0;
-    }
-    return ballot;
+    return lanes_with(emulator::meet_warp(emulator::Meeting::Ballot, mask, &word, 1), mask, 1);
 }
 
 inline unsigned __match_any_sync(unsigned mask, unsigned value) {
-    emulator::meet_warp(emulator::Meeting::Match, mask, &value, 1);
-    unsigned same = 0;
-    for (unsigned lane = 0; lane < 32; ++lane) {
-        same |= emulator::met(lane) && *emulator::met_words(lane) == value ? 1u << lane : 0;
-    }
-    return same;
+    return lanes_with(emulator::meet_warp(emulator::Meeting::Match, mask, &value, 1), mask, value);
 }
 
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
@@ -211,23 +211,20 @@ inline uint32_t to_tf32(float value) {
 
 inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     uint32_t words[emulator::WORDS] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    emulator::meet_warp(emulator::Meeting::Product, 0xffffffffu, words, emulator::WORDS);
-    unsigned lane = emulator::lane();
-    // The cores read 19 bits of each operand.
-    auto operand = [](unsigned lane, unsigned word) {
-        return emulator::float_of(emulator::met_words(lane)[word] & ~0x1fffu);
-    };
-    for (unsigned half = 0; half < 2; ++half) {
-        for (unsigned side = 0; side < 2; ++side) {
-            unsigned row = lane / 4;
-            unsigned column = 2 * (lane % 4) + side;
-            float sum = d[2 * half + side];
-            for (unsigned k = 0; k < 8; ++k) {
-                float left = operand(4 * row + k % 4, half + 2 * (k / 4));
-                float right = operand(4 * column + k % 4, 4 + k / 4);
-                sum = fmaf(left, right, sum);
+    const emulator::Brought* brought = emulator::meet_warp(
+        emulator::Meeting::Product, 0xffffffffu, words, emulator::WORDS);
+    unsigned row = emulator::lane() / 4;
+    unsigned column = 2 * (emulator::lane() % 4);
+    for (unsigned k = 0; k < 8; ++k) {
+        for (unsigned half = 0; half < 2; ++half) {
+            for (unsigned side = 0; side < 2; ++side) {
+                uint32_t left = brought[4 * row + k % 4][half + 2 * (k / 4)];
+                uint32_t right = brought[4 * (column + side) + k % 4][4 + k / 4];
+                // The cores read 19 bits of each operand.
+                d[2 * half + side] = fmaf(emulator::float_of(left & ~0x1fffu),
+                                          emulator::float_of(right & ~0x1fffu),
+                                          d[2 * half + side]);
             }
-            d[2 * half + side] = sum;
         }
     }
 }

@@ -34,9 +34,7 @@ struct Thread {
 
 // What the lanes of a warp brought to the last meeting that each of them was part of.
 struct Exchange {
-    uint32_t words[LANES][WORDS];
-    // By lane: the lanes that it met.
-    unsigned met[LANES];
+    Brought words[LANES];
 };
 
 struct SharedObject {
@@ -142,7 +140,6 @@ bool resolve_warp(unsigned warp) {
             if (mask >> lane & 1) {
                 Exchange& exchange = machine.exchanges[warp];
                 memcpy(exchange.words[lane], lanes[lane].words, 4 * lanes[lane].count);
-                exchange.met[lane] = mask;
                 lanes[lane].waits_for = Meeting::None;
             }
         }
@@ -300,7 +297,7 @@ void meet_block() {
     wait();
 }
 
-void meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, unsigned count) {
+const Brought* meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, unsigned count) {
     Thread& thread = *machine.running;
     if ((mask >> lane() & 1) == 0) {
         fail("lane %u is not in the mask %08x it passes to %s", lane(), mask, name_of(meeting));
@@ -312,15 +309,7 @@ void meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, unsigned c
         memcpy(thread.words, words, 4 * count);
     }
     wait();
-}
-
-const uint32_t* met_words(unsigned lane) {
-    return machine.exchanges[machine.running->number / LANES].words[lane];
-}
-
-bool met(unsigned other) {
-    const Exchange& exchange = machine.exchanges[machine.running->number / LANES];
-    return other < LANES && (exchange.met[lane()] >> other & 1) != 0;
+    return machine.exchanges[thread.number / LANES].words;
 }
 
 void* shared_object(const void* place, size_t bytes, size_t alignment) {

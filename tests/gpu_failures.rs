@@ -1,0 +1,262 @@
+//! What happens when a GPU cannot be used, or fails: a clear error each time, no panic, and no
+//! memory left behind. On the emulated driver, which can be told to fail.
+
+mod common;
+mod emulator;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bm3_engine::backend::{Backend, Dropout};
+use bm3_engine::cuda::{Capability, Cuda, CudaVersion, Device, Kernels, Unusable, gpus};
+use bm3_engine::data::Split;
+use bm3_engine::{Error, Result};
+use common::Problem;
+use emulator::Emulator;
+
+/// The emulator for one test alone, as new.
+struct Alone {
+    emulator: &'static Emulator,
+    _guard: MutexGuard<'static, ()>,
+}
+
+impl Alone {
+    fn new() -> Option<Self> {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        if emulator::on_gpu() {
+            println!("skipped: a GPU cannot be told to fail");
+            return None;
+        }
+        let emulator = emulator::emulator()?;
+        let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = Self { emulator, _guard: guard };
+        alone.reset();
+        Some(alone)
+    }
+
+    fn set(&self, name: &str, value: &str) {
+        self.emulator.set(&format!("BM3_EMULATOR_{name}"), value);
+    }
+
+    fn reset(&self) {
+        for name in ["DEVICES", "DRIVER", "CAPABILITY", "MEMORY", "FAIL", "FAIL_AT"] {
+            self.set(name, "");
+        }
+        self.emulator.recover();
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        self.reset();
+    }
+}
+
+fn reason_of(opened: Result<std::sync::Arc<Device>>) -> (String, Unusable) {
+    let error = opened.expect_err("it cannot be used");
+    assert!(error.is_input(), "exit code 2: {error}");
+    let text = error.to_string();
+    match error {
+        Error::Gpu { reason, .. } => (text, reason),
+        _ => panic!("{text}"),
+    }
+}
+
+#[test]
+fn each_reason_why_a_gpu_cannot_be_used_is_its_own() {
+    let Some(alone) = Alone::new() else { return };
+    let kernels = emulator::kernels();
+
+    let (text, reason) = reason_of(Device::open(3, Some(&kernels)));
+    assert_eq!(reason, Unusable::NoSuchGpu { count: 1 });
+    assert!(text.starts_with("device 3: there is no such GPU: the driver shows one"), "{text}");
+
+    alone.set("DEVICES", "0");
+    let (_, reason) = reason_of(Device::open(0, Some(&kernels)));
+    assert_eq!(reason, Unusable::NoSuchGpu { count: 0 });
+    assert_eq!(gpus(), Ok(vec![]));
+    alone.reset();
+
+    let (text, reason) = reason_of(Device::open(0, None));
+    assert_eq!(reason, Unusable::NoKernels);
+    assert!(text.contains("nvcc") && text.contains("--device cpu"), "{text}");
+
+    alone.set("DRIVER", "12020");
+    let (text, reason) = reason_of(Device::open(0, Some(&kernels)));
+    let needed = CudaVersion { major: 13, minor: 0 };
+    assert_eq!(reason, Unusable::OldDriver { found: CudaVersion { major: 12, minor: 2 }, needed });
+    assert!(text.contains("12.2") && text.contains("13.0"), "{text}");
+    // Kernels of an older toolkit would load, but the driver lacks a function that we call.
+    let older = Kernels { toolkit: CudaVersion { major: 12, minor: 0 }, ..kernels.clone() };
+    let (text, _) = reason_of(Device::open(0, Some(&older)));
+    assert!(text.contains("12.4"), "{text}");
+    // Minor versions of one major one do not matter.
+    alone.set("DRIVER", "13000");
+    let newer = Kernels { toolkit: CudaVersion { major: 13, minor: 2 }, ..kernels.clone() };
+    assert!(Device::open(0, Some(&newer)).is_ok());
+    alone.reset();
+
+    alone.set("CAPABILITY", "75");
+    let (text, reason) = reason_of(Device::open(0, Some(&kernels)));
+    assert_eq!(reason, Unusable::OldGpu { found: Capability(75), needed: Capability(80) });
+    assert!(text.contains("7.5") && text.contains("8.0"), "{text}");
+    alone.reset();
+
+    alone.set("FAIL", "cuInit");
+    let (text, _) = reason_of(Device::open(0, Some(&kernels)));
+    assert!(text.contains("the NVIDIA driver does not work: unknown error"), "{text}");
+}
+
+#[test]
+fn gpus_are_described() {
+    let Some(alone) = Alone::new() else { return };
+    alone.set("DEVICES", "2");
+    alone.set("CAPABILITY", "103");
+    alone.set("MEMORY", "85899345920");
+    let gpus = gpus().expect("two");
+    assert_eq!(gpus.len(), 2);
+    assert_eq!(gpus[1].to_string(), "GPU 1 (emulated GPU)");
+    assert_eq!((gpus[1].capability, gpus[1].memory), (Capability(103), 80 << 30));
+    assert_eq!(gpus[1].capability.to_string(), "10.3");
+}
+
+#[test]
+fn kernels_that_are_none_are_refused() {
+    let Some(_alone) = Alone::new() else { return };
+    let kernels = Kernels { image: b"no fatbin".into(), ..emulator::kernels() };
+    let error = Device::open(0, Some(&kernels)).expect_err("no kernels");
+    assert!(!error.is_input());
+    let expected = "GPU 0 (emulated GPU): loading the kernels: device kernel image is invalid";
+    assert!(error.to_string().starts_with(expected), "{error}");
+}
+
+/// A step and an evaluation of a problem with everything in it, on a new device.
+fn work(problem: &Problem) -> Result<()> {
+    let cuda = Cuda::new(Device::open(0, Some(&emulator::kernels()))?);
+    let initial = cuda.initial_values(&problem.layout(), 7)?;
+    drop(initial);
+    let mut model = problem.try_model(cuda)?;
+    let dropout = Dropout::Random { probability: 0.5, seed: 3, step: 1 };
+    for _ in 0..2 {
+        model.step(problem.batch(), &dropout, 0.01)?;
+    }
+    model.losses()?;
+    model.feature_states()?;
+    model.dense_state()?;
+    let lists = model.lists(&[0, 1], 3)?;
+    let split = Split { users: vec![1], offsets: vec![0, 1], items: vec![2] };
+    model.metrics(&split, &[0, 1], &lists, &[2])?;
+    model.backend().epoch_order(bm3_engine::config::Order::Random, 1, 0, 50)?;
+    Ok(())
+}
+
+fn problem(freeze_features: bool) -> Problem {
+    let mut problem = Problem::example();
+    problem.config.freeze_features = freeze_features;
+    problem
+}
+
+#[test]
+fn every_call_of_the_driver_may_fail() {
+    let Some(alone) = Alone::new() else { return };
+    let functions = [
+        "cuDriverGetVersion",
+        "cuDeviceGetCount",
+        "cuDeviceGet",
+        "cuDeviceGetName",
+        "cuDeviceTotalMem_v2",
+        "cuDeviceGetAttribute",
+        "cuDevicePrimaryCtxRetain",
+        "cuDeviceGetDefaultMemPool",
+        "cuMemPoolSetAttribute",
+        "cuModuleLoadData",
+        "cuModuleGetFunction",
+        "cuFuncGetParamInfo",
+        "cuStreamCreate",
+        "cuStreamSynchronize",
+        "cuEventCreate",
+        "cuEventRecord",
+        "cuEventSynchronize",
+        "cuMemAllocAsync",
+        "cuMemHostAlloc",
+        "cuMemsetD8Async",
+        "cuMemcpyHtoDAsync_v2",
+        "cuMemcpyDtoHAsync_v2",
+        "cuLaunchKernel",
+    ];
+    for problem in [problem(false), problem(true)] {
+        alone.reset();
+        work(&problem).expect("nothing fails");
+        assert_eq!(alone.emulator.used(), 0, "memory is left");
+        for function in functions {
+            let mut failures = 0;
+            // Until the call that would fail is never made.
+            for call in 1.. {
+                alone.set("FAIL", function);
+                alone.set("FAIL_AT", &call.to_string());
+                let outcome = work(&problem);
+                alone.reset();
+                assert_eq!(alone.emulator.used(), 0, "{function} {call}: memory is left");
+                let Err(error) = outcome else { break };
+                failures += 1;
+                let text = error.to_string();
+                match error {
+                    Error::DeviceMemory { .. } => {
+                        assert!(function.contains("Alloc"), "{function} {call}: {text}");
+                    }
+                    Error::DeviceOperation { .. } | Error::Gpu { .. } => {
+                        let known = ["unknown error", "out of memory"];
+                        assert!(
+                            known.iter().any(|problem| text.contains(problem)),
+                            "{function} {call}: {text}"
+                        );
+                    }
+                    _ => panic!("{function} {call}: {text}"),
+                }
+            }
+            println!("{function:28} {failures} failures, each an error, nothing left");
+        }
+    }
+}
+
+/// Whatever part of the memory a run needs is missing, the error says what for and what to do.
+#[test]
+fn any_memory_may_be_too_little() {
+    let Some(alone) = Alone::new() else { return };
+    let problem = problem(false);
+    let mut refused = std::collections::BTreeSet::new();
+    let mut memory = 256;
+    loop {
+        alone.set("MEMORY", &memory.to_string());
+        let outcome = work(&problem);
+        alone.reset();
+        assert_eq!(alone.emulator.used(), 0);
+        let Err(error) = outcome else { break };
+        let text = error.to_string();
+        let Error::DeviceMemory { what, needed, free, total, .. } = error else {
+            panic!("{text}");
+        };
+        assert_eq!(total, memory);
+        assert!(needed > free, "{text}");
+        assert!(text.contains("--freeze-features") && text.contains("--batch-size"), "{text}");
+        refused.insert(what);
+        memory += 256;
+    }
+    assert!(refused.len() > 5, "{refused:?}");
+}
+
+/// A kernel that fails is named by what waits for it, and everything after fails as well.
+#[test]
+fn a_failed_kernel_is_an_error_of_what_waits() {
+    let Some(alone) = Alone::new() else { return };
+    let problem = problem(true);
+    let cuda = emulator::cuda().expect("the emulator");
+    let mut model = problem.try_model(cuda).expect("room");
+    model.step(problem.batch(), &Dropout::None, 0.01).expect("a step");
+    // What a GPU does after an access outside of memory: nothing any more.
+    alone.set("FAIL", "cuStreamSynchronize");
+    let error = model.losses().expect_err("it fails");
+    assert!(
+        error.to_string().contains("copying 56 bytes from the device: unknown error"),
+        "{error}"
+    );
+}

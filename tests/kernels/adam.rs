@@ -1,0 +1,184 @@
+//! `adam.cu` and `adam_rows.cu`: the dense update, and the exact replay of rows.
+
+use bm3_engine::backend::{ADAM_EPSILON, AdamStep, BETA1, BETA2, Backend, FeatureState, view};
+use bm3_engine::batch::Batch;
+use bm3_engine::cuda::Cuda;
+use bm3_engine::step::{adam_step, fresh_features};
+
+use crate::check::{
+    ROUNDING, SPLIT, close, download, ids, magnitudes, numbers, on_device, roundings, upload,
+};
+
+/// One element's step in f32 with the roundings that the kernel's source says.
+fn update(step: AdamStep, gradient: f32, parameter: &mut f32, first: &mut f32, second: &mut f32) {
+    let (step_size, root_factor) = (step.step_size as f32, step.root_factor as f32);
+    let (rest1, rest2) = ((1.0 - BETA1) as f32, (1.0 - BETA2) as f32);
+    *first = (BETA1 as f32).mul_add(*first, rest1 * gradient);
+    *second = (BETA2 as f32).mul_add(*second, rest2 * gradient * gradient);
+    let root = second.sqrt().mul_add(root_factor, ADAM_EPSILON as f32);
+    *parameter -= step_size * *first / root;
+}
+
+fn history(steps: u64) -> Vec<AdamStep> {
+    (1..=steps).map(|step| adam_step(step, 0.01 / step as f64)).collect()
+}
+
+#[test]
+fn dense_steps_have_the_bits_of_the_formula() {
+    on_device(|cuda| {
+        // A rest of a block, and gradients so small that their square is subnormal or 0.
+        for elements in [4, 1020, 1028] {
+            let mut parameters = numbers(1, elements);
+            let (mut first, mut second) = (vec![0.0; elements], vec![0.0; elements]);
+            let mut buffers = [&parameters, &first, &second].map(|values| upload(cuda, values));
+            for (index, step) in history(3).into_iter().enumerate() {
+                let mut gradients = numbers(2 + index as u64, elements);
+                gradients[0] = 0.0;
+                gradients[1] = 1e-21;
+                gradients[2] = 1e18;
+                let device_gradients = upload(cuda, &gradients);
+                let [parameter, m, v] = &mut buffers;
+                cuda.adam(step, &device_gradients, parameter, m, v).unwrap();
+                for (element, &gradient) in gradients.iter().enumerate() {
+                    let (m, v) = (&mut first[element], &mut second[element]);
+                    update(step, gradient, &mut parameters[element], m, v);
+                }
+                for (buffer, expected) in buffers.iter().zip([&parameters, &first, &second]) {
+                    let found = download(cuda, buffer, elements);
+                    let bits = |values: &[f32]| -> Vec<u32> {
+                        values.iter().map(|value| value.to_bits()).collect()
+                    };
+                    assert_eq!(bits(&found), bits(expected), "step {}", index + 1);
+                }
+            }
+        }
+    });
+}
+
+/// Rows whose history differs: never touched, current, one and several steps behind.
+fn state(rows: usize, columns: usize) -> FeatureState<f32> {
+    FeatureState {
+        values: numbers(1, rows * columns),
+        first: numbers(2, rows * columns).iter().map(|value| 0.1 * value).collect(),
+        second: magnitudes(&numbers(3, rows * columns)),
+        touched: (0..rows as u32).map(|row| row % 5).collect(),
+    }
+}
+
+fn read(cuda: &Cuda, features: &<Cuda as Backend>::Features) -> FeatureState<f32> {
+    cuda.feature_state(features).unwrap().expect("trained").into_owned()
+}
+
+#[test]
+fn replayed_rows_have_the_bits_of_dense_steps() {
+    on_device(|cuda| {
+        for (rows, columns) in [(1, 1), (7, 300), (23, 12)] {
+            let history = history(4);
+            for batch in [None, Some(vec![0]), Some((0..rows as u32).step_by(2).collect())] {
+                let before = state(rows, columns);
+                let mut features = cuda.trained_features(before.clone(), columns).unwrap();
+                let device_batch = batch.as_ref().map(|items: &Vec<u32>| {
+                    cuda.upload_batch(Batch::new(&vec![0; items.len()], items)).unwrap()
+                });
+                cuda.adam_rows_replay(device_batch.as_ref(), &history, &mut features).unwrap();
+                let mut expected = before;
+                for row in 0..rows {
+                    let chosen = batch.as_ref().is_none_or(|items| items.contains(&(row as u32)));
+                    // Moments of rows that no gradient ever reached are 0: nothing would move.
+                    if !chosen || expected.touched[row] == 0 {
+                        continue;
+                    }
+                    for &step in &history[expected.touched[row] as usize..] {
+                        for element in row * columns..(row + 1) * columns {
+                            let FeatureState { values, first, second, .. } = &mut expected;
+                            let (m, v) = (&mut first[element], &mut second[element]);
+                            update(step, 0.0, &mut values[element], m, v);
+                        }
+                    }
+                    expected.touched[row] = history.len() as u32;
+                }
+                assert_eq!(read(cuda, &features), expected, "{rows} x {columns}");
+            }
+        }
+    });
+}
+
+/// The constants of steps reach the device as the history grows, also beyond the room made first.
+#[test]
+fn a_long_history_is_replayed_to_its_end() {
+    on_device(|cuda| {
+        let before = FeatureState { touched: vec![1], ..state(1, 4) };
+        let mut features = cuda.trained_features(before.clone(), 4).unwrap();
+        let history = history(2500);
+        for known in [2, 1024, 1025, 2500] {
+            cuda.adam_rows_replay(None, &history[..known], &mut features).unwrap();
+        }
+        let mut expected = before;
+        for &step in &history[1..] {
+            for element in 0..4 {
+                let FeatureState { values, first, second, .. } = &mut expected;
+                update(step, 0.0, &mut values[element], &mut first[element], &mut second[element]);
+            }
+        }
+        expected.touched = vec![2500];
+        assert_eq!(read(cuda, &features), expected);
+    });
+}
+
+/// The rows' step is the dense one with the gradient dz W, which split TF32 gives to within its
+/// roundings; rows outside of the batch stay.
+#[test]
+fn steps_of_rows_take_the_gradient_dz_w() {
+    on_device(|cuda| {
+        for (rows, columns, width, pairs) in [(1, 1, 4, 1), (9, 70, 12, 5), (150, 133, 64, 200)] {
+            let batch = Batch::new(&vec![0; pairs], &ids(5, pairs, rows));
+            let items = batch.items.clone();
+            let (dz, weight) = (numbers(6, items.len() * width), numbers(7, width * columns));
+            // From nothing, the first moment after one step tells the gradient.
+            let before = fresh_features(numbers(1, rows * columns), rows);
+            let mut features = cuda.trained_features(before.clone(), columns).unwrap();
+            let history = history(1);
+            let (dz_buffer, weight_buffer) = (upload(cuda, &dz), upload(cuda, &weight));
+            cuda.adam_rows(
+                &cuda.upload_batch(batch).unwrap(),
+                view(&dz_buffer, 0..dz.len()),
+                view(&weight_buffer, 0..weight.len()),
+                &history,
+                &mut features,
+            )
+            .unwrap();
+            let after = read(cuda, &features);
+            let (mut found, mut expected, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+            let mut untouched = (before.values.clone(), vec![0.0; rows * columns]);
+            for (position, &item) in items.iter().enumerate() {
+                for column in 0..columns {
+                    let place = item as usize * columns + column;
+                    let products = (0..width).map(|k| {
+                        f64::from(dz[position * width + k])
+                            * f64::from(weight[k * columns + column])
+                    });
+                    expected.push(products.clone().sum::<f64>() * (1.0 - BETA1));
+                    sizes.push(products.map(f64::abs).sum::<f64>() * (1.0 - BETA1));
+                    found.push(after.first[place]);
+                    untouched.0[place] = after.values[place];
+                    untouched.1[place] = after.first[place];
+                    // Given the gradient, the rest has the bits of the formula, but for the
+                    // gradient's own rounding: v and the step follow from m.
+                    let gradient = f64::from(after.first[place]) / (1.0 - BETA1);
+                    let v = (1.0 - BETA2) * gradient * gradient;
+                    assert!((f64::from(after.second[place]) - v).abs() <= 8.0 * ROUNDING * v);
+                    let root = v.sqrt() * history[0].root_factor + ADAM_EPSILON;
+                    let moved = history[0].step_size * (1.0 - BETA1) * gradient / root;
+                    let off =
+                        f64::from(before.values[place]) - moved - f64::from(after.values[place]);
+                    assert!(off.abs() <= 8.0 * ROUNDING, "element {place}: off by {off:e}");
+                }
+                assert_eq!(after.touched[item as usize], 1);
+            }
+            close("m", &found, &expected, &sizes, SPLIT + 3.0 + roundings(width));
+            assert_eq!((after.values, after.first), untouched, "rows outside of the batch");
+            let counted = after.touched.iter().filter(|&&step| step == 1).count();
+            assert_eq!(counted, items.len());
+        }
+    });
+}

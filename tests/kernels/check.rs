@@ -1,0 +1,103 @@
+//! Inputs, and how outputs are compared.
+
+use bm3_engine::backend::{Backend, view};
+use bm3_engine::cuda::Cuda;
+use bm3_engine::data::Pairs;
+use bm3_engine::graph::Graph;
+use bm3_engine::philox::{Purpose, Stream};
+use bm3_engine::real::Real;
+
+use crate::emulator;
+
+/// The largest relative error of one rounding to f32.
+pub const ROUNDING: f64 = 1.0 / (1 << 24) as f64;
+
+/// Roundings that a product in split TF32 adds: each operand's rest beyond two TF32 numbers is below
+/// 2⁻²² of it, and the product of the two small parts, which is left out, below 2⁻²² too.
+pub const SPLIT: f64 = 12.0;
+
+/// Runs a test on the device, in several orders of threads and blocks where that can be chosen.
+pub fn on_device(test: impl Fn(&Cuda)) {
+    let Some(cuda) = emulator::cuda() else { return };
+    match emulator::on_gpu() {
+        true => test(&cuda),
+        false => {
+            let emulator = emulator::emulator().expect("the device is the emulator's");
+            for order in ["0", "1", "2"] {
+                emulator.set("BM3_EMULATOR_ORDER", order);
+                test(&cuda);
+            }
+        }
+    }
+}
+
+/// Roundings of a sum of `length` numbers: at random they grow with its root, of which twice is
+/// allowed, and a few in any case.
+pub fn roundings(length: usize) -> f64 {
+    4.0 + 2.0 * (length as f64).sqrt()
+}
+
+/// Fails where `found` is further from `expected` than `roundings` of `magnitude` each.
+#[track_caller]
+pub fn close(what: &str, found: &[f32], expected: &[f64], magnitude: &[f64], roundings: f64) {
+    assert_eq!((found.len(), magnitude.len()), (expected.len(), expected.len()), "{what}: length");
+    for (index, ((&found, expected), magnitude)) in
+        found.iter().zip(expected).zip(magnitude).enumerate()
+    {
+        // Below the smallest normal number precision ends.
+        let allowed = roundings * ROUNDING * magnitude + f64::from(f32::MIN_POSITIVE);
+        let off = (f64::from(found) - expected).abs();
+        // A NaN must fail too.
+        assert!(
+            off <= allowed,
+            "{what}: element {index} is {found}, not {expected}: off by {off:.3e}, {allowed:.3e} \
+             allowed"
+        );
+    }
+}
+
+/// Numbers between -1 and 1, some of them 0, exact in f32.
+pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
+    let stream = Stream::new(seed, Purpose::Initial, 3, 0);
+    let number = |index: u64| match stream.uniform(index) {
+        drawn if drawn < 0.05 => 0.0,
+        drawn => (2.0 * drawn - 1.0) as f32,
+    };
+    (0..count as u64).map(number).collect()
+}
+
+/// Their magnitudes.
+pub fn magnitudes(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|value| value.abs()).collect()
+}
+
+/// `count` ids below `end`.
+pub fn ids(seed: u64, count: usize, end: usize) -> Vec<u32> {
+    let stream = Stream::new(seed, Purpose::Initial, 4, 0);
+    (0..count as u64).map(|index| (stream.uniform(index) * end as f64) as u32).collect()
+}
+
+/// Numbers on a device.
+pub fn upload<B: Backend>(backend: &B, values: &[f32]) -> B::Buffer {
+    let values: Vec<B::Real> = values.iter().map(|&value| B::Real::from_f32(value)).collect();
+    backend.upload(&values).expect("room")
+}
+
+/// Numbers from a device.
+pub fn download<B: Backend>(backend: &B, buffer: &B::Buffer, count: usize) -> Vec<B::Real> {
+    backend.download(view(buffer, 0..count)).expect("a copy")
+}
+
+/// The graph of [`random_pairs`].
+pub fn graph(seed: u64, users: usize, items: usize, pairs: usize, self_loops: bool) -> Graph {
+    Graph::new(&random_pairs(seed, users, items, pairs), users, items, self_loops)
+}
+
+/// Random pairs, 30 % of them with item 0.
+pub fn random_pairs(seed: u64, users: usize, items: usize, pairs: usize) -> Pairs {
+    let mut item_ids = ids(seed + 1, pairs, items);
+    for item in item_ids.iter_mut().take(pairs * 3 / 10) {
+        *item = 0;
+    }
+    Pairs { users: ids(seed, pairs, users), items: item_ids }
+}

@@ -1,0 +1,217 @@
+//! `project.cu` and `project_backward.cu`: raw features of each stored type, gathered and
+//! multiplied; and the copy of features to the device.
+
+use std::sync::Arc;
+
+use bm3_engine::backend::{Backend, view, view_mut};
+use bm3_engine::batch::Batch;
+use bm3_engine::cpu::Cpu;
+use bm3_engine::cuda::{Cuda, StoredType};
+use bm3_engine::data::FeatureMatrix;
+use bm3_engine::step::fresh_features;
+use half::{bf16, f16};
+
+use crate::check::{
+    SPLIT, close, download, ids, magnitudes, numbers, on_device, roundings, upload,
+};
+
+const TYPES: [StoredType; 3] = [StoredType::F32, StoredType::F16, StoredType::Bf16];
+
+/// Rows, columns, d, and the items of the batch: one of everything; columns that no vector access
+/// divides; a batch of less and more than a tile; depths of several slices, forward and backward.
+const SHAPES: [(usize, usize, usize, usize); 7] = [
+    (1, 1, 4, 1),
+    (5, 3, 12, 9),
+    (20, 33, 64, 5),
+    (90, 70, 68, 150),
+    (150, 384, 64, 130),
+    (9, 2100, 64, 9),
+    (400, 20, 132, 500),
+];
+
+fn batch(rows: usize, pairs: usize) -> Batch {
+    Batch::new(&vec![0; pairs], &ids(8, pairs, rows))
+}
+
+/// What a value becomes in a stored type.
+fn stored(value: f32, stored: StoredType) -> f32 {
+    match stored {
+        StoredType::F32 => value,
+        StoredType::F16 => f16::from_f32(value).to_f32(),
+        StoredType::Bf16 => bf16::from_f32(value).to_f32(),
+    }
+}
+
+struct Case<'a> {
+    rows: usize,
+    columns: usize,
+    width: usize,
+    batch: Batch,
+    values: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    gradient: &'a [f32],
+}
+
+impl Case<'_> {
+    /// z, then dW and db.
+    fn run<B: Backend>(&self, backend: &B) -> (Vec<B::Real>, Vec<B::Real>) {
+        let matrix = FeatureMatrix::from_f32(self.rows, self.columns, self.values.to_vec());
+        let matrix = Arc::new(matrix.expect("sizes agree"));
+        let features = backend.frozen_features(matrix, self.rows).expect("room");
+        self.run_with(backend, &features)
+    }
+
+    fn run_with<B: Backend>(
+        &self,
+        backend: &B,
+        features: &B::Features,
+    ) -> (Vec<B::Real>, Vec<B::Real>) {
+        let batch = backend.upload_batch(self.batch.clone()).expect("room");
+        let elements = self.batch.items.len() * self.width;
+        let weight = upload(backend, self.weight);
+        let bias = upload(backend, self.bias);
+        let mut z = upload(backend, &vec![7.0; elements]);
+        let (w, b) = (view(&weight, 0..self.weight.len()), view(&bias, 0..self.width));
+        backend.project(&batch, features, w, b, view_mut(&mut z, 0..elements)).unwrap();
+        let dz = upload(backend, &self.gradient[..elements]);
+        let parameters = self.width * (self.columns + 1);
+        let mut gradient = upload(backend, &vec![7.0; parameters]);
+        let target = view_mut(&mut gradient, 0..parameters);
+        backend.project_backward(&batch, features, view(&dz, 0..elements), target).unwrap();
+        (download(backend, &z, elements), download(backend, &gradient, parameters))
+    }
+}
+
+#[test]
+fn projections_agree_with_the_cpu_in_every_stored_type() {
+    on_device(|cuda| {
+        for (rows, columns, width, pairs) in SHAPES {
+            let values = numbers(1, rows * columns);
+            let (weight, bias) = (numbers(2, width * columns), numbers(3, width));
+            let gradient = numbers(4, rows * width);
+            for storage in TYPES {
+                let values: Vec<f32> = values.iter().map(|&x| stored(x, storage)).collect();
+                let case = Case {
+                    rows,
+                    columns,
+                    width,
+                    batch: batch(rows, pairs),
+                    values: &values,
+                    weight: &weight,
+                    bias: &bias,
+                    gradient: &gradient,
+                };
+                let (expected, expected_gradient) = case.run(&Cpu::<f64>::new());
+                let [values_size, weight_size, bias_size, gradient_size] =
+                    [&values, &weight, &bias, &gradient].map(|values| magnitudes(values));
+                let sizes = Case {
+                    batch: case.batch.clone(),
+                    values: &values_size,
+                    weight: &weight_size,
+                    bias: &bias_size,
+                    gradient: &gradient_size,
+                    ..case
+                };
+                let (sizes, gradient_sizes) = sizes.run(&Cpu::<f64>::new());
+                let (found, found_gradient) = case.run(&cuda.clone().storing(storage));
+                let name = format!("{rows} x {columns} in {storage:?}, d = {width}");
+                let allowed = SPLIT + roundings(columns);
+                close(&format!("z of {name}"), &found, &expected, &sizes, allowed);
+                let allowed = SPLIT + roundings(pairs);
+                close(
+                    &format!("dW, db of {name}"),
+                    &found_gradient,
+                    &expected_gradient,
+                    &gradient_sizes,
+                    allowed,
+                );
+            }
+        }
+    });
+}
+
+/// Trained features are projected by the same kernels, with the same bits as frozen ones in f32.
+#[test]
+fn trained_features_are_projected_as_frozen_ones() {
+    on_device(|cuda| {
+        let (rows, columns, width) = (30, 50, 16);
+        let values = numbers(1, rows * columns);
+        let (weight, bias) = (numbers(2, width * columns), numbers(3, width));
+        let gradient = numbers(4, rows * width);
+        let batch = batch(rows, 40);
+        let case = Case {
+            rows,
+            columns,
+            width,
+            batch,
+            values: &values,
+            weight: &weight,
+            bias: &bias,
+            gradient: &gradient,
+        };
+        let trained = cuda.trained_features(fresh_features(values.clone(), rows), columns).unwrap();
+        assert_eq!(case.run_with(cuda, &trained), case.run(cuda));
+        assert_eq!(cuda.feature_values(&trained).unwrap(), Some(values.clone()));
+    });
+}
+
+/// Every value of half precision and of brain floating point is read as the number it is:
+/// subnormal ones, the largest, both zeros.
+#[test]
+fn every_half_is_read_exactly() {
+    on_device(|cuda| {
+        let halves = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32());
+        read_exactly(&cuda.clone().storing(StoredType::F16), halves.collect());
+        let brains = (0..=u16::MAX).map(|bits| bf16::from_bits(bits).to_f32());
+        read_exactly(&cuda.clone().storing(StoredType::Bf16), brains.collect());
+    });
+}
+
+/// Projects values, 64 a row, by the identity.
+fn read_exactly(cuda: &Cuda, mut values: Vec<f32>) {
+    values.retain(|value| value.is_finite());
+    let width = 64;
+    let rows = values.len() / width;
+    values.truncate(rows * width);
+    let identity: Vec<f32> =
+        (0..width * width).map(|place| if place % (width + 1) == 0 { 1.0 } else { 0.0 }).collect();
+    let case = Case {
+        rows,
+        columns: width,
+        width,
+        batch: Batch::new(&vec![0; rows], &(0..rows as u32).collect::<Vec<u32>>()),
+        values: &values,
+        weight: &identity,
+        bias: &vec![0.0; width],
+        gradient: &vec![0.0; rows * width],
+    };
+    assert_eq!(case.run(cuda).0, values);
+}
+
+/// Features go to the device in several parts, each in page-locked memory that is used again.
+#[test]
+fn a_table_of_many_parts_arrives_whole() {
+    on_device(|cuda| {
+        let (rows, columns) = (9_000, 1024);
+        let values: Vec<f32> = (0..rows * columns).map(|index| (index % 8191) as f32).collect();
+        let picked: Vec<u32> = (0..rows as u32).step_by(190).collect();
+        let mut weight = vec![0.0; 4 * columns];
+        weight[columns - 1] = 1.0;
+        let case = Case {
+            rows,
+            columns,
+            width: 4,
+            batch: Batch::new(&vec![0; picked.len()], &picked),
+            values: &values,
+            weight: &weight,
+            bias: &[0.0; 4],
+            gradient: &vec![0.0; 4 * picked.len()],
+        };
+        let (found, _) = case.run(cuda);
+        for (index, &row) in picked.iter().enumerate() {
+            let expected = values[row as usize * columns + columns - 1];
+            assert_eq!(found[4 * index], expected, "row {row}");
+        }
+    });
+}

@@ -1,0 +1,128 @@
+//! `top_k.cu`: the best items of each user, in the order of SPEC §9, ties included.
+
+use std::sync::Arc;
+
+use bm3_engine::backend::{Backend, TopK, view};
+use bm3_engine::cuda::{Cuda, LONGEST_LIST};
+use bm3_engine::graph::Graph;
+
+use crate::check::{graph, numbers, on_device, upload};
+
+/// The lists by sorting every score, each the fused sum over the columns in their order.
+fn sorted(graph: &Graph, predicted: &[f32], width: usize, users: &[u32], k: usize) -> TopK {
+    let mut lists =
+        TopK { k, items: vec![TopK::NO_ITEM; users.len() * k], scores: vec![0.0; users.len() * k] };
+    for (position, &user) in users.iter().enumerate() {
+        let row = |node: usize| &predicted[node * width..(node + 1) * width];
+        let mut scores: Vec<(f32, u32)> = (0..graph.items() as u32)
+            .filter(|item| !graph.items_of(user as usize).any(|masked| masked == *item))
+            .map(|item| {
+                let products = row(user as usize).iter().zip(row(graph.users() + item as usize));
+                (products.fold(0.0f32, |sum, (a, b)| a.mul_add(*b, sum)), item)
+            })
+            .collect();
+        scores.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        for (rank, (score, item)) in scores.into_iter().take(k).enumerate() {
+            lists.items[position * k + rank] = item;
+            lists.scores[position * k + rank] = f64::from(score);
+        }
+    }
+    lists
+}
+
+fn top_k(cuda: &Cuda, graph: &Graph, predicted: &[f32], users: &[u32], k: usize) -> TopK {
+    let device_graph = cuda.upload_graph(Arc::new(graph.clone())).unwrap();
+    let nodes = upload(cuda, predicted);
+    let lists = cuda.top_k(&device_graph, view(&nodes, 0..predicted.len()), users, k).unwrap();
+    cuda.read_lists(lists).unwrap()
+}
+
+#[test]
+fn lists_have_the_order_and_the_bits_of_a_full_sort() {
+    on_device(|cuda| {
+        // One user and item; fewer items than K; a block's users and one more; many items, so that
+        // candidates are cut several times; every size of candidate room; d of whole and broken
+        // depths.
+        for (users, items, width, k) in [
+            (1, 1, 4, 1),
+            (3, 5, 12, 20),
+            (16, 130, 64, 5),
+            (17, 700, 64, 50),
+            (5, 900, 20, 128),
+            (4, 3000, 4, 129),
+            (3, 1500, 36, 500),
+            (2, 2500, 4, 1024),
+        ] {
+            for self_loops in [false, true] {
+                let graph = graph(users as u64, users, items, 3 * users, self_loops);
+                let predicted = numbers(4, (users + items) * width);
+                // In an order of their own, one twice.
+                let mut asked: Vec<u32> = (0..users as u32).rev().collect();
+                asked.push(0);
+                let found = top_k(cuda, &graph, &predicted, &asked, k);
+                let expected = sorted(&graph, &predicted, width, &asked, k);
+                assert_eq!(found, expected, "{users} users, {items} items, d = {width}, K = {k}");
+            }
+        }
+    });
+}
+
+#[test]
+fn equal_scores_go_by_the_lower_item() {
+    on_device(|cuda| {
+        let (users, items, width) = (3, 400, 4);
+        let graph = graph(3, users, items, 9, false);
+        // Scores of a few values, many times each; zeros of both signs are equal.
+        let mut predicted: Vec<f32> = numbers(4, (users + items) * width)
+            .into_iter()
+            .map(|value| (2.0 * value).round() / 2.0)
+            .collect();
+        predicted[users * width..(users + 40) * width].fill(-0.0);
+        for k in [1, 7, 50, 300] {
+            let found = top_k(cuda, &graph, &predicted, &[0, 1, 2], k);
+            let expected = sorted(&graph, &predicted, width, &[0, 1, 2], k);
+            assert_eq!(found, expected, "K = {k}");
+        }
+    });
+}
+
+#[test]
+fn scores_that_ascend_with_the_items_are_all_taken_in() {
+    on_device(|cuda| {
+        // The worst order: every item is better than all before it.
+        let (items, width) = (2000, 4);
+        let graph = graph(1, 1, items, 1, false);
+        let mut predicted = vec![1.0; (1 + items) * width];
+        for item in 0..items {
+            predicted[(1 + item) * width..(2 + item) * width].fill(item as f32);
+        }
+        let found = top_k(cuda, &graph, &predicted, &[0], 60);
+        assert_eq!(found, sorted(&graph, &predicted, width, &[0], 60));
+    });
+}
+
+#[test]
+fn a_user_who_knows_every_item_has_an_empty_list() {
+    on_device(|cuda| {
+        let pairs = bm3_engine::data::Pairs { users: vec![0; 6], items: (0..6).collect() };
+        let graph = Graph::new(&pairs, 2, 6, false);
+        let predicted = numbers(4, 8 * 4);
+        let found = top_k(cuda, &graph, &predicted, &[0, 1], 3);
+        assert_eq!(found.list(0), [0u32; 0]);
+        assert_eq!(found.list(1).len(), 3);
+        let none = top_k(cuda, &graph, &predicted, &[], 3);
+        assert!(none.items.is_empty());
+    });
+}
+
+#[test]
+fn longer_lists_than_the_kernel_keeps_are_refused() {
+    on_device(|cuda| {
+        let graph = graph(1, 2, 3, 2, false);
+        let device_graph = cuda.upload_graph(Arc::new(graph)).unwrap();
+        let nodes = upload(cuda, &numbers(1, 5 * 4));
+        let error = cuda.top_k(&device_graph, view(&nodes, 0..20), &[0], LONGEST_LIST + 1);
+        let error = error.expect_err("refused");
+        assert!(error.is_input() && error.to_string().contains("at most 1024"), "{error}");
+    });
+}
