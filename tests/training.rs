@@ -1,13 +1,14 @@
-//! Whole training runs: against a recorded trace of other software, interrupted, and on any number
-//! of threads.
+//! Whole training runs, on the CPU and through the CUDA kernels: against a recorded trace of other
+//! software, interrupted, again, and on any number of threads.
 
 mod common;
+mod emulator;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bm3_engine::backend::Dropout;
+use bm3_engine::backend::{Backend, Dropout};
 use bm3_engine::batch::Batch;
 use bm3_engine::config::{Order, Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
@@ -84,12 +85,31 @@ impl Observer for StopAfter<'_> {
     }
 }
 
-fn train(directory: &Path, config: &TrainConfig, resume: bool, stop_after: u64) -> Summary {
+/// Runs a body for each backend, named as a function that makes one.
+macro_rules! on_each_backend {
+    ($backend:ident => $body:expr) => {{
+        {
+            let $backend = Cpu::<f32>::new;
+            $body
+        }
+        if let Some(cuda) = emulator::cuda() {
+            let $backend = || cuda.clone();
+            $body
+        }
+    }};
+}
+
+fn train<B: Backend>(
+    backend: B,
+    directory: &Path,
+    config: &TrainConfig,
+    resume: bool,
+    stop_after: u64,
+) -> Summary {
     let stop = AtomicBool::new(false);
     let directory = RunDirectory::open(directory, resume).unwrap();
     let options = FitOptions { initial: None, resume, checkpoint_interval: Duration::ZERO };
     let mut observer = StopAfter { steps: stop_after, seen: 0, stop: &stop };
-    let backend = Cpu::<f32>::new();
     fit(backend, &dataset(), config, &directory, &options, &mut observer, &stop).unwrap()
 }
 
@@ -121,37 +141,69 @@ fn assert_same_run(left: &Path, right: &Path) {
 
 #[test]
 fn a_run_learns_what_was_planted() {
-    let directory = tempfile::tempdir().unwrap();
     let config = TrainConfig { epochs: 60, learning_rate_decay: 1.0, ..config() };
-    let summary = train(directory.path(), &config, false, u64::MAX);
-    let recall = summary.test.unwrap().recall_at(20).unwrap();
-    // 20 of about 32 unmasked items at random would find 0.6 of the wanted ones.
-    assert!(recall > 0.85, "Recall@20 is {recall}");
+    on_each_backend!(backend => {
+        let directory = tempfile::tempdir().unwrap();
+        let summary = train(backend(), directory.path(), &config, false, u64::MAX);
+        let recall = summary.test.unwrap().recall_at(20).unwrap();
+        // 20 of about 32 unmasked items at random would find 0.6 of the wanted ones.
+        assert!(recall > 0.85, "Recall@20 is {recall}");
+    });
 }
 
 #[test]
-fn a_run_has_the_same_bits_on_any_number_of_threads_and_again() {
-    let runs = [1, 1, 3, 8].map(|threads| {
+fn a_run_has_the_same_bits_again_and_on_any_number_of_threads() {
+    on_each_backend!(backend => {
+        let runs = [1, 1, 3, 8].map(|threads| {
+            let directory = tempfile::tempdir().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| train(backend(), directory.path(), &config(), false, u64::MAX));
+            directory
+        });
+        for run in &runs[1..] {
+            assert_same_run(runs[0].path(), run.path());
+        }
         let directory = tempfile::tempdir().unwrap();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| train(directory.path(), &config(), false, u64::MAX));
-        directory
+        let config = TrainConfig { seed: 1, ..config() };
+        train(backend(), directory.path(), &config, false, u64::MAX);
+        assert!(model_bytes(runs[0].path()) != model_bytes(directory.path()), "seeds do not matter");
     });
-    for run in &runs[1..] {
-        assert_same_run(runs[0].path(), run.path());
+}
+
+/// Both backends draw the same numbers and differ by roundings only: an epoch's losses agree to
+/// what those can grow to in its steps, whatever is trained.
+#[test]
+fn the_backends_agree() {
+    let Some(cuda) = emulator::cuda() else { return };
+    for config in [
+        config(),
+        TrainConfig { freeze_features: true, layers: 1, ..config() },
+        TrainConfig { propagation: Propagation::Gcn, self_loops: true, ..config() },
+    ] {
+        let config = TrainConfig { epochs: 2, ..config };
+        let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        train(Cpu::<f32>::new(), directories[0].path(), &config, false, u64::MAX);
+        train(cuda.clone(), directories[1].path(), &config, false, u64::MAX);
+        let [expected, found] = directories.map(|directory| untimed(directory.path()));
+        for (expected, found) in expected.iter().zip(&found) {
+            for ((term, expected), (_, found)) in expected.loss.iter().zip(&found.loss) {
+                let off = (expected - found).abs();
+                assert!(off < 1e-4, "epoch {}: {term} is off by {off:e}", 1);
+            }
+            let recall =
+                |record: &EpochRecord| record.test.as_ref().unwrap().recall_at(20).unwrap();
+            assert!((recall(expected) - recall(found)).abs() < 0.01);
+        }
     }
-    let directory = tempfile::tempdir().unwrap();
-    train(directory.path(), &TrainConfig { seed: 1, ..config() }, false, u64::MAX);
-    assert!(model_bytes(runs[0].path()) != model_bytes(directory.path()), "seeds do not matter");
 }
 
 #[test]
 fn a_run_stopped_anywhere_resumes_to_the_same_bits() {
-    for config in
+    on_each_backend!(backend => for config in
         [config(), TrainConfig { freeze_features: true, propagation: Propagation::Gcn, ..config() }]
     {
         let whole = tempfile::tempdir().unwrap();
-        let summary = train(whole.path(), &config, false, u64::MAX);
+        let summary = train(backend(), whole.path(), &config, false, u64::MAX);
         assert_eq!(summary.stopped_by, StopReason::Epochs);
         let steps_per_epoch = summary.steps / summary.epochs;
         // In the first epoch, at the end of one, and within a later one; then in small pieces.
@@ -159,21 +211,21 @@ fn a_run_stopped_anywhere_resumes_to_the_same_bits() {
             let broken = tempfile::tempdir().unwrap();
             let mut resume = false;
             for piece in pieces {
-                let summary = train(broken.path(), &config, resume, piece);
+                let summary = train(backend(), broken.path(), &config, resume, piece);
                 assert_eq!(summary.stopped_by, StopReason::Interrupted);
                 resume = true;
             }
-            train(broken.path(), &config, true, u64::MAX);
+            train(backend(), broken.path(), &config, true, u64::MAX);
             assert_same_run(whole.path(), broken.path());
         }
-    }
+    });
 }
 
 #[test]
 fn patience_ends_a_run_and_the_best_epoch_is_kept() {
     let directory = tempfile::tempdir().unwrap();
     let config = TrainConfig { epochs: 500, patience: 3, learning_rate: 0.05, ..config() };
-    let summary = train(directory.path(), &config, false, u64::MAX);
+    let summary = train(Cpu::<f32>::new(), directory.path(), &config, false, u64::MAX);
     assert_eq!(summary.stopped_by, StopReason::Patience);
     let records = untimed(directory.path());
     let recall = |record: &EpochRecord| record.valid.as_ref().unwrap().recall_at(20).unwrap();
@@ -190,7 +242,7 @@ fn patience_ends_a_run_and_the_best_epoch_is_kept() {
 #[test]
 fn a_state_of_something_else_is_refused_with_the_difference_named() {
     let directory = tempfile::tempdir().unwrap();
-    train(directory.path(), &config(), false, 3);
+    train(Cpu::<f32>::new(), directory.path(), &config(), false, 3);
     let stop = AtomicBool::new(false);
     let options = FitOptions { initial: None, resume: true, checkpoint_interval: Duration::ZERO };
     let attempt = |config: &TrainConfig, dataset: &Dataset| {
@@ -218,22 +270,45 @@ fn a_directory_serves_one_run_at_a_time() {
     drop(first);
     let error = RunDirectory::open(directory.path(), true).unwrap_err().to_string();
     assert!(error.contains("no state.safetensors here to resume"), "{error}");
-    train(directory.path(), &config(), false, 2);
+    train(Cpu::<f32>::new(), directory.path(), &config(), false, 2);
     let error = RunDirectory::open(directory.path(), false).unwrap_err().to_string();
     assert!(error.contains("--resume"), "{error}");
 }
 
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run_with_the_term_named() {
-    let directory = tempfile::tempdir().unwrap();
     let config = TrainConfig { learning_rate: 1e38, ..config() };
-    let directory = RunDirectory::open(directory.path(), false).unwrap();
     let options = FitOptions { initial: None, resume: false, checkpoint_interval: Duration::ZERO };
     let stop = AtomicBool::new(false);
-    let backend = Cpu::<f32>::new();
-    let error = fit(backend, &dataset(), &config, &directory, &options, &mut (), &stop);
-    let error = error.unwrap_err().to_string();
-    assert!(error.contains("epoch 1") && error.contains("loss term `"), "{error}");
+    on_each_backend!(backend => {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = RunDirectory::open(directory.path(), false).unwrap();
+        let error = fit(backend(), &dataset(), &config, &directory, &options, &mut (), &stop);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("epoch 1") && error.contains("loss term `"), "{error}");
+    });
+}
+
+/// Rows of trained features replayed late against a sweep over the table at each step.
+fn check_lazy<B: Backend>(
+    problem: &Problem,
+    backend: impl Fn() -> B,
+    steps: usize,
+) -> Result<(), TestCaseError> {
+    let mut lazy = problem.try_model(backend()).unwrap();
+    let mut dense = problem.try_model(backend()).unwrap();
+    for step in 0..steps {
+        let pair = problem.pairs[(problem.batch[0] + step * 7) % problem.pairs.len()];
+        let batch = || Batch::new(&[pair.0], &[pair.1]);
+        let rate = 1e-3 / (1 + step) as f64;
+        lazy.step(batch(), &Dropout::None, rate).unwrap();
+        dense.step(batch(), &Dropout::None, rate).unwrap();
+        // Reading the table brings every row up to this step, as a sweep would have done.
+        dense.feature_values().unwrap();
+    }
+    prop_assert_eq!(lazy.feature_states().unwrap(), dense.feature_states().unwrap());
+    prop_assert_eq!(lazy.dense_state().unwrap(), dense.dense_state().unwrap());
+    Ok(())
 }
 
 proptest! {
@@ -241,19 +316,7 @@ proptest! {
     /// Rows of trained features replayed late have the bits of a sweep over the table at each step.
     #[test]
     fn lazy_adam_is_dense_adam(problem in Problem::random(), steps in 2usize..12) {
-        let mut lazy = problem.model::<f32>();
-        let mut dense = problem.model::<f32>();
-        for step in 0..steps {
-            let pair = problem.pairs[(problem.batch[0] + step * 7) % problem.pairs.len()];
-            let batch = || Batch::new(&[pair.0], &[pair.1]);
-            let rate = 1e-3 / (1 + step) as f64;
-            lazy.step(batch(), &Dropout::None, rate).unwrap();
-            dense.step(batch(), &Dropout::None, rate).unwrap();
-            // Reading the table brings every row up to this step, as a sweep would have done.
-            dense.feature_values().unwrap();
-        }
-        prop_assert_eq!(lazy.feature_states().unwrap(), dense.feature_states().unwrap());
-        prop_assert_eq!(lazy.dense_state().unwrap(), dense.dense_state().unwrap());
+        on_each_backend!(backend => check_lazy(&problem, backend, steps)?);
     }
 }
 
@@ -270,6 +333,11 @@ fn the_loss_follows_a_recorded_trace() {
         eprintln!("skipped: ../shared is not here");
         return;
     };
+    let dataset = Dataset::open(&data, &DatasetOptions::default()).unwrap();
+    on_each_backend!(backend => follow(backend, &dataset, &trace));
+}
+
+fn follow<B: Backend<Real = f32>>(backend: impl Fn() -> B, dataset: &Dataset, trace: &Path) {
     let text = std::fs::read_to_string(trace.join("trace.json")).unwrap();
     let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
     let config = TrainConfig {
@@ -279,13 +347,12 @@ fn the_loss_follows_a_recorded_trace() {
         epochs: 3,
         ..TrainConfig::default()
     };
-    let dataset = Dataset::open(&data, &DatasetOptions::default()).unwrap();
     let steps = expected["steps"].as_array().unwrap();
 
     // Every step's terms, through the same pieces that the training loop is made of.
     let directory = tempfile::tempdir().unwrap();
     let file = bm3_engine::checkpoint::TensorFile::open(&trace.join("init.safetensors")).unwrap();
-    let layout = bm3_engine::train::layout(&dataset, &config);
+    let layout = bm3_engine::train::layout(dataset, &config);
     let mut parameters = vec![0.0f32; layout.len()];
     for tensor in &layout.tensors {
         let values: Vec<f32> = file.reals(&tensor.name, &tensor.shape).unwrap();
@@ -298,10 +365,9 @@ fn the_loss_follows_a_recorded_trace() {
         .iter()
         .map(|modality| bm3_engine::step::RawFeatures::Frozen(modality.features.clone()))
         .collect();
-    let graph = bm3_engine::train::graph(&dataset, &config);
-    let backend = Cpu::<f32>::new();
+    let graph = bm3_engine::train::graph(dataset, &config);
     let mut model =
-        bm3_engine::step::Model::new(backend, &config, layout, graph, &dense, features).unwrap();
+        bm3_engine::step::Model::new(backend(), &config, layout, graph, &dense, features).unwrap();
     let names: Vec<String> =
         dataset.modalities.iter().map(|modality| modality.name.clone()).collect();
     let names = bm3_engine::step::loss_names(&names);
@@ -333,8 +399,7 @@ fn the_loss_follows_a_recorded_trace() {
         checkpoint_interval: Duration::from_secs(60),
     };
     let stop = AtomicBool::new(false);
-    let backend = Cpu::<f32>::new();
-    fit(backend, &dataset, &config, &directory, &options, &mut (), &stop).unwrap();
+    fit(backend(), dataset, &config, &directory, &options, &mut (), &stop).unwrap();
     let last = run::read_records(directory.path(), 3).unwrap().pop().unwrap();
     for (name, metrics) in [("valid", last.valid.unwrap()), ("test", last.test.unwrap())] {
         let found = serde_json::to_value(metrics).unwrap();
