@@ -244,6 +244,7 @@ CUresult run_kernel(const emulator::Kernel* kernel, dim3 grid,
 
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // Settings of a test that has the driver in its own process; an empty value is the standard one.
@@ -698,3 +699,4 @@ CUresult cuGraphDestroy(Graph* graph) {
 }
 
 }  // extern "C"
+#pragma GCC visibility pop

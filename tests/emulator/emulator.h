@@ -47,8 +47,9 @@ enum class Meeting : uint32_t {
     Product,
 };
 
-// The most words that a thread brings to a meeting of its warp: the fragments of a matrix product.
-const unsigned WORDS = 6;
+// The most words that a thread brings to a meeting of its warp: the fragments of a matrix product,
+// those of a, b and d.
+const unsigned WORDS = 10;
 
 // What is asked of the emulator by the thread that runs.
 const uint3& thread_index();
@@ -211,20 +212,9 @@ inline uint32_t to_tf32(float value) {
 
 inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     uint32_t words[emulator::WORDS] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    memcpy(words + 6, d, sizeof d);
+    // The warp's product is computed once, when all of it has come: see multiply in scheduler.cpp.
     const emulator::Brought* brought = emulator::meet_warp(
         emulator::Meeting::Product, 0xffffffffu, words, emulator::WORDS);
-    unsigned row = emulator::lane() / 4;
-    unsigned column = 2 * (emulator::lane() % 4);
-    for (unsigned k = 0; k < 8; ++k) {
-        for (unsigned half = 0; half < 2; ++half) {
-            for (unsigned side = 0; side < 2; ++side) {
-                uint32_t left = brought[4 * row + k % 4][half + 2 * (k / 4)];
-                uint32_t right = brought[4 * (column + side) + k % 4][4 + k / 4];
-                // The cores read 19 bits of each operand.
-                d[2 * half + side] = fmaf(emulator::float_of(left & ~0x1fffu),
-                                          emulator::float_of(right & ~0x1fffu),
-                                          d[2 * half + side]);
-            }
-        }
-    }
+    memcpy(d, brought[emulator::lane()] + 6, sizeof d);
 }

@@ -116,12 +116,17 @@ pub fn library() -> Option<PathBuf> {
     .map(str::to_owned)
     .into();
     // A kernel's roundings are those its source says, as with nvcc's -fmad=false.
-    flags.extend(["-ffp-contract=off", "-pthread", "-DBM3_EMULATOR"].map(str::to_owned));
+    flags.extend(
+        ["-ffp-contract=off", "-pthread", "-DBM3_EMULATOR", "-fvisibility=hidden"]
+            .map(str::to_owned),
+    );
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("fma") {
+    if std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2") {
         // Else each fmaf is a call.
-        flags.push("-mfma".to_owned());
+        flags.extend(["-mfma", "-mavx2"].map(str::to_owned));
     }
+    // Thread-local variables are a register and an offset away, not a call.
+    flags.push("-ftls-model=initial-exec".to_owned());
     let extra = std::env::var("BM3_EMULATOR_FLAGS").unwrap_or_default();
     flags.extend(extra.split_whitespace().map(str::to_owned));
 
@@ -167,6 +172,8 @@ pub fn library() -> Option<PathBuf> {
              &emulator::Invoke<{name}>::entry, emulator::Invoke<{name}>::sizes());"
         );
     }
+    // In one unit with what the kernels call all the time.
+    unit.push_str("#include \"scheduler.cpp\"\n");
     let unit_file = building.path().join("kernels.cpp");
     std::fs::write(&unit_file, unit).expect("the kernels' unit");
     let output = Command::new(&compiler)
@@ -175,7 +182,7 @@ pub fn library() -> Option<PathBuf> {
         .args(["-I", sources.to_str().unwrap(), "-I", kernels.to_str().unwrap(), "-o"])
         .arg(building.path().join("libcuda.so"))
         .arg(&unit_file)
-        .args([sources.join("scheduler.cpp"), sources.join("driver.cpp")])
+        .arg(sources.join("driver.cpp"))
         .current_dir(building.path())
         .output()
         .expect("the compiler runs");

@@ -35,6 +35,10 @@ struct Thread {
 // What the lanes of a warp brought to the last meeting that each of them was part of.
 struct Exchange {
     Brought words[LANES];
+    // Meetings of the whole warp, by turns: who comes to the next one may be ahead of who has yet to
+    // read what was brought to the last.
+    Brought whole[2][LANES];
+    unsigned turn = 0;
 };
 
 struct SharedObject {
@@ -56,7 +60,9 @@ struct Machine {
     std::string failure;
 };
 
-thread_local Machine machine;
+// A plain pointer, since threads ask for it at every step: an object with a constructor would be
+// looked for each time.
+thread_local Machine* current = nullptr;
 
 struct Range {
     Thread* first;
@@ -67,7 +73,7 @@ struct Range {
 
 // The threads of the block.
 Range block_threads() {
-    return Range{machine.threads.data(), machine.threads.data() + machine.count};
+    return Range{current->threads.data(), current->threads.data() + current->count};
 }
 
 std::map<std::string, Kernel>& kernels() {
@@ -75,12 +81,12 @@ std::map<std::string, Kernel>& kernels() {
     return all;
 }
 
-void wait() { switch_fiber(machine.running->fiber, machine.scheduler, false); }
+void wait() { switch_fiber(current->running->fiber, current->scheduler, false); }
 
 void thread_main() {
-    machine.launch.kernel->entry(machine.launch.arguments);
-    machine.running->done = true;
-    switch_fiber(machine.running->fiber, machine.scheduler, true);
+    current->launch.kernel->entry(current->launch.arguments);
+    current->running->done = true;
+    switch_fiber(current->running->fiber, current->scheduler, true);
 }
 
 const char* name_of(Meeting meeting) {
@@ -106,10 +112,65 @@ bool resolve_block() {
     return any;
 }
 
+// d (16 x 8) += a (16 x 8) b (8 x 8) of the fragments that a warp brought, see common.cuh for who
+// holds what.
+void multiply(Brought* brought) {
+    float a[16][8], b[8][8], d[16][8];
+    // The cores read 19 bits of each operand.
+    auto operand = [](uint32_t word) { return float_of(word & ~0x1fffu); };
+    for (unsigned lane = 0; lane < LANES; ++lane) {
+        unsigned group = lane / 4, in_group = lane % 4;
+        for (unsigned half = 0; half < 2; ++half) {
+            a[group + 8 * half][in_group] = operand(brought[lane][half]);
+            a[group + 8 * half][in_group + 4] = operand(brought[lane][2 + half]);
+            b[in_group + 4 * half][group] = operand(brought[lane][4 + half]);
+            memcpy(&d[group + 8 * half][2 * in_group], &brought[lane][6 + 2 * half], 8);
+        }
+    }
+    for (unsigned row = 0; row < 16; ++row) {
+        for (unsigned k = 0; k < 8; ++k) {
+            for (unsigned column = 0; column < 8; ++column) {
+                d[row][column] = fmaf(a[row][k], b[k][column], d[row][column]);
+            }
+        }
+    }
+    for (unsigned lane = 0; lane < LANES; ++lane) {
+        for (unsigned half = 0; half < 2; ++half) {
+            memcpy(&brought[lane][6 + 2 * half], &d[lane / 4 + 8 * half][2 * (lane % 4)], 8);
+        }
+    }
+}
+
+const unsigned EVERYONE = 0xffffffffu;
+
+// Lets a warp go on whose lanes all wait for one and the same meeting of everyone.
+bool resolve_whole_warp(Thread* lanes, Exchange& exchange) {
+    Meeting meeting = lanes[0].waits_for;
+    if (meeting < Meeting::Warp) {
+        return false;
+    }
+    for (unsigned lane = 0; lane < LANES; ++lane) {
+        if (lanes[lane].waits_for != meeting || lanes[lane].mask != EVERYONE) {
+            return false;
+        }
+    }
+    if (meeting == Meeting::Product) {
+        multiply(exchange.whole[exchange.turn]);
+    }
+    exchange.turn = 1 - exchange.turn;
+    for (unsigned lane = 0; lane < LANES; ++lane) {
+        lanes[lane].waits_for = Meeting::None;
+    }
+    return true;
+}
+
 // Lets those lanes of a warp go on whose whole mask waits for the same.
 bool resolve_warp(unsigned warp) {
-    Thread* lanes = &machine.threads[warp * LANES];
-    unsigned present = machine.count - warp * LANES;
+    Thread* lanes = &current->threads[warp * LANES];
+    unsigned present = current->count - warp * LANES;
+    if (present >= LANES && resolve_whole_warp(lanes, current->exchanges[warp])) {
+        return true;
+    }
     bool any = false;
     for (unsigned first = 0; first < LANES && first < present; ++first) {
         Thread& thread = lanes[first];
@@ -126,7 +187,7 @@ bool resolve_warp(unsigned warp) {
                 snprintf(text, sizeof text,
                          "lane %u waits at %s for lane %u (mask %08x), which has ended", first,
                          name_of(thread.waits_for), lane, thread.mask);
-                machine.failure = text;
+                current->failure = text;
                 return true;
             }
             complete = complete && lanes[lane].waits_for == thread.waits_for
@@ -138,7 +199,7 @@ bool resolve_warp(unsigned warp) {
         unsigned mask = thread.mask;
         for (unsigned lane = 0; lane < LANES; ++lane) {
             if (mask >> lane & 1) {
-                Exchange& exchange = machine.exchanges[warp];
+                Exchange& exchange = current->exchanges[warp];
                 memcpy(exchange.words[lane], lanes[lane].words, 4 * lanes[lane].count);
                 lanes[lane].waits_for = Meeting::None;
             }
@@ -202,62 +263,73 @@ class Workers {
     unsigned count_;
 };
 
-// The order in which threads run between two meetings: ascending, descending, or mixed.
-unsigned thread_at(unsigned position, unsigned count) {
-    switch (machine.launch.order) {
+// The order in which the warps of a block, and the lanes of a warp, run between two meetings:
+// ascending, descending, or mixed.
+unsigned turn_of(unsigned position, unsigned count) {
+    switch (current->launch.order) {
         case 0:
             return position;
         case 1:
             return count - 1 - position;
         default:
-            // 7919 is a prime above the largest block, so this visits each thread once.
-            return static_cast<unsigned>((position * 7919ull + machine.launch.order) % count);
+            // 7919 is a prime above every count, so this visits each of them once.
+            return static_cast<unsigned>((position * 7919ull + current->launch.order) % count);
+    }
+}
+
+// Runs a warp until each of its threads has ended or waits for what this warp alone cannot give;
+// whether a thread is left.
+bool run_warp(unsigned warp) {
+    Thread* lanes = &current->threads[warp * LANES];
+    unsigned present = std::min(LANES, current->count - warp * LANES);
+    for (;;) {
+        bool live = false;
+        for (unsigned position = 0; position < present; ++position) {
+            Thread& thread = lanes[turn_of(position, present)];
+            if (!thread.done && thread.waits_for == Meeting::None) {
+                current->running = &thread;
+                switch_fiber(current->scheduler, thread.fiber, false);
+                if (!current->failure.empty()) {
+                    return true;
+                }
+            }
+            live = live || !thread.done;
+        }
+        if (!live || !resolve_warp(warp) || !current->failure.empty()) {
+            return live;
+        }
     }
 }
 
 void run_block() {
-    unsigned count = machine.launch.block.x * machine.launch.block.y * machine.launch.block.z;
-    machine.count = count;
-    machine.shared.clear();
-    machine.exchanges.assign((count + LANES - 1) / LANES, Exchange());
+    unsigned count = current->launch.block.x * current->launch.block.y * current->launch.block.z;
+    current->count = count;
+    current->shared.clear();
+    current->exchanges.assign((count + LANES - 1) / LANES, Exchange());
     for (unsigned number = 0; number < count; ++number) {
-        Thread& thread = machine.threads[number];
+        Thread& thread = current->threads[number];
         thread.number = number;
-        thread.index = uint3{number % machine.launch.block.x,
-                             number / machine.launch.block.x % machine.launch.block.y,
-                             number / machine.launch.block.x / machine.launch.block.y};
+        thread.index = uint3{number % current->launch.block.x,
+                             number / current->launch.block.x % current->launch.block.y,
+                             number / current->launch.block.x / current->launch.block.y};
         thread.waits_for = Meeting::None;
         thread.done = false;
         start_fiber(thread.fiber, thread_main);
     }
+    unsigned warps = (count + LANES - 1) / LANES;
     for (;;) {
         bool live = false;
-        for (unsigned position = 0; position < count; ++position) {
-            Thread& thread = machine.threads[thread_at(position, count)];
-            if (thread.done || thread.waits_for != Meeting::None) {
-                continue;
-            }
-            machine.running = &thread;
-            switch_fiber(machine.scheduler, thread.fiber, false);
-            if (!machine.failure.empty()) {
+        for (unsigned position = 0; position < warps; ++position) {
+            bool of_warp = run_warp(turn_of(position, warps));
+            live = live || of_warp;
+            if (!current->failure.empty()) {
                 return;
             }
-        }
-        for (Thread& thread : block_threads()) {
-            live = live || !thread.done;
         }
         if (!live) {
             return;
         }
-        bool progress = false;
-        for (unsigned warp = 0; warp * LANES < count; ++warp) {
-            progress = resolve_warp(warp) || progress;
-            if (!machine.failure.empty()) {
-                return;
-            }
-        }
-        progress = resolve_block() || progress;
-        if (!progress) {
+        if (!resolve_block()) {
             std::string text = "no thread can go on:";
             for (Thread& thread : block_threads()) {
                 if (!thread.done && text.size() < 400) {
@@ -265,7 +337,7 @@ void run_block() {
                             + name_of(thread.waits_for) + ";";
                 }
             }
-            machine.failure = text;
+            current->failure = text;
             return;
         }
     }
@@ -273,11 +345,11 @@ void run_block() {
 
 }  // namespace
 
-const uint3& thread_index() { return machine.running->index; }
-const uint3& block_index() { return machine.block_index; }
-const dim3& block_size() { return machine.launch.block; }
-const dim3& grid_size() { return machine.launch.grid; }
-unsigned lane() { return machine.running->number % LANES; }
+const uint3& thread_index() { return current->running->index; }
+const uint3& block_index() { return current->block_index; }
+const dim3& block_size() { return current->launch.block; }
+const dim3& grid_size() { return current->launch.grid; }
+unsigned lane() { return current->running->number % LANES; }
 
 void fail(const char* format, ...) {
     char text[400];
@@ -285,7 +357,7 @@ void fail(const char* format, ...) {
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    machine.failure = text;
+    current->failure = text;
     // Never resumed: the launch ends with the failure.
     for (;;) {
         wait();
@@ -293,27 +365,36 @@ void fail(const char* format, ...) {
 }
 
 void meet_block() {
-    machine.running->waits_for = Meeting::Block;
+    current->running->waits_for = Meeting::Block;
     wait();
 }
 
 const Brought* meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, unsigned count) {
-    Thread& thread = *machine.running;
+    Thread& thread = *current->running;
     if ((mask >> lane() & 1) == 0) {
         fail("lane %u is not in the mask %08x it passes to %s", lane(), mask, name_of(meeting));
     }
     thread.waits_for = meeting;
     thread.mask = mask;
     thread.count = count;
+    Exchange& exchange = current->exchanges[thread.number / LANES];
+    if (mask == EVERYONE) {
+        Brought* brought = exchange.whole[exchange.turn];
+        if (count > 0) {
+            memcpy(brought[thread.number % LANES], words, 4 * count);
+        }
+        wait();
+        return brought;
+    }
     if (count > 0) {
         memcpy(thread.words, words, 4 * count);
     }
     wait();
-    return machine.exchanges[thread.number / LANES].words;
+    return exchange.words;
 }
 
 void* shared_object(const void* place, size_t bytes, size_t alignment) {
-    SharedObject& object = machine.shared[place];
+    SharedObject& object = current->shared[place];
     if (!object.storage) {
         // new[] aligns to 16, which is what the widest access needs.
         if (alignment > 16) {
@@ -323,7 +404,7 @@ void* shared_object(const void* place, size_t bytes, size_t alignment) {
         object.bytes = bytes;
         memset(object.storage.get(), POISON, bytes);
         size_t all = 0;
-        for (const auto& entry : machine.shared) {
+        for (const auto& entry : current->shared) {
             all += entry.second.bytes;
         }
         if (all > 48 * 1024) {
@@ -355,24 +436,27 @@ std::string run(const Launch& launch) {
     std::string failure;
     // Blocks run in any order and side by side on a GPU.
     auto work = [&]() {
-        machine.launch = launch;
-        machine.failure.clear();
-        if (machine.threads.size() < threads) {
-            machine.threads.resize(threads);
+        if (current == nullptr) {
+            current = new Machine();
+        }
+        current->launch = launch;
+        current->failure.clear();
+        if (current->threads.size() < threads) {
+            current->threads.resize(threads);
         }
         for (size_t number = next++; number < blocks; number = next++) {
             size_t block = launch.order % 2 == 1 ? blocks - 1 - number : number;
-            machine.block_index = uint3{static_cast<unsigned>(block % launch.grid.x),
+            current->block_index = uint3{static_cast<unsigned>(block % launch.grid.x),
                                         static_cast<unsigned>(block / launch.grid.x % launch.grid.y),
                                         static_cast<unsigned>(block / launch.grid.x / launch.grid.y)};
             run_block();
-            if (!machine.failure.empty()) {
+            if (!current->failure.empty()) {
                 std::lock_guard<std::mutex> lock(mutex);
-                failure = machine.failure;
+                failure = current->failure;
                 next = blocks;
             }
         }
-        machine.shared.clear();
+        current->shared.clear();
     };
     Workers::all().run(work, blocks);
     return failure;
