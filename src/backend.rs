@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::batch::Batch;
-use crate::config::Order;
+use crate::config::{FeatureTypeChoice, Order};
 use crate::data::{FeatureMatrix, Split};
 use crate::graph::Graph;
 use crate::parameters::Layout;
@@ -199,6 +199,12 @@ pub trait Backend {
     fn upload_graph(&self, graph: Arc<Graph>) -> Result<Self::Graph>;
     /// A batch on the device.
     fn upload_batch(&self, batch: Batch) -> Result<Self::Batch>;
+    /// Has frozen features stored in the type that a run asks for from now on; `auto` leaves it to
+    /// the backend.
+    ///
+    /// # Errors
+    /// [`crate::Error::Setting`] naming `--feature-type`, for a type that the device does not store.
+    fn store_features_as(&mut self, choice: FeatureTypeChoice) -> Result<()>;
     /// The first `items` rows of `features`, as inputs.
     fn frozen_features(&self, features: Arc<FeatureMatrix>, items: usize)
     -> Result<Self::Features>;

@@ -10,6 +10,11 @@ use crate::cuda::Unusable;
 use crate::data::DataError;
 use crate::prepare::PrepareError;
 
+/// What lowers the memory that a run takes of a GPU, as a phrase that can be continued.
+pub const SAVES_DEVICE_MEMORY: &str = "keep features as inputs with --freeze-features, then in \
+                                       half the bytes with --feature-type f16, lower \
+                                       --embedding-size or --batch-size";
+
 /// Anything that can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -51,15 +56,6 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// The device asked for cannot be used.
-    #[error("device {device}: {problem}")]
-    Device {
-        /// The device as the user named it.
-        device: String,
-        /// Why not, and what to do.
-        problem: String,
-    },
-
     /// A GPU cannot be used.
     #[error("device {ordinal}: {reason}")]
     Gpu {
@@ -71,10 +67,8 @@ pub enum Error {
 
     /// A device has too little memory.
     #[error(
-        "{device}: {what} need{} {} and {} of {} are free; lower --embedding-size or \
-         --batch-size, keep features as inputs with --freeze-features, or end other programs on \
-         the device",
-        if what.ends_with('s') { "" } else { "s" },
+        "{device}: no room for {what}: {} needed, {} of {} free; {SAVES_DEVICE_MEMORY}, end other \
+         programs on the device, or compute with --device cpu",
         bytes(*needed), bytes(*free), bytes(*total)
     )]
     DeviceMemory {
@@ -138,11 +132,9 @@ impl Error {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Data(error) => error.is_input(),
-            Self::Prepare(_)
-            | Self::Setting { .. }
-            | Self::RunFile { .. }
-            | Self::Device { .. }
-            | Self::Gpu { .. } => true,
+            Self::Prepare(_) | Self::Setting { .. } | Self::RunFile { .. } | Self::Gpu { .. } => {
+                true
+            }
             Self::Io { source, .. } => is_missing(source),
             Self::DeviceMemory { .. }
             | Self::DeviceOperation { .. }

@@ -1,7 +1,7 @@
 //! What a training run will hold in memory, counted before it starts.
 
-use crate::batch::Batch;
 use crate::config::{Propagation, TrainConfig};
+use crate::cuda::{self, StoredType};
 use crate::data::Dataset;
 use crate::evaluate;
 use crate::graph::Graph;
@@ -16,68 +16,124 @@ pub struct MemoryLine {
     pub bytes: u64,
 }
 
-/// Everything a run on the CPU holds, in f32.
+/// Everything a run holds, in f32 unless said otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// What is held in memory of the process's own.
-    pub lines: Vec<MemoryLine>,
+    pub host: Vec<MemoryLine>,
+    /// What lies on the GPU; nothing for a run on the CPU.
+    pub device: Vec<MemoryLine>,
     /// Bytes of mapped feature files: page cache, which the system takes back when it needs to.
     pub mapped: u64,
 }
 
+const REAL: u64 = size_of::<f32>() as u64;
+
 impl MemoryPlan {
-    /// Counts for training on `dataset` with `config`.
-    pub fn new(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Self {
-        const REAL: u64 = size_of::<f32>() as u64;
+    /// Counts for training on `dataset` with `config` on the CPU.
+    pub fn on_cpu(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Self {
         let layout = layout(dataset, config);
         let (dense, nodes) = (layout.len() as u64, layout.nodes.len() as u64);
         let d = config.embedding_size as u64;
-        let mut lines = Vec::new();
+        let mut host = Vec::new();
         let mut add = |what: &str, bytes: u64| {
-            lines.push(MemoryLine { what: what.to_owned(), bytes });
+            host.push(MemoryLine { what: what.to_owned(), bytes });
         };
-        let splits = [&dataset.valid, &dataset.test];
-        let pairs = dataset.train.users.len() as u64 * 8
-            + splits.iter().map(|split| split.items.len() as u64 * 4).sum::<u64>();
-        add("interactions and an epoch's order", pairs + dataset.train.users.len() as u64 * 20);
+        let pairs = dataset.train.users.len() as u64;
+        add("interactions and an epoch's order", interactions(dataset) + pairs * 20);
         add("graph", graph.entries() as u64 * 4 + graph.nodes() as u64 * (8 + REAL));
         add("dense parameters, their gradients and two moments", 4 * dense * REAL);
-        let layers = match config.propagation {
-            Propagation::Light if config.layers < 2 => 0,
-            Propagation::Light => 2,
-            Propagation::Gcn => 2 + 2 * config.layers as u64,
-        };
-        add("propagated nodes and their gradient", (2 + layers) * nodes * REAL);
-        let first = 0..dataset.train.users.len().min(config.batch_size) as u32;
-        let batch = Batch::of_pairs(&dataset.train, &first.collect::<Vec<u32>>());
-        let modalities = dataset.modalities.len() as u64;
-        let most_rows = (batch.pairs().min(dataset.users)
-            + batch.pairs().min(dataset.items) * (1 + dataset.modalities.len()))
-            as u64;
+        add("propagated nodes and their gradient", (2 + layer_buffers(config)) * nodes * REAL);
+        let (users, items, _) = largest_batch(dataset, config);
+        let most_rows = (users + items * (1 + dataset.modalities.len())) as u64;
         add("a batch's rows, predictions, targets and gradients", 4 * most_rows * d * REAL);
         let widest = dataset.modalities.iter().map(|modality| modality.features.columns()).max();
         add("packed weights and gradient blocks", 2 * widest.unwrap_or(0) as u64 * d * REAL);
-        let features: u64 = dataset
-            .modalities
-            .iter()
-            .map(|modality| (dataset.items * modality.features.columns()) as u64)
-            .sum();
-        if !config.freeze_features && modalities > 0 {
+        let features = feature_values(dataset);
+        if !config.freeze_features && features > 0 {
             add("trained features and two moments", 3 * features * REAL);
             add("trained features of the best epoch", features * REAL);
         }
         add("dense parameters of the best epoch", dense * REAL);
-        let users = evaluate::users_of(&splits).len() as u64;
+        let users = evaluate::users_of(&[&dataset.valid, &dataset.test]).len() as u64;
         let longest = config.top_k.iter().copied().max().unwrap_or(0).max(STOPPING_LENGTH) as u64;
         let scored = nodes * REAL + dataset.items as u64 * d * REAL;
         add("evaluation: predicted nodes and lists", scored + users * longest * 12);
-        let mapped =
-            dataset.modalities.iter().map(|modality| modality.features.bytes() as u64).sum();
-        Self { lines, mapped }
+        Self { host, device: Vec::new(), mapped: mapped(dataset) }
     }
 
-    /// The sum of all lines.
-    pub fn total(&self) -> u64 {
-        self.lines.iter().map(|line| line.bytes).sum()
+    /// Counts for training on `dataset` with `config` on a GPU.
+    pub fn on_gpu(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Self {
+        let dense = layout(dataset, config).len() as u64;
+        let mut host = Vec::new();
+        let mut add = |what: &str, bytes: u64| {
+            host.push(MemoryLine { what: what.to_owned(), bytes });
+        };
+        let pairs = dataset.train.users.len() as u64;
+        add("interactions and an epoch's order", interactions(dataset) + pairs * 4);
+        add("graph", graph.entries() as u64 * 4 + graph.nodes() as u64 * 8);
+        // The best epoch's parameters wait here too, and are written before these are read.
+        add("dense parameters and two moments, while they are saved", 3 * dense * REAL);
+        let features = feature_values(dataset);
+        if !config.freeze_features && features > 0 {
+            let what = "trained features and two moments, while they are copied or saved";
+            let touched = dataset.modalities.len() as u64 * dataset.items as u64 * 4;
+            add(what, 3 * features * REAL + touched);
+        }
+        if config.freeze_features && features > 0 {
+            let part = |modality: &crate::data::Modality| {
+                let stored = StoredType::of_run(config, &modality.features);
+                let row_bytes = modality.features.columns() * stored.size();
+                (cuda::rows_at_a_time(row_bytes, dataset.items) * row_bytes) as u64
+            };
+            let part = dataset.modalities.iter().map(part).max().unwrap_or(0);
+            add("page-locked memory, while features are copied", 2 * part);
+        }
+        let users = evaluate::users_of(&[&dataset.valid, &dataset.test]).len() as u64;
+        let wanted = (dataset.valid.items.len() + dataset.test.items.len()) as u64;
+        add("evaluation: who is measured, and what is to be found", users * 24 + wanted * 4);
+        let device = cuda::training_memory(dataset, graph, config);
+        Self { host, device, mapped: mapped(dataset) }
     }
+
+    /// The sum of what is held in memory of the process's own.
+    pub fn host_total(&self) -> u64 {
+        self.host.iter().map(|line| line.bytes).sum()
+    }
+
+    /// The sum of what lies on the GPU.
+    pub fn device_total(&self) -> u64 {
+        self.device.iter().map(|line| line.bytes).sum()
+    }
+}
+
+/// The most distinct users, distinct items and pairs of a batch.
+pub(crate) fn largest_batch(dataset: &Dataset, config: &TrainConfig) -> (usize, usize, usize) {
+    let pairs = dataset.train.users.len().min(config.batch_size);
+    (pairs.min(dataset.users), pairs.min(dataset.items), pairs)
+}
+
+/// Buffers of N × d that the layers need beside H and its gradient.
+pub(crate) fn layer_buffers(config: &TrainConfig) -> u64 {
+    match config.propagation {
+        Propagation::Light if config.layers < 2 => 0,
+        Propagation::Light => 2,
+        Propagation::Gcn => 2 + 2 * config.layers as u64,
+    }
+}
+
+/// Bytes of the pairs of all splits.
+fn interactions(dataset: &Dataset) -> u64 {
+    let found = dataset.valid.items.len() + dataset.test.items.len();
+    dataset.train.users.len() as u64 * 8 + found as u64 * 4
+}
+
+/// The numbers of all modalities' features.
+fn feature_values(dataset: &Dataset) -> u64 {
+    let columns = dataset.modalities.iter().map(|modality| modality.features.columns() as u64);
+    dataset.items as u64 * columns.sum::<u64>()
+}
+
+fn mapped(dataset: &Dataset) -> u64 {
+    dataset.modalities.iter().map(|modality| modality.features.bytes() as u64).sum()
 }

@@ -128,7 +128,7 @@ impl<B: Backend> Model<B> {
     }
 
     fn assemble(
-        backend: B,
+        mut backend: B,
         config: &TrainConfig,
         layout: Layout,
         graph: Arc<Graph>,
@@ -136,6 +136,9 @@ impl<B: Backend> Model<B> {
         features: Vec<RawFeatures<B::Real>>,
     ) -> Result<Self> {
         let elements = layout.nodes.len();
+        if features.iter().any(|source| matches!(source, RawFeatures::Frozen(_))) {
+            backend.store_features_as(config.feature_type)?;
+        }
         let features = features
             .into_iter()
             .zip(&layout.modalities)

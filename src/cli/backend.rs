@@ -2,22 +2,57 @@
 
 use bm3_engine::config::{DeviceChoice, RunConfig};
 use bm3_engine::cpu::Cpu;
+use bm3_engine::cuda::{self, Cuda, Kernels, Unusable};
 use bm3_engine::data::{Dataset, DatasetOptions, SplitRatio};
 use bm3_engine::{Error, Result};
 
-/// The device to compute on.
+/// A device to compute on.
+pub enum Device {
+    /// The CPU.
+    Cpu(Cpu<f32>),
+    /// A GPU, opened, with the kernels on it.
+    Gpu(Cuda),
+}
+
+/// Does some work with the backend of a device: `with_backend!(device, backend => work)`. The work
+/// is compiled once for each kind of device.
+macro_rules! with_backend {
+    ($device:expr, $backend:ident => $work:expr) => {
+        match $device {
+            $crate::cli::backend::Device::Cpu($backend) => $work,
+            $crate::cli::backend::Device::Gpu($backend) => $work,
+        }
+    };
+}
+pub(super) use with_backend;
+
+/// Opens the device asked for, and never another one in its place.
+///
+/// `auto` leaves the choice: GPU 0 where it can be used, else the CPU. That there is a GPU and it
+/// cannot be used is said on standard error, if `talks`.
 ///
 /// # Errors
-/// [`Error::Device`] for a GPU, which this build cannot use: never another device in its place.
-pub fn open(device: DeviceChoice) -> Result<Cpu<f32>> {
-    match device {
-        DeviceChoice::Cpu | DeviceChoice::Auto => Ok(Cpu::new()),
-        DeviceChoice::Gpu(number) => Err(Error::Device {
-            device: number.to_string(),
-            problem: "this build of bm3-engine has no CUDA kernels; compute with --device cpu (or \
-                      auto)"
-                .to_owned(),
-        }),
+/// [`Error::Gpu`] for a GPU that is not there or cannot be used, [`Error::DeviceOperation`] for one
+/// that fails.
+pub fn open(choice: DeviceChoice, talks: bool) -> Result<Device> {
+    let gpu = |number| {
+        let kernels = Kernels::embedded();
+        let device = cuda::Device::open(number, kernels.as_ref())?;
+        Ok(Device::Gpu(Cuda::new(device)))
+    };
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu(Cpu::new())),
+        DeviceChoice::Gpu(number) => gpu(number),
+        DeviceChoice::Auto => match gpu(0) {
+            Err(Error::Gpu { reason, .. }) => {
+                let is_there = !matches!(reason, Unusable::NoDriver | Unusable::NoSuchGpu { .. });
+                if is_there && talks {
+                    eprintln!("warning: computing on the CPU, for GPU 0 cannot be used: {reason}");
+                }
+                Ok(Device::Cpu(Cpu::new()))
+            }
+            opened => opened,
+        },
     }
 }
 

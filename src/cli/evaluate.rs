@@ -1,11 +1,12 @@
 //! `bm3-engine evaluate`
 
 use bm3_engine::Error;
+use bm3_engine::backend::Backend;
 use bm3_engine::config::{ascending, validate_top_k};
-use bm3_engine::evaluate::metrics;
 use bm3_engine::records::Metrics;
 use clap::ValueEnum;
 
+use super::backend::{open, with_backend};
 use super::model::{ModelArguments, ModelRequest};
 use super::output;
 use super::table::metrics_table;
@@ -73,7 +74,8 @@ pub fn run(arguments: &EvaluateArguments) -> anyhow::Result<()> {
     let model = arguments.model.request()?;
     super::use_threads(model.config.threads)?;
     let request = EvaluateRequest { model, split: arguments.split, top_k };
-    let metrics = evaluate(&request)?;
+    let device = open(request.model.config.device, true)?;
+    let metrics = with_backend!(device, backend => evaluate(&request, backend))?;
     let split = request.split.name();
     if arguments.json {
         output::print_json(&serde_json::json!({ "split": split, "metrics": metrics }))
@@ -83,8 +85,8 @@ pub fn run(arguments: &EvaluateArguments) -> anyhow::Result<()> {
 }
 
 /// Reads the model and the data and measures.
-fn evaluate(request: &EvaluateRequest) -> anyhow::Result<Metrics> {
-    let (saved, dataset, mut model) = request.model.load()?;
+fn evaluate(request: &EvaluateRequest, backend: impl Backend) -> anyhow::Result<Metrics> {
+    let (saved, dataset, mut model) = request.model.load(backend)?;
     let (split, label) = match request.split {
         SplitName::Valid => (&dataset.valid, 1),
         SplitName::Test => (&dataset.test, 2),
@@ -100,6 +102,7 @@ fn evaluate(request: &EvaluateRequest) -> anyhow::Result<Metrics> {
     let lengths = request.top_k.as_ref().unwrap_or(&saved.record.identity.config.top_k);
     // Validated: there is one length at least.
     let longest = lengths.iter().copied().max().unwrap_or(1);
-    let lists = model.top_k(&split.users, longest)?;
-    Ok(metrics(split, &split.users, &lists, lengths))
+    // As training measures: the same bits.
+    let lists = model.lists(&split.users, longest)?;
+    Ok(model.metrics(split, &split.users, &lists, lengths)?)
 }

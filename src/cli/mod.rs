@@ -6,11 +6,13 @@
 
 mod backend;
 mod completions;
+mod devices;
 mod evaluate;
 mod inspect;
 mod interrupt;
 mod model;
 mod output;
+mod plan;
 mod prepare;
 mod progress;
 mod recommend;
@@ -69,6 +71,7 @@ enum Command {
     Prepare(Box<prepare::PrepareArguments>),
     Synth(synth::SynthArguments),
     Inspect(inspect::InspectArguments),
+    Devices(devices::DevicesArguments),
     Completions(completions::CompletionsArguments),
 }
 
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Prepare(arguments) => prepare::run(arguments),
         Command::Synth(arguments) => synth::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Devices(arguments) => devices::run(arguments),
         Command::Completions(arguments) => completions::run(arguments),
     };
     match result {

@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use bm3_engine::backend::Backend;
 use bm3_engine::config::{DeviceChoice, RunConfig, RunSettings, TrainSettings};
-use bm3_engine::cpu::Cpu;
 use bm3_engine::data::Dataset;
 use bm3_engine::run::{CONFIG, MODEL};
 use bm3_engine::saved::SavedModel;
 use bm3_engine::step::Model;
 use bm3_engine::{Error, Result};
 
-use super::backend;
+use super::backend::interactions;
 
 /// Which model, on which data, computed where.
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,7 @@ pub struct ModelArguments {
     /// The data it was trained on, if that has moved [default: where the run found it]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Where to compute: `cpu`, a GPU's number, or `auto`, a GPU where there is one
+    /// Where to compute: `cpu`, a GPU's number, or `auto`: GPU 0 if it can be used, else the CPU
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
     /// CPU threads; results do not depend on it [default: one per core]
@@ -75,19 +75,19 @@ impl ModelArguments {
 }
 
 impl ModelRequest {
-    /// The model's file, the interactions of its data set, and the model on its device.
+    /// The model's file, the interactions of its data set, and the model on a device.
     ///
     /// # Errors
-    /// What is wrong with the model or the data, or that they do not belong together.
-    pub fn load(&self) -> Result<(SavedModel, Dataset, Model<Cpu<f32>>)> {
-        let device = backend::open(self.config.device)?;
+    /// What is wrong with the model or the data, or that they do not belong together; those of the
+    /// device.
+    pub fn load<B: Backend>(&self, backend: B) -> Result<(SavedModel, Dataset, Model<B>)> {
         let saved = SavedModel::open(&self.file)?;
         let mut config = self.config.clone();
         if !self.has_run {
             config.train = saved.record.identity.config.clone();
         }
-        let dataset = backend::interactions(&config)?;
-        let model = saved.load(device, &dataset)?;
+        let dataset = interactions(&config)?;
+        let model = saved.load(backend, &dataset)?;
         if !saved.fits(&dataset) {
             eprintln!(
                 "warning: {} has other interactions than the model was trained on; its scores \

@@ -6,13 +6,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use bm3_engine::backend::TopK;
+use bm3_engine::backend::{Backend, TopK};
 use bm3_engine::config::validate_top_k;
 use bm3_engine::data::{IdMaps, NpyElement, NpyWriter};
 use bm3_engine::{Error, Result, files};
 use clap::ValueEnum;
 use serde_json::Value;
 
+use super::backend::{open, with_backend};
 use super::model::{ModelArguments, ModelRequest};
 
 /// Write the best items for each of some users
@@ -153,7 +154,8 @@ pub struct RecommendRequest {
 pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
     let request = request(arguments)?;
     super::use_threads(request.model.config.threads)?;
-    recommend(&request)
+    let device = open(request.model.config.device, true)?;
+    with_backend!(device, backend => recommend(&request, backend))
 }
 
 fn request(arguments: &RecommendArguments) -> Result<RecommendRequest> {
@@ -173,8 +175,8 @@ fn request(arguments: &RecommendArguments) -> Result<RecommendRequest> {
 const USERS_AT_A_TIME: usize = 8192;
 
 /// Reads the model and the data and writes the lists.
-fn recommend(request: &RecommendRequest) -> anyhow::Result<()> {
-    let (_, dataset, mut model) = request.model.load()?;
+fn recommend(request: &RecommendRequest, backend: impl Backend) -> anyhow::Result<()> {
+    let (_, dataset, mut model) = request.model.load(backend)?;
     let names = Names::read(request, dataset.users, dataset.items)?;
     let users = match &request.users {
         None => (0..dataset.users as u32).collect(),

@@ -5,15 +5,15 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bm3_engine::config::{ConfigFile, RunConfig, RunSettings, TrainSettings};
-use bm3_engine::memory::MemoryPlan;
 use bm3_engine::records::Observer;
 use bm3_engine::run::{CONFIG, RunDirectory, StopReason, Summary};
-use bm3_engine::train::{FitOptions, fit as fit_model, graph};
+use bm3_engine::train::{FitOptions, fit as fit_model};
 use bm3_engine::{Error, Result};
 
+use super::backend::with_backend;
 use super::interrupt::{self, Interrupted};
 use super::progress::{Face, Reporter};
-use super::{backend, output};
+use super::{backend, plan};
 
 /// Train a model and leave it, with its settings and metrics, in a directory
 ///
@@ -69,7 +69,7 @@ Examples:
 
 /// Settings that a run to be continued has made already, by their identifiers here: changing them
 /// would make it another run.
-const FIXED_BY_A_RUN: [&str; 21] = [
+const FIXED_BY_A_RUN: [&str; 22] = [
     "config",
     "features",
     "modalities",
@@ -81,6 +81,7 @@ const FIXED_BY_A_RUN: [&str; 21] = [
     "propagation",
     "self_loops",
     "freeze_features",
+    "feature_type",
     "dropout",
     "reg_weight",
     "cl_weight",
@@ -117,7 +118,7 @@ pub fn run(arguments: &TrainArguments) -> anyhow::Result<()> {
     }
     super::use_threads(request.config.threads)?;
     if request.dry_run {
-        return plan(&request);
+        return plan::print(&request.config, request.face != Face::Quiet);
     }
     let interrupted = interrupt::install()?;
     let mut reporter = Reporter::new(request.face);
@@ -188,26 +189,6 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
-/// Prints the settings of the run and what it would hold in memory, and writes nothing.
-fn plan(request: &TrainRequest) -> anyhow::Result<()> {
-    backend::open(request.config.device)?;
-    let dataset = backend::dataset(&request.config)?;
-    backend::warn(&dataset);
-    let train = &request.config.train;
-    let plan = MemoryPlan::new(&dataset, &graph(&dataset, train), train);
-    let mut text = request.config.to_toml()?;
-    text.push_str("\n# Memory:\n");
-    for line in &plan.lines {
-        text.push_str(&format!("# {:>9}  {}\n", output::bytes(line.bytes), line.what));
-    }
-    text.push_str(&format!("# {:>9}  in all\n", output::bytes(plan.total())));
-    text.push_str(&format!(
-        "# {:>9}  of mapped feature files beside it, page cache that the system may take back\n",
-        output::bytes(plan.mapped)
-    ));
-    output::print(&text)
-}
-
 /// Reads the data, opens the directory, keeps the settings in it and trains.
 fn fit(
     request: &TrainRequest,
@@ -215,7 +196,7 @@ fn fit(
     interrupted: &AtomicBool,
 ) -> anyhow::Result<Summary> {
     let config = &request.config;
-    let device = backend::open(config.device)?;
+    let device = backend::open(config.device, request.face != Face::Quiet)?;
     let dataset = backend::dataset(config)?;
     if request.face != Face::Quiet {
         backend::warn(&dataset);
@@ -231,9 +212,11 @@ fn fit(
         resume: request.resume,
         checkpoint_interval: Duration::from_secs(config.checkpoint_seconds),
     };
-    let result =
-        fit_model(device, &dataset, &config.train, &directory, &options, observer, interrupted);
-    if result.as_ref().is_err_and(Error::is_input) {
+    let result = with_backend!(device, backend => fit_model(
+        backend, &dataset, &config.train, &directory, &options, observer, interrupted,
+    ));
+    let in_vain = |error: &Error| error.is_input() || matches!(error, Error::DeviceMemory { .. });
+    if result.as_ref().is_err_and(in_vain) {
         directory.discard_unused();
     }
     Ok(result?)
@@ -300,6 +283,7 @@ mod tests {
             "--propagation=gcn",
             "--self-loops",
             "--freeze-features=true",
+            "--feature-type=bf16",
             "--learning-rate=1e-2",
             "--learning-rate-decay=0.9",
             "--batch-size=16",

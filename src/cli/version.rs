@@ -2,6 +2,8 @@
 
 use std::sync::LazyLock;
 
+use bm3_engine::cuda::Kernels;
+
 /// The version, how the program was built, and what this machine's CPU can do.
 pub fn long() -> &'static str {
     static TEXT: LazyLock<String> = LazyLock::new(|| {
@@ -12,17 +14,26 @@ pub fn long() -> &'static str {
              target:   {}\n\
              profile:  {}\n\
              compiler: {}\n\
-             kernels:  none (CPU-only build)\n\
+             kernels:  {}\n\
              CPU:      {}",
             env!("CARGO_PKG_VERSION"),
             env!("BM3_GIT_COMMIT"),
             env!("BM3_TARGET"),
             env!("BM3_PROFILE"),
             env!("BM3_RUSTC"),
+            kernels(),
             if extensions.is_empty() { "no extensions known".into() } else { extensions.join(" ") },
         )
     });
     &TEXT
+}
+
+/// Which CUDA kernels the program holds.
+pub fn kernels() -> String {
+    match Kernels::embedded() {
+        Some(kernels) => kernels.to_string(),
+        None => "none: built without nvcc, for the CPU alone".to_owned(),
+    }
 }
 
 /// Instruction set extensions that matter for this program's loops, as far as this CPU has them.

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 /// Where to compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU that can be used, else the CPU.
+    /// GPU 0 where it can be used, else the CPU.
     #[default]
     Auto,
     /// The CPU.

@@ -107,7 +107,7 @@ impl ConfigFile {
     ) -> Result<()> {
         let mut config = TrainConfig::default();
         self.train.apply(&mut config);
-        match config.validate() {
+        match config.validate_ranges() {
             Err(Error::Setting { name, problem }) => {
                 let key = name.trim_start_matches('-').replace('-', "_");
                 match seen.iter().find(|(canonical, _)| *canonical == key) {

@@ -1,7 +1,9 @@
 //! Tests of [`super`]: own files in both languages, MMRec's files, and every way to be wrong.
 
 use super::*;
-use crate::config::{DeviceChoice, ModalityChoice, Order, Propagation, SplitRatio};
+use crate::config::{
+    DeviceChoice, FeatureTypeChoice, ModalityChoice, Order, Propagation, SplitRatio,
+};
 
 /// Reads files of these names and texts as one.
 fn read_all(files: &[(&str, &str)]) -> Result<ConfigFile> {
@@ -40,6 +42,7 @@ fn every_own_key_is_read_from_both_languages_and_in_both_cases() {
         reg_weight = 0
         cl-weight = 1.5
         freeze_features = true
+        feature-type = "bf16"
         learning-rate = 1e-4
         learning_rate_decay = 0.96
         batch-size = 512
@@ -69,6 +72,7 @@ dropout: 0.3
 reg-weight: 0
 cl_weight: 1.5
 freeze-features: True
+feature_type: bf16
 learning_rate: 1e-4
 learning-rate-decay: .96
 batch_size: 512
@@ -104,6 +108,7 @@ features:
         reg_weight: 0.0,
         cl_weight: 1.5,
         freeze_features: true,
+        feature_type: FeatureTypeChoice::Bf16,
         learning_rate: 1e-4,
         learning_rate_decay: 0.96,
         batch_size: 512,
@@ -121,6 +126,20 @@ features:
     assert_eq!((run.device, run.threads), (Some(DeviceChoice::Gpu(1)), Some(2)));
     assert_eq!(run.checkpoint_seconds, Some(5));
     assert_eq!(run.features.len(), 2);
+}
+
+/// What does not go together in one file may in two, or with a flag: only the whole is checked.
+#[test]
+fn files_complete_each_other() {
+    let narrow = ("narrow.toml", "feature_type = 'f16'");
+    let frozen = ("frozen.toml", "freeze_features = true");
+    let config = read_all(&[narrow, frozen]).unwrap();
+    let mut train = TrainConfig::default();
+    config.train.apply(&mut train);
+    train.validate().unwrap();
+    let mut train = TrainConfig::default();
+    read_all(&[narrow]).unwrap().train.apply(&mut train);
+    assert!(train.validate().unwrap_err().to_string().contains("--freeze-features"));
 }
 
 #[test]
@@ -305,6 +324,7 @@ fn values_out_of_range_or_of_another_kind_name_the_line() {
         ("a.toml", "'self-loops' = 1", "line 1: self-loops: 1 found, true or false expected"),
         ("a.yaml", "propagation: heavy", "line 1: propagation: \"heavy\" found, `light` or `gcn`"),
         ("a.yaml", "order: up", "line 1: order: \"up\" found, `random` or `file` expected"),
+        ("a.toml", "feature_type = 'f64'", "line 1: feature_type: \"f64\" found, `auto` or `f32`"),
         ("a.toml", "split = [0.8, 0.2]", "line 1: split: 2 shares found, three expected"),
         ("a.toml", "device = 'gpu'", "line 1: device: `gpu` found, `cpu`, `auto` or"),
         ("a.toml", "modalities = ['a', 'a']", "line 1: modalities: `a` is there twice"),

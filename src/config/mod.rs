@@ -13,6 +13,8 @@ mod run;
 mod settings;
 mod value;
 
+use std::fmt;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +50,32 @@ pub enum Order {
     File,
 }
 
+/// The type in which frozen features lie on a GPU. Numbers that lose digits in it change results.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum FeatureTypeChoice {
+    /// f16 where the file has f16, else f32.
+    #[default]
+    Auto,
+    /// Single precision, whatever the file has.
+    F32,
+    /// Half precision: half the bytes of f32, 11 bits of precision, up to 65504.
+    F16,
+    /// Brain floating point: half the bytes of f32, 8 bits of precision, f32's range.
+    Bf16,
+}
+
+impl fmt::Display for FeatureTypeChoice {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
 /// The settings that decide the bits of a trained model, and when training stops.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -68,6 +96,9 @@ pub struct TrainConfig {
     pub cl_weight: f64,
     /// Keeps raw features as inputs instead of training them.
     pub freeze_features: bool,
+    /// The type in which frozen features lie on a GPU. On the CPU they are read from their files,
+    /// and trained features are f32: both take `auto` and `f32` alone.
+    pub feature_type: FeatureTypeChoice,
     /// Adam's learning rate in the first epoch.
     pub learning_rate: f64,
     /// γ: the learning rate is multiplied by γ^(epoch/50), epochs from 0.
@@ -97,6 +128,7 @@ impl Default for TrainConfig {
             reg_weight: 0.1,
             cl_weight: 2.0,
             freeze_features: false,
+            feature_type: FeatureTypeChoice::Auto,
             learning_rate: 1e-3,
             learning_rate_decay: 1.0,
             batch_size: 2048,
@@ -110,11 +142,23 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// Checks every setting's range.
+    /// Checks every setting's range, and that the settings go together.
     ///
     /// # Errors
     /// [`Error::Setting`] with the flag's name, the value found and what is expected.
     pub fn validate(&self) -> Result<()> {
+        self.validate_ranges()?;
+        expect(
+            "--feature-type",
+            self.feature_type,
+            self.freeze_features
+                || matches!(self.feature_type, FeatureTypeChoice::Auto | FeatureTypeChoice::F32),
+            "auto or f32 for features that are trained (--freeze-features keeps them as inputs)",
+        )
+    }
+
+    /// Checks each setting for itself: what one of several files says may be completed by another.
+    pub(super) fn validate_ranges(&self) -> Result<()> {
         let d = self.embedding_size;
         expect(
             "--embedding-size",
@@ -228,13 +272,18 @@ mod tests {
         assert_eq!(problem(|config| config.reg_weight = 0.0), None);
         assert_eq!(problem(|config| config.batch_size = 1 << 24), None);
         assert_eq!(problem(|config| config.patience = 0), None);
+        assert_eq!(problem(|config| config.feature_type = FeatureTypeChoice::F32), None);
+        let frozen = |config: &mut TrainConfig| {
+            (config.freeze_features, config.feature_type) = (true, FeatureTypeChoice::Bf16);
+        };
+        assert_eq!(problem(frozen), None);
         assert_eq!(problem(|config| config.top_k = vec![1, 1024]), None);
     }
 
     #[test]
     fn every_value_out_of_range_names_its_flag_what_was_found_and_what_is_expected() {
         type Change = fn(&mut TrainConfig);
-        let cases: [(Change, &str); 22] = [
+        let cases: [(Change, &str); 23] = [
             (|c| c.embedding_size = 0, "--embedding-size: 0 found, a multiple of 4 from 4 to 512"),
             (|c| c.embedding_size = 66, "--embedding-size: 66 found"),
             (|c| c.embedding_size = 516, "--embedding-size: 516 found"),
@@ -256,6 +305,11 @@ mod tests {
             (|c| c.batch_size = (1 << 24) + 1, "--batch-size: 16777217 found"),
             (|c| c.epochs = 0, "--epochs: 0 found, 1 to 9223372036854775807 expected"),
             (|c| c.seed = u64::MAX, "--seed: 18446744073709551615 found"),
+            (
+                |c| c.feature_type = FeatureTypeChoice::F16,
+                "--feature-type: f16 found, auto or f32 for features that are trained \
+                 (--freeze-features keeps them as inputs) expected",
+            ),
             (|c| c.top_k = vec![], "--top-k: an empty list found"),
             (|c| c.top_k = vec![0], "--top-k: 0 found, 1 to 1024 expected"),
             (|c| c.top_k = vec![1025], "--top-k: 1025 found"),

@@ -134,7 +134,7 @@ fn as_table<S: Serializer>(features: &[FeatureSource], serializer: S) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Order, Propagation};
+    use crate::config::{FeatureTypeChoice, Order, Propagation};
 
     fn round_trip(config: &RunConfig) -> RunConfig {
         let directory = tempfile::tempdir().unwrap();
@@ -172,6 +172,7 @@ mod tests {
                 reg_weight: 5e-324,
                 cl_weight: 1.0 / 3.0,
                 freeze_features: true,
+                feature_type: FeatureTypeChoice::Bf16,
                 learning_rate: 1e-3,
                 learning_rate_decay: 0.96,
                 batch_size: 1,

@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 
 use super::{
-    DeviceChoice, FeatureSource, ModalityChoice, Order, Propagation, SplitRatio, TrainConfig,
+    DeviceChoice, FeatureSource, FeatureTypeChoice, ModalityChoice, Order, Propagation, SplitRatio,
+    TrainConfig,
 };
 
 /// Those settings of a [`TrainConfig`] that were given.
@@ -29,6 +30,10 @@ pub struct TrainSettings {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", help_heading = "Model")]
     pub freeze_features: Option<bool>,
+    /// Type in which frozen features lie on a GPU; on the CPU they stay in their files
+    /// [default: auto]
+    #[arg(long, value_name = "TYPE", value_enum, help_heading = "Model")]
+    pub feature_type: Option<FeatureTypeChoice>,
     /// Probability that an element of a bootstrap target is dropped: 0 ≤ P < 1 [default: 0.5]
     #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Model")]
     pub dropout: Option<f64>,
@@ -81,6 +86,7 @@ impl TrainSettings {
         set(&mut config.reg_weight, &self.reg_weight);
         set(&mut config.cl_weight, &self.cl_weight);
         set(&mut config.freeze_features, &self.freeze_features);
+        set(&mut config.feature_type, &self.feature_type);
         set(&mut config.learning_rate, &self.learning_rate);
         set(&mut config.learning_rate_decay, &self.learning_rate_decay);
         set(&mut config.batch_size, &self.batch_size);
@@ -100,6 +106,7 @@ impl TrainSettings {
             propagation: self.propagation.or(other.propagation),
             self_loops: self.self_loops.or(other.self_loops),
             freeze_features: self.freeze_features.or(other.freeze_features),
+            feature_type: self.feature_type.or(other.feature_type),
             dropout: self.dropout.or(other.dropout),
             reg_weight: self.reg_weight.or(other.reg_weight),
             cl_weight: self.cl_weight.or(other.cl_weight),
@@ -138,7 +145,8 @@ pub struct RunSettings {
     #[arg(long, value_name = "SHARES", allow_hyphen_values = true, help_heading = "Data")]
     pub split: Option<SplitRatio>,
 
-    /// Where to compute: `cpu`, a GPU's number, or `auto`, a GPU where there is one [default: auto]
+    /// Where to compute: `cpu`, a GPU's number, or `auto`: GPU 0 if it can be used, else the CPU
+    /// [default: auto]
     #[arg(long, value_name = "DEVICE", allow_hyphen_values = true, help_heading = "Run")]
     pub device: Option<DeviceChoice>,
     /// CPU threads; results do not depend on it [default: one per core]

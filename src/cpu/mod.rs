@@ -22,19 +22,19 @@ pub use projection::CpuFeatures;
 pub use simd::{InstructionSet, instruction_set};
 pub use spmm::CpuGraph;
 
-use crate::Result;
 use crate::backend::{
     AdamStep, Backend, Dropout, FeatureState, LossShape, SavedFeatures, SpmmFactors, TopK, View,
     ViewMut,
 };
 use crate::batch::{self, Batch};
-use crate::config::Order;
+use crate::config::{FeatureTypeChoice, Order};
 use crate::data::{FeatureMatrix, Split};
 use crate::evaluate;
 use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::real::Real;
 use crate::records::Metrics;
+use crate::{Error, Result};
 
 /// The CPU, computing in T.
 #[derive(Debug, Clone, Copy, Default)]
@@ -96,6 +96,19 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn upload_batch(&self, batch: Batch) -> Result<Batch> {
         Ok(batch)
+    }
+
+    fn store_features_as(&mut self, choice: FeatureTypeChoice) -> Result<()> {
+        match choice {
+            FeatureTypeChoice::Auto | FeatureTypeChoice::F32 => Ok(()),
+            FeatureTypeChoice::F16 | FeatureTypeChoice::Bf16 => Err(Error::setting(
+                "--feature-type",
+                format!(
+                    "{choice} found, auto or f32 expected on the CPU, which reads features as \
+                     their files have them (`bm3-engine prepare --feature-type f16` writes f16)"
+                ),
+            )),
+        }
     }
 
     fn frozen_features(

@@ -56,7 +56,7 @@ impl Scratch<'_> {
 }
 
 /// The parts of a scratch begin at multiples of this many bytes.
-const PART_ALIGNMENT: u64 = 256;
+pub(super) const PART_ALIGNMENT: u64 = 256;
 
 impl Device {
     /// Opens GPU `ordinal` (from 0) and loads `kernels` onto it.

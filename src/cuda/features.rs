@@ -1,7 +1,9 @@
 //! Raw features on a device: the projection, its gradient, and Adam by rows (`project.cu`,
 //! `project_backward.cu`, `adam_rows.cu`).
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -12,9 +14,10 @@ use super::device::Device;
 use super::launch::{Address, Launch, launch};
 use super::memory::Memory;
 use super::rows::CudaBatch;
-use crate::Result;
 use crate::backend::{AdamStep, FeatureState};
+use crate::config::{FeatureTypeChoice, TrainConfig};
 use crate::data::{FeatureMatrix, FeatureType};
+use crate::{Error, Result};
 
 /// The type in which frozen features lie on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +30,16 @@ pub enum StoredType {
     Bf16,
 }
 
+impl fmt::Display for StoredType {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
 impl StoredType {
     /// The type that holds features of a file's type: f16 as they are, wider ones in f32.
     pub fn of(file: FeatureType) -> Self {
@@ -34,6 +47,21 @@ impl StoredType {
             FeatureType::F16 => Self::F16,
             FeatureType::F32 | FeatureType::F64 => Self::F32,
         }
+    }
+
+    /// The type that a setting names; `None` where it goes by the file, as [`StoredType::of`].
+    pub fn chosen(choice: FeatureTypeChoice) -> Option<Self> {
+        match choice {
+            FeatureTypeChoice::Auto => None,
+            FeatureTypeChoice::F32 => Some(Self::F32),
+            FeatureTypeChoice::F16 => Some(Self::F16),
+            FeatureTypeChoice::Bf16 => Some(Self::Bf16),
+        }
+    }
+
+    /// The type in which a run stores frozen features.
+    pub(crate) fn of_run(config: &TrainConfig, features: &FeatureMatrix) -> Self {
+        Self::chosen(config.feature_type).unwrap_or(Self::of(features.dtype()))
     }
 
     /// Bytes of an element.
@@ -47,6 +75,11 @@ impl StoredType {
 
 /// Bytes of rows that are converted and copied at a time.
 const COPY_BYTES: usize = 16 << 20;
+
+/// How many rows of a table are converted and copied at a time.
+pub(crate) fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
+    (COPY_BYTES / row_bytes).clamp(1, rows.max(1))
+}
 
 /// Adam's constants as `adam_rows.cu` reads them: step size and root factor.
 type DeviceStep = [f32; 2];
@@ -82,7 +115,7 @@ impl CudaFeatures {
     /// Copies the first `rows` rows of a table, converted a part at a time.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::Setting`] for a number that is infinite in the stored type; those of the device.
     pub fn frozen(
         device: &Arc<Device>,
         matrix: &FeatureMatrix,
@@ -92,17 +125,24 @@ impl CudaFeatures {
         let (columns, what) = (matrix.columns(), "frozen features");
         let row_bytes = columns * stored.size();
         let mut values = Memory::<u8>::new(device, rows * row_bytes, what)?;
-        let part = (COPY_BYTES / row_bytes).clamp(1, rows.max(1));
+        let part = rows_at_a_time(row_bytes, rows);
+        let first_beyond = AtomicUsize::new(rows);
         device.upload_parts(&mut values, part * row_bytes, what, |range, bytes| {
             let start = range.start / row_bytes;
             bytes.par_chunks_exact_mut(row_bytes).enumerate().for_each_init(
                 || vec![0.0f32; columns],
                 |row, (index, bytes)| {
                     matrix.copy_row(start + index, 0..columns, row);
-                    store_row(stored, row, bytes);
+                    if !store_row(stored, row, bytes) {
+                        first_beyond.fetch_min(start + index, Ordering::Relaxed);
+                    }
                 },
             );
         })?;
+        let first_beyond = first_beyond.into_inner();
+        if first_beyond < rows {
+            return Err(beyond(stored, matrix, first_beyond));
+        }
         Ok(Self { values, stored, rows, columns, trained: None })
     }
 
@@ -164,21 +204,46 @@ impl CudaFeatures {
     }
 }
 
-/// Writes a row in the stored type, in this machine's byte order, which is the device's too.
-fn store_row(stored: StoredType, row: &[f32], bytes: &mut [u8]) {
+/// Writes a row of finite numbers in the stored type, in this machine's byte order, which is the
+/// device's too; false where one of them is infinite there.
+fn store_row(stored: StoredType, row: &[f32], bytes: &mut [u8]) -> bool {
     match stored {
-        StoredType::F32 => bytes.copy_from_slice(bytemuck::cast_slice(row)),
+        StoredType::F32 => {
+            bytes.copy_from_slice(bytemuck::cast_slice(row));
+            true
+        }
         StoredType::F16 => {
             let mut halves = vec![f16::ZERO; row.len()];
             halves.convert_from_f32_slice(row);
             bytes.copy_from_slice(bytemuck::cast_slice(&halves));
+            halves.iter().all(|half| half.is_finite())
         }
         StoredType::Bf16 => {
             let mut halves = vec![bf16::ZERO; row.len()];
             halves.convert_from_f32_slice(row);
             bytes.copy_from_slice(bytemuck::cast_slice(&halves));
+            halves.iter().all(|half| half.is_finite())
         }
     }
+}
+
+/// The error of a row with a number that the stored type cannot hold.
+fn beyond(stored: StoredType, matrix: &FeatureMatrix, row: usize) -> Error {
+    let mut values = vec![0.0f32; matrix.columns()];
+    matrix.copy_row(row, 0..matrix.columns(), &mut values);
+    let infinite = |value: f32| match stored {
+        StoredType::F32 => false,
+        StoredType::F16 => f16::from_f32(value).is_infinite(),
+        StoredType::Bf16 => bf16::from_f32(value).is_infinite(),
+    };
+    let column = values.iter().position(|&value| infinite(value)).unwrap_or_default();
+    let place = matrix.path().map_or("features".into(), |path| path.display().to_string());
+    let problem = format!(
+        "{stored} cannot hold row {row}, column {column} of {place}, which is {}; give a type of \
+         wider range, f32 or bf16",
+        values[column]
+    );
+    Error::setting("--feature-type", problem)
 }
 
 /// z (n × d) `=` E\[items\] Wᵀ + b.

@@ -104,11 +104,30 @@ impl Kernels {
         })
     }
 
+    /// The capabilities for which there is machine code, in words: `8.0, 9.0`.
+    pub fn capabilities(&self) -> String {
+        let names: Vec<String> = self.machine_code.iter().map(Capability::to_string).collect();
+        names.join(", ")
+    }
+
     /// Whether a GPU can run them: by machine code of the same major capability and no newer minor
     /// one, or by PTX.
     pub fn serve(&self, gpu: Capability) -> bool {
         let runs = |code: &Capability| code.0 / 10 == gpu.0 / 10 && code.0 <= gpu.0;
         self.machine_code.iter().any(runs) || self.ptx <= gpu
+    }
+}
+
+/// How they were compiled, on one line.
+impl fmt::Display for Kernels {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "compiled by CUDA {} for {}, and as PTX for what is newer than {}",
+            self.toolkit,
+            self.capabilities(),
+            self.ptx
+        )
     }
 }
 
@@ -129,6 +148,10 @@ mod tests {
         {
             assert_eq!(kernels.serve(Capability(capability)), serves, "{capability}");
         }
+        assert_eq!(
+            kernels.to_string(),
+            "compiled by CUDA 13.0 for 8.0, 9.0, 10.0, and as PTX for what is newer than 10.0"
+        );
         // Code for 9.0 is none for a hypothetical 8.0 that has no code of its own.
         let hopper = Kernels { machine_code: vec![Capability(90)], ptx: Capability(90), ..kernels };
         assert!(!hopper.serve(Capability(86)));

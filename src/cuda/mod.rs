@@ -13,6 +13,7 @@ mod kernels;
 mod launch;
 mod loss;
 mod memory;
+mod plan;
 mod random;
 mod ranking;
 mod rows;
@@ -23,10 +24,12 @@ use std::sync::Arc;
 
 pub use device::Device;
 pub use driver::{Gpu, Unusable, can_run, gpus};
+pub(crate) use features::rows_at_a_time;
 pub use features::{CudaFeatures, StoredType};
 pub use kernels::{Capability, CudaVersion, Kernels, NAMES as KERNEL_NAMES};
 use launch::Address;
 pub use memory::Memory;
+pub(crate) use plan::training as training_memory;
 pub use ranking::{CudaLists, LONGEST_LIST};
 pub use rows::CudaBatch;
 pub use spmm::CudaGraph;
@@ -37,7 +40,7 @@ use crate::backend::{
     ViewMut,
 };
 use crate::batch::{self, Batch};
-use crate::config::Order;
+use crate::config::{FeatureTypeChoice, Order};
 use crate::data::{FeatureMatrix, Split};
 use crate::graph::Graph;
 use crate::parameters::Layout;
@@ -126,6 +129,11 @@ impl Backend for Cuda {
 
     fn upload_batch(&self, batch: Batch) -> Result<CudaBatch> {
         CudaBatch::new(&self.device, &batch)
+    }
+
+    fn store_features_as(&mut self, choice: FeatureTypeChoice) -> Result<()> {
+        self.stored = StoredType::chosen(choice).or(self.stored);
+        Ok(())
     }
 
     fn frozen_features(&self, features: Arc<FeatureMatrix>, items: usize) -> Result<CudaFeatures> {

@@ -52,6 +52,12 @@ pub(super) fn initial_values(
     Ok(values)
 }
 
+/// Bytes that [`epoch_order`] takes while it sorts.
+pub(super) fn order_bytes(pairs: usize) -> u64 {
+    let counts = DIGITS as u64 * u64::from(blocks(pairs as u64, BLOCK_KEYS));
+    2 * (8 + 4) * pairs as u64 + 4 * counts
+}
+
 /// The pairs in the order of epoch `epoch`: the outcome of [`crate::batch::epoch_order`].
 pub(super) fn epoch_order(
     device: &Arc<Device>,

@@ -127,6 +127,12 @@ pub(super) fn add_scaled(
     )
 }
 
+/// The blocks that sum the squares of the users' elements, and of all.
+pub(super) fn norm_blocks(user_elements: u64, elements: u64) -> (u32, u32) {
+    let user_blocks = blocks(user_elements, NORM_CHUNK);
+    (user_blocks, user_blocks + blocks(elements - user_elements, NORM_CHUNK))
+}
+
 /// gradient `=` factor · H/‖H‖ of each half; loss `+=` loss_factor · (‖H_u‖ + ‖H_i‖).
 pub(super) fn norm_backward(
     device: &Arc<Device>,
@@ -136,8 +142,7 @@ pub(super) fn norm_backward(
     loss: Address,
 ) -> Result<()> {
     let (user_elements, elements) = (user_elements as u64, elements as u64);
-    let user_blocks = blocks(user_elements, NORM_CHUNK);
-    let all_blocks = user_blocks + blocks(elements - user_elements, NORM_CHUNK);
+    let (user_blocks, all_blocks) = norm_blocks(user_elements, elements);
     let scratch = device.scratch([8 * all_blocks as usize, 8], "sums of squares")?;
     let (sums, scales) = (scratch.part(0), scratch.part(1));
     launch!(

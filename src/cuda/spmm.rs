@@ -73,6 +73,14 @@ fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
     (segments, long_rows, slots)
 }
 
+/// The bytes of a graph on a device, and the segments of its rows that have several.
+pub(super) fn sizes(graph: &Graph) -> (u64, usize) {
+    let (segments, long_rows, slots) = cut(graph.offsets());
+    let offsets_and_scales = 4 * (2 * graph.nodes() + 1);
+    let cuts = size_of_val(&segments[..]) + size_of_val(&long_rows[..]);
+    ((offsets_and_scales + 4 * graph.entries() + cuts) as u64, slots)
+}
+
 impl CudaGraph {
     /// Copies a graph to a device.
     ///

@@ -1,0 +1,203 @@
+//! `bm3-engine devices`
+
+use std::fmt::Write;
+
+use bm3_engine::cpu::instruction_set;
+use bm3_engine::cuda::{self, Gpu, Kernels, Unusable};
+use serde_json::{Value, json};
+
+use super::{output, version};
+
+/// List what can be computed on: the CPU and every GPU, and whether this build can use it
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct DevicesArguments {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  bm3-engine devices
+  bm3-engine devices --json
+
+The first column is what --device takes. Each GPU is opened to see whether it works and how much of
+its memory is free. What cannot be used is no failure: the exit code is 0.";
+
+/// A GPU, tried.
+struct Tried {
+    gpu: Gpu,
+    /// Bytes of its memory that are free, or why it cannot be used.
+    outcome: Result<u64, String>,
+}
+
+pub fn run(arguments: &DevicesArguments) -> anyhow::Result<()> {
+    let kernels = Kernels::embedded();
+    let found = cuda::gpus();
+    let tried = found.map(|gpus| {
+        let one = |gpu: Gpu| Tried { outcome: attempt(&gpu, kernels.as_ref()), gpu };
+        gpus.into_iter().map(one).collect::<Vec<_>>()
+    });
+    if arguments.json {
+        output::print_json(&object(kernels.as_ref(), &tried))
+    } else {
+        output::print(&table(&tried))
+    }
+}
+
+/// Opens a GPU and asks for its free memory.
+fn attempt(gpu: &Gpu, kernels: Option<&Kernels>) -> Result<u64, String> {
+    cuda::can_run(gpu, kernels).map_err(|reason| reason.to_string())?;
+    let free = cuda::Device::open(gpu.ordinal, kernels).and_then(|device| device.memory());
+    free.map(|(free, _)| free).map_err(|error| error.to_string())
+}
+
+/// What to say where there is no GPU at all.
+fn absence(tried: &Result<Vec<Tried>, Unusable>) -> Option<String> {
+    match tried {
+        Err(reason) => Some(reason.to_string()),
+        Ok(gpus) if gpus.is_empty() => Some("the NVIDIA driver shows no GPU".to_owned()),
+        Ok(_) => None,
+    }
+}
+
+fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
+const HEADINGS: [&str; 7] =
+    ["device", "name", "memory", "free", "capability", "multiprocessors", "driver"];
+
+/// A row for each device, then what there is to say: why a GPU is missing or cannot be used, and
+/// which kernels the build has.
+fn table(tried: &Result<Vec<Tried>, Unusable>) -> String {
+    let plural = if threads() == 1 { "" } else { "s" };
+    let cpu = format!("CPU, {} thread{plural}, {}", threads(), instruction_set().name());
+    let mut rows = vec![HEADINGS.map(str::to_owned)];
+    rows.push(["cpu", &cpu, "", "", "", "", ""].map(str::to_owned));
+    let mut remarks = String::new();
+    for Tried { gpu, outcome } in tried.iter().flatten() {
+        rows.push([
+            gpu.ordinal.to_string(),
+            gpu.name.clone(),
+            output::bytes(gpu.memory),
+            outcome.as_ref().map_or_else(|_| "unusable".to_owned(), |&free| output::bytes(free)),
+            gpu.capability.to_string(),
+            gpu.multiprocessors.to_string(),
+            format!("CUDA {}", gpu.driver),
+        ]);
+        if let Err(problem) = outcome {
+            let _ = writeln!(remarks, "GPU {} cannot be used: {problem}", gpu.ordinal);
+        }
+    }
+    if let Some(absence) = absence(tried) {
+        let _ = writeln!(remarks, "no GPU: {absence}");
+    }
+    let _ = writeln!(remarks, "kernels: {}", version::kernels());
+    format!("{}\n{remarks}", aligned(&rows))
+}
+
+/// Columns as wide as their widest cell, without spaces at the ends of lines.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let width = width(column).unwrap_or(0);
+            format!("{cell:width$}")
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// The same for programs; bytes are counted, what is missing is null.
+fn object(kernels: Option<&Kernels>, tried: &Result<Vec<Tried>, Unusable>) -> Value {
+    let gpus: Vec<Value> = tried
+        .iter()
+        .flatten()
+        .map(|Tried { gpu, outcome }| {
+            json!({
+                "device": gpu.ordinal,
+                "name": gpu.name,
+                "memory": gpu.memory,
+                "free": outcome.as_ref().ok(),
+                "capability": gpu.capability.to_string(),
+                "multiprocessors": gpu.multiprocessors,
+                "driver": gpu.driver.to_string(),
+                "usable": outcome.is_ok(),
+                "problem": outcome.as_ref().err(),
+            })
+        })
+        .collect();
+    let kernels = kernels.map(|kernels| {
+        json!({
+            "toolkit": kernels.toolkit.to_string(),
+            "capabilities":
+                kernels.machine_code.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "ptx": kernels.ptx.to_string(),
+        })
+    });
+    json!({
+        "cpu": { "threads": threads(), "instruction_set": instruction_set().name() },
+        "gpus": gpus,
+        "problem": absence(tried),
+        "kernels": kernels,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use bm3_engine::cuda::{Capability, CudaVersion};
+
+    use super::*;
+
+    fn tried(outcomes: &[Result<u64, String>]) -> Result<Vec<Tried>, Unusable> {
+        let gpu = |ordinal| Gpu {
+            ordinal,
+            name: "GPU of a test".to_owned(),
+            capability: Capability(90),
+            memory: 80_000_000_000,
+            multiprocessors: 132,
+            driver: CudaVersion { major: 13, minor: 0 },
+        };
+        let one = |(ordinal, outcome): (usize, &Result<u64, String>)| Tried {
+            gpu: gpu(ordinal),
+            outcome: outcome.clone(),
+        };
+        Ok(outcomes.iter().enumerate().map(one).collect())
+    }
+
+    #[test]
+    fn a_row_for_each_device_and_a_line_for_each_problem() {
+        let text = table(&tried(&[Ok(79_000_000_000), Err("it is too old".to_owned())]));
+        let lines: Vec<&str> = text.lines().collect();
+        let starts = |line: &str| line.chars().take_while(|c| *c != ' ').collect::<String>();
+        assert_eq!(
+            lines[..4].iter().map(|l| starts(l)).collect::<Vec<_>>(),
+            ["device", "cpu", "0", "1"]
+        );
+        for heading in ["memory", "free", "capability", "multiprocessors", "driver"] {
+            // Left-aligned: a cell begins where its heading does.
+            let place = lines[0].find(heading).unwrap();
+            assert!(lines[2].is_char_boundary(place) && lines[2].as_bytes()[place - 1] == b' ');
+            assert_ne!(lines[2].as_bytes()[place], b' ', "{text}");
+        }
+        assert!(lines[2].ends_with("80.0 GB  79.0 GB   9.0         132              CUDA 13.0"));
+        assert!(lines[3].contains("80.0 GB  unusable"), "{text}");
+        assert_eq!(lines[5], "GPU 1 cannot be used: it is too old");
+        assert!(lines[6].starts_with("kernels: "));
+        assert!(lines.iter().all(|line| *line == line.trim_end()), "{text}");
+    }
+
+    #[test]
+    fn without_a_gpu_the_reason_is_said() {
+        assert!(table(&Err(Unusable::NoDriver)).contains("\nno GPU: there is no NVIDIA driver"));
+        assert!(table(&tried(&[])).contains("\nno GPU: the NVIDIA driver shows no GPU\n"));
+        let object = object(None, &Err(Unusable::NoDriver));
+        assert!(object["problem"].as_str().unwrap().contains("no NVIDIA driver"));
+        assert_eq!((&object["gpus"], &object["kernels"]), (&json!([]), &Value::Null));
+    }
+}

@@ -1,0 +1,84 @@
+//! `bm3-engine train --dry-run`: what would be done, and the memory it would take.
+
+use std::fmt::Write;
+
+use bm3_engine::backend::Backend;
+use bm3_engine::config::RunConfig;
+use bm3_engine::error::SAVES_DEVICE_MEMORY;
+use bm3_engine::memory::{MemoryLine, MemoryPlan};
+use bm3_engine::train::graph;
+
+use super::backend::{self, Device, with_backend};
+use super::output;
+
+/// Prints the settings of a run and what it would hold in memory, as TOML with comments, and writes
+/// nothing.
+pub fn print(config: &RunConfig, talks: bool) -> anyhow::Result<()> {
+    let mut device = backend::open(config.device, talks)?;
+    if config.train.freeze_features {
+        let choice = config.train.feature_type;
+        with_backend!(&mut device, backend => backend.store_features_as(choice))?;
+    }
+    let dataset = backend::dataset(config)?;
+    if talks {
+        backend::warn(&dataset);
+    }
+    let graph = graph(&dataset, &config.train);
+    let mut text = config.to_toml()?;
+    let plan = match &device {
+        Device::Cpu(_) => MemoryPlan::on_cpu(&dataset, &graph, &config.train),
+        Device::Gpu(backend) => {
+            let plan = MemoryPlan::on_gpu(&dataset, &graph, &config.train);
+            let (free, total) = backend.device().memory()?;
+            push(&mut text, &format!("Memory of {}", backend.describe()), &plan.device);
+            text.push_str(&verdict(plan.device_total(), free, total));
+            plan
+        }
+    };
+    let title = if plan.device.is_empty() { "Memory" } else { "Memory of the host" };
+    push(&mut text, title, &plan.host);
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        text,
+        "# {:>9}  of mapped feature files beside it, page cache that the system may take back",
+        output::bytes(plan.mapped)
+    );
+    output::print(&text)
+}
+
+/// A title, a line for each thing, and their sum.
+fn push(text: &mut String, title: &str, lines: &[MemoryLine]) {
+    let _ = writeln!(text, "\n# {title}:");
+    for MemoryLine { what, bytes } in lines {
+        let _ = writeln!(text, "# {:>9}  {what}", output::bytes(*bytes));
+    }
+    let total = lines.iter().map(|line| line.bytes).sum();
+    let _ = writeln!(text, "# {:>9}  in all", output::bytes(total));
+}
+
+/// Whether what is needed fits into what is free.
+fn verdict(needed: u64, free: u64, total: u64) -> String {
+    let room = format!(
+        "# {:>9}  free now, of {} that the GPU has",
+        output::bytes(free),
+        output::bytes(total)
+    );
+    if needed <= free {
+        format!("{room}: it fits\n")
+    } else {
+        format!("{room}: IT DOES NOT FIT; {SAVES_DEVICE_MEMORY}\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_says_so_and_what_to_do() {
+        assert_eq!(verdict(5, 5, 10), "#       5 B  free now, of 10 B that the GPU has: it fits\n");
+        let text = verdict(6, 5, 10);
+        assert!(text.contains("IT DOES NOT FIT; keep features as inputs with --freeze-features"));
+        assert!(text.starts_with("# ") && text.matches('\n').count() == 1);
+    }
+}
