@@ -1,18 +1,21 @@
 // One Adam step of all dense parameters (SPEC section 5), over n elements (a multiple of 4).
 //
+// The constants are those of the batch's step in `schedule`, which has the constants of every step.
 // Outputs: parameters, first and second moments, updated in place. Ownership: one thread, four
 // elements. Bytes: 28 n (p, m, v read and written, g read). Flops: about 14 n. Bound: memory.
 #include "adam.cuh"
+#include "batch.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) adam(
-    float step_size, float root_factor, const float* __restrict__ gradients,
+    const Batch* __restrict__ batch, const AdamStep* __restrict__ schedule,
+    const float* __restrict__ gradients,
     float* __restrict__ parameters, float* __restrict__ firsts, float* __restrict__ seconds,
     u64 elements) {
     u64 index = 4 * (static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x);
     if (index >= elements) {
         return;
     }
-    AdamStep step{step_size, root_factor};
+    AdamStep step = schedule[batch->step - 1];
     float4 gradient = load4(gradients + index);
     float4 parameter = load4(parameters + index);
     float4 first = load4(firsts + index);

@@ -6,8 +6,9 @@
 // (touched[i] is the step up to which row i is current, 0: never moved), and adam_rows the step
 // with gradient dE = dz W.
 //
-// Shapes: E, m, v rows x D_m; items n, distinct (null: all rows, n of them); dz n x d; W d x D_m;
-// steps: the constants of every step so far.
+// Shapes: E, m, v rows x D_m; the batch's n items; dz n x d; W d x D_m; schedule: the constants of
+// every step. Without a batch adam_replay brings all rows up to step `last`, with one its rows up to
+// the step before the batch's.
 // Outputs: E, m, v, touched of those rows, in place.
 // Ownership: adam_replay, one block a row; adam_rows, a block a tile of 64 rows x 64 columns, whose
 // gradient never leaves its registers (tile.cuh).
@@ -17,41 +18,50 @@
 #include "tile.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) adam_replay(
-    const u32* __restrict__ items, const AdamStep* __restrict__ steps, u32 step_count,
-    u32 columns, float* __restrict__ values, float* __restrict__ firsts,
-    float* __restrict__ seconds, u32* __restrict__ touched) {
-    u32 row = items == nullptr ? blockIdx.x : items[blockIdx.x];
+    const Batch* __restrict__ batch, const AdamStep* __restrict__ schedule, u32 last, u32 columns,
+    float* __restrict__ values, float* __restrict__ firsts, float* __restrict__ seconds,
+    u32* __restrict__ touched) {
+    if (batch != nullptr && blockIdx.x >= batch->item_count) {
+        return;
+    }
+    u32 row = batch == nullptr ? blockIdx.x : batch->items[blockIdx.x];
+    last = batch == nullptr ? last : batch->step - 1;
     u32 current = touched[row];
     // Every thread has read the row's step before one of them moves it on.
     __syncthreads();
-    if (current == 0 || current >= step_count) {
+    if (current == 0 || current >= last) {
         return;
     }
     for (u32 column = threadIdx.x; column < columns; column += blockDim.x) {
         u64 place = static_cast<u64>(row) * columns + column;
         float value = values[place], first = firsts[place], second = seconds[place];
-        for (u32 step = current; step < step_count; ++step) {
-            adam_update(steps[step], 0.0f, value, first, second);
+        for (u32 step = current; step < last; ++step) {
+            adam_update(schedule[step], 0.0f, value, first, second);
         }
         values[place] = value;
         firsts[place] = first;
         seconds[place] = second;
     }
     if (threadIdx.x == 0) {
-        touched[row] = step_count;
+        touched[row] = last;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(128) adam_rows(
-    const float* __restrict__ z_gradient, u32 width, const float* __restrict__ weight,
-    const u32* __restrict__ items, u32 item_count, u32 columns, float step_size, float root_factor,
-    u32 step, float* __restrict__ values, float* __restrict__ firsts, float* __restrict__ seconds,
+    const Batch* __restrict__ batch, const AdamStep* __restrict__ schedule,
+    const float* __restrict__ z_gradient, u32 width, const float* __restrict__ weight, u32 columns,
+    float* __restrict__ values, float* __restrict__ firsts, float* __restrict__ seconds,
     u32* __restrict__ touched) {
     SHARED(tile::Shared, shared);
-    tile::Operand<tile::F32, true> a(z_gradient, nullptr, item_count, width);
+    if (blockIdx.y * tile::LINES >= batch->item_count) {
+        return;
+    }
+    tile::Operand<tile::F32, true> a(z_gradient, nullptr, batch->item_count, width);
     tile::Operand<tile::F32, false> b(weight, nullptr, columns, columns);
-    AdamStep constants{step_size, root_factor};
-    tile::multiply(a, b, 0, width, shared, [=](u32 row, u32 column, float gradient) {
+    u32 step = batch->step;
+    AdamStep constants = schedule[step - 1];
+    const u32* items = batch->items;
+    tile::multiply(a, b, tile::Depth{0, width}, shared, [=](u32 row, u32 column, float gradient) {
         u64 place = static_cast<u64>(items[row]) * columns + column;
         adam_update(constants, gradient, values[place], firsts[place], seconds[place]);
         if (column == 0) {

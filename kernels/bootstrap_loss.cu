@@ -9,8 +9,9 @@
 // other way round, in the order of the pairs; a modality row's are its item's row of H_i (align)
 // and itself (mask), counted once for each pair of the item.
 //
-// Shapes: x and predicted R x d, R = n_u + n_i (1 + M): users, items, the items in each modality.
-// Outputs: predicted `=` its gradient; cosines (R x 2) `=`; loss_terms: losses `+=`.
+// Shapes: x and predicted R x d, in blocks: users, items, the items in each modality (batch.cuh).
+// Outputs: predicted `=` its gradient, zero in rows that the batch does not fill; cosines (R x 2)
+// `=` in those that it fills; loss_terms: losses `+=`.
 // Ownership: a group of lanes owns an online row and keeps it, S and the target at hand in
 // registers; a target's mask is drawn again by whoever reads it (Philox of seed, step, tensor, row,
 // column / 4), so neither mask nor dropped row nor cosine matrix exists in memory.
@@ -18,6 +19,7 @@
 // Bytes: R d (4 + 4 + 4) and 4 d for each pair and side, from L2. Flops: about 6 d a pair and side,
 // 12 d a row, a quarter of a Philox (10 rounds) a target element. Bound: integer arithmetic of the
 // draws where there is dropout, else L2.
+#include "batch.cuh"
 #include "philox.cuh"
 
 namespace loss_detail {
@@ -29,7 +31,6 @@ static const u32 LOSS_THREADS = 256;
 struct Mask {
     u32 mode;  // 0: all; 1: as drawn; 2: as given.
     u64 seed;
-    u32 step;
     u32 threshold;    // A word below it drops its element.
     float scale;      // 1 / (1 - p)
     const u8* given;  // Kept elements of H_u, H_i and each Z_m, one byte each.
@@ -37,8 +38,8 @@ struct Mask {
     u32 items;
 
     // Columns column .. column + 3 of a row of tensor 0 (H_u), 1 (H_i), 2 + m (Z_m).
-    __device__ __forceinline__ float4 apply(float4 value, u32 tensor, u32 row, u32 column,
-                                            u32 width) const {
+    __device__ __forceinline__ float4 apply(float4 value, u32 step, u32 tensor, u32 row,
+                                            u32 column, u32 width) const {
         if (mode == 0) {
             return value;
         }
@@ -69,6 +70,16 @@ struct Row {
         }
     }
 
+    __device__ __forceinline__ void store(float* start, const Group& group, u32 width) const {
+#pragma unroll
+        for (u32 i = 0; i < QUADS; ++i) {
+            u32 column = 4 * (group.lane + i * group.lanes);
+            if (column < width) {
+                store4(start + column, quads[i]);
+            }
+        }
+    }
+
     __device__ __forceinline__ float dot(const Row& other, const Group& group) const {
         float sum = 0.0f;
 #pragma unroll
@@ -88,15 +99,16 @@ struct Row {
 
 // The unit row of a target after dropout, zeros where everything was dropped.
 template <u32 QUADS>
-__device__ __forceinline__ Row<QUADS> unit_target(const float* start, const Mask& mask, u32 tensor,
-                                                  u32 row, const Group& group, u32 width) {
+__device__ __forceinline__ Row<QUADS> unit_target(const float* start, const Mask& mask, u32 step,
+                                                  u32 tensor, u32 row, const Group& group,
+                                                  u32 width) {
     Row<QUADS> target;
     target.load(start, group, width);
 #pragma unroll
     for (u32 i = 0; i < QUADS; ++i) {
         u32 column = 4 * (group.lane + i * group.lanes);
         if (column < width) {
-            target.quads[i] = mask.apply(target.quads[i], tensor, row, column, width);
+            target.quads[i] = mask.apply(target.quads[i], step, tensor, row, column, width);
         }
     }
     float norm = sqrtf(target.dot(target, group));
@@ -108,28 +120,21 @@ __device__ __forceinline__ Row<QUADS> unit_target(const float* start, const Mask
     return target;
 }
 
-struct Batch {
-    const u32* users;
-    u32 user_count;
-    const u32* items;
-    u32 item_count;
-    const u32* user_offsets;
-    const u32* items_of_users;
-    const u32* item_offsets;
-    const u32* users_of_items;
-};
-
 template <u32 QUADS>
-__device__ __forceinline__ void bootstrap_loss(const Batch& batch, u32 rows, u32 width,
-                                               const Group& group, float pair_factor,
-                                               float cl_factor, const Mask& mask, const float* x,
-                                               float* predicted, double* cosines) {
+__device__ __forceinline__ void bootstrap_loss(const Batch& batch, Rooms rooms, u32 rows,
+                                               u32 width, const Group& group, float cl_weight,
+                                               const Mask& mask, const float* x, float* predicted,
+                                               double* cosines) {
     u32 index = group.index();
     if (index >= rows) {
         return;
     }
-    const u32 users = batch.user_count, items = batch.item_count;
     float* place = predicted + static_cast<u64>(index) * width;
+    if (!rooms.filled(batch, index)) {
+        Row<QUADS> zeros = {};
+        zeros.store(place, group, width);
+        return;
+    }
     Row<QUADS> online;
     online.load(place, group, width);
     float square = online.dot(online, group);
@@ -137,40 +142,38 @@ __device__ __forceinline__ void bootstrap_loss(const Batch& batch, u32 rows, u32
     float clamped = norm < COSINE_EPSILON ? COSINE_EPSILON : norm;
 
     Row<QUADS> sum = {};
-    float factor = pair_factor;
+    float factor = -1.0f / static_cast<float>(batch.pairs);
     double first = 0.0, second = 0.0;
-    if (index < users + items) {
-        bool is_user = index < users;
-        u32 position = is_user ? index : index - users;
+    u32 block = rooms.block(index), position = rooms.position(index);
+    if (block < 2) {
+        bool is_user = block == 0;
         const u32* offsets = is_user ? batch.user_offsets : batch.item_offsets;
         const u32* paired = is_user ? batch.items_of_users : batch.users_of_items;
         const u32* ids = is_user ? batch.items : batch.users;
         u32 tensor = is_user ? 1 : 0;
-        const float* targets = is_user ? x + static_cast<u64>(users) * width : x;
+        const float* targets = is_user ? x + static_cast<u64>(rooms.users) * width : x;
         u32 stop = offsets[position + 1];
         for (u32 k = offsets[position]; k < stop; ++k) {
             u32 other = paired[k];
             sum.add(1.0f, unit_target<QUADS>(targets + static_cast<u64>(other) * width, mask,
-                                             tensor, ids[other], group, width));
+                                             batch.step, tensor, ids[other], group, width));
         }
         first = static_cast<double>(online.dot(sum, group) / clamped);
     } else {
-        u32 block = (index - users) / items;
-        u32 position = (index - users) % items;
         u32 row = batch.items[position];
         float count =
             static_cast<float>(batch.item_offsets[position + 1] - batch.item_offsets[position]);
-        const float* item = x + static_cast<u64>(users + position) * width;
-        Row<QUADS> target = unit_target<QUADS>(item, mask, 1, row, group, width);
+        const float* item = x + static_cast<u64>(rooms.users + position) * width;
+        Row<QUADS> target = unit_target<QUADS>(item, mask, batch.step, 1, row, group, width);
         first = static_cast<double>(count)
                 * static_cast<double>(online.dot(target, group) / clamped);
         sum.add(count, target);
         const float* own = x + static_cast<u64>(index) * width;
-        target = unit_target<QUADS>(own, mask, 1 + block, row, group, width);
+        target = unit_target<QUADS>(own, mask, batch.step, block, row, group, width);
         second = static_cast<double>(count)
                  * static_cast<double>(online.dot(target, group) / clamped);
         sum.add(count, target);
-        factor = cl_factor;
+        factor *= cl_weight;
     }
 
     if (norm < COSINE_EPSILON) {
@@ -181,13 +184,9 @@ __device__ __forceinline__ void bootstrap_loss(const Batch& batch, u32 rows, u32
         sum.add(-(online.dot(sum, group) * inverse * inverse), online);
         factor *= inverse;
     }
-#pragma unroll
-    for (u32 i = 0; i < QUADS; ++i) {
-        u32 column = 4 * (group.lane + i * group.lanes);
-        if (column < width) {
-            store4(place + column, scale4(factor, sum.quads[i]));
-        }
-    }
+    Row<QUADS> gradient = {};
+    gradient.add(factor, sum);
+    gradient.store(place, group, width);
     if (group.lane == 0) {
         cosines[2 * static_cast<u64>(index)] = first;
         cosines[2 * static_cast<u64>(index) + 1] = second;
@@ -196,21 +195,15 @@ __device__ __forceinline__ void bootstrap_loss(const Batch& batch, u32 rows, u32
 
 }  // namespace loss_detail
 
-#define BOOTSTRAP_LOSS(QUADS)                                                                    \
-    extern "C" __global__ void __launch_bounds__(256) bootstrap_loss_##QUADS(                    \
-        const u32* __restrict__ batch_users, u32 user_count, const u32* __restrict__ batch_items, \
-        u32 item_count, const u32* __restrict__ user_offsets,                                    \
-        const u32* __restrict__ items_of_users, const u32* __restrict__ item_offsets,            \
-        const u32* __restrict__ users_of_items, u32 rows, u32 width, u32 lanes,                  \
-        float pair_factor, float cl_factor, u32 mode, u64 seed, u32 step, u32 threshold,         \
-        float scale, const u8* __restrict__ given, u32 users, u32 items,                         \
-        const float* __restrict__ x, float* __restrict__ predicted,                              \
-        double* __restrict__ cosines) {                                                          \
-        loss_detail::Batch batch{batch_users,  user_count,     batch_items,  item_count,         \
-                                 user_offsets, items_of_users, item_offsets, users_of_items};    \
-        loss_detail::Mask mask{mode, seed, step, threshold, scale, given, users, items};         \
-        loss_detail::bootstrap_loss<QUADS>(batch, rows, width, Group(lanes), pair_factor,        \
-                                           cl_factor, mask, x, predicted, cosines);              \
+#define BOOTSTRAP_LOSS(QUADS)                                                                     \
+    extern "C" __global__ void __launch_bounds__(256) bootstrap_loss_##QUADS(                     \
+        const Batch* __restrict__ batch, u32 user_room, u32 item_room, u32 rows, u32 width,       \
+        u32 lanes, float cl_weight, u32 mode, u64 seed, u32 threshold, float scale,               \
+        const u8* __restrict__ given, u32 users, u32 items, const float* __restrict__ x,          \
+        float* __restrict__ predicted, double* __restrict__ cosines) {                            \
+        loss_detail::Mask mask{mode, seed, threshold, scale, given, users, items};                \
+        loss_detail::bootstrap_loss<QUADS>(*batch, Rooms{user_room, item_room}, rows, width,      \
+                                           Group(lanes), cl_weight, mask, x, predicted, cosines); \
     }
 
 // Up to 128, 256 and 512 columns.
@@ -221,13 +214,13 @@ BOOTSTRAP_LOSS(4)
 // losses[term] += 1 - (sum of the term's cosines) / |B|; one block a term: ui, iu, then align and
 // mask of each modality.
 extern "C" __global__ void __launch_bounds__(256) loss_terms(
-    const double* __restrict__ cosines, u32 users, u32 items, double pairs,
-    double* __restrict__ losses) {
+    const Batch* __restrict__ batch, u32 user_room, u32 item_room,
+    const double* __restrict__ cosines, double* __restrict__ losses) {
     SHARED(double[loss_detail::LOSS_THREADS], scratch);
     u32 term = blockIdx.x;
-    u32 modality = term < 2 ? 0 : (term - 2) / 2;
-    u32 start = term == 0 ? 0 : term == 1 ? users : users + (1 + modality) * items;
-    u32 count = term == 0 ? users : items;
+    u32 block = term < 2 ? term : 2 + (term - 2) / 2;
+    u32 start = block == 0 ? 0 : user_room + (block - 1) * item_room;
+    u32 count = block == 0 ? batch->user_count : batch->item_count;
     u32 side = term < 2 ? 0 : term % 2;
     double sum = 0.0;
     for (u32 row = threadIdx.x; row < count; row += loss_detail::LOSS_THREADS) {
@@ -235,6 +228,6 @@ extern "C" __global__ void __launch_bounds__(256) loss_terms(
     }
     sum = block_sum<loss_detail::LOSS_THREADS>(sum, scratch);
     if (threadIdx.x == 0) {
-        losses[term] += 1.0 - sum / pairs;
+        losses[term] += 1.0 - sum / batch->pairs;
     }
 }

@@ -5,6 +5,8 @@
 //   multiply_plain        c (n x m) = x (n x k) w (k x m)               dx = da W_p; a layer's x W
 //   multiply_gradient     c (m x k) = y^T (y: n x m) x (n x k)          dW_p = da^T x; dW = x^T dt
 //
+// The n rows are all that there are, or, with a batch, those that it fills in its rooms: y is zero
+// in the others, and x a number.
 // Outputs: c `=`; of multiply_gradient with more than one slice of the n rows, slice s of `out`
 // (m x k each) `=`, and sum_slices adds them in order.
 // Ownership: a block, a tile of 64 x 64 elements of c (tile.cuh).
@@ -12,29 +14,53 @@
 // Bound: memory for m = k = 64.
 #include "tile.cuh"
 
+namespace multiply_detail {
+
+// Whether the batch, if there is one, fills no row of this block's tile: it fills the beginnings of
+// rooms, which are multiples of a tile.
+__device__ __forceinline__ bool is_unfilled(const Batch* batch, Rooms rooms) {
+    return batch != nullptr && !rooms.filled(*batch, blockIdx.y * tile::LINES);
+}
+
+}  // namespace multiply_detail
+
 extern "C" __global__ void __launch_bounds__(128) multiply_transposed(
-    const float* __restrict__ x, u32 rows, u32 depth, const float* __restrict__ weight, u32 width,
+    const Batch* __restrict__ batch, u32 user_room, u32 item_room, const float* __restrict__ x,
+    u32 rows, u32 depth, const float* __restrict__ weight, u32 width,
     const float* __restrict__ bias, float* __restrict__ out) {
     SHARED(tile::Shared, shared);
+    if (multiply_detail::is_unfilled(batch, Rooms{user_room, item_room})) {
+        return;
+    }
     tile::Operand<tile::F32, true> a(x, nullptr, rows, depth);
     tile::Operand<tile::F32, true> b(weight, nullptr, width, depth);
-    tile::multiply_slice(a, b, depth, depth, bias, out, shared);
+    tile::multiply_slice(a, b, tile::Depth{0, depth}, bias, out, rows, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(128) multiply_plain(
-    const float* __restrict__ x, u32 rows, u32 depth, const float* __restrict__ weight, u32 width,
-    float* __restrict__ out) {
+    const Batch* __restrict__ batch, u32 user_room, u32 item_room, const float* __restrict__ x,
+    u32 rows, u32 depth, const float* __restrict__ weight, u32 width, float* __restrict__ out) {
     SHARED(tile::Shared, shared);
+    if (multiply_detail::is_unfilled(batch, Rooms{user_room, item_room})) {
+        return;
+    }
     tile::Operand<tile::F32, true> a(x, nullptr, rows, depth);
     tile::Operand<tile::F32, false> b(weight, nullptr, width, width);
-    tile::multiply_slice(a, b, depth, depth, nullptr, out, shared);
+    tile::multiply_slice(a, b, tile::Depth{0, depth}, nullptr, out, rows, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(128) multiply_gradient(
-    const float* __restrict__ y, u32 width, const float* __restrict__ x, u32 depth, u32 rows,
-    u32 slice_depth, float* __restrict__ out) {
+    const Batch* __restrict__ batch, u32 user_room, u32 item_room, const float* __restrict__ y,
+    u32 width, const float* __restrict__ x, u32 depth, u32 rows, u32 slice_depth,
+    float* __restrict__ out) {
     SHARED(tile::Shared, shared);
     tile::Operand<tile::F32, false> a(y, nullptr, width, width);
     tile::Operand<tile::F32, false> b(x, nullptr, depth, depth);
-    tile::multiply_slice(a, b, rows, slice_depth, nullptr, out, shared);
+    tile::Depth all = tile::slice_of(rows, slice_depth);
+    if (batch == nullptr) {
+        tile::multiply_slice(a, b, all, nullptr, out, width, shared);
+    } else {
+        tile::FilledDepth filled{*batch, Rooms{user_room, item_room}, all.start, all.end};
+        tile::multiply_slice(a, b, filled, nullptr, out, width, shared);
+    }
 }

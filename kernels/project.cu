@@ -1,8 +1,10 @@
 // The projection of the batch's items (SPEC section 2, (1)): z = E[items] W^T + b.
 //
-// Shapes: E rows x D_m in f32, f16 or bf16, items n, W d x D_m, b d, z n x d.
-// Outputs: with one slice z `=`; with more, slice s of `out` (n x d each) `=` the products of
-// columns [s, s + 1) * slice_depth, which sum_slices adds in order, with the bias.
+// Shapes: E rows x D_m in f32, f16 or bf16, the batch's n items in room for `rows`, W d x D_m, b d,
+// z rows x d.
+// Outputs: with one slice z `=`, its first n rows; with more, those of slice s of `out` (rows x d
+// each) `=` the products of columns [s, s + 1) * slice_depth, which sum_slices adds in order, with
+// the bias.
 // Ownership: a block, a tile of 64 items x 64 columns of z (tile.cuh).
 // Bytes: n D_m sizeof E once for each 64 columns of z, d D_m 4 from L2. Flops: 2 n D_m d, times 3
 // in TF32 for f32 features, 2 for f16 and bf16. Bound: memory, for d = 64.
@@ -13,38 +15,41 @@
 namespace project_detail {
 
 template <class Format>
-__device__ __forceinline__ void project(const typename Format::Stored* features, const u32* items,
-                                        u32 item_count, u32 columns, const float* weight,
-                                        u32 width, const float* bias, u32 slice_depth,
-                                        float* out) {
+__device__ __forceinline__ void project(const Batch& batch, u32 rows,
+                                        const typename Format::Stored* features, u32 columns,
+                                        const float* weight, u32 width, const float* bias,
+                                        u32 slice_depth, float* out) {
     SHARED(tile::Shared, shared);
-    tile::Operand<Format, true> a(features, items, item_count, columns);
+    if (blockIdx.y * tile::LINES >= batch.item_count) {
+        return;
+    }
+    tile::Operand<Format, true> a(features, batch.items, batch.item_count, columns);
     tile::Operand<tile::F32, true> b(weight, nullptr, width, columns);
-    tile::multiply_slice(a, b, columns, slice_depth, bias, out, shared);
+    tile::multiply_slice(a, b, tile::slice_of(columns, slice_depth), bias, out, rows, shared);
 }
 
 }  // namespace project_detail
 
 extern "C" __global__ void __launch_bounds__(128) project_f32(
-    const float* __restrict__ features, const u32* __restrict__ items, u32 item_count, u32 columns,
+    const Batch* __restrict__ batch, u32 rows, const float* __restrict__ features, u32 columns,
     const float* __restrict__ weight, u32 width, const float* __restrict__ bias, u32 slice_depth,
     float* __restrict__ out) {
-    project_detail::project<tile::F32>(features, items, item_count, columns, weight, width, bias,
+    project_detail::project<tile::F32>(*batch, rows, features, columns, weight, width, bias,
                                        slice_depth, out);
 }
 
 extern "C" __global__ void __launch_bounds__(128) project_f16(
-    const u16* __restrict__ features, const u32* __restrict__ items, u32 item_count, u32 columns,
+    const Batch* __restrict__ batch, u32 rows, const u16* __restrict__ features, u32 columns,
     const float* __restrict__ weight, u32 width, const float* __restrict__ bias, u32 slice_depth,
     float* __restrict__ out) {
-    project_detail::project<tile::F16>(features, items, item_count, columns, weight, width, bias,
+    project_detail::project<tile::F16>(*batch, rows, features, columns, weight, width, bias,
                                        slice_depth, out);
 }
 
 extern "C" __global__ void __launch_bounds__(128) project_bf16(
-    const u16* __restrict__ features, const u32* __restrict__ items, u32 item_count, u32 columns,
+    const Batch* __restrict__ batch, u32 rows, const u16* __restrict__ features, u32 columns,
     const float* __restrict__ weight, u32 width, const float* __restrict__ bias, u32 slice_depth,
     float* __restrict__ out) {
-    project_detail::project<tile::Bf16>(features, items, item_count, columns, weight, width, bias,
-                                        slice_depth, out);
+    project_detail::project<tile::Bf16>(*batch, rows, features, columns, weight, width, bias,
+                                       slice_depth, out);
 }

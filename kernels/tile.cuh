@@ -11,7 +11,7 @@
 // while this one is multiplied. Shared strides of 36 and 72 words keep fragment reads free of bank
 // conflicts: in both layouts a warp's 32 words lie in 32 banks.
 #pragma once
-#include "common.cuh"
+#include "batch.cuh"
 
 namespace tile {
 
@@ -189,22 +189,51 @@ __device__ __forceinline__ void multiply_step(const Shared& shared, float (&tota
     }
 }
 
-// The block's tile over k in [start, end), given element by element to out(line a, line b, value).
+// The depth of a slice: every k of [start, end).
+struct Depth {
+    u32 start;
+    u32 end;
+
+    __device__ __forceinline__ u32 first() const { return start; }
+    __device__ __forceinline__ u32 after(u32 k) const { return k + DEPTH; }
+};
+
+// The same over the rows of a batch, without the steps that it leaves unfilled. Rows beyond the
+// last one that is filled, in its step, are read: they hold numbers times zeros.
+struct FilledDepth {
+    const Batch& batch;
+    Rooms rooms;
+    u32 start;
+    u32 end;
+
+    __device__ __forceinline__ u32 from(u32 k) const {
+        while (k < end && !rooms.filled(batch, k)) {
+            k = rooms.next_block(k);
+        }
+        return k;
+    }
+    __device__ __forceinline__ u32 first() const { return from(start); }
+    __device__ __forceinline__ u32 after(u32 k) const { return from(k + DEPTH); }
+};
+
+// The block's tile over a depth, given element by element to out(line a, line b, value).
 // Grid: x over tiles of b's lines, y over tiles of a's lines.
-template <class A, class B, class Out>
-__device__ __forceinline__ void multiply(A& a, B& b, u32 start, u32 end, Shared& shared, Out out) {
+template <class A, class B, class Over, class Out>
+__device__ __forceinline__ void multiply(A& a, B& b, const Over& depth, Shared& shared, Out out) {
     u32 first_a = blockIdx.y * LINES;
     u32 first_b = blockIdx.x * LINES;
     float totals[2][4][4] = {};
-    a.fetch(first_a, start, end);
-    b.fetch(first_b, start, end);
-    for (u32 k = start; k < end; k += DEPTH) {
+    u32 k = depth.first();
+    a.fetch(first_a, k, depth.end);
+    b.fetch(first_b, k, depth.end);
+    while (k < depth.end) {
         a.store(shared.a);
         b.store(shared.b);
         __syncthreads();
-        if (k + DEPTH < end) {
-            a.fetch(first_a, k + DEPTH, end);
-            b.fetch(first_b, k + DEPTH, end);
+        k = depth.after(k);
+        if (k < depth.end) {
+            a.fetch(first_a, k, depth.end);
+            b.fetch(first_b, k, depth.end);
         }
         multiply_step<A, B>(shared, totals);
         __syncthreads();
@@ -228,19 +257,23 @@ __device__ __forceinline__ void multiply(A& a, B& b, u32 start, u32 end, Shared&
     }
 }
 
-// Writes the block's tile of c (lines of a x lines of b), or of slice blockIdx.z of its depth into
-// slice blockIdx.z of `out`; a bias is added when there is one slice.
-template <class A, class B>
-__device__ __forceinline__ void multiply_slice(A& a, B& b, u32 depth, u32 slice_depth,
-                                               const float* bias, float* out, Shared& shared) {
-    u32 start = blockIdx.z * slice_depth;
-    u32 end = start + slice_depth < depth ? start + slice_depth : depth;
-    float* slice = out + static_cast<u64>(blockIdx.z) * a.lines * b.lines;
+// The tile of slice blockIdx.z, at its place in that slice of `out`, plus the bias of each column
+// where there is one. A slice of `out` has room for `rows` rows.
+template <class A, class B, class Over>
+__device__ __forceinline__ void multiply_slice(A& a, B& b, const Over& depth, const float* bias,
+                                               float* out, u32 rows, Shared& shared) {
+    float* slice = out + static_cast<u64>(blockIdx.z) * rows * b.lines;
     u32 columns = b.lines;
-    multiply(a, b, start, end, shared, [=](u32 row, u32 column, float value) {
+    multiply(a, b, depth, shared, [=](u32 row, u32 column, float value) {
         float sum = bias == nullptr ? value : value + bias[column];
         slice[static_cast<u64>(row) * columns + column] = sum;
     });
+}
+
+// The part of a depth that slice blockIdx.z has.
+__device__ __forceinline__ Depth slice_of(u32 depth, u32 slice_depth) {
+    u32 start = blockIdx.z * slice_depth;
+    return Depth{start, start + slice_depth < depth ? start + slice_depth : depth};
 }
 
 }  // namespace tile

@@ -9,9 +9,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::batch::Batch;
-use crate::config::{FeatureTypeChoice, Order};
-use crate::data::{FeatureMatrix, Split};
+use crate::batch::{Batch, EpochPlan};
+use crate::config::FeatureTypeChoice;
+use crate::data::{FeatureMatrix, Pairs, Split};
 use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::real::Real;
@@ -61,15 +61,13 @@ pub struct SpmmFactors {
 pub enum Dropout {
     /// All of them.
     None,
-    /// Each with probability 1 − p, drawn by Philox for (seed, step, tensor, row, column) and
-    /// scaled by 1/(1 − p).
+    /// Each with probability 1 − p, drawn by Philox for (seed, the batch's step, tensor, row,
+    /// column) and scaled by 1/(1 − p).
     Random {
         /// p.
         probability: f64,
         /// The seed of the run.
         seed: u64,
-        /// The optimiser step, from 1.
-        step: u32,
     },
     /// As the caller says, to compare with other implementations.
     Given {
@@ -113,10 +111,29 @@ impl LossShape {
         3 + 2 * self.modalities
     }
 
-    /// The rows that a batch computes: its users, its items, and its items in each modality.
-    pub fn rows(self, batch: &Batch) -> usize {
-        batch.users.len() + batch.items.len() * (1 + self.modalities)
+    /// R: the rows that batches have room for, see [`Rooms`].
+    pub fn rows(self, rooms: Rooms) -> usize {
+        rooms.users + rooms.items * (1 + self.modalities)
     }
+}
+
+/// Room for the rows of a batch.
+///
+/// What a batch computes lies in blocks of rows: its users', its items', then its items' of each
+/// modality. A batch fills the beginning of each block with as many rows as it has distinct users or
+/// items; what the others hold is no part of any result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rooms {
+    /// Rows of the first block.
+    pub users: usize,
+    /// Rows of every other block.
+    pub items: usize,
+}
+
+/// A batch on a device.
+pub trait BatchRooms {
+    /// How its rows lie.
+    fn rooms(&self) -> Rooms;
 }
 
 /// Trained raw features and their optimiser state, as they are saved.
@@ -162,18 +179,23 @@ impl TopK {
 
 /// A device that can train and evaluate BM3.
 ///
-/// Shapes: U users, I items, N = U + I nodes, d the embedding size, n_u and n_i the distinct users
-/// and items of a batch, R = n_u + n_i (1 + M) its rows: users, then items, then the items of each
-/// modality.
-pub trait Backend {
+/// Shapes: U users, I items, N = U + I nodes, d the embedding size, r_u and r_i the rooms of a batch
+/// ([`Rooms`]), R = r_u + r_i (1 + M) its rows: users, then items, then the items of each modality.
+///
+/// Cloning it is cheap: a clone is another handle of the device.
+pub trait Backend: Clone {
     /// The type it computes in.
     type Real: Real;
     /// Numbers on the device.
     type Buffer: Send + Sync;
     /// A graph on the device.
     type Graph: Send + Sync;
-    /// A batch on the device.
-    type Batch: Send + Sync;
+    /// A batch at its step, on the device.
+    type Batch: BatchRooms + Send + Sync;
+    /// The training pairs and their batches of the epoch at hand.
+    type Batches;
+    /// Adam's constants at every step, from the first on.
+    type Schedule: Default + Send + Sync;
     /// One modality's raw features, resident or mapped; with optimiser state when trained.
     type Features: Send + Sync;
     /// Sums of loss terms, in f64, kept on the device until asked for.
@@ -192,13 +214,40 @@ pub trait Backend {
     fn download(&self, source: View<'_, Self::Buffer>) -> Result<Vec<Self::Real>>;
     /// The arena's initial values for a seed (SPEC §6): the bits of [`Layout::initial_values`].
     fn initial_values(&self, layout: &Layout, seed: u64) -> Result<Self::Buffer>;
-    /// The order in which epoch `epoch` (from 0) visits `pairs` pairs: that of
-    /// [`crate::batch::epoch_order`].
-    fn epoch_order(&self, order: Order, seed: u64, epoch: u64, pairs: usize) -> Result<Vec<u32>>;
     /// A graph on the device.
     fn upload_graph(&self, graph: Arc<Graph>) -> Result<Self::Graph>;
-    /// A batch on the device.
-    fn upload_batch(&self, batch: Batch) -> Result<Self::Batch>;
+    /// A batch on the device, at the optimiser's step `step` (from 1).
+    fn upload_batch(&self, batch: Batch, step: u32) -> Result<Self::Batch>;
+    /// The training pairs, to be visited in batches of `batch_size` (from 1). All ids lie below
+    /// `users` and `items`.
+    fn batches(
+        &self,
+        pairs: &Pairs,
+        users: usize,
+        items: usize,
+        batch_size: usize,
+    ) -> Result<Self::Batches>;
+    /// Arranges an epoch's batches: those of [`crate::batch::epoch_order`].
+    fn arrange(&self, batches: &mut Self::Batches, epoch: EpochPlan) -> Result<()>;
+    /// Has `step` work with the batches of `numbers` (from 0) of the epoch, each after `proceed` has
+    /// said yes, until it says no; the outcome is the number of batches that were worked with.
+    ///
+    /// `step` must ask for the same operations on the same buffers each time: a device may record
+    /// what it asks for at one batch and do it again for the next ones, and then it is not called.
+    fn each_batch(
+        &self,
+        batches: &mut Self::Batches,
+        numbers: Range<u64>,
+        step: &mut dyn FnMut(&Self::Batch) -> Result<()>,
+        proceed: &mut dyn FnMut() -> bool,
+    ) -> Result<u64>;
+    /// Makes `constants` those of the steps after the first `steps`, which `schedule` has.
+    fn set_schedule(
+        &self,
+        schedule: &mut Self::Schedule,
+        steps: usize,
+        constants: &[AdamStep],
+    ) -> Result<()>;
     /// Has frozen features stored in the type that a run asks for from now on; `auto` leaves it to
     /// the backend.
     ///
@@ -224,6 +273,8 @@ pub trait Backend {
     fn feature_values(&self, features: &Self::Features) -> Result<Option<Vec<Self::Real>>>;
     /// Sums of loss terms that go on from `sums`.
     fn losses(&self, sums: &[f64]) -> Result<Self::Losses>;
+    /// Makes sums of as many loss terms go on from `sums`.
+    fn set_losses(&self, losses: &mut Self::Losses, sums: &[f64]) -> Result<()>;
     /// The sums so far.
     fn read_losses(&self, losses: &Self::Losses) -> Result<Vec<f64>>;
 
@@ -248,13 +299,14 @@ pub trait Backend {
     ) -> Result<()>;
 
     /// The gradients of [`Backend::gcn_layer`] from its output and the output's gradient, which is
-    /// overwritten with the gradient of x; `weight_gradient` `=`.
+    /// overwritten: `x_gradient` (N × d) and `weight_gradient` (d × d), both `=`.
     fn gcn_layer_backward(
         &self,
         x: View<'_, Self::Buffer>,
         weight: View<'_, Self::Buffer>,
         y: View<'_, Self::Buffer>,
-        gradient: ViewMut<'_, Self::Buffer>,
+        y_gradient: ViewMut<'_, Self::Buffer>,
+        x_gradient: ViewMut<'_, Self::Buffer>,
         weight_gradient: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
@@ -266,7 +318,7 @@ pub trait Backend {
         y: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// The batch's user rows, then its item rows, of `nodes` (N × d): rows `=`, (n_u + n_i) × d.
+    /// The batch's user rows, then its item rows, of `nodes` (N × d): rows `=`, (r_u + r_i) × d.
     fn gather_rows(
         &self,
         graph: &Self::Graph,
@@ -275,7 +327,7 @@ pub trait Backend {
         rows: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// Equation (1) on the batch's items: z (`=`, n_i × d) = E W ᵀ + b.
+    /// Equation (1) on the batch's items: z (`=`, r_i × d) = E W ᵀ + b.
     fn project(
         &self,
         batch: &Self::Batch,
@@ -285,9 +337,11 @@ pub trait Backend {
         z: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// Equation (5): p (`=`, rows × d) = x W_pᵀ + b_p.
+    /// Equation (5): p (`=`, rows × d) = x W_pᵀ + b_p, over a batch's R rows or, without one, over
+    /// all rows there are.
     fn predict(
         &self,
+        batch: Option<&Self::Batch>,
         x: View<'_, Self::Buffer>,
         weight: View<'_, Self::Buffer>,
         bias: View<'_, Self::Buffer>,
@@ -310,10 +364,11 @@ pub trait Backend {
         losses: &mut Self::Losses,
     ) -> Result<()>;
 
-    /// The predictor's gradients: dW_p `=` Σ daᵀ x, db_p `=` Σ da, dx `=` da W_p. The first two lie
-    /// one after the other in `gradient`, (d · d + d).
+    /// The predictor's gradients over a batch's R rows: dW_p `=` Σ daᵀ x, db_p `=` Σ da,
+    /// dx `=` da W_p. The first two lie one after the other in `gradient`, (d · d + d).
     fn predict_backward(
         &self,
+        batch: &Self::Batch,
         output_gradient: View<'_, Self::Buffer>,
         x: View<'_, Self::Buffer>,
         weight: View<'_, Self::Buffer>,
@@ -352,34 +407,43 @@ pub trait Backend {
         nodes: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// One Adam step of the dense parameters; all buffers have one length.
+    /// Adam's step of the batch on the dense parameters; all buffers have one length.
     fn adam(
         &self,
-        constants: AdamStep,
+        batch: &Self::Batch,
+        schedule: &Self::Schedule,
         gradients: &Self::Buffer,
         parameters: &mut Self::Buffer,
         first: &mut Self::Buffer,
         second: &mut Self::Buffer,
     ) -> Result<()>;
 
-    /// Replays, for the batch's rows (all rows without a batch) of trained features, every step
-    /// after the row's last one in which its gradient was zero; afterwards they are current up to
-    /// step `history.len()`. The result has the bits of a dense Adam sweep at each of those steps.
+    /// Replays, for the batch's rows of trained features, every step after the row's last one in
+    /// which its gradient was zero; afterwards they are current up to the step before the batch's.
+    /// The result has the bits of a dense Adam sweep at each of those steps.
     fn adam_rows_replay(
         &self,
-        batch: Option<&Self::Batch>,
-        history: &[AdamStep],
+        batch: &Self::Batch,
+        schedule: &Self::Schedule,
         features: &mut Self::Features,
     ) -> Result<()>;
 
-    /// Adam's step `history.len()` on the batch's rows of trained features, with the gradient
-    /// dE = dz W_m. The rows are current up to the step before.
+    /// [`Backend::adam_rows_replay`] for all rows, up to step `last`.
+    fn adam_rows_replay_all(
+        &self,
+        last: u32,
+        schedule: &Self::Schedule,
+        features: &mut Self::Features,
+    ) -> Result<()>;
+
+    /// Adam's step of the batch on its rows of trained features, with the gradient dE = dz W_m. The
+    /// rows are current up to the step before.
     fn adam_rows(
         &self,
         batch: &Self::Batch,
         z_gradient: View<'_, Self::Buffer>,
         weight: View<'_, Self::Buffer>,
-        history: &[AdamStep],
+        schedule: &Self::Schedule,
         features: &mut Self::Features,
     ) -> Result<()>;
 

@@ -6,6 +6,19 @@ use crate::config::Order;
 use crate::data::Pairs;
 use crate::philox::{Purpose, Stream};
 
+/// An epoch's batches, as they are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpochPlan {
+    /// How the pairs are ordered.
+    pub order: Order,
+    /// The seed of the run.
+    pub seed: u64,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// The optimiser's step (from 1) of the epoch's first batch.
+    pub first_step: u32,
+}
+
 /// The order in which epoch `epoch` (from 0) visits `pairs` training pairs.
 ///
 /// A random order sorts the pairs by 64 random bits each, keyed by (seed, epoch, pair); ties, which

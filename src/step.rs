@@ -2,12 +2,13 @@
 //!
 //! It reads like SPEC §2 to §5, top to bottom, and runs on every device.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Result;
 use crate::backend::{
-    AdamStep, BETA1, BETA2, Backend, Dropout, FeatureState, LossShape, SavedFeatures, SpmmFactors,
-    TopK, view, view_mut,
+    AdamStep, BETA1, BETA2, Backend, BatchRooms, Dropout, FeatureState, LossShape, Rooms,
+    SavedFeatures, SpmmFactors, TopK, view, view_mut,
 };
 use crate::batch::Batch;
 use crate::config::{Propagation, TrainConfig};
@@ -29,8 +30,10 @@ pub struct Model<B: Backend> {
     second: B::Buffer,
     features: Vec<B::Features>,
     losses: B::Losses,
-    /// Adam's constants at every step so far.
-    history: Vec<AdamStep>,
+    /// Adam's constants at every step planned so far.
+    schedule: B::Schedule,
+    /// Steps done.
+    steps: u32,
     workspace: Workspace<B>,
 }
 
@@ -178,32 +181,64 @@ impl<B: Backend> Model<B> {
             second,
             features,
             losses: backend.losses(&vec![0.0; shape.terms()])?,
-            history: Vec::new(),
+            schedule: B::Schedule::default(),
+            steps: 0,
             workspace,
             layout,
             backend,
         })
     }
 
-    /// One step: forward, loss, backward, Adam (SPEC §2 to §5).
+    /// One step on a batch that is given: forward, loss, backward, Adam (SPEC §2 to §5).
     pub fn step(&mut self, batch: Batch, dropout: &Dropout, learning_rate: f64) -> Result<()> {
+        self.plan(&[adam_step(u64::from(self.steps) + 1, learning_rate)])?;
+        let batch = self.backend.upload_batch(batch, self.steps + 1)?;
+        self.step_on(&batch, dropout)?;
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// The steps of batches `numbers` of the epoch that `batches` is arranged for, each after
+    /// `proceed` has said yes, until it says no; the outcome is how many were done. Their constants
+    /// have been [planned](Model::plan).
+    pub fn train(
+        &mut self,
+        batches: &mut B::Batches,
+        numbers: Range<u64>,
+        dropout: &Dropout,
+        proceed: &mut dyn FnMut() -> bool,
+    ) -> Result<u64> {
+        let backend = self.backend.clone();
+        let mut step = |batch: &B::Batch| self.step_on(batch, dropout);
+        let done = backend.each_batch(batches, numbers, &mut step, proceed)?;
+        self.steps += done as u32;
+        Ok(done)
+    }
+
+    /// Says Adam's constants at the steps after those that are done; what was planned for them
+    /// before is forgotten.
+    pub fn plan(&mut self, constants: &[AdamStep]) -> Result<()> {
+        self.backend.set_schedule(&mut self.schedule, self.steps as usize, constants)
+    }
+
+    /// Forward, loss, backward, Adam of the batch's step.
+    fn step_on(&mut self, batch: &B::Batch, dropout: &Dropout) -> Result<()> {
         self.propagate()?;
         let shape = loss_shape(&self.layout);
         let d = shape.embedding_size;
-        let (users, items) = (batch.users.len(), batch.items.len());
+        let Rooms { users, items } = batch.rooms();
         let node_rows = (users + items) * d;
-        let rows = shape.rows(&batch) * d;
-        let constants = adam_step(self.history.len() as u64 + 1, learning_rate);
+        let rows = shape.rows(batch.rooms()) * d;
         self.reserve_rows(rows)?;
         let Self { backend, layout, graph, parameters, gradients, features, losses, .. } = self;
         let Workspace { nodes, node_gradient, rows: buffers, .. } = &mut self.workspace;
         let Some(RowBuffers { x, predicted, gradient, .. }) = buffers else { return Ok(()) };
-        let batch = &backend.upload_batch(batch)?;
+        let schedule = &self.schedule;
         let modality_rows = |index: usize| {
             let start = node_rows + index * items * d;
             start..start + items * d
         };
-        let parameter = |range: &std::ops::Range<usize>| view(&*parameters, range.clone());
+        let parameter = |range: &Range<usize>| view(&*parameters, range.clone());
 
         // (1) Z_m = E_m W_mᵀ + b_m, of the batch's items only, beside their rows of H.
         backend.gather_rows(
@@ -214,7 +249,7 @@ impl<B: Backend> Model<B> {
         )?;
         for (index, modality) in layout.modalities.iter().enumerate() {
             let features = &mut features[index];
-            backend.adam_rows_replay(Some(batch), &self.history, features)?;
+            backend.adam_rows_replay(batch, schedule, features)?;
             let (weight, bias) = (parameter(&modality.weight), parameter(&modality.bias));
             backend.project(batch, features, weight, bias, view_mut(x, modality_rows(index)))?;
         }
@@ -222,7 +257,8 @@ impl<B: Backend> Model<B> {
         // (5) p(x), then (4), (6), (8), (9): the loss, and its gradient in the place of p(x).
         let weight = || parameter(&layout.predictor_weight);
         let bias = parameter(&layout.predictor_bias);
-        backend.predict(view(x, 0..rows), weight(), bias, view_mut(predicted, 0..rows))?;
+        let target = view_mut(predicted, 0..rows);
+        backend.predict(Some(batch), view(x, 0..rows), weight(), bias, target)?;
         let cl_weight = self.settings.cl_weight;
         let online = view_mut(predicted, 0..rows);
         backend.bootstrap_loss(
@@ -237,20 +273,20 @@ impl<B: Backend> Model<B> {
 
         // §4: back through the predictor and the projections.
         backend.predict_backward(
+            batch,
             view(predicted, 0..rows),
             view(x, 0..rows),
             weight(),
             view_mut(gradients, layout.predictor_weight.start..layout.predictor_bias.end),
             view_mut(gradient, 0..rows),
         )?;
-        self.history.push(constants);
         for (index, modality) in layout.modalities.iter().enumerate() {
             let z_gradient = || view(&*gradient, modality_rows(index));
             let range = modality.weight.start..modality.bias.end;
             let features = &mut features[index];
             backend.project_backward(batch, features, z_gradient(), view_mut(gradients, range))?;
             let weight = parameter(&modality.weight);
-            backend.adam_rows(batch, z_gradient(), weight, &self.history, features)?;
+            backend.adam_rows(batch, z_gradient(), weight, schedule, features)?;
         }
 
         // G: the norms' gradient on every node, the batch's rows added to theirs.
@@ -265,7 +301,8 @@ impl<B: Backend> Model<B> {
         // dH⁰, and §5.
         self.propagate_backward()?;
         self.backend.adam(
-            constants,
+            batch,
+            &self.schedule,
             &self.gradients,
             &mut self.parameters,
             &mut self.first,
@@ -345,17 +382,17 @@ impl<B: Backend> Model<B> {
                         view(&*parameters, weight.clone()),
                         view(&activations[layer], all.clone()),
                         view_mut(gradient, all.clone()),
+                        view_mut(next, all.clone()),
                         view_mut(gradients, weight.clone()),
                     )?;
-                    let x = Some(view(&*gradient, all.clone()));
+                    let x = Some(view(&*next, all.clone()));
                     let residual = if layer == 0 { 1.0 } else { 0.0 };
                     let factors = SpmmFactors { neighbours: 1.0, base: share, item_base: residual };
                     if layer == 0 {
                         let target = view_mut(gradients, layout.nodes.clone());
                         backend.spmm(graph, x, base(), factors, target)?;
                     } else {
-                        backend.spmm(graph, x, base(), factors, view_mut(next, all.clone()))?;
-                        std::mem::swap(gradient, next);
+                        backend.spmm(graph, x, base(), factors, view_mut(gradient, all.clone()))?;
                     }
                 }
                 Ok(())
@@ -382,6 +419,7 @@ impl<B: Backend> Model<B> {
         let elements = self.layout.nodes.len();
         let mut predicted = self.backend.zeros(elements)?;
         self.backend.predict(
+            None,
             view(&self.workspace.nodes, 0..elements),
             view(&self.parameters, self.layout.predictor_weight.clone()),
             view(&self.parameters, self.layout.predictor_bias.clone()),
@@ -431,8 +469,7 @@ impl<B: Backend> Model<B> {
 
     /// Makes the sums of the loss terms go on from `sums`.
     pub fn set_losses(&mut self, sums: &[f64]) -> Result<()> {
-        self.losses = self.backend.losses(sums)?;
-        Ok(())
+        self.backend.set_losses(&mut self.losses, sums)
     }
 
     /// Where the dense parameters lie.
@@ -445,14 +482,12 @@ impl<B: Backend> Model<B> {
         &self.backend
     }
 
-    /// Adam's constants at every step so far.
-    pub fn history(&self) -> &[AdamStep] {
-        &self.history
-    }
-
-    /// Says which steps came before, when a run is resumed.
-    pub fn set_history(&mut self, history: Vec<AdamStep>) {
-        self.history = history;
+    /// Says which steps came before, by their constants, when a run is resumed.
+    pub fn set_history(&mut self, constants: &[AdamStep]) -> Result<()> {
+        self.steps = 0;
+        self.plan(constants)?;
+        self.steps = constants.len() as u32;
+        Ok(())
     }
 
     /// The dense parameters and their moments.
@@ -502,17 +537,19 @@ impl<B: Backend> Model<B> {
 
     fn replay_features(&mut self) -> Result<()> {
         for features in &mut self.features {
-            self.backend.adam_rows_replay(None, &self.history, features)?;
+            self.backend.adam_rows_replay_all(self.steps, &self.schedule, features)?;
         }
         Ok(())
     }
 
     /// Z_m of the given items (distinct, ascending), n × d.
     pub fn project_items(&mut self, modality: usize, items: &[u32]) -> Result<Vec<B::Real>> {
-        let batch = self.backend.upload_batch(Batch::new(&vec![0; items.len()], items))?;
+        let batch = Batch::new(&vec![0; items.len()], items);
+        let batch = self.backend.upload_batch(batch, self.steps + 1)?;
         let features = &mut self.features[modality];
-        self.backend.adam_rows_replay(Some(&batch), &self.history, features)?;
-        let elements = items.len() * self.layout.embedding_size;
+        self.backend.adam_rows_replay(&batch, &self.schedule, features)?;
+        let d = self.layout.embedding_size;
+        let elements = batch.rooms().items * d;
         let mut z = self.backend.zeros(elements)?;
         let slots = &self.layout.modalities[modality];
         self.backend.project(
@@ -522,7 +559,7 @@ impl<B: Backend> Model<B> {
             view(&self.parameters, slots.bias.clone()),
             view_mut(&mut z, 0..elements),
         )?;
-        self.backend.download(view(&z, 0..elements))
+        self.backend.download(view(&z, 0..items.len() * d))
     }
 }
 
@@ -532,9 +569,9 @@ fn propagate_light<B: Backend>(
     backend: &B,
     graph: &B::Graph,
     layers: usize,
-    x: (&B::Buffer, std::ops::Range<usize>),
+    x: (&B::Buffer, Range<usize>),
     between: &mut [B::Buffer; 2],
-    y: (&mut B::Buffer, std::ops::Range<usize>),
+    y: (&mut B::Buffer, Range<usize>),
 ) -> Result<()> {
     let all = 0..x.1.len();
     let x = || view(x.0, x.1.clone());

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Dropout, FeatureState};
-use crate::batch::Batch;
+use crate::batch::EpochPlan;
 use crate::checkpoint::{
     self, FORMAT_VERSION, Identity, ModelRecord, StateRecord, Tensor, TensorFile,
 };
@@ -120,6 +120,7 @@ struct Snapshot<T> {
 
 struct Run<'a, B: Backend> {
     model: Model<B>,
+    batches: B::Batches,
     dataset: &'a Dataset,
     directory: &'a RunDirectory,
     identity: Identity,
@@ -168,7 +169,7 @@ impl<'a, B: Backend> Run<'a, B> {
             }
             None => Model::fresh(backend, config, layout, graph, features)?,
         };
-        Ok(Self::with_model(model, dataset, config, identity, directory))
+        Self::with_model(model, dataset, config, identity, directory)
     }
 
     fn resume(
@@ -204,11 +205,11 @@ impl<'a, B: Backend> Run<'a, B> {
             })
         })?;
         let model = Model::new(backend, config, layout, graph(dataset, config), &dense, features)?;
-        let mut run = Self::with_model(model, dataset, config, identity, directory);
+        let mut run = Self::with_model(model, dataset, config, identity, directory)?;
         let steps_per_epoch = run.steps_per_epoch(config);
         let history = (0..state.step)
             .map(|step| adam_step(step + 1, learning_rate(config, step / steps_per_epoch)));
-        run.model.set_history(history.collect());
+        run.model.set_history(&history.collect::<Vec<_>>())?;
         run.model.set_losses(&state.loss_sums)?;
         run.records = run::read_records(directory.path(), state.epoch)?;
         run.best = state.best.map(|record| Best { record, unsaved: None });
@@ -223,13 +224,16 @@ impl<'a, B: Backend> Run<'a, B> {
         config: &TrainConfig,
         identity: Identity,
         directory: &'a RunDirectory,
-    ) -> Self {
+    ) -> Result<Self> {
+        let Dataset { users, items, ref train, .. } = *dataset;
+        let batches = model.backend().batches(train, users, items, config.batch_size)?;
         let mut lengths = config.top_k.clone();
         lengths.push(STOPPING_LENGTH);
         lengths.sort_unstable();
         lengths.dedup();
-        Self {
+        Ok(Self {
             model,
+            batches,
             dataset,
             directory,
             identity,
@@ -241,7 +245,7 @@ impl<'a, B: Backend> Run<'a, B> {
             epoch: 0,
             step_in_epoch: 0,
             step: 0,
-        }
+        })
     }
 
     fn start(&self, config: &TrainConfig) -> RunStart {
@@ -320,27 +324,39 @@ impl<'a, B: Backend> Run<'a, B> {
         stop: &AtomicBool,
     ) -> Result<Option<EpochRecord>> {
         let start = Instant::now();
-        let pairs = &self.dataset.train;
-        let count = pairs.users.len();
-        let backend = self.model.backend();
-        let order = backend.epoch_order(config.order, config.seed, self.epoch, count)?;
         let steps = self.steps_per_epoch(config);
         let rate = learning_rate(config, self.epoch);
-        for positions in order.chunks(config.batch_size).skip(self.step_in_epoch as usize) {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(None);
+        let first = self.step_in_epoch;
+        let plan = EpochPlan {
+            order: config.order,
+            seed: config.seed,
+            epoch: self.epoch,
+            // Steps are numbered in 32 bits, as are the pairs of a batch.
+            first_step: (self.step - first) as u32 + 1,
+        };
+        self.model.backend().arrange(&mut self.batches, plan)?;
+        let constants = (1..=steps - first).map(|step| adam_step(self.step + step, rate));
+        self.model.plan(&constants.collect::<Vec<_>>())?;
+        let dropout = match config.dropout {
+            0.0 => Dropout::None,
+            probability => Dropout::Random { probability, seed: config.seed },
+        };
+        let (epoch, mut begun) = (self.epoch + 1, first);
+        let mut proceed = || {
+            if begun > first {
+                observer.step(epoch, begun, steps);
             }
-            self.step += 1;
-            let dropout = match config.dropout {
-                0.0 => Dropout::None,
-                probability => {
-                    Dropout::Random { probability, seed: config.seed, step: self.step as u32 }
-                }
-            };
-            self.model.step(Batch::of_pairs(pairs, positions), &dropout, rate)?;
-            self.step_in_epoch += 1;
-            observer.step(self.epoch + 1, self.step_in_epoch, steps);
+            let proceeds = !stop.load(Ordering::Relaxed);
+            begun += u64::from(proceeds);
+            proceeds
+        };
+        let done = self.model.train(&mut self.batches, first..steps, &dropout, &mut proceed)?;
+        self.step += done;
+        self.step_in_epoch += done;
+        if self.step_in_epoch < steps {
+            return Ok(None);
         }
+        observer.step(epoch, steps, steps);
         let loss = self.mean_losses(config, steps)?;
         self.epoch += 1;
         self.step_in_epoch = 0;

@@ -7,8 +7,11 @@ mod emulator;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bm3_engine::backend::{Backend, Dropout};
+use bm3_engine::batch::EpochPlan;
+use bm3_engine::config::Order;
 use bm3_engine::cuda::{Capability, Cuda, CudaVersion, Device, Kernels, Unusable, gpus};
 use bm3_engine::data::Split;
+use bm3_engine::step::adam_step;
 use bm3_engine::{Error, Result};
 use common::Problem;
 use emulator::Emulator;
@@ -135,7 +138,7 @@ fn work(problem: &Problem) -> Result<()> {
     let initial = cuda.initial_values(&problem.layout(), 7)?;
     drop(initial);
     let mut model = problem.try_model(cuda)?;
-    let dropout = Dropout::Random { probability: 0.5, seed: 3, step: 1 };
+    let dropout = Dropout::Random { probability: 0.5, seed: 3 };
     for _ in 0..2 {
         model.step(problem.batch(), &dropout, 0.01)?;
     }
@@ -145,7 +148,13 @@ fn work(problem: &Problem) -> Result<()> {
     let lists = model.lists(&[0, 1], 3)?;
     let split = Split { users: vec![1], offsets: vec![0, 1], items: vec![2] };
     model.metrics(&split, &[0, 1], &lists, &[2])?;
-    model.backend().epoch_order(bm3_engine::config::Order::Random, 1, 0, 50)?;
+    let Problem { users, items, .. } = *problem;
+    let mut batches = model.backend().batches(&problem.train_pairs(), users, items, 2)?;
+    let plan = EpochPlan { order: Order::Random, seed: 1, epoch: 0, first_step: 3 };
+    model.backend().arrange(&mut batches, plan)?;
+    model.plan(&[adam_step(3, 0.1), adam_step(4, 0.1), adam_step(5, 0.1)])?;
+    model.train(&mut batches, 0..3, &dropout, &mut || true)?;
+    model.losses()?;
     Ok(())
 }
 
@@ -182,6 +191,10 @@ fn every_call_of_the_driver_may_fail() {
         "cuMemcpyHtoDAsync_v2",
         "cuMemcpyDtoHAsync_v2",
         "cuLaunchKernel",
+        "cuStreamBeginCapture_v2",
+        "cuStreamEndCapture",
+        "cuGraphInstantiateWithFlags",
+        "cuGraphLaunch",
     ];
     for problem in [problem(false), problem(true)] {
         alone.reset();

@@ -199,7 +199,7 @@ fn check(problem: &Problem) -> Result<(), TestCaseError> {
     let mut model = problem.model::<f64>();
     let dropout = match problem.config.dropout {
         0.0 => Dropout::None,
-        probability => Dropout::Random { probability, seed: problem.config.seed, step: 1 },
+        probability => Dropout::Random { probability, seed: problem.config.seed },
     };
     model.step(problem.batch(), &dropout, 1e-3).expect("a step");
 

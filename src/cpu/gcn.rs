@@ -21,28 +21,26 @@ pub fn layer<T: Real>(x: &[T], weight: &[T], width: usize, y: &mut [T]) {
     });
 }
 
-/// From y and dy: dW `=` xᵀ dt and dx in the place of dy, where dt = dy ∘ LeakyReLU'.
+/// From y and dy: dx `=` dt Wᵀ and dW `=` xᵀ dt, where dt = dy ∘ LeakyReLU' takes the place of dy.
 ///
 /// LeakyReLU keeps the sign, so y tells the slope that x W had.
 pub fn layer_backward<T: Real>(
     x: &[T],
     weight: &[T],
     y: &[T],
-    width: usize,
-    gradient: &mut [T],
-    weight_gradient: &mut [T],
+    [y_gradient, x_gradient, weight_gradient]: [&mut [T]; 3],
 ) {
+    let width = weight.len().isqrt();
     let slope = T::from_f64(SLOPE);
-    gradient.par_iter_mut().zip(y).for_each(|(gradient, &y)| {
+    y_gradient.par_iter_mut().zip(y).for_each(|(gradient, &y)| {
         if y <= T::ZERO {
             *gradient = slope * *gradient;
         }
     });
-    let inner = gradient.to_vec();
-    let inner = Matrix::new(&inner, width);
+    let inner = Matrix::new(y_gradient, width);
     let rows = x.len() / width;
     multiply_transposed(&Matrix::new(x, width), &inner, rows, (width, width), weight_gradient);
-    gradient.fill(T::ZERO);
+    x_gradient.fill(T::ZERO);
     let weight = Packed::from_transposed(&Matrix::new(weight, width), width, width);
-    multiply(&inner, &weight, gradient);
+    multiply(&inner, &weight, x_gradient);
 }

@@ -12,6 +12,7 @@
 
 use rayon::prelude::*;
 
+use super::CpuBatch;
 use super::simd::{dot, multiply_add, vectorized};
 use crate::backend::{COSINE_EPSILON, Dropout, LossShape};
 use crate::batch::Batch;
@@ -45,7 +46,7 @@ fn origin(batch: &Batch, row: usize) -> Origin {
 /// Adds the terms ui, iu, align and mask to `losses` and replaces `predicted` by its gradient.
 pub fn bootstrap_loss<T: Real>(
     shape: LossShape,
-    batch: &Batch,
+    batch: &CpuBatch,
     cl_weight: f64,
     dropout: &Dropout,
     x: &[T],
@@ -53,8 +54,9 @@ pub fn bootstrap_loss<T: Real>(
     losses: &mut [f64],
 ) {
     let width = shape.embedding_size;
-    let pairs = batch.pairs() as f64;
     let targets = unit_targets(batch, dropout, x, width);
+    let batch = &batch.batch;
+    let pairs = batch.pairs() as f64;
     let (users, items) = (batch.users.len(), batch.items.len());
     let target = |row: usize| &targets[row * width..(row + 1) * width];
     let sums: Vec<[f64; 2]> = predicted
@@ -111,14 +113,15 @@ pub fn bootstrap_loss<T: Real>(
 }
 
 /// The unit rows of drop(x), a row of zeros where everything was dropped.
-fn unit_targets<T: Real>(batch: &Batch, dropout: &Dropout, x: &[T], width: usize) -> Vec<T> {
+fn unit_targets<T: Real>(batch: &CpuBatch, dropout: &Dropout, x: &[T], width: usize) -> Vec<T> {
+    let CpuBatch { batch, step } = batch;
     let mut targets = x.to_vec();
     targets.par_chunks_mut(ROWS_PER_TASK * width).enumerate().for_each(|(task, targets)| {
         for (row, target) in targets.chunks_exact_mut(width).enumerate() {
             let origin = origin(batch, task * ROWS_PER_TASK + row);
             match dropout {
                 Dropout::None => {}
-                Dropout::Random { probability, seed, step } => {
+                Dropout::Random { probability, seed } => {
                     let stream = Stream::new(*seed, Purpose::Dropout, *step, origin.tensor as u32);
                     let scale = T::from_f64(1.0 / (1.0 - probability));
                     drop_row(&stream, origin.row, dropout_threshold(*probability), scale, target);

@@ -16,6 +16,7 @@ mod top_k;
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub use projection::CpuFeatures;
@@ -23,12 +24,12 @@ pub use simd::{InstructionSet, instruction_set};
 pub use spmm::CpuGraph;
 
 use crate::backend::{
-    AdamStep, Backend, Dropout, FeatureState, LossShape, SavedFeatures, SpmmFactors, TopK, View,
-    ViewMut,
+    AdamStep, Backend, BatchRooms, Dropout, FeatureState, LossShape, Rooms, SavedFeatures,
+    SpmmFactors, TopK, View, ViewMut,
 };
-use crate::batch::{self, Batch};
-use crate::config::{FeatureTypeChoice, Order};
-use crate::data::{FeatureMatrix, Split};
+use crate::batch::{Batch, EpochPlan, epoch_order};
+use crate::config::FeatureTypeChoice;
+use crate::data::{FeatureMatrix, Pairs, Split};
 use crate::evaluate;
 use crate::graph::Graph;
 use crate::parameters::Layout;
@@ -47,6 +48,46 @@ impl<T> Cpu<T> {
     }
 }
 
+/// A batch at its step.
+#[derive(Debug, Clone)]
+pub struct CpuBatch {
+    batch: Batch,
+    /// From 1.
+    step: u32,
+}
+
+impl CpuBatch {
+    /// Adam's constants at its step.
+    fn constants(&self, schedule: &[AdamStep]) -> AdamStep {
+        schedule[self.step as usize - 1]
+    }
+}
+
+impl BatchRooms for CpuBatch {
+    fn rooms(&self) -> Rooms {
+        Rooms { users: self.batch.users.len(), items: self.batch.items.len() }
+    }
+}
+
+/// The training pairs, and the order of the epoch at hand.
+#[derive(Debug)]
+pub struct CpuBatches {
+    pairs: Pairs,
+    batch_size: usize,
+    order: Vec<u32>,
+    /// The step of the epoch's first batch.
+    first_step: u32,
+}
+
+impl CpuBatches {
+    fn batch(&self, number: u64) -> CpuBatch {
+        let start = number as usize * self.batch_size;
+        let stop = (start + self.batch_size).min(self.order.len());
+        let batch = Batch::of_pairs(&self.pairs, &self.order[start..stop]);
+        CpuBatch { batch, step: self.first_step + number as u32 }
+    }
+}
+
 fn read<T>(view: View<'_, Vec<T>>) -> &[T] {
     &view.buffer[view.range]
 }
@@ -59,7 +100,9 @@ impl<T: Real> Backend for Cpu<T> {
     type Real = T;
     type Buffer = Vec<T>;
     type Graph = CpuGraph<T>;
-    type Batch = Batch;
+    type Batch = CpuBatch;
+    type Batches = CpuBatches;
+    type Schedule = Vec<AdamStep>;
     type Features = CpuFeatures<T>;
     type Losses = Vec<f64>;
     type Lists = TopK;
@@ -86,16 +129,56 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(layout.initial_values(seed))
     }
 
-    fn epoch_order(&self, order: Order, seed: u64, epoch: u64, pairs: usize) -> Result<Vec<u32>> {
-        Ok(batch::epoch_order(order, seed, epoch, pairs))
-    }
-
     fn upload_graph(&self, graph: Arc<Graph>) -> Result<CpuGraph<T>> {
         Ok(CpuGraph::new(graph))
     }
 
-    fn upload_batch(&self, batch: Batch) -> Result<Batch> {
-        Ok(batch)
+    fn upload_batch(&self, batch: Batch, step: u32) -> Result<CpuBatch> {
+        Ok(CpuBatch { batch, step })
+    }
+
+    fn batches(
+        &self,
+        pairs: &Pairs,
+        _users: usize,
+        _items: usize,
+        batch_size: usize,
+    ) -> Result<CpuBatches> {
+        Ok(CpuBatches { pairs: pairs.clone(), batch_size, order: Vec::new(), first_step: 1 })
+    }
+
+    fn arrange(&self, batches: &mut CpuBatches, epoch: EpochPlan) -> Result<()> {
+        let EpochPlan { order, seed, epoch, first_step } = epoch;
+        batches.order = epoch_order(order, seed, epoch, batches.pairs.users.len());
+        batches.first_step = first_step;
+        Ok(())
+    }
+
+    fn each_batch(
+        &self,
+        batches: &mut CpuBatches,
+        numbers: Range<u64>,
+        step: &mut dyn FnMut(&CpuBatch) -> Result<()>,
+        proceed: &mut dyn FnMut() -> bool,
+    ) -> Result<u64> {
+        for number in numbers.clone() {
+            if !proceed() {
+                return Ok(number - numbers.start);
+            }
+            step(&batches.batch(number))?;
+        }
+        Ok(numbers.end - numbers.start)
+    }
+
+    fn set_schedule(
+        &self,
+        schedule: &mut Vec<AdamStep>,
+        steps: usize,
+        constants: &[AdamStep],
+    ) -> Result<()> {
+        schedule.truncate(steps);
+        schedule.extend_from_slice(constants);
+        Ok(())
     }
 
     fn store_features_as(&mut self, choice: FeatureTypeChoice) -> Result<()> {
@@ -144,6 +227,11 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(sums.to_vec())
     }
 
+    fn set_losses(&self, losses: &mut Vec<f64>, sums: &[f64]) -> Result<()> {
+        losses.copy_from_slice(sums);
+        Ok(())
+    }
+
     fn read_losses(&self, losses: &Vec<f64>) -> Result<Vec<f64>> {
         Ok(losses.clone())
     }
@@ -176,13 +264,12 @@ impl<T: Real> Backend for Cpu<T> {
         x: View<'_, Vec<T>>,
         weight: View<'_, Vec<T>>,
         y: View<'_, Vec<T>>,
-        gradient: ViewMut<'_, Vec<T>>,
+        y_gradient: ViewMut<'_, Vec<T>>,
+        x_gradient: ViewMut<'_, Vec<T>>,
         weight_gradient: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
-        let weight = read(weight);
-        let width = weight.len().isqrt();
-        let (gradient, weight_gradient) = (write(gradient), write(weight_gradient));
-        gcn::layer_backward(read(x), weight, read(y), width, gradient, weight_gradient);
+        let gradients = [write(y_gradient), write(x_gradient), write(weight_gradient)];
+        gcn::layer_backward(read(x), read(weight), read(y), gradients);
         Ok(())
     }
 
@@ -194,32 +281,33 @@ impl<T: Real> Backend for Cpu<T> {
     fn gather_rows(
         &self,
         graph: &CpuGraph<T>,
-        batch: &Batch,
+        batch: &CpuBatch,
         nodes: View<'_, Vec<T>>,
         rows: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
         let (nodes, rows) = (read(nodes), write(rows));
         let width = nodes.len() / graph.graph.nodes();
-        let (users, items) = rows.split_at_mut(batch.users.len() * width);
-        rows::gather(nodes, &batch.users, width, users);
-        rows::gather(&nodes[graph.graph.users() * width..], &batch.items, width, items);
+        let (users, items) = rows.split_at_mut(batch.batch.users.len() * width);
+        rows::gather(nodes, &batch.batch.users, width, users);
+        rows::gather(&nodes[graph.graph.users() * width..], &batch.batch.items, width, items);
         Ok(())
     }
 
     fn project(
         &self,
-        batch: &Batch,
+        batch: &CpuBatch,
         features: &CpuFeatures<T>,
         weight: View<'_, Vec<T>>,
         bias: View<'_, Vec<T>>,
         z: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
-        projection::project(features, &batch.items, read(weight), read(bias), write(z));
+        projection::project(features, &batch.batch.items, read(weight), read(bias), write(z));
         Ok(())
     }
 
     fn predict(
         &self,
+        _batch: Option<&CpuBatch>,
         x: View<'_, Vec<T>>,
         weight: View<'_, Vec<T>>,
         bias: View<'_, Vec<T>>,
@@ -232,19 +320,21 @@ impl<T: Real> Backend for Cpu<T> {
     fn bootstrap_loss(
         &self,
         shape: LossShape,
-        batch: &Batch,
+        batch: &CpuBatch,
         cl_weight: f64,
         dropout: &Dropout,
         x: View<'_, Vec<T>>,
         predicted: ViewMut<'_, Vec<T>>,
         losses: &mut Vec<f64>,
     ) -> Result<()> {
-        loss::bootstrap_loss(shape, batch, cl_weight, dropout, read(x), write(predicted), losses);
+        let (x, predicted) = (read(x), write(predicted));
+        loss::bootstrap_loss(shape, batch, cl_weight, dropout, x, predicted, losses);
         Ok(())
     }
 
     fn predict_backward(
         &self,
+        _batch: &CpuBatch,
         output_gradient: View<'_, Vec<T>>,
         x: View<'_, Vec<T>>,
         weight: View<'_, Vec<T>>,
@@ -259,14 +349,14 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn project_backward(
         &self,
-        batch: &Batch,
+        batch: &CpuBatch,
         features: &CpuFeatures<T>,
         z_gradient: View<'_, Vec<T>>,
         gradient: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
         let (z_gradient, gradient) = (read(z_gradient), write(gradient));
         let width = gradient.len() / (features.columns() + 1);
-        projection::project_backward(features, &batch.items, z_gradient, width, gradient);
+        projection::project_backward(features, &batch.batch.items, z_gradient, width, gradient);
         Ok(())
     }
 
@@ -291,60 +381,70 @@ impl<T: Real> Backend for Cpu<T> {
     fn scatter_rows(
         &self,
         graph: &CpuGraph<T>,
-        batch: &Batch,
+        batch: &CpuBatch,
         rows: View<'_, Vec<T>>,
         nodes: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
         let (rows, nodes) = (read(rows), write(nodes));
         let width = nodes.len() / graph.graph.nodes();
-        let (user_rows, item_rows) = rows.split_at(batch.users.len() * width);
+        let (user_rows, item_rows) = rows.split_at(batch.batch.users.len() * width);
         let (users, items) = nodes.split_at_mut(graph.graph.users() * width);
-        rows::scatter_add(user_rows, &batch.users, width, users);
-        rows::scatter_add(item_rows, &batch.items, width, items);
+        rows::scatter_add(user_rows, &batch.batch.users, width, users);
+        rows::scatter_add(item_rows, &batch.batch.items, width, items);
         Ok(())
     }
 
     fn adam(
         &self,
-        constants: AdamStep,
+        batch: &CpuBatch,
+        schedule: &Vec<AdamStep>,
         gradients: &Vec<T>,
         parameters: &mut Vec<T>,
         first: &mut Vec<T>,
         second: &mut Vec<T>,
     ) -> Result<()> {
-        adam::adam(constants, gradients, parameters, first, second);
+        adam::adam(batch.constants(schedule), gradients, parameters, first, second);
         Ok(())
     }
 
     fn adam_rows_replay(
         &self,
-        batch: Option<&Batch>,
-        history: &[AdamStep],
+        batch: &CpuBatch,
+        schedule: &Vec<AdamStep>,
         features: &mut CpuFeatures<T>,
     ) -> Result<()> {
         if let CpuFeatures::Trained { state, columns } = features {
-            match batch {
-                Some(batch) => adam::replay(history, &batch.items, *columns, state),
-                None => {
-                    let all: Vec<u32> = (0..state.touched.len() as u32).collect();
-                    adam::replay(history, &all, *columns, state);
-                }
-            }
+            let before = &schedule[..batch.step as usize - 1];
+            adam::replay(before, &batch.batch.items, *columns, state);
+        }
+        Ok(())
+    }
+
+    fn adam_rows_replay_all(
+        &self,
+        last: u32,
+        schedule: &Vec<AdamStep>,
+        features: &mut CpuFeatures<T>,
+    ) -> Result<()> {
+        if let CpuFeatures::Trained { state, columns } = features {
+            let all: Vec<u32> = (0..state.touched.len() as u32).collect();
+            adam::replay(&schedule[..last as usize], &all, *columns, state);
         }
         Ok(())
     }
 
     fn adam_rows(
         &self,
-        batch: &Batch,
+        batch: &CpuBatch,
         z_gradient: View<'_, Vec<T>>,
         weight: View<'_, Vec<T>>,
-        history: &[AdamStep],
+        schedule: &Vec<AdamStep>,
         features: &mut CpuFeatures<T>,
     ) -> Result<()> {
         if let CpuFeatures::Trained { state, columns } = features {
             let (z_gradient, weight) = (read(z_gradient), read(weight));
-            adam::adam_rows(history, &batch.items, z_gradient, weight, *columns, state);
+            let history = &schedule[..batch.step as usize];
+            adam::adam_rows(history, &batch.batch.items, z_gradient, weight, *columns, state);
         }
         Ok(())
     }

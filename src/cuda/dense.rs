@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
+use super::batches::CudaBatch;
 use super::device::{Device, Scratch};
 use super::launch::{Address, Launch, blocks, launch};
 use crate::Result;
-use crate::backend::AdamStep;
+use crate::backend::{BatchRooms, Rooms};
 
 /// Lines of a tile: `LINES` of `tile.cuh`.
 pub(super) const TILE: u64 = 64;
@@ -47,9 +48,35 @@ pub(super) fn tiles(rows: usize, columns: usize, slices: usize) -> [u32; 3] {
     [blocks(columns as u64, TILE), blocks(rows as u64, TILE), slices as u32]
 }
 
-/// out `=` the sum of `count` slices of `elements` numbers, plus the bias of each column.
+/// The batch whose rows a launch computes, as its first arguments: record and rooms. Without one it
+/// computes all rows there are.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    batch: Address,
+    rooms: Rooms,
+}
+
+impl Rows {
+    /// All rows.
+    pub const ALL: Self = Self { batch: Address::NULL, rooms: Rooms { users: 1, items: 1 } };
+
+    /// Those of a batch.
+    pub fn of(batch: &CudaBatch) -> Self {
+        Self { batch: batch.record(), rooms: batch.rooms() }
+    }
+
+    /// Record, users' room, items' room.
+    fn arguments(self) -> (Address, u32, u32) {
+        (self.batch, self.rooms.users as u32, self.rooms.items as u32)
+    }
+}
+
+/// out `=` the sum of `count` slices of `elements` numbers, plus the bias of each column; with a
+/// batch only the rows of its items.
+#[allow(clippy::too_many_arguments, reason = "the kernel's")]
 pub(super) fn sum_slices(
     device: &Arc<Device>,
+    batch: Address,
     slices: Address,
     count: usize,
     elements: usize,
@@ -66,14 +93,15 @@ pub(super) fn sum_slices(
             bytes: 4 * (count as u64 + 1) * elements as u64,
             flops: (count * elements) as u64,
         },
-        [slices, count as u32, elements as u64, bias, width as u32, out],
+        [batch, slices, count as u32, elements as u64, bias, width as u32, out],
         "{count} slices of {elements}"
     )
 }
 
-/// sums `=` the sums of the columns of `x` (rows × width).
+/// sums `=` the sums of the columns of `x` (rows × width); with a batch, of its items' rows.
 pub(super) fn column_sums(
     device: &Arc<Device>,
+    batch: Address,
     x: Address,
     rows: usize,
     width: usize,
@@ -90,15 +118,17 @@ pub(super) fn column_sums(
             bytes: 4 * (rows * width) as u64,
             flops: (rows * width) as u64,
         },
-        [x, rows as u32, width as u32, slices.part(0)],
+        [batch, x, rows as u32, width as u32, slices.part(0)],
         "{rows} rows, d = {width}"
     )?;
-    sum_slices(device, slices.part(0), count, width, Address::NULL, width, sums)
+    let bias = Address::NULL;
+    sum_slices(device, Address::NULL, slices.part(0), count, width, bias, width, sums)
 }
 
 /// out (rows × width) `=` x wᵀ + bias, with x rows × width and w width × width.
 pub(super) fn multiply_transposed(
     device: &Arc<Device>,
+    over: Rows,
     x: Address,
     weight: Address,
     bias: Address,
@@ -107,10 +137,11 @@ pub(super) fn multiply_transposed(
 ) -> Result<()> {
     let launch = product("multiply_transposed", rows, width);
     let width = width as u32;
+    let (batch, users, items) = over.arguments();
     launch!(
         device,
         launch,
-        [x, rows as u32, width, weight, width, bias, out],
+        [batch, users, items, x, rows as u32, width, weight, width, bias, out],
         "{rows} rows, d = {width}"
     )
 }
@@ -118,6 +149,7 @@ pub(super) fn multiply_transposed(
 /// out (rows × width) `=` x w, with x rows × width and w width × width.
 pub(super) fn multiply_plain(
     device: &Arc<Device>,
+    over: Rows,
     x: Address,
     weight: Address,
     out: Address,
@@ -125,7 +157,13 @@ pub(super) fn multiply_plain(
 ) -> Result<()> {
     let launch = product("multiply_plain", rows, width);
     let width = width as u32;
-    launch!(device, launch, [x, rows as u32, width, weight, width, out], "{rows} rows, d = {width}")
+    let (batch, users, items) = over.arguments();
+    launch!(
+        device,
+        launch,
+        [batch, users, items, x, rows as u32, width, weight, width, out],
+        "{rows} rows, d = {width}"
+    )
 }
 
 /// The launch of a product of rows × width by width × width.
@@ -143,6 +181,7 @@ fn product(kernel: &'static str, rows: usize, width: usize) -> Launch {
 /// out (width × width) `=` yᵀ x, with y and x rows × width.
 pub(super) fn multiply_gradient(
     device: &Arc<Device>,
+    over: Rows,
     y: Address,
     x: Address,
     out: Address,
@@ -152,6 +191,7 @@ pub(super) fn multiply_gradient(
     let elements = width * width;
     let partial = partial_sums(device, count, elements)?;
     let target = partial.as_ref().map_or(out, |partial| partial.part(0));
+    let (batch, users, items) = over.arguments();
     let (n, d) = (rows as u64, width as u64);
     launch!(
         device,
@@ -162,13 +202,25 @@ pub(super) fn multiply_gradient(
             bytes: 4 * (2 * n * d + count as u64 * d * d),
             flops: 2 * n * d * d,
         },
-        [y, width as u32, x, width as u32, rows as u32, slice_depth as u32, target],
+        [
+            batch,
+            users,
+            items,
+            y,
+            width as u32,
+            x,
+            width as u32,
+            rows as u32,
+            slice_depth as u32,
+            target,
+        ],
         "{rows} rows, d = {width}"
     )?;
     match partial {
         None => Ok(()),
         Some(partial) => {
-            sum_slices(device, partial.part(0), count, elements, Address::NULL, width, out)
+            let (slices, none) = (partial.part(0), Address::NULL);
+            sum_slices(device, none, slices, count, elements, none, width, out)
         }
     }
 }
@@ -180,33 +232,32 @@ pub(super) fn leaky_relu(device: &Arc<Device>, y: Address, elements: usize) -> R
     launch!(device, launch, [y, elements], "{elements} elements")
 }
 
-/// out `=` gradient ∘ LeakyReLU', from the activation's output y.
+/// gradient `=` gradient ∘ LeakyReLU', from the activation's output y.
 pub(super) fn leaky_relu_backward(
     device: &Arc<Device>,
     y: Address,
     gradient: Address,
-    out: Address,
     elements: usize,
 ) -> Result<()> {
     let elements = elements as u64;
     let launch = elementwise("leaky_relu_backward", elements, 12, 1);
-    launch!(device, launch, [y, gradient, out, elements], "{elements} elements")
+    launch!(device, launch, [y, gradient, elements], "{elements} elements")
 }
 
 /// One Adam step of `elements` parameters.
 pub(super) fn adam(
     device: &Arc<Device>,
-    constants: AdamStep,
+    batch: &CudaBatch,
+    schedule: Address,
     [gradients, parameters, first, second]: [Address; 4],
     elements: usize,
 ) -> Result<()> {
     let elements = elements as u64;
-    let (step_size, root_factor) = (constants.step_size as f32, constants.root_factor as f32);
     let launch = elementwise("adam", elements, 28, 14);
     launch!(
         device,
         launch,
-        [step_size, root_factor, gradients, parameters, first, second, elements],
+        [batch.record(), schedule, gradients, parameters, first, second, elements],
         "{elements} parameters"
     )
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, CudaViewMut, DevicePtr,
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, CudaViewMut, DevicePtr,
     DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, result, sys,
 };
 use cudarc::nvrtc::Ptx;
@@ -204,6 +204,25 @@ impl Device {
         unsafe { builder.launch(config) }
             .map(|_| ())
             .map_err(|error| self.failed(operation(), error))
+    }
+
+    /// Records the launches of `work`, which are not made: [`Device::replay`] makes them.
+    pub(super) fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+        let failed = |error| self.failed("recording a step".to_owned(), error);
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed)?;
+        let outcome = work();
+        // Ended in any case: a stream that records does nothing else.
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        outcome?;
+        graph.map_err(failed)?.ok_or_else(|| {
+            self.refused("recording a step".to_owned(), "nothing was recorded".to_owned())
+        })
+    }
+
+    /// Makes the launches that were recorded.
+    pub(super) fn replay(&self, graph: &CudaGraph) -> Result<()> {
+        graph.launch().map_err(|error| self.failed("a recorded step".to_owned(), error))
     }
 
     /// Fills `target` in parts of `part` bytes at most: while one is on its way, `fill` makes the

@@ -9,12 +9,12 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::batches::CudaBatch;
 use super::dense::{TILE_THREADS, column_sums, partial_sums, slices, sum_slices, tiles};
 use super::device::Device;
 use super::launch::{Address, Launch, launch};
 use super::memory::Memory;
-use super::rows::CudaBatch;
-use crate::backend::{AdamStep, FeatureState};
+use crate::backend::{BatchRooms, FeatureState};
 use crate::config::{FeatureTypeChoice, TrainConfig};
 use crate::data::{FeatureMatrix, FeatureType};
 use crate::{Error, Result};
@@ -81,9 +81,6 @@ pub(crate) fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
     (COPY_BYTES / row_bytes).clamp(1, rows.max(1))
 }
 
-/// Adam's constants as `adam_rows.cu` reads them: step size and root factor.
-type DeviceStep = [f32; 2];
-
 /// Raw features on a device.
 #[derive(Debug)]
 pub struct CudaFeatures {
@@ -101,9 +98,6 @@ struct Trained {
     first: Memory<f32>,
     second: Memory<f32>,
     touched: Memory<u32>,
-    /// The constants of the first `known` steps.
-    steps: Memory<DeviceStep>,
-    known: usize,
 }
 
 impl CudaFeatures {
@@ -165,8 +159,6 @@ impl CudaFeatures {
                 first: Memory::from_slice(device, &state.first, what)?,
                 second: Memory::from_slice(device, &state.second, what)?,
                 touched: Memory::from_slice(device, &state.touched, what)?,
-                steps: Memory::new(device, 0, what)?,
-                known: 0,
             }),
         })
     }
@@ -255,7 +247,7 @@ pub(super) fn project(
     width: usize,
     z: Address,
 ) -> Result<()> {
-    let (items, columns) = (batch.item_count, features.columns);
+    let (items, columns) = (batch.rooms().items, features.columns);
     let (slice_depth, count) = slices(items, width, columns);
     let elements = items * width;
     let partial = partial_sums(device, count, elements)?;
@@ -276,9 +268,9 @@ pub(super) fn project(
             flops: 2 * n * d * wide,
         },
         [
-            &features.values,
-            batch.items(),
+            batch.record(),
             items as u32,
+            &features.values,
             columns as u32,
             weight,
             width as u32,
@@ -290,7 +282,10 @@ pub(super) fn project(
     )?;
     match partial {
         None => Ok(()),
-        Some(partial) => sum_slices(device, partial.part(0), count, elements, bias, width, z),
+        Some(partial) => {
+            let slices = partial.part(0);
+            sum_slices(device, batch.record(), slices, count, elements, bias, width, z)
+        }
     }
 }
 
@@ -303,7 +298,7 @@ pub(super) fn project_backward(
     width: usize,
     (weight_gradient, bias_gradient): (Address, Address),
 ) -> Result<()> {
-    let (items, columns) = (batch.item_count, features.columns);
+    let (items, columns) = (batch.rooms().items, features.columns);
     let (slice_depth, count) = slices(width, columns, items);
     let elements = width * columns;
     let partial = partial_sums(device, count, elements)?;
@@ -322,11 +317,10 @@ pub(super) fn project_backward(
             flops: 2 * n * d * wide,
         },
         [
+            batch.record(),
             z_gradient,
             width as u32,
             &features.values,
-            batch.items(),
-            items as u32,
             columns as u32,
             slice_depth as u32,
             target,
@@ -334,25 +328,33 @@ pub(super) fn project_backward(
         "{items} items, D = {columns}, d = {width}"
     )?;
     if let Some(partial) = partial {
-        let slices = partial.part(0);
-        sum_slices(device, slices, count, elements, Address::NULL, columns, weight_gradient)?;
+        let (slices, none) = (partial.part(0), Address::NULL);
+        sum_slices(device, none, slices, count, elements, none, columns, weight_gradient)?;
     }
-    column_sums(device, z_gradient, items, width, bias_gradient)
+    column_sums(device, batch.record(), z_gradient, items, width, bias_gradient)
 }
 
-/// Brings the batch's rows (all rows without a batch) up to step `history.len()`.
+/// Which rows are brought up to which step.
+#[derive(Clone, Copy)]
+pub(super) enum Replay<'a> {
+    /// A batch's, to the step before its own.
+    Batch(&'a CudaBatch),
+    /// All, to this step.
+    All(u32),
+}
+
+/// Brings rows up to a step by steps without a gradient.
 pub(super) fn replay(
     device: &Arc<Device>,
-    batch: Option<&CudaBatch>,
-    history: &[AdamStep],
-    features: &mut CudaFeatures,
+    which: Replay<'_>,
+    schedule: Address,
+    features: &CudaFeatures,
 ) -> Result<()> {
-    let (rows, columns) = (features.rows, features.columns);
-    let Some(trained) = &mut features.trained else { return Ok(()) };
-    trained.learn(device, history)?;
-    let (items, count) = match batch {
-        Some(batch) => (batch.items(), batch.item_count),
-        None => (Address::NULL, rows),
+    let Some(trained) = &features.trained else { return Ok(()) };
+    let columns = features.columns;
+    let (batch, count, last) = match which {
+        Replay::Batch(batch) => (batch.record(), batch.rooms().items, 0),
+        Replay::All(last) => (Address::NULL, features.rows, last),
     };
     launch!(
         device,
@@ -365,31 +367,30 @@ pub(super) fn replay(
             flops: 14 * (count * columns) as u64,
         },
         [
-            items,
-            &trained.steps,
-            history.len() as u32,
+            batch,
+            schedule,
+            last,
             columns as u32,
             &features.values,
             &trained.first,
             &trained.second,
             &trained.touched,
         ],
-        "{count} rows, D = {columns}, step {}",
-        history.len()
+        "{count} rows, D = {columns}"
     )
 }
 
-/// Step `history.len()` of the batch's rows with dE = dz W.
+/// The batch's step on its rows, with dE = dz W.
 pub(super) fn adam_rows(
     device: &Arc<Device>,
     batch: &CudaBatch,
     (z_gradient, weight): (Address, Address),
     width: usize,
-    history: &[AdamStep],
-    features: &mut CudaFeatures,
+    schedule: Address,
+    features: &CudaFeatures,
 ) -> Result<()> {
-    let (Some(trained), Some(step)) = (&features.trained, history.last()) else { return Ok(()) };
-    let (items, columns) = (batch.item_count, features.columns);
+    let Some(trained) = &features.trained else { return Ok(()) };
+    let (items, columns) = (batch.rooms().items, features.columns);
     let elements = (items * columns) as u64;
     launch!(
         device,
@@ -401,15 +402,12 @@ pub(super) fn adam_rows(
             flops: elements * (2 * width as u64 + 14),
         },
         [
+            batch.record(),
+            schedule,
             z_gradient,
             width as u32,
             weight,
-            batch.items(),
-            items as u32,
             columns as u32,
-            step.step_size as f32,
-            step.root_factor as f32,
-            history.len() as u32,
             &features.values,
             &trained.first,
             &trained.second,
@@ -417,24 +415,4 @@ pub(super) fn adam_rows(
         ],
         "{items} items, D = {columns}, d = {width}"
     )
-}
-
-impl Trained {
-    /// Has the constants of all steps of `history` on the device; those known stay as they are.
-    fn learn(&mut self, device: &Arc<Device>, history: &[AdamStep]) -> Result<()> {
-        let what = "the constants of past steps";
-        if history.len() > self.steps.len() {
-            self.steps = Memory::new(device, (2 * history.len()).max(1024), what)?;
-            self.known = 0;
-        }
-        if history.len() > self.known {
-            let new: Vec<DeviceStep> = history[self.known..]
-                .iter()
-                .map(|step| [step.step_size as f32, step.root_factor as f32])
-                .collect();
-            self.steps.write(self.known, &new, what)?;
-            self.known = history.len();
-        }
-        Ok(())
-    }
 }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use super::batches::CudaBatch;
 use super::device::Device;
 use super::launch::{Address, Launch, blocks, launch};
 use super::memory::Memory;
-use super::rows::CudaBatch;
 use super::spmm::lanes;
-use crate::backend::{Dropout, LossShape};
+use crate::backend::{BatchRooms, Dropout, LossShape};
 use crate::philox::dropout_threshold;
 use crate::{Error, Result};
 
@@ -25,7 +25,8 @@ pub(super) fn bootstrap_loss(
     losses: &Memory<f64>,
 ) -> Result<()> {
     let width = shape.embedding_size;
-    let rows = batch.user_count + batch.item_count * (1 + shape.modalities);
+    let rooms = batch.rooms();
+    let rows = shape.rows(rooms);
     let kernel = match width.div_ceil(128) {
         1 => "bootstrap_loss_1",
         2 => "bootstrap_loss_2",
@@ -47,17 +48,14 @@ pub(super) fn bootstrap_loss(
         Dropout::Given { kept, .. } => (kept[0].len() / width, kept[1].len() / width),
         _ => (0, 0),
     };
-    let (mode, probability, seed, step) = match dropout {
-        Dropout::None => (0u32, 0.0, 0u64, 0u32),
-        Dropout::Random { probability, seed, step } => (1, *probability, *seed, *step),
-        Dropout::Given { probability, .. } => (2, *probability, 0, 0),
+    let (mode, probability, seed) = match dropout {
+        Dropout::None => (0u32, 0.0, 0u64),
+        Dropout::Random { probability, seed } => (1, *probability, *seed),
+        Dropout::Given { probability, .. } => (2, *probability, 0),
     };
-    let pairs = batch.pairs as f64;
     let cosines = device.scratch([16 * rows], "cosines of a batch")?;
     let lanes = lanes(width);
-    let [batch_users, batch_items, user_offsets, items_of_users, item_offsets, users_of_items] =
-        batch.arrays();
-    let targets = (2 * batch.pairs + 2 * batch.item_count * shape.modalities) as u64;
+    let targets = (2 * batch.pairs + 2 * rooms.items * shape.modalities) as u64;
     let (n, d) = (rows as u64, width as u64);
     launch!(
         device,
@@ -69,22 +67,15 @@ pub(super) fn bootstrap_loss(
             flops: d * (6 * targets + 12 * n),
         },
         [
-            batch_users,
-            batch.user_count as u32,
-            batch_items,
-            batch.item_count as u32,
-            user_offsets,
-            items_of_users,
-            item_offsets,
-            users_of_items,
+            batch.record(),
+            rooms.users as u32,
+            rooms.items as u32,
             rows as u32,
             width as u32,
             lanes,
-            (-1.0 / pairs) as f32,
-            (-cl_weight / pairs) as f32,
+            cl_weight as f32,
             mode,
             seed,
-            step,
             dropout_threshold(probability),
             (1.0 / (1.0 - probability)) as f32,
             given.as_ref().map_or(Address::NULL, |given| given.address_of(0)),
@@ -107,7 +98,7 @@ pub(super) fn bootstrap_loss(
             bytes: 16 * n,
             flops: 2 * n,
         },
-        [cosines.part(0), batch.user_count as u32, batch.item_count as u32, pairs, losses],
+        [batch.record(), rooms.users as u32, rooms.items as u32, cosines.part(0), losses],
         "{terms} terms of {rows} rows"
     )
 }

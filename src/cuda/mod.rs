@@ -5,6 +5,7 @@
 //! A [`Device`] is what the CUDA driver gives. Tests put an emulator in the driver's place, which
 //! runs the same kernel sources on the CPU (`tests/emulator`): nothing here knows of it.
 
+mod batches;
 mod dense;
 mod device;
 mod driver;
@@ -17,13 +18,18 @@ mod plan;
 mod random;
 mod ranking;
 mod rows;
+mod schedule;
 mod spmm;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
+pub use batches::{CudaBatch, CudaBatches};
+use dense::Rows;
 pub use device::Device;
 pub use driver::{Gpu, Unusable, can_run, gpus};
+use features::Replay;
 pub(crate) use features::rows_at_a_time;
 pub use features::{CudaFeatures, StoredType};
 pub use kernels::{Capability, CudaVersion, Kernels, NAMES as KERNEL_NAMES};
@@ -31,7 +37,7 @@ use launch::Address;
 pub use memory::Memory;
 pub(crate) use plan::training as training_memory;
 pub use ranking::{CudaLists, LONGEST_LIST};
-pub use rows::CudaBatch;
+pub use schedule::CudaSchedule;
 pub use spmm::CudaGraph;
 
 use crate::Result;
@@ -39,9 +45,9 @@ use crate::backend::{
     AdamStep, Backend, Dropout, FeatureState, LossShape, SavedFeatures, SpmmFactors, TopK, View,
     ViewMut,
 };
-use crate::batch::{self, Batch};
-use crate::config::{FeatureTypeChoice, Order};
-use crate::data::{FeatureMatrix, Split};
+use crate::batch::{Batch, EpochPlan};
+use crate::config::FeatureTypeChoice;
+use crate::data::{FeatureMatrix, Pairs, Split};
 use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::records::Metrics;
@@ -92,6 +98,8 @@ impl Backend for Cuda {
     type Buffer = Memory<f32>;
     type Graph = CudaGraph;
     type Batch = CudaBatch;
+    type Batches = CudaBatches;
+    type Schedule = CudaSchedule;
     type Features = CudaFeatures;
     type Losses = Memory<f64>;
     type Lists = CudaLists;
@@ -116,19 +124,45 @@ impl Backend for Cuda {
         random::initial_values(&self.device, layout, seed)
     }
 
-    fn epoch_order(&self, order: Order, seed: u64, epoch: u64, pairs: usize) -> Result<Vec<u32>> {
-        match order {
-            Order::File => Ok(batch::epoch_order(order, seed, epoch, pairs)),
-            Order::Random => random::epoch_order(&self.device, seed, epoch, pairs),
-        }
-    }
-
     fn upload_graph(&self, graph: Arc<Graph>) -> Result<CudaGraph> {
         CudaGraph::new(&self.device, graph)
     }
 
-    fn upload_batch(&self, batch: Batch) -> Result<CudaBatch> {
-        CudaBatch::new(&self.device, &batch)
+    fn upload_batch(&self, batch: Batch, step: u32) -> Result<CudaBatch> {
+        CudaBatch::new(&self.device, &batch, step)
+    }
+
+    fn batches(
+        &self,
+        pairs: &Pairs,
+        users: usize,
+        items: usize,
+        batch_size: usize,
+    ) -> Result<CudaBatches> {
+        CudaBatches::new(&self.device, pairs, users, items, batch_size)
+    }
+
+    fn arrange(&self, batches: &mut CudaBatches, epoch: EpochPlan) -> Result<()> {
+        batches.arrange(&self.device, epoch)
+    }
+
+    fn each_batch(
+        &self,
+        batches: &mut CudaBatches,
+        numbers: Range<u64>,
+        step: &mut dyn FnMut(&CudaBatch) -> Result<()>,
+        proceed: &mut dyn FnMut() -> bool,
+    ) -> Result<u64> {
+        batches.each(&self.device, numbers, step, proceed)
+    }
+
+    fn set_schedule(
+        &self,
+        schedule: &mut CudaSchedule,
+        steps: usize,
+        constants: &[AdamStep],
+    ) -> Result<()> {
+        schedule.set(&self.device, steps, constants)
     }
 
     fn store_features_as(&mut self, choice: FeatureTypeChoice) -> Result<()> {
@@ -160,6 +194,10 @@ impl Backend for Cuda {
         Memory::from_slice(&self.device, sums, "loss terms")
     }
 
+    fn set_losses(&self, losses: &mut Memory<f64>, sums: &[f64]) -> Result<()> {
+        losses.write(0, sums, "loss terms")
+    }
+
     fn read_losses(&self, losses: &Memory<f64>) -> Result<Vec<f64>> {
         losses.read(0..losses.len())
     }
@@ -186,7 +224,7 @@ impl Backend for Cuda {
         let width = weight.range.len().isqrt();
         let (elements, out) = (y.range.len(), address_mut(&y));
         let shape = (elements / width, width);
-        dense::multiply_plain(&self.device, address(&x), address(&weight), out, shape)?;
+        dense::multiply_plain(&self.device, Rows::ALL, address(&x), address(&weight), out, shape)?;
         dense::leaky_relu(&self.device, out, elements)
     }
 
@@ -195,19 +233,19 @@ impl Backend for Cuda {
         x: View<'_, Memory<f32>>,
         weight: View<'_, Memory<f32>>,
         y: View<'_, Memory<f32>>,
-        gradient: ViewMut<'_, Memory<f32>>,
+        y_gradient: ViewMut<'_, Memory<f32>>,
+        x_gradient: ViewMut<'_, Memory<f32>>,
         weight_gradient: ViewMut<'_, Memory<f32>>,
     ) -> Result<()> {
         let width = weight.range.len().isqrt();
-        let elements = gradient.range.len();
+        let elements = y_gradient.range.len();
         let shape = (elements / width, width);
-        let inner = Memory::<f32>::new(&self.device, elements, "a layer's gradient")?;
-        let (out, dt) = (address_mut(&gradient), inner.address_of(0));
-        dense::leaky_relu_backward(&self.device, address(&y), out, dt, elements)?;
-        let target = address_mut(&weight_gradient);
-        dense::multiply_gradient(&self.device, address(&x), dt, target, shape)?;
-        let weight = address(&weight);
-        dense::multiply_transposed(&self.device, dt, weight, Address::NULL, out, shape)
+        let (device, all) = (&self.device, Rows::ALL);
+        let (dt, out) = (address_mut(&y_gradient), address_mut(&weight_gradient));
+        dense::leaky_relu_backward(device, address(&y), dt, elements)?;
+        dense::multiply_gradient(device, all, address(&x), dt, out, shape)?;
+        let (weight, out) = (address(&weight), address_mut(&x_gradient));
+        dense::multiply_transposed(device, all, dt, weight, Address::NULL, out, shape)
     }
 
     fn add_scaled(
@@ -246,6 +284,7 @@ impl Backend for Cuda {
 
     fn predict(
         &self,
+        batch: Option<&CudaBatch>,
         x: View<'_, Memory<f32>>,
         weight: View<'_, Memory<f32>>,
         bias: View<'_, Memory<f32>>,
@@ -253,8 +292,9 @@ impl Backend for Cuda {
     ) -> Result<()> {
         let width = bias.range.len();
         let shape = (x.range.len() / width, width);
-        let (x, out) = (address(&x), address_mut(&p));
-        dense::multiply_transposed(&self.device, x, address(&weight), address(&bias), out, shape)
+        let (x, weight, bias) = (address(&x), address(&weight), address(&bias));
+        let over = batch.map_or(Rows::ALL, Rows::of);
+        dense::multiply_transposed(&self.device, over, x, weight, bias, address_mut(&p), shape)
     }
 
     fn bootstrap_loss(
@@ -273,6 +313,7 @@ impl Backend for Cuda {
 
     fn predict_backward(
         &self,
+        batch: &CudaBatch,
         output_gradient: View<'_, Memory<f32>>,
         x: View<'_, Memory<f32>>,
         weight: View<'_, Memory<f32>>,
@@ -282,11 +323,13 @@ impl Backend for Cuda {
         let width = gradient.range.len() - weight.range.len();
         let shape = (x.range.len() / width, width);
         let (da, target) = (address(&output_gradient), address_mut(&gradient));
-        dense::multiply_gradient(&self.device, da, address(&x), target, shape)?;
+        let (device, over) = (&self.device, Rows::of(batch));
+        dense::multiply_gradient(device, over, da, address(&x), target, shape)?;
         let bias = gradient.buffer.address_of(gradient.range.start + width * width);
-        dense::column_sums(&self.device, da, shape.0, width, bias)?;
+        // Rows that the batch does not fill have no gradient: theirs is 0.
+        dense::column_sums(device, Address::NULL, da, shape.0, width, bias)?;
         let out = address_mut(&input_gradient);
-        dense::multiply_plain(&self.device, da, address(&weight), out, shape)
+        dense::multiply_plain(device, over, da, address(&weight), out, shape)
     }
 
     fn project_backward(
@@ -338,23 +381,33 @@ impl Backend for Cuda {
 
     fn adam(
         &self,
-        constants: AdamStep,
+        batch: &CudaBatch,
+        schedule: &CudaSchedule,
         gradients: &Memory<f32>,
         parameters: &mut Memory<f32>,
         first: &mut Memory<f32>,
         second: &mut Memory<f32>,
     ) -> Result<()> {
         let places = [gradients, parameters, first, second].map(|buffer| buffer.address_of(0));
-        dense::adam(&self.device, constants, places, gradients.len())
+        dense::adam(&self.device, batch, schedule.address(), places, gradients.len())
     }
 
     fn adam_rows_replay(
         &self,
-        batch: Option<&CudaBatch>,
-        history: &[AdamStep],
+        batch: &CudaBatch,
+        schedule: &CudaSchedule,
         features: &mut CudaFeatures,
     ) -> Result<()> {
-        features::replay(&self.device, batch, history, features)
+        features::replay(&self.device, Replay::Batch(batch), schedule.address(), features)
+    }
+
+    fn adam_rows_replay_all(
+        &self,
+        last: u32,
+        schedule: &CudaSchedule,
+        features: &mut CudaFeatures,
+    ) -> Result<()> {
+        features::replay(&self.device, Replay::All(last), schedule.address(), features)
     }
 
     fn adam_rows(
@@ -362,12 +415,12 @@ impl Backend for Cuda {
         batch: &CudaBatch,
         z_gradient: View<'_, Memory<f32>>,
         weight: View<'_, Memory<f32>>,
-        history: &[AdamStep],
+        schedule: &CudaSchedule,
         features: &mut CudaFeatures,
     ) -> Result<()> {
         let width = weight.range.len() / features.columns();
         let places = (address(&z_gradient), address(&weight));
-        features::adam_rows(&self.device, batch, places, width, history, features)
+        features::adam_rows(&self.device, batch, places, width, schedule.address(), features)
     }
 
     fn top_k(

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::device::Device;
-use super::launch::{Launch, blocks, launch};
+use super::launch::{Address, Launch, blocks, launch};
 use super::memory::Memory;
 use crate::Result;
 use crate::parameters::{Initial, Layout};
@@ -58,18 +58,98 @@ pub(super) fn order_bytes(pairs: usize) -> u64 {
     2 * (8 + 4) * pairs as u64 + 4 * counts
 }
 
+/// What the sorted keys hold: in the low half numbers below `low`, in the high half below `high`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SortBits {
+    pub low: u64,
+    pub high: u64,
+}
+
+/// A stable sort of values by 64-bit keys, by digits of eight bits from the lowest.
+#[derive(Debug)]
+pub(super) struct Sort {
+    from: (Memory<u64>, Memory<u32>),
+    to: (Memory<u64>, Memory<u32>),
+    counts: Memory<u32>,
+}
+
+impl Sort {
+    /// Room for `count` keys and values.
+    pub fn new(device: &Arc<Device>, count: usize, what: &str) -> Result<Self> {
+        let room = || -> Result<_> {
+            Ok((Memory::new(device, count, what)?, Memory::new(device, count, what)?))
+        };
+        let blocks = (count as u64).div_ceil(BLOCK_KEYS) as usize;
+        Ok(Self { from: room()?, to: room()?, counts: Memory::new(device, DIGITS * blocks, what)? })
+    }
+
+    /// The keys, to be written before and read after the sort.
+    pub fn keys(&self) -> Address {
+        self.from.0.address_of(0)
+    }
+
+    /// The values, to be written before and read after the sort.
+    pub fn values(&self) -> Address {
+        self.from.1.address_of(0)
+    }
+
+    /// The values alone.
+    pub fn into_values(self) -> Memory<u32> {
+        self.from.1
+    }
+
+    /// Sorts; digits that are 0 in every key are left out.
+    pub fn sort(&mut self, device: &Arc<Device>, bits: SortBits) -> Result<()> {
+        let digits = |end: u64| (64 - end.saturating_sub(1).leading_zeros()).div_ceil(8);
+        let shifts = (0..digits(bits.low)).chain((0..digits(bits.high)).map(|digit| 4 + digit));
+        for digit in shifts {
+            self.pass(device, 8 * digit)?;
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, device: &Arc<Device>, shift: u32) -> Result<()> {
+        let Self { from, to, counts } = self;
+        let count = from.0.len() as u32;
+        let (n, grid) = (u64::from(count), blocks(u64::from(count), BLOCK_KEYS));
+        let geometry = |kernel, grid, bytes| Launch {
+            kernel,
+            grid: [grid, 1, 1],
+            block: 256,
+            bytes,
+            flops: 0,
+        };
+        launch!(
+            device,
+            geometry("radix_count", grid, 8 * n),
+            [&from.0, count, shift, &*counts],
+            "{n} keys"
+        )?;
+        launch!(
+            device,
+            geometry("radix_offsets", grid.min(1), 8 * counts.len() as u64),
+            [&*counts, counts.len() as u32],
+            "{n} keys"
+        )?;
+        launch!(
+            device,
+            geometry("radix_move", grid, 24 * n),
+            [&from.0, &from.1, count, shift, &*counts, &to.0, &to.1],
+            "{n} keys"
+        )?;
+        std::mem::swap(from, to);
+        Ok(())
+    }
+}
+
 /// The pairs in the order of epoch `epoch`: the outcome of [`crate::batch::epoch_order`].
 pub(super) fn epoch_order(
     device: &Arc<Device>,
     seed: u64,
     epoch: u64,
     pairs: usize,
-) -> Result<Vec<u32>> {
-    let what = "the order of an epoch";
-    let count = pairs as u32;
-    let keys = || Memory::<u64>::new(device, pairs, what);
-    let ids = || Memory::<u32>::new(device, pairs, what);
-    let (mut from, mut to) = ((keys()?, ids()?), (keys()?, ids()?));
+) -> Result<Memory<u32>> {
+    let mut sort = Sort::new(device, pairs, "the order of an epoch")?;
     let n = pairs as u64;
     launch!(
         device,
@@ -80,50 +160,9 @@ pub(super) fn epoch_order(
             bytes: 12 * n,
             flops: 0,
         },
-        [seed, epoch as u32, count, &from.0, &from.1],
+        [seed, epoch as u32, pairs as u32, sort.keys(), sort.values()],
         "{pairs} pairs"
     )?;
-    let grid = blocks(n, BLOCK_KEYS);
-    let counts = Memory::<u32>::new(device, DIGITS * grid as usize, what)?;
-    for shift in (0..64u32).step_by(8) {
-        launch!(
-            device,
-            Launch {
-                kernel: "radix_count",
-                grid: [grid, 1, 1],
-                block: 256,
-                bytes: 8 * n,
-                flops: 0,
-            },
-            [&from.0, count, shift, &counts],
-            "{pairs} pairs"
-        )?;
-        launch!(
-            device,
-            Launch {
-                kernel: "radix_offsets",
-                grid: [grid.min(1), 1, 1],
-                block: 256,
-                bytes: 8 * counts.len() as u64,
-                flops: 0,
-            },
-            [&counts, counts.len() as u32],
-            "{} counts",
-            counts.len()
-        )?;
-        launch!(
-            device,
-            Launch {
-                kernel: "radix_move",
-                grid: [grid, 1, 1],
-                block: 256,
-                bytes: 24 * n,
-                flops: 0,
-            },
-            [&from.0, &from.1, count, shift, &counts, &to.0, &to.1],
-            "{pairs} pairs"
-        )?;
-        std::mem::swap(&mut from, &mut to);
-    }
-    from.1.read(0..pairs)
+    sort.sort(device, SortBits { low: 1 << 32, high: 1 << 32 })?;
+    Ok(sort.into_values())
 }

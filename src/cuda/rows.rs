@@ -1,72 +1,17 @@
-//! A batch on a device, its rows taken from the nodes and given back (`gather_rows.cu`,
-//! `scatter_rows.cu`), the norms of all rows (`norm_backward.cu`), and sums of vectors
-//! (`add_scaled.cu`).
+//! A batch's rows taken from the nodes and given back (`gather_rows.cu`, `scatter_rows.cu`), the
+//! norms of all rows (`norm_backward.cu`), and sums of vectors (`add_scaled.cu`).
 
 use std::sync::Arc;
 
+use super::batches::CudaBatch;
 use super::device::Device;
 use super::launch::{Address, Launch, blocks, launch};
-use super::memory::Memory;
 use super::spmm::CudaGraph;
 use crate::Result;
-use crate::batch::Batch;
+use crate::backend::{BatchRooms, Rooms};
 
 /// Elements that one block of `norm_squares` sums: `CHUNK` of `norm_backward.cu`.
 const NORM_CHUNK: u64 = 8192;
-
-/// A batch on a device, in one copy.
-#[derive(Debug)]
-pub struct CudaBatch {
-    ids: Memory<u32>,
-    /// Where each of the six arrays of [`Batch`] begins in `ids`.
-    starts: [usize; 6],
-    /// n_u.
-    pub user_count: usize,
-    /// n_i.
-    pub item_count: usize,
-    /// |B|.
-    pub pairs: usize,
-}
-
-impl CudaBatch {
-    /// Copies a batch to a device.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn new(device: &Arc<Device>, batch: &Batch) -> Result<Self> {
-        let arrays = [
-            &batch.users,
-            &batch.items,
-            &batch.user_offsets,
-            &batch.items_of_users,
-            &batch.item_offsets,
-            &batch.users_of_items,
-        ];
-        let mut ids = Vec::with_capacity(arrays.iter().map(|array| array.len()).sum());
-        let starts = arrays.map(|array| {
-            let start = ids.len();
-            ids.extend_from_slice(array);
-            start
-        });
-        Ok(Self {
-            ids: Memory::from_slice(device, &ids, "a batch")?,
-            starts,
-            user_count: batch.users.len(),
-            item_count: batch.items.len(),
-            pairs: batch.pairs(),
-        })
-    }
-
-    /// The six arrays, in the order of [`Batch`]'s fields.
-    pub fn arrays(&self) -> [Address; 6] {
-        self.starts.map(|start| self.ids.address_of(start))
-    }
-
-    /// The distinct items.
-    pub fn items(&self) -> Address {
-        self.ids.address_of(self.starts[1])
-    }
-}
 
 /// Copies the batch's rows from `nodes` to `rows`, or adds them the other way.
 pub(super) fn move_rows(
@@ -77,8 +22,8 @@ pub(super) fn move_rows(
     (from, to): (Address, Address),
     width: usize,
 ) -> Result<()> {
-    let [users, items, ..] = batch.arrays();
-    let rows = (batch.user_count + batch.item_count) as u64;
+    let Rooms { users, items } = batch.rooms();
+    let rows = (users + items) as u64;
     let elements = rows * width as u64;
     let adds = kernel == "scatter_rows";
     launch!(
@@ -91,10 +36,9 @@ pub(super) fn move_rows(
             flops: if adds { elements } else { 0 },
         },
         [
-            users,
-            batch.user_count as u32,
-            items,
-            batch.item_count as u32,
+            batch.record(),
+            users as u32,
+            items as u32,
             graph.graph.users() as u32,
             width as u32,
             from,

@@ -662,13 +662,14 @@ CUresult cuStreamBeginCapture_v2(Stream* stream, int) {
 }
 
 CUresult cuStreamEndCapture(Stream* stream, Graph** graph) {
+    // Over in any case, also when it fails.
+    std::unique_ptr<Graph> captured = std::move(stream->capture);
     BEGIN_IN_CONTEXT();
-    *graph = stream->capture.release();
     if (stream->capture_broken) {
-        delete *graph;
         *graph = nullptr;
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     }
+    *graph = captured.release();
     return CUDA_SUCCESS;
 }
 

@@ -1,12 +1,15 @@
 //! `adam.cu` and `adam_rows.cu`: the dense update, and the exact replay of rows.
 
-use bm3_engine::backend::{ADAM_EPSILON, AdamStep, BETA1, BETA2, Backend, FeatureState, view};
+use bm3_engine::backend::{
+    ADAM_EPSILON, AdamStep, BETA1, BETA2, Backend, BatchRooms, FeatureState, view,
+};
 use bm3_engine::batch::Batch;
 use bm3_engine::cuda::Cuda;
 use bm3_engine::step::{adam_step, fresh_features};
 
 use crate::check::{
-    ROUNDING, SPLIT, close, download, ids, magnitudes, numbers, on_device, roundings, upload,
+    BatchCase, ROUNDING, SPLIT, close, download, ids, magnitudes, numbers, on_device, roundings,
+    upload,
 };
 
 /// One element's step in f32 with the roundings that the kernel's source says.
@@ -17,6 +20,13 @@ fn update(step: AdamStep, gradient: f32, parameter: &mut f32, first: &mut f32, s
     *second = (BETA2 as f32).mul_add(*second, rest2 * gradient * gradient);
     let root = second.sqrt().mul_add(root_factor, ADAM_EPSILON as f32);
     *parameter -= step_size * *first / root;
+}
+
+/// The constants of steps, on the device.
+fn schedule(cuda: &Cuda, history: &[AdamStep]) -> <Cuda as Backend>::Schedule {
+    let mut schedule = Default::default();
+    cuda.set_schedule(&mut schedule, 0, history).unwrap();
+    schedule
 }
 
 fn history(steps: u64) -> Vec<AdamStep> {
@@ -31,14 +41,16 @@ fn dense_steps_have_the_bits_of_the_formula() {
             let mut parameters = numbers(1, elements);
             let (mut first, mut second) = (vec![0.0; elements], vec![0.0; elements]);
             let mut buffers = [&parameters, &first, &second].map(|values| upload(cuda, values));
+            let schedule = schedule(cuda, &history(3));
             for (index, step) in history(3).into_iter().enumerate() {
+                let batch = cuda.upload_batch(Batch::new(&[0], &[0]), index as u32 + 1).unwrap();
                 let mut gradients = numbers(2 + index as u64, elements);
                 gradients[0] = 0.0;
                 gradients[1] = 1e-21;
                 gradients[2] = 1e18;
                 let device_gradients = upload(cuda, &gradients);
                 let [parameter, m, v] = &mut buffers;
-                cuda.adam(step, &device_gradients, parameter, m, v).unwrap();
+                cuda.adam(&batch, &schedule, &device_gradients, parameter, m, v).unwrap();
                 for (element, &gradient) in gradients.iter().enumerate() {
                     let (m, v) = (&mut first[element], &mut second[element]);
                     update(step, gradient, &mut parameters[element], m, v);
@@ -77,10 +89,18 @@ fn replayed_rows_have_the_bits_of_dense_steps() {
             for batch in [None, Some(vec![0]), Some((0..rows as u32).step_by(2).collect())] {
                 let before = state(rows, columns);
                 let mut features = cuda.trained_features(before.clone(), columns).unwrap();
-                let device_batch = batch.as_ref().map(|items: &Vec<u32>| {
-                    cuda.upload_batch(Batch::new(&vec![0; items.len()], items)).unwrap()
-                });
-                cuda.adam_rows_replay(device_batch.as_ref(), &history, &mut features).unwrap();
+                let schedule = schedule(cuda, &history);
+                match &batch {
+                    None => cuda.adam_rows_replay_all(4, &schedule, &mut features).unwrap(),
+                    Some(items) => {
+                        let items: &Vec<u32> = items;
+                        let case = BatchCase::new(vec![0; items.len()], items.clone());
+                        let case = BatchCase { step: 5, ..case };
+                        case.with(cuda, |batch| {
+                            cuda.adam_rows_replay(batch, &schedule, &mut features).unwrap();
+                        });
+                    }
+                }
                 let mut expected = before;
                 for row in 0..rows {
                     let chosen = batch.as_ref().is_none_or(|items| items.contains(&(row as u32)));
@@ -110,8 +130,12 @@ fn a_long_history_is_replayed_to_its_end() {
         let before = FeatureState { touched: vec![1], ..state(1, 4) };
         let mut features = cuda.trained_features(before.clone(), 4).unwrap();
         let history = history(2500);
-        for known in [2, 1024, 1025, 2500] {
-            cuda.adam_rows_replay(None, &history[..known], &mut features).unwrap();
+        let mut schedule = Default::default();
+        let mut known = 0;
+        for last in [2, 1024, 1025, 2500] {
+            cuda.set_schedule(&mut schedule, known, &history[known..last]).unwrap();
+            cuda.adam_rows_replay_all(last as u32, &schedule, &mut features).unwrap();
+            known = last;
         }
         let mut expected = before;
         for &step in &history[1..] {
@@ -131,22 +155,26 @@ fn a_long_history_is_replayed_to_its_end() {
 fn steps_of_rows_take_the_gradient_dz_w() {
     on_device(|cuda| {
         for (rows, columns, width, pairs) in [(1, 1, 4, 1), (9, 70, 12, 5), (150, 133, 64, 200)] {
-            let batch = Batch::new(&vec![0; pairs], &ids(5, pairs, rows));
-            let items = batch.items.clone();
+            let case = BatchCase::new(vec![0; pairs], ids(5, pairs, rows));
+            let case = BatchCase { step: 2, ..case.short() };
+            let items = case.host().items;
             let (dz, weight) = (numbers(6, items.len() * width), numbers(7, width * columns));
             // From nothing, the first moment after one step tells the gradient.
             let before = fresh_features(numbers(1, rows * columns), rows);
             let mut features = cuda.trained_features(before.clone(), columns).unwrap();
+            // As if the first step's constants were the second's.
             let history = history(1);
-            let (dz_buffer, weight_buffer) = (upload(cuda, &dz), upload(cuda, &weight));
-            cuda.adam_rows(
-                &cuda.upload_batch(batch).unwrap(),
-                view(&dz_buffer, 0..dz.len()),
-                view(&weight_buffer, 0..weight.len()),
-                &history,
-                &mut features,
-            )
-            .unwrap();
+            let schedule = schedule(cuda, &[history[0], history[0]]);
+            let weight_buffer = upload(cuda, &weight);
+            case.with(cuda, |batch| {
+                let room = batch.rooms().items * width;
+                let mut dz = dz.clone();
+                dz.resize(room, 9.0);
+                let dz = upload(cuda, &dz);
+                let weight = view(&weight_buffer, 0..weight.len());
+                cuda.adam_rows(batch, view(&dz, 0..room), weight, &schedule, &mut features)
+                    .unwrap();
+            });
             let after = read(cuda, &features);
             let (mut found, mut expected, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
             let mut untouched = (before.values.clone(), vec![0.0; rows * columns]);
@@ -173,11 +201,11 @@ fn steps_of_rows_take_the_gradient_dz_w() {
                         f64::from(before.values[place]) - moved - f64::from(after.values[place]);
                     assert!(off.abs() <= 8.0 * ROUNDING, "element {place}: off by {off:e}");
                 }
-                assert_eq!(after.touched[item as usize], 1);
+                assert_eq!(after.touched[item as usize], 2);
             }
             close("m", &found, &expected, &sizes, SPLIT + 3.0 + roundings(width));
             assert_eq!((after.values, after.first), untouched, "rows outside of the batch");
-            let counted = after.touched.iter().filter(|&&step| step == 1).count();
+            let counted = after.touched.iter().filter(|&&step| step == 2).count();
             assert_eq!(counted, items.len());
         }
     });

@@ -1,6 +1,8 @@
 //! Inputs, and how outputs are compared.
 
-use bm3_engine::backend::{Backend, view};
+use bm3_engine::backend::{Backend, Rooms, view};
+use bm3_engine::batch::{Batch, EpochPlan};
+use bm3_engine::config::Order;
 use bm3_engine::cuda::Cuda;
 use bm3_engine::data::Pairs;
 use bm3_engine::graph::Graph;
@@ -86,6 +88,89 @@ pub fn upload<B: Backend>(backend: &B, values: &[f32]) -> B::Buffer {
 /// Numbers from a device.
 pub fn download<B: Backend>(backend: &B, buffer: &B::Buffer, count: usize) -> Vec<B::Real> {
     backend.download(view(buffer, 0..count)).expect("a copy")
+}
+
+/// A batch of pairs, and how it comes to the device: by itself, or as the short last one of an epoch,
+/// in rooms that are larger than it needs.
+#[derive(Debug, Clone)]
+pub struct BatchCase {
+    pub users: Vec<u32>,
+    pub items: Vec<u32>,
+    /// Pairs of the batch before it; 0: it comes by itself.
+    pub before: usize,
+    /// Its step, above 1.
+    pub step: u32,
+}
+
+impl BatchCase {
+    pub fn new(users: Vec<u32>, items: Vec<u32>) -> Self {
+        Self { users, items, before: 0, step: 2 }
+    }
+
+    /// The same batch after one of so many pairs that two tiles of each room are left unfilled.
+    pub fn short(&self) -> Self {
+        Self { before: (self.users.len() + 130).next_multiple_of(64), ..self.clone() }
+    }
+
+    pub fn host(&self) -> Batch {
+        Batch::new(&self.users, &self.items)
+    }
+
+    /// Works with the batch on a device.
+    pub fn with<B: Backend, T>(&self, backend: &B, mut work: impl FnMut(&B::Batch) -> T) -> T {
+        if self.before == 0 {
+            return work(&backend.upload_batch(self.host(), self.step).expect("room"));
+        }
+        let filling = 0..self.before as u32;
+        let pairs = Pairs {
+            users: filling.clone().chain(self.users.iter().copied()).collect(),
+            items: filling.chain(self.items.iter().copied()).collect(),
+        };
+        let end = |ids: &[u32]| ids.iter().max().map_or(0, |&id| id as usize + 1);
+        let (users, items) = (end(&pairs.users), end(&pairs.items));
+        let mut batches = backend.batches(&pairs, users, items, self.before).expect("room");
+        let (order, first_step) = (Order::File, self.step - 1);
+        let plan = EpochPlan { order, seed: 0, epoch: 0, first_step };
+        backend.arrange(&mut batches, plan).expect("an epoch");
+        let mut outcome = None;
+        let mut step = |batch: &B::Batch| {
+            outcome = Some(work(batch));
+            Ok(())
+        };
+        backend.each_batch(&mut batches, 1..2, &mut step, &mut || true).expect("a batch");
+        outcome.expect("the batch was worked with")
+    }
+}
+
+/// The places of a batch's rows, in the rooms that a backend has for them: users, items, and items in
+/// each modality.
+pub fn places(batch: &Batch, rooms: Rooms, modalities: usize) -> Vec<usize> {
+    let block = |start: usize, count: usize| start..start + count;
+    let mut places: Vec<usize> = block(0, batch.users.len()).collect();
+    for number in 0..1 + modalities {
+        places.extend(block(rooms.users + number * rooms.items, batch.items.len()));
+    }
+    places
+}
+
+/// Rows at their places among `rows`, `filler` in all others.
+pub fn spread(
+    values: &[f32],
+    places: &[usize],
+    rows: usize,
+    width: usize,
+    filler: f32,
+) -> Vec<f32> {
+    let mut spread = vec![filler; rows * width];
+    for (row, &place) in values.chunks(width).zip(places) {
+        spread[place * width..(place + 1) * width].copy_from_slice(row);
+    }
+    spread
+}
+
+/// The rows at `places`.
+pub fn collect<T: Copy>(rows: &[T], places: &[usize], width: usize) -> Vec<T> {
+    places.iter().flat_map(|&place| &rows[place * width..(place + 1) * width]).copied().collect()
 }
 
 /// The graph of [`random_pairs`].

@@ -1,11 +1,14 @@
 //! `multiply.cu`, `sum_slices.cu`, `leaky_relu.cu`: the predictor and the layers of the paper's
 //! form, forward and backward.
 
-use bm3_engine::backend::{Backend, view, view_mut};
+use bm3_engine::backend::{Backend, BatchRooms, view, view_mut};
 use bm3_engine::cpu::Cpu;
 use bm3_engine::real::Real;
 
-use crate::check::{SPLIT, close, download, magnitudes, numbers, on_device, roundings, upload};
+use crate::check::{
+    BatchCase, SPLIT, close, collect, download, magnitudes, numbers, on_device, places, roundings,
+    spread, upload,
+};
 
 /// Rows and widths: less than a tile, a tile, and a rest; a depth of several slices.
 const SHAPES: [(usize, usize); 8] =
@@ -20,7 +23,7 @@ fn predict<B: Backend>(backend: &B, x: &[f32], weight: &[f32], bias: &[f32]) -> 
     let mut p = upload(backend, &vec![7.0; x.len()]);
     let whole = |index: usize, values: &[f32]| view(&buffers[index], 0..values.len());
     let target = view_mut(&mut p, 0..x.len());
-    backend.predict(whole(0, x), whole(1, weight), whole(2, bias), target).unwrap();
+    backend.predict(None, whole(0, x), whole(1, weight), whole(2, bias), target).unwrap();
     download(backend, &p, x.len())
 }
 
@@ -40,51 +43,104 @@ fn predictions_agree_with_the_cpu() {
     });
 }
 
-/// dW and db in one, and dx.
+/// A batch of `rows` rows without modalities, two at least: users and items, as even as can be.
+fn batch_of(rows: usize) -> BatchCase {
+    let (users, items) = (rows.div_ceil(2) as u32, (rows / 2) as u32);
+    BatchCase::new((0..users).collect(), (0..users).map(|user| user.min(items - 1)).collect())
+}
+
+/// dW and db in one, and dx, over the rows of a batch.
 fn predict_backward<B: Backend>(
     backend: &B,
+    case: &BatchCase,
     gradient: &[f32],
     x: &[f32],
     weight: &[f32],
-    width: usize,
 ) -> (Vec<B::Real>, Vec<B::Real>) {
-    let buffers = [gradient, x, weight].map(|values| upload(backend, values));
+    let width = weight.len().isqrt();
+    let weight_buffer = upload(backend, weight);
     let parameters = width * width + width;
-    // The gradient begins in the middle of its arena, as in a step.
-    let mut arena = upload(backend, &vec![7.0; parameters + 8]);
-    let mut input = upload(backend, &vec![7.0; x.len()]);
-    backend
-        .predict_backward(
-            view(&buffers[0], 0..gradient.len()),
-            view(&buffers[1], 0..x.len()),
-            view(&buffers[2], 0..weight.len()),
-            view_mut(&mut arena, 4..4 + parameters),
-            view_mut(&mut input, 0..x.len()),
-        )
-        .unwrap();
-    let arena = download(backend, &arena, parameters + 8);
-    assert!(arena[..4].iter().chain(&arena[4 + parameters..]).all(|v| v.to_f64() == 7.0));
-    (arena[4..4 + parameters].to_vec(), download(backend, &input, x.len()))
+    case.with(backend, |batch| {
+        let rooms = batch.rooms();
+        let (places, rows) = (places(&case.host(), rooms, 0), rooms.users + rooms.items);
+        let elements = rows * width;
+        // Where the batch fills no row there is no gradient, and x is some number.
+        let gradient = upload(backend, &spread(gradient, &places, rows, width, 0.0));
+        let x = upload(backend, &spread(x, &places, rows, width, 3.0));
+        // The gradient begins in the middle of its arena, as in a step.
+        let mut arena = upload(backend, &vec![7.0; parameters + 8]);
+        let mut input = upload(backend, &vec![7.0; elements]);
+        backend
+            .predict_backward(
+                batch,
+                view(&gradient, 0..elements),
+                view(&x, 0..elements),
+                view(&weight_buffer, 0..weight.len()),
+                view_mut(&mut arena, 4..4 + parameters),
+                view_mut(&mut input, 0..elements),
+            )
+            .unwrap();
+        let arena = download(backend, &arena, parameters + 8);
+        assert!(arena[..4].iter().chain(&arena[4 + parameters..]).all(|v| v.to_f64() == 7.0));
+        let input = collect(&download(backend, &input, elements), &places, width);
+        (arena[4..4 + parameters].to_vec(), input)
+    })
+}
+
+/// A batch's rows are predicted as those of a whole matrix, whatever the others hold.
+#[test]
+fn predictions_of_a_batch_are_those_of_its_rows() {
+    on_device(|cuda| {
+        let width = 12;
+        let (weight, bias) = (numbers(2, width * width), numbers(3, width));
+        for rows in [2, 75, 200] {
+            let x = numbers(1, rows * width);
+            let expected = predict(cuda, &x, &weight, &bias);
+            for case in [batch_of(rows), batch_of(rows).short()] {
+                let found = case.with(cuda, |batch| {
+                    let rooms = batch.rooms();
+                    let places = places(&case.host(), rooms, 0);
+                    let all = rooms.users + rooms.items;
+                    let x = upload(cuda, &spread(&x, &places, all, width, 3.0));
+                    let [weight, bias] = [&weight, &bias].map(|values| upload(cuda, values));
+                    let mut p = upload(cuda, &vec![7.0; all * width]);
+                    cuda.predict(
+                        Some(batch),
+                        view(&x, 0..all * width),
+                        view(&weight, 0..width * width),
+                        view(&bias, 0..width),
+                        view_mut(&mut p, 0..all * width),
+                    )
+                    .unwrap();
+                    collect(&download(cuda, &p, all * width), &places, width)
+                });
+                assert_eq!(found, expected, "{rows} rows");
+            }
+        }
+    });
 }
 
 #[test]
 fn gradients_of_predictions_agree_with_the_cpu() {
     on_device(|cuda| {
         for (rows, width) in SHAPES {
+            let rows = rows.max(2);
             let (gradient, x) = (numbers(1, rows * width), numbers(2, rows * width));
             let weight = numbers(3, width * width);
-            let cpu = Cpu::<f64>::new();
-            let (expected, expected_input) = predict_backward(&cpu, &gradient, &x, &weight, width);
+            let (cpu, case) = (Cpu::<f64>::new(), batch_of(rows));
+            let (expected, expected_input) = predict_backward(&cpu, &case, &gradient, &x, &weight);
             let [gradient_size, x_size, weight_size] =
                 [&gradient, &x, &weight].map(|values| magnitudes(values));
             let (sizes, input_sizes) =
-                predict_backward(&cpu, &gradient_size, &x_size, &weight_size, width);
-            let (found, input) = predict_backward(cuda, &gradient, &x, &weight, width);
-            let name = format!("{rows} rows, d = {width}");
-            let allowed = SPLIT + roundings(rows);
-            close(&format!("dW, db of {name}"), &found, &expected, &sizes, allowed);
-            let allowed = SPLIT + roundings(width);
-            close(&format!("dx of {name}"), &input, &expected_input, &input_sizes, allowed);
+                predict_backward(&cpu, &case, &gradient_size, &x_size, &weight_size);
+            for case in [case.short(), case] {
+                let (found, input) = predict_backward(cuda, &case, &gradient, &x, &weight);
+                let name = format!("{rows} rows, d = {width}");
+                let allowed = SPLIT + roundings(rows);
+                close(&format!("dW, db of {name}"), &found, &expected, &sizes, allowed);
+                let allowed = SPLIT + roundings(width);
+                close(&format!("dx of {name}"), &input, &expected_input, &input_sizes, allowed);
+            }
         }
     });
 }
@@ -129,6 +185,7 @@ fn layer_backward<B: Backend>(
 ) -> (Vec<B::Real>, Vec<B::Real>) {
     let buffers = [x, weight, y].map(|values| upload(backend, values));
     let mut gradient_buffer = upload(backend, gradient);
+    let mut x_gradient = upload(backend, &vec![7.0; x.len()]);
     let mut weight_gradient = upload(backend, &vec![7.0; weight.len()]);
     backend
         .gcn_layer_backward(
@@ -136,13 +193,11 @@ fn layer_backward<B: Backend>(
             view(&buffers[1], 0..weight.len()),
             view(&buffers[2], 0..y.len()),
             view_mut(&mut gradient_buffer, 0..gradient.len()),
+            view_mut(&mut x_gradient, 0..x.len()),
             view_mut(&mut weight_gradient, 0..weight.len()),
         )
         .unwrap();
-    (
-        download(backend, &gradient_buffer, gradient.len()),
-        download(backend, &weight_gradient, weight.len()),
-    )
+    (download(backend, &x_gradient, x.len()), download(backend, &weight_gradient, weight.len()))
 }
 
 #[test]
@@ -188,10 +243,13 @@ fn small_integers_are_multiplied_exactly() {
             let bias = integers(3, width);
             let expected = to_f64(&predict(&Cpu::<f64>::new(), &x, &weight, &bias));
             assert_eq!(to_f64(&predict(cuda, &x, &weight, &bias)), expected);
-            let expected = predict_backward(&Cpu::<f64>::new(), &x, &x, &weight, width);
-            let found = predict_backward(cuda, &x, &x, &weight, width);
-            assert_eq!(to_f64(&found.0), expected.0);
-            assert_eq!(to_f64(&found.1), expected.1);
+            if rows > 1 {
+                let case = batch_of(rows);
+                let expected = predict_backward(&Cpu::<f64>::new(), &case, &x, &x, &weight);
+                let found = predict_backward(cuda, &case.short(), &x, &x, &weight);
+                assert_eq!(to_f64(&found.0), expected.0);
+                assert_eq!(to_f64(&found.1), expected.1);
+            }
         }
     });
 }

@@ -2,14 +2,20 @@
 
 use std::sync::Arc;
 
-use bm3_engine::backend::{Backend, Dropout, LossShape, view, view_mut};
+use bm3_engine::backend::{Backend, BatchRooms, Dropout, LossShape, view, view_mut};
 use bm3_engine::batch::Batch;
 use bm3_engine::cpu::Cpu;
+use bm3_engine::cuda::Cuda;
+use bm3_engine::real::Real;
 
-use crate::check::{ROUNDING, close, download, ids, numbers, on_device, upload};
+use crate::check::{
+    BatchCase, ROUNDING, close, collect, download, ids, numbers, on_device, places, spread, upload,
+};
 
+#[derive(Clone)]
 struct Case {
     shape: LossShape,
+    pairs: BatchCase,
     batch: Batch,
     dropout: Dropout,
     x: Vec<f32>,
@@ -20,34 +26,47 @@ const CL_WEIGHT: f64 = 1.75;
 
 impl Case {
     fn new(users: usize, items: usize, pairs: usize, width: usize, modalities: usize) -> Self {
-        let batch = Batch::new(&ids(1, pairs, users), &ids(2, pairs, items));
+        let pairs = BatchCase::new(ids(1, pairs, users), ids(2, pairs, items));
+        let batch = pairs.host();
         let shape = LossShape { embedding_size: width, modalities };
-        let rows = shape.rows(&batch);
+        let rows = batch.users.len() + batch.items.len() * (1 + modalities);
         let (x, predicted) = (numbers(3, rows * width), numbers(4, rows * width));
-        Self { shape, batch, dropout: Dropout::None, x, predicted }
+        Self { shape, pairs, batch, dropout: Dropout::None, x, predicted }
     }
 
     /// The gradient, and the loss terms added to sums that are not 0.
     fn run<B: Backend>(&self, backend: &B) -> (Vec<B::Real>, Vec<f64>) {
-        let batch = backend.upload_batch(self.batch.clone()).unwrap();
-        let x = upload(backend, &self.x);
-        let mut predicted = upload(backend, &self.predicted);
         let sums: Vec<f64> = (0..self.shape.terms()).map(|term| term as f64).collect();
         let mut losses = backend.losses(&sums).unwrap();
-        let online = view_mut(&mut predicted, 0..self.predicted.len());
-        let targets = view(&x, 0..self.x.len());
-        backend
-            .bootstrap_loss(
-                self.shape,
-                &batch,
-                CL_WEIGHT,
-                &self.dropout,
-                targets,
-                online,
-                &mut losses,
-            )
-            .unwrap();
-        (download(backend, &predicted, self.predicted.len()), backend.read_losses(&losses).unwrap())
+        let width = self.shape.embedding_size;
+        let gradient = self.pairs.with(backend, |batch| {
+            let rooms = batch.rooms();
+            let (rows, places) =
+                (self.shape.rows(rooms), places(&self.batch, rooms, self.shape.modalities));
+            let elements = rows * width;
+            // What the batch does not fill is some number before and has no gradient after.
+            let x = upload(backend, &spread(&self.x, &places, rows, width, 5.0));
+            let mut predicted =
+                upload(backend, &spread(&self.predicted, &places, rows, width, 6.0));
+            backend
+                .bootstrap_loss(
+                    self.shape,
+                    batch,
+                    CL_WEIGHT,
+                    &self.dropout,
+                    view(&x, 0..elements),
+                    view_mut(&mut predicted, 0..elements),
+                    &mut losses,
+                )
+                .unwrap();
+            let gradient = download(backend, &predicted, elements);
+            for row in (0..rows).filter(|row| !places.contains(row)) {
+                let row = &gradient[row * width..(row + 1) * width];
+                assert!(row.iter().all(|value| value.to_f64() == 0.0));
+            }
+            collect(&gradient, &places, width)
+        });
+        (gradient, backend.read_losses(&losses).unwrap())
     }
 
     /// How large the gradient of each row may be: w / |B| · its number of targets / ‖a‖, in every
@@ -73,7 +92,14 @@ impl Case {
         rows.collect()
     }
 
-    fn check(&self, name: &str, found: &(Vec<f32>, Vec<f64>)) {
+    /// On the device, the batch by itself and at the end of an epoch, against the CPU.
+    fn check(&self, name: &str, cuda: &Cuda) {
+        let short = Self { pairs: self.pairs.short(), ..self.clone() };
+        self.compare(name, &short.run(cuda));
+        self.compare(name, &self.run(cuda));
+    }
+
+    fn compare(&self, name: &str, found: &(Vec<f32>, Vec<f64>)) {
         let (expected, expected_losses) = self.run(&Cpu::<f64>::new());
         // Norms and cosines are sums over d; a row's targets are summed one after the other.
         let longest = self
@@ -111,7 +137,7 @@ fn shapes() -> Vec<(&'static str, Case)> {
 fn agrees_with_the_cpu_without_dropout() {
     on_device(|cuda| {
         for (name, case) in shapes() {
-            case.check(name, &case.run(cuda));
+            case.check(name, cuda);
         }
     });
 }
@@ -123,10 +149,11 @@ fn draws_the_masks_of_the_cpu() {
     on_device(|cuda| {
         for (name, mut case) in shapes() {
             for (probability, seed, step) in
-                [(0.5, 7, 1), (0.3, u64::MAX, 12_345), (0.9, 1 << 40, 3)]
+                [(0.5, 7, 2), (0.3, u64::MAX, 12_345), (0.9, 1 << 40, 3)]
             {
-                case.dropout = Dropout::Random { probability, seed, step };
-                case.check(&format!("{name}, p = {probability}"), &case.run(cuda));
+                case.dropout = Dropout::Random { probability, seed };
+                case.pairs.step = step;
+                case.check(&format!("{name}, p = {probability}"), cuda);
             }
         }
     });
@@ -143,7 +170,7 @@ fn takes_masks_that_are_given() {
             };
             let masks = vec![kept(1, users), kept(2, items), kept(3, items), kept(4, items)];
             case.dropout = Dropout::Given { probability: 0.35, kept: Arc::new(masks) };
-            case.check(&format!("d = {width}"), &case.run(cuda));
+            case.check(&format!("d = {width}"), cuda);
         }
     });
 }
@@ -162,9 +189,9 @@ fn rows_of_zeros_and_almost_zeros_are_as_on_the_cpu() {
         case.x[2 * width..3 * width].fill(1e-13);
         let x_last = case.x.len() - width;
         case.x[x_last..].fill(0.0);
-        case.check("tiny rows", &case.run(cuda));
+        case.check("tiny rows", cuda);
         // p so close to 1 that nearly everything is dropped.
-        case.dropout = Dropout::Random { probability: 0.98, seed: 3, step: 2 };
-        case.check("tiny rows, p = 0.98", &case.run(cuda));
+        case.dropout = Dropout::Random { probability: 0.98, seed: 3 };
+        case.check("tiny rows, p = 0.98", cuda);
     });
 }

@@ -12,6 +12,7 @@
 mod emulator;
 
 mod adam;
+mod batches;
 mod check;
 mod dense;
 mod features;

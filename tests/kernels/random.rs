@@ -1,8 +1,7 @@
-//! `initial_values.cu` and `epoch_order.cu`: the draws of Philox, bit for bit those of the CPU.
+//! `initial_values.cu`: the draws of Philox, bit for bit those of the CPU.
 
 use bm3_engine::backend::Backend;
-use bm3_engine::config::{Order, Propagation, TrainConfig};
-use bm3_engine::cpu::Cpu;
+use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::parameters::Layout;
 
 use crate::check::{download, on_device};
@@ -24,21 +23,4 @@ fn initial_values_have_the_bits_of_the_cpu() {
             });
         }
     }
-}
-
-#[test]
-fn orders_of_epochs_are_those_of_the_cpu() {
-    on_device(|cuda| {
-        // A warp's 256 keys, a block's 2,048, and a little more or less.
-        for pairs in [1, 2, 255, 256, 257, 2048, 2049, 6001] {
-            for (seed, epoch) in [(7, 0), (u64::MAX, 3)] {
-                let found = cuda.epoch_order(Order::Random, seed, epoch, pairs).unwrap();
-                let expected =
-                    Cpu::<f32>::new().epoch_order(Order::Random, seed, epoch, pairs).unwrap();
-                assert_eq!(found, expected, "{pairs} pairs, epoch {epoch}");
-            }
-        }
-        let in_file_order = cuda.epoch_order(Order::File, 1, 1, 5).unwrap();
-        assert_eq!(in_file_order, [0, 1, 2, 3, 4]);
-    });
 }

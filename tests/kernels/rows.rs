@@ -2,49 +2,55 @@
 
 use std::sync::Arc;
 
-use bm3_engine::backend::{Backend, view, view_mut};
+use bm3_engine::backend::{Backend, BatchRooms, view, view_mut};
 use bm3_engine::batch::Batch;
 use bm3_engine::cpu::Cpu;
 
-use crate::check::{close, download, graph, ids, magnitudes, numbers, on_device, upload};
+use crate::check::{
+    BatchCase, close, collect, download, graph, ids, magnitudes, numbers, on_device, places,
+    spread, upload,
+};
 
-/// Batches: one pair; repeats of pairs, users and items; more pairs than nodes.
-fn batches(users: usize, items: usize) -> Vec<Batch> {
-    [1, 7, 90].map(|pairs| Batch::new(&ids(3, pairs, users), &ids(4, pairs, items))).into()
+/// Batches: one pair; repeats of pairs, users and items; more pairs than nodes; each by itself and at
+/// the end of an epoch.
+fn batches(users: usize, items: usize) -> Vec<BatchCase> {
+    [1, 7, 190]
+        .into_iter()
+        .map(|pairs| BatchCase::new(ids(3, pairs, users), ids(4, pairs, items)))
+        .flat_map(|case| [case.short(), case])
+        .collect()
+}
+
+/// The nodes of a batch's users, then of its items.
+fn nodes_of(batch: &Batch, users: usize) -> Vec<usize> {
+    let user_nodes = batch.users.iter().map(|&user| user as usize);
+    user_nodes.chain(batch.items.iter().map(|&item| users + item as usize)).collect()
 }
 
 #[test]
 fn gathered_rows_are_those_of_the_batch() {
     on_device(|cuda| {
         for width in [4, 60, 516] {
-            let (users, items) = (13, 9);
+            let (users, items) = (73, 9);
             let graph = Arc::new(graph(1, users, items, 20, false));
             let nodes = numbers(2, (users + items) * width);
-            for batch in batches(users, items) {
-                let mut expected = Vec::new();
-                for node in batch
-                    .users
-                    .iter()
-                    .map(|&user| user as usize)
-                    .chain(batch.items.iter().map(|&item| users + item as usize))
-                {
-                    expected.extend_from_slice(&nodes[node * width..(node + 1) * width]);
-                }
-                let elements = expected.len();
+            for case in batches(users, items) {
                 let device_graph = cuda.upload_graph(graph.clone()).unwrap();
-                let device_batch = cuda.upload_batch(batch).unwrap();
+                let batch = case.host();
+                let rooms = case.with(cuda, |batch| batch.rooms());
+                let rows = rooms.users + rooms.items;
+                let places = places(&batch, rooms, 0);
                 let source = upload(cuda, &nodes);
-                // Two rows more than the batch has, which must stay as they are.
-                let mut rows = upload(cuda, &vec![7.0; elements + 2 * width]);
-                cuda.gather_rows(
-                    &device_graph,
-                    &device_batch,
-                    view(&source, 0..nodes.len()),
-                    view_mut(&mut rows, 0..elements),
-                )
+                let mut target = upload(cuda, &vec![7.0; rows * width]);
+                case.with(cuda, |batch| {
+                    let rows = view_mut(&mut target, 0..rows * width);
+                    cuda.gather_rows(&device_graph, batch, view(&source, 0..nodes.len()), rows)
+                })
                 .unwrap();
-                expected.extend(vec![7.0; 2 * width]);
-                assert_eq!(download(cuda, &rows, expected.len()), expected);
+                // Rows that the batch does not fill stay as they are.
+                let gathered = collect(&nodes, &nodes_of(&batch, users), width);
+                let expected = spread(&gathered, &places, rows, width, 7.0);
+                assert_eq!(download(cuda, &target, rows * width), expected);
             }
         }
     });
@@ -54,27 +60,25 @@ fn gathered_rows_are_those_of_the_batch() {
 fn scattered_rows_are_added_to_their_nodes_alone() {
     on_device(|cuda| {
         for width in [4, 60, 516] {
-            let (users, items) = (13, 9);
+            let (users, items) = (73, 9);
             let graph = Arc::new(graph(1, users, items, 20, false));
             let nodes = numbers(2, (users + items) * width);
-            for batch in batches(users, items) {
-                let elements = (batch.users.len() + batch.items.len()) * width;
-                let rows = numbers(5, elements);
+            for case in batches(users, items) {
                 let device_graph = cuda.upload_graph(graph.clone()).unwrap();
-                let device_batch = cuda.upload_batch(batch.clone()).unwrap();
-                let source = upload(cuda, &rows);
+                let batch = case.host();
+                let rooms = case.with(cuda, |batch| batch.rooms());
+                let room = rooms.users + rooms.items;
+                let places = places(&batch, rooms, 0);
+                let rows = numbers(5, places.len() * width);
+                let source = upload(cuda, &spread(&rows, &places, room, width, 7.0));
                 let mut target = upload(cuda, &nodes);
-                cuda.scatter_rows(
-                    &device_graph,
-                    &device_batch,
-                    view(&source, 0..elements),
-                    view_mut(&mut target, 0..nodes.len()),
-                )
+                case.with(cuda, |batch| {
+                    let all = view_mut(&mut target, 0..nodes.len());
+                    cuda.scatter_rows(&device_graph, batch, view(&source, 0..room * width), all)
+                })
                 .unwrap();
                 let mut expected = nodes.clone();
-                let batch_nodes = (batch.users.iter().map(|&user| user as usize))
-                    .chain(batch.items.iter().map(|&item| users + item as usize));
-                for (row, node) in batch_nodes.enumerate() {
+                for (row, node) in nodes_of(&batch, users).into_iter().enumerate() {
                     for column in 0..width {
                         expected[node * width + column] += rows[row * width + column];
                     }

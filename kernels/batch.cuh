@@ -1,0 +1,47 @@
+// The batch of the step at hand, in device memory: so that the same launches, captured once, serve
+// every step of an epoch.
+#pragma once
+#include "common.cuh"
+
+// `Batch` of src/batch.rs: every distinct user and item of the pairs once, ascending, and with whom
+// each is paired, in the order of the pairs.
+struct Batch {
+    const u32* users;
+    const u32* items;
+    const u32* user_offsets;    // n_u + 1 bounds into items_of_users
+    const u32* items_of_users;  // positions in `items`
+    const u32* item_offsets;    // n_i + 1 bounds into users_of_items
+    const u32* users_of_items;  // positions in `users`
+    u32 user_count;             // n_u
+    u32 item_count;             // n_i
+    u32 pairs;                  // |B|
+    u32 step;                   // the optimiser's step, from 1
+};
+
+// The rows that a batch computes lie in blocks: the users', the items', then the items' of each
+// modality. A block has room for as many rows as any batch of the run may need; a batch fills its
+// beginning. Both rooms are multiples of a tile's lines.
+struct Rooms {
+    u32 users;
+    u32 items;
+
+    // 0: the users' block; 1: the items'; 2 + m: that of modality m.
+    __device__ __forceinline__ u32 block(u32 row) const {
+        return row < users ? 0 : 1 + (row - users) / items;
+    }
+
+    // The position within its block.
+    __device__ __forceinline__ u32 position(u32 row) const {
+        return row < users ? row : (row - users) % items;
+    }
+
+    // Whether the batch fills a row.
+    __device__ __forceinline__ bool filled(const Batch& batch, u32 row) const {
+        return position(row) < (row < users ? batch.user_count : batch.item_count);
+    }
+
+    // The first row of the block after that of `row`.
+    __device__ __forceinline__ u32 next_block(u32 row) const {
+        return row < users ? users : row - position(row) + items;
+    }
+};

@@ -1,0 +1,373 @@
+//! Batches on a device: one that is given, and those of an epoch, arranged there and visited by
+//! launches that were recorded once (`batch.cuh`, `batches.cu`).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::dense::TILE;
+use super::device::Device;
+use super::launch::{Address, Launch, blocks, launch};
+use super::memory::Memory;
+use super::random::{self, SortBits};
+use crate::Result;
+use crate::backend::{BatchRooms, Rooms};
+use crate::batch::{Batch, EpochPlan};
+use crate::config::Order;
+use crate::data::Pairs;
+
+/// `Batch` of `batch.cuh`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Record {
+    users: Address,
+    items: Address,
+    user_offsets: Address,
+    items_of_users: Address,
+    item_offsets: Address,
+    users_of_items: Address,
+    user_count: u32,
+    item_count: u32,
+    pairs: u32,
+    step: u32,
+}
+
+/// A batch on a device: the record that kernels read, and the lists that it names.
+#[derive(Debug)]
+pub struct CudaBatch {
+    record: Memory<Record>,
+    rooms: Rooms,
+    /// The most pairs that it may have.
+    pub(super) pairs: usize,
+    /// The lists, unless they are an epoch's.
+    _lists: Option<Memory<u32>>,
+}
+
+impl BatchRooms for CudaBatch {
+    fn rooms(&self) -> Rooms {
+        self.rooms
+    }
+}
+
+/// Rooms for so many distinct users and items: whole tiles.
+pub(super) fn rooms_for(users: usize, items: usize) -> Rooms {
+    let tiles = |rows: usize| rows.max(1).next_multiple_of(TILE as usize);
+    Rooms { users: tiles(users), items: tiles(items) }
+}
+
+impl CudaBatch {
+    /// Copies a batch to a device.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn new(device: &Arc<Device>, batch: &Batch, step: u32) -> Result<Self> {
+        let arrays = [
+            &batch.users,
+            &batch.items,
+            &batch.user_offsets,
+            &batch.items_of_users,
+            &batch.item_offsets,
+            &batch.users_of_items,
+        ];
+        let mut ids = Vec::with_capacity(arrays.iter().map(|array| array.len()).sum());
+        let starts = arrays.map(|array| {
+            let start = ids.len();
+            ids.extend_from_slice(array);
+            start
+        });
+        let lists = Memory::from_slice(device, &ids, "a batch")?;
+        let [users, items, user_offsets, items_of_users, item_offsets, users_of_items] =
+            starts.map(|start| lists.address_of(start));
+        let record = Record {
+            users,
+            items,
+            user_offsets,
+            items_of_users,
+            item_offsets,
+            users_of_items,
+            user_count: batch.users.len() as u32,
+            item_count: batch.items.len() as u32,
+            pairs: batch.pairs() as u32,
+            step,
+        };
+        Ok(Self {
+            record: Memory::from_slice(device, &[record], "a batch")?,
+            rooms: rooms_for(batch.users.len(), batch.items.len()),
+            pairs: batch.pairs(),
+            _lists: Some(lists),
+        })
+    }
+
+    /// The record, as kernels take it.
+    pub(super) fn record(&self) -> Address {
+        self.record.address_of(0)
+    }
+}
+
+/// One side of an epoch's batches.
+#[derive(Debug)]
+struct Side {
+    /// The side's id of each pair, in the order of the file.
+    of_pairs: Memory<u32>,
+    /// How many ids there are.
+    end: usize,
+    /// Each batch's distinct ids, from its first pair on.
+    ids: Memory<u32>,
+    /// Each batch's bounds, one more than it has pairs.
+    offsets: Memory<u32>,
+    /// With whom each pair is paired, in the side's order.
+    partners: Memory<u32>,
+    /// How many distinct ids each batch has.
+    counts: Memory<u32>,
+}
+
+impl Side {
+    fn new(device: &Arc<Device>, of_pairs: &[u32], end: usize, batch_size: usize) -> Result<Self> {
+        let what = "the training pairs and their batches";
+        let (pairs, batches) = (of_pairs.len(), of_pairs.len().div_ceil(batch_size));
+        Ok(Self {
+            of_pairs: Memory::from_slice(device, of_pairs, what)?,
+            end,
+            ids: Memory::new(device, pairs, what)?,
+            offsets: Memory::new(device, pairs + batches, what)?,
+            partners: Memory::new(device, pairs, what)?,
+            counts: Memory::new(device, batches, what)?,
+        })
+    }
+}
+
+/// The training pairs on a device, and their batches of the epoch at hand.
+#[derive(Debug)]
+pub struct CudaBatches {
+    pairs: usize,
+    batch_size: usize,
+    users: Side,
+    items: Side,
+    /// The number of the next batch, and the step before it.
+    cursor: Memory<u32>,
+    /// The step of the epoch's first batch.
+    first_step: u32,
+    batch: CudaBatch,
+}
+
+impl CudaBatches {
+    /// Copies pairs to a device.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn new(
+        device: &Arc<Device>,
+        pairs: &Pairs,
+        users: usize,
+        items: usize,
+        batch_size: usize,
+    ) -> Result<Self> {
+        let count = pairs.users.len();
+        let most = count.min(batch_size);
+        Ok(Self {
+            pairs: count,
+            // A batch of all pairs is one of any larger size.
+            batch_size: most.max(1),
+            users: Side::new(device, &pairs.users, users, most.max(1))?,
+            items: Side::new(device, &pairs.items, items, most.max(1))?,
+            cursor: Memory::zeros(device, 2, "the batch at hand")?,
+            first_step: 1,
+            batch: CudaBatch {
+                record: Memory::zeros(device, 1, "the batch at hand")?,
+                rooms: rooms_for(users.min(most), items.min(most)),
+                pairs: most,
+                _lists: None,
+            },
+        })
+    }
+
+    /// Arranges an epoch's batches.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn arrange(&mut self, device: &Arc<Device>, epoch: EpochPlan) -> Result<()> {
+        let what = "the order of an epoch";
+        let pairs = self.pairs;
+        let order = match epoch.order {
+            Order::File => None,
+            Order::Random => Some(random::epoch_order(device, epoch.seed, epoch.epoch, pairs)?),
+        };
+        let order = order.as_ref().map_or(Address::NULL, |order| order.address_of(0));
+        // Where each position of the order has its user and its item among those of its batch.
+        let places = [Memory::<u32>::new(device, pairs, what)?, Memory::new(device, pairs, what)?];
+        let sorted = [
+            self.arrange_side(device, &self.users, order, &places[0])?,
+            self.arrange_side(device, &self.items, order, &places[1])?,
+        ];
+        let sides = [&self.users, &self.items];
+        for (side, positions, others) in
+            [(sides[0], &sorted[0], &places[1]), (sides[1], &sorted[1], &places[0])]
+        {
+            launch!(
+                device,
+                Launch {
+                    kernel: "batch_partners",
+                    grid: [blocks(pairs as u64, 256), 1, 1],
+                    block: 256,
+                    bytes: 12 * pairs as u64,
+                    flops: 0,
+                },
+                [positions, others, pairs as u32, &side.partners],
+                "{pairs} pairs"
+            )?;
+        }
+        self.first_step = epoch.first_step;
+        Ok(())
+    }
+
+    /// Sorts the positions of the order by their batch and their id, and lists each batch's ids;
+    /// the sorted positions.
+    fn arrange_side(
+        &self,
+        device: &Arc<Device>,
+        side: &Side,
+        order: Address,
+        places: &Memory<u32>,
+    ) -> Result<Memory<u32>> {
+        let pairs = self.pairs as u64;
+        let mut sort = random::Sort::new(device, self.pairs, "the order of an epoch")?;
+        launch!(
+            device,
+            Launch {
+                kernel: "batch_keys",
+                grid: [blocks(pairs, 256), 1, 1],
+                block: 256,
+                bytes: 20 * pairs,
+                flops: 0,
+            },
+            [
+                order,
+                &side.of_pairs,
+                self.pairs as u32,
+                self.batch_size as u32,
+                sort.keys(),
+                sort.values(),
+            ],
+            "{pairs} pairs"
+        )?;
+        let batches = self.pairs.div_ceil(self.batch_size);
+        sort.sort(device, SortBits { low: side.end as u64, high: batches as u64 })?;
+        launch!(
+            device,
+            Launch {
+                kernel: "batch_lists",
+                grid: [batches as u32, 1, 1],
+                block: 256,
+                bytes: 24 * pairs,
+                flops: 0,
+            },
+            [
+                sort.keys(),
+                sort.values(),
+                self.pairs as u32,
+                self.batch_size as u32,
+                &side.ids,
+                &side.offsets,
+                places,
+                &side.counts,
+            ],
+            "{pairs} pairs in batches of {}",
+            self.batch_size
+        )?;
+        Ok(sort.into_values())
+    }
+
+    /// The batches of the epoch at hand, read from the device.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn read(&self) -> Result<Vec<Batch>> {
+        let read = |side: &Side| -> Result<_> {
+            let all = |memory: &Memory<u32>| memory.read(0..memory.len());
+            Ok([all(&side.ids)?, all(&side.offsets)?, all(&side.partners)?, all(&side.counts)?])
+        };
+        let [users, items] = [read(&self.users)?, read(&self.items)?];
+        let batch = |number: usize| {
+            let start = number * self.batch_size;
+            let stop = (start + self.batch_size).min(self.pairs);
+            let lists = |[ids, offsets, partners, counts]: &[Vec<u32>; 4]| {
+                let (count, bounds) = (counts[number] as usize, start + number);
+                (
+                    ids[start..start + count].to_vec(),
+                    offsets[bounds..=bounds + count].to_vec(),
+                    partners[start..stop].to_vec(),
+                )
+            };
+            let (users, user_offsets, items_of_users) = lists(&users);
+            let (items, item_offsets, users_of_items) = lists(&items);
+            Batch { users, items, user_offsets, items_of_users, item_offsets, users_of_items }
+        };
+        Ok((0..self.pairs.div_ceil(self.batch_size)).map(batch).collect())
+    }
+
+    /// Has the cursor stand before batch `number` of the epoch.
+    fn seek(&mut self, number: u64) -> Result<()> {
+        let number = number as u32;
+        self.cursor.write(0, &[number, self.first_step + number - 1], "the batch at hand")
+    }
+
+    /// Makes the batch at hand the next one.
+    fn advance(&self, device: &Arc<Device>) -> Result<()> {
+        launch!(
+            device,
+            Launch { kernel: "next_batch", grid: [1; 3], block: 32, bytes: 80, flops: 0 },
+            [
+                &self.users.ids,
+                &self.items.ids,
+                &self.users.offsets,
+                &self.users.partners,
+                &self.items.offsets,
+                &self.items.partners,
+                &self.users.counts,
+                &self.items.counts,
+                self.pairs as u32,
+                self.batch_size as u32,
+                &self.cursor,
+                self.batch.record(),
+            ],
+            "{} pairs in batches of {}",
+            self.pairs,
+            self.batch_size
+        )
+    }
+
+    /// See [`crate::backend::Backend::each_batch`].
+    ///
+    /// The first batch's launches are made one by one, and may allocate; the second one's are
+    /// recorded as a graph, which then serves this batch and all after it.
+    pub(super) fn each(
+        &mut self,
+        device: &Arc<Device>,
+        numbers: Range<u64>,
+        step: &mut dyn FnMut(&CudaBatch) -> Result<()>,
+        proceed: &mut dyn FnMut() -> bool,
+    ) -> Result<u64> {
+        self.seek(numbers.start)?;
+        let mut graph = None;
+        for number in numbers.clone() {
+            if !proceed() {
+                return Ok(number - numbers.start);
+            }
+            if number == numbers.start {
+                self.advance(device)?;
+                step(&self.batch)?;
+                continue;
+            }
+            let graph = match &graph {
+                Some(graph) => graph,
+                None => graph.insert(device.record(|| {
+                    self.advance(device)?;
+                    step(&self.batch)
+                })?),
+            };
+            device.replay(graph)?;
+        }
+        Ok(numbers.end - numbers.start)
+    }
+}

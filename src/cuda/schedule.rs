@@ -1,0 +1,62 @@
+//! Adam's constants at every step, on a device (`adam.cuh`).
+
+use std::sync::Arc;
+
+use super::device::Device;
+use super::launch::Address;
+use super::memory::Memory;
+use crate::Result;
+use crate::backend::AdamStep;
+
+/// `AdamStep` of `adam.cuh`: step size and root factor.
+type DeviceStep = [f32; 2];
+
+/// The least steps that there is room for.
+const LEAST: usize = 1024;
+
+/// The constants of steps, from the first on.
+#[derive(Debug, Default)]
+pub struct CudaSchedule {
+    steps: Vec<DeviceStep>,
+    copy: Option<Memory<DeviceStep>>,
+}
+
+impl CudaSchedule {
+    /// Makes `constants` those of the steps after the first `known`.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(super) fn set(
+        &mut self,
+        device: &Arc<Device>,
+        known: usize,
+        constants: &[AdamStep],
+    ) -> Result<()> {
+        self.steps.truncate(known);
+        let new = |step: &AdamStep| [step.step_size as f32, step.root_factor as f32];
+        self.steps.extend(constants.iter().map(new));
+        let what = "the constants of steps";
+        match &mut self.copy {
+            Some(copy) if copy.len() >= self.steps.len() => {
+                copy.write(known, &self.steps[known..], what)
+            }
+            _ => {
+                // Given back before the larger one is asked for.
+                self.copy = None;
+                let room = room_for(self.steps.len());
+                let copy = self.copy.insert(Memory::new(device, room, what)?);
+                copy.write(0, &self.steps, what)
+            }
+        }
+    }
+
+    /// Where the constants lie.
+    pub(super) fn address(&self) -> Address {
+        self.copy.as_ref().map_or(Address::NULL, |copy| copy.address_of(0))
+    }
+}
+
+/// Room for so many steps and as many again.
+pub(super) fn room_for(steps: usize) -> usize {
+    (2 * steps).max(LEAST)
+}
