@@ -8,12 +8,13 @@ use assert_cmd::cargo::cargo_bin_cmd;
 use predicates::prelude::*;
 use predicates::str::{contains, is_empty, starts_with};
 
-const COMMANDS: [&str; 7] =
-    ["train", "evaluate", "recommend", "prepare", "synth", "inspect", "completions"];
+const COMMANDS: [&str; 8] =
+    ["train", "evaluate", "recommend", "prepare", "synth", "inspect", "devices", "completions"];
 
 fn program(arguments: &[&str]) -> assert_cmd::Command {
     let mut command = cargo_bin_cmd!("bm3-engine");
-    command.args(arguments).env_remove("RUST_LOG");
+    // A driver that shows no GPU leaves the CPU, whatever the machine has.
+    command.args(arguments).env_remove("RUST_LOG").env("CUDA_VISIBLE_DEVICES", "");
     command
 }
 
@@ -103,6 +104,8 @@ fn values_out_of_range_name_their_flag() {
         ("--layers", "two", "'two' for '--layers <L>'"),
         ("--device", "gpu", "`gpu` found, `cpu`, `auto` or a GPU's number expected"),
         ("--propagation", "heavy", "[possible values: light, gcn]"),
+        ("--feature-type", "f64", "[possible values: auto, f32, f16, bf16]"),
+        ("--feature-type", "f16", "--feature-type: f16 found, auto or f32 for features that are"),
         ("--split", "0.8,0.1,0.2", "three shares that add up to 1 expected"),
         ("--split", "-1,1,1", "three shares that add up to 1 expected"),
         ("--feature", "image", "NAME=PATH expected"),
@@ -129,6 +132,7 @@ fn flags_that_exclude_each_other() {
     refused(&["train", "--data", "d", "--json", "--quiet"], "cannot be used with");
     refused(&["train", "--resume", "r", "--seed", "1"], "'--seed <N>'");
     refused(&["train", "--resume", "r", "--freeze-features"], "'--freeze-features[=<BOOL>]'");
+    refused(&["train", "--resume", "r", "--feature-type", "f32"], "'--feature-type <TYPE>'");
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! The program from end to end: made-up and prepared data, training, interruption, evaluation,
-//! recommendation, and what it says when something is wrong.
+//! The program from end to end on the CPU: made-up and prepared data, training, interruption,
+//! evaluation, recommendation, and what it says when something is wrong. (On a GPU:
+//! tests/program_gpu.rs.)
 
 use std::fs;
 use std::path::Path;
@@ -13,9 +14,12 @@ use serde_json::Value;
 
 fn program(arguments: &[&str]) -> assert_cmd::Command {
     let mut command = cargo_bin_cmd!("bm3-engine");
-    command.args(arguments).env_remove("RUST_LOG");
+    command.args(arguments).env_remove("RUST_LOG").envs(NO_GPU);
     command
 }
+
+/// Has the driver show no GPU, where there is one: `--device auto` is the CPU, without a word.
+const NO_GPU: [(&str, &str); 1] = [("CUDA_VISIBLE_DEVICES", "")];
 
 fn output(arguments: &[&str]) -> String {
     let assert = program(arguments).assert().success();
@@ -107,6 +111,7 @@ fn a_model_is_trained_evaluated_and_asked() {
 
     // A reader that has seen enough ends the program quietly.
     let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
+        .envs(NO_GPU)
         .args(["recommend", "--model", path(&run), "--top-k", "150"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -164,6 +169,7 @@ fn train_and_signal(data: &str, run: &Path, signal: &str, patience: Duration) ->
         arguments.extend(["--patience", "1000", "--dropout", "0.2"]);
     }
     let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
+        .envs(NO_GPU)
         .args(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -226,6 +232,7 @@ fn an_interruption_saves_and_says_how_to_go_on() {
     let data = tiny(directory.path());
     let run = directory.path().join("run");
     let child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
+        .envs(NO_GPU)
         .args(["train", "--data", &data, "--out", path(&run), "--epochs", "1000000"])
         .args(["--patience", "1000000"])
         .stdout(Stdio::null())
@@ -260,7 +267,10 @@ fn bad_input_is_refused_and_nothing_is_written() {
         assert!(!run.exists(), "{arguments:?}");
     };
     refused(&["--data", "does/not/exist"], "does/not/exist: cannot read");
-    refused(&["--data", &data, "--device", "0"], "no CUDA kernels");
+    refused(&["--data", &data, "--device", "99"], "device 99: there is no ");
+    let narrow = ["--data", &data, "--freeze-features", "--feature-type", "f16"];
+    refused(&narrow, "--feature-type: f16 found, auto or f32 expected on the CPU");
+    refused(&[&narrow[..], &["--dry-run"]].concat(), "--feature-type: f16 found");
     refused(&["--data", &data, "--init", "missing.safetensors"], "missing.safetensors");
     refused(&["--data", &data, "--embedding-size", "10"], "--embedding-size");
     refused(&["--data", &data, "--modalities", "smell"], "smell_feat.npy");

@@ -47,7 +47,9 @@ pub fn open(choice: DeviceChoice, talks: bool) -> Result<Device> {
             Err(Error::Gpu { reason, .. }) => {
                 let is_there = !matches!(reason, Unusable::NoDriver | Unusable::NoSuchGpu { .. });
                 if is_there && talks {
-                    eprintln!("warning: computing on the CPU, for GPU 0 cannot be used: {reason}");
+                    eprintln!(
+                        "warning: computing on the CPU because GPU 0 cannot be used: {reason}"
+                    );
                 }
                 Ok(Device::Cpu(Cpu::new()))
             }

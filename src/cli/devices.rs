@@ -66,8 +66,8 @@ fn threads() -> usize {
     rayon::current_num_threads()
 }
 
-const HEADINGS: [&str; 7] =
-    ["device", "name", "memory", "free", "capability", "multiprocessors", "driver"];
+const HEADINGS: [&str; 8] =
+    ["device", "name", "memory", "free", "capability", "multiprocessors", "driver", "usable"];
 
 /// A row for each device, then what there is to say: why a GPU is missing or cannot be used, and
 /// which kernels the build has.
@@ -75,17 +75,18 @@ fn table(tried: &Result<Vec<Tried>, Unusable>) -> String {
     let plural = if threads() == 1 { "" } else { "s" };
     let cpu = format!("CPU, {} thread{plural}, {}", threads(), instruction_set().name());
     let mut rows = vec![HEADINGS.map(str::to_owned)];
-    rows.push(["cpu", &cpu, "", "", "", "", ""].map(str::to_owned));
+    rows.push(["cpu", &cpu, "", "", "", "", "", "yes"].map(str::to_owned));
     let mut remarks = String::new();
     for Tried { gpu, outcome } in tried.iter().flatten() {
         rows.push([
             gpu.ordinal.to_string(),
             gpu.name.clone(),
             output::bytes(gpu.memory),
-            outcome.as_ref().map_or_else(|_| "unusable".to_owned(), |&free| output::bytes(free)),
+            outcome.as_ref().map_or_else(|_| String::new(), |&free| output::bytes(free)),
             gpu.capability.to_string(),
             gpu.multiprocessors.to_string(),
             format!("CUDA {}", gpu.driver),
+            if outcome.is_ok() { "yes" } else { "no" }.to_owned(),
         ]);
         if let Err(problem) = outcome {
             let _ = writeln!(remarks, "GPU {} cannot be used: {problem}", gpu.ordinal);
@@ -174,19 +175,24 @@ mod tests {
     fn a_row_for_each_device_and_a_line_for_each_problem() {
         let text = table(&tried(&[Ok(79_000_000_000), Err("it is too old".to_owned())]));
         let lines: Vec<&str> = text.lines().collect();
-        let starts = |line: &str| line.chars().take_while(|c| *c != ' ').collect::<String>();
-        assert_eq!(
-            lines[..4].iter().map(|l| starts(l)).collect::<Vec<_>>(),
-            ["device", "cpu", "0", "1"]
-        );
-        for heading in ["memory", "free", "capability", "multiprocessors", "driver"] {
-            // Left-aligned: a cell begins where its heading does.
+        let cells = |line: &str| -> Vec<String> {
+            line.split("  ")
+                .map(str::trim)
+                .filter(|cell| !cell.is_empty())
+                .map(str::to_owned)
+                .collect()
+        };
+        assert_eq!(cells(lines[0]), HEADINGS);
+        let [first, .., last] = &cells(lines[1])[..] else { panic!("{text}") };
+        assert_eq!((first.as_str(), last.as_str()), ("cpu", "yes"));
+        let usable = ["0", "GPU of a test", "80.0 GB", "79.0 GB", "9.0", "132", "CUDA 13.0", "yes"];
+        assert_eq!(cells(lines[2]), usable);
+        let unusable = ["1", "GPU of a test", "80.0 GB", "9.0", "132", "CUDA 13.0", "no"];
+        assert_eq!(cells(lines[3]), unusable);
+        for heading in HEADINGS {
             let place = lines[0].find(heading).unwrap();
-            assert!(lines[2].is_char_boundary(place) && lines[2].as_bytes()[place - 1] == b' ');
-            assert_ne!(lines[2].as_bytes()[place], b' ', "{text}");
+            assert_ne!(lines[2].as_bytes()[place], b' ', "a cell begins where its heading does");
         }
-        assert!(lines[2].ends_with("80.0 GB  79.0 GB   9.0         132              CUDA 13.0"));
-        assert!(lines[3].contains("80.0 GB  unusable"), "{text}");
         assert_eq!(lines[5], "GPU 1 cannot be used: it is too old");
         assert!(lines[6].starts_with("kernels: "));
         assert!(lines.iter().all(|line| *line == line.trim_end()), "{text}");

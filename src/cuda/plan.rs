@@ -1,9 +1,10 @@
 //! What a training run asks of a GPU's memory, counted before it starts.
 //!
 //! It follows [`crate::step::Model`], [`crate::train::fit`] and the wrappers beside this file
-//! allocation by allocation, with the most that a batch can need; `tests/gpu_memory.rs` holds it to
-//! what is allocated. The driver hands memory out in larger pieces, and its own share (context,
-//! code) is gone from the free memory before the first of these is asked for.
+//! allocation by allocation, with the most that a batch can need; `tests/gpu_memory.rs` has runs
+//! succeed with just as much memory, and fail with a little less. The driver hands memory out in
+//! larger pieces, and its own share (context, code) is gone from the free memory before the first
+//! of these is asked for.
 
 use super::StoredType;
 use super::dense::{TILE, slices};
@@ -24,7 +25,7 @@ const WORD: u64 = 4;
 /// Bytes of the constants of a step, for trained features.
 const STEP: u64 = 8;
 
-/// Everything that lies on the GPU, largest first where it is one's choice.
+/// Everything that lies on the GPU.
 pub(crate) fn training(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryLine> {
     let layout = train::layout(dataset, config);
     let (dense, nodes) = (layout.len() as u64, layout.nodes.len() as u64);
@@ -153,4 +154,23 @@ fn evaluation(dataset: &Dataset, config: &TrainConfig, nodes: u64) -> u64 {
     });
     let scoring = WORD * (nodes + users);
     2 * WORD * users * longest + scoring.max(measuring[0]).max(measuring[1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `features::Trained::learn` has it, a step at a time.
+    #[test]
+    fn past_steps_are_counted_with_the_room_they_grow_into() {
+        let (mut room, mut most) = (0u64, 0);
+        for step in 1..10_000 {
+            if step > room {
+                most = room + (2 * step).max(1024);
+                room = (2 * step).max(1024);
+            }
+            assert_eq!(history(step), most, "{step} steps");
+        }
+        assert_eq!(history(u64::MAX), history(u64::from(u32::MAX)));
+    }
 }
