@@ -5,7 +5,7 @@
 //! it quick.
 
 use bm3_engine::backend::{
-    AdamStep, Backend, Dropout, FeatureState, LossShape, SpmmFactors, view, view_mut,
+    AdamStep, Backend, BatchRooms, Dropout, FeatureState, LossShape, SpmmFactors, view, view_mut,
 };
 use bm3_engine::batch::{Batch, epoch_order};
 use bm3_engine::config::{Order, TrainConfig};
@@ -90,9 +90,12 @@ fn main() {
     let order = epoch_order(Order::Random, 1, 0, dataset.train.users.len());
     let positions = &order[..config.batch_size.min(order.len())];
     let batch = Batch::of_pairs(&dataset.train, positions);
+    let rows_of_batch = batch.clone();
     let shape = LossShape { embedding_size: d, modalities: dataset.modalities.len() };
     let (users, items) = (batch.users.len(), batch.items.len());
-    let (rows, nodes) = (shape.rows(&batch), dataset.users + dataset.items);
+    let batch_pairs = batch.pairs();
+    let batch = backend.upload_batch(batch, 1).expect("memory");
+    let (rows, nodes) = (shape.rows(batch.rooms()), dataset.users + dataset.items);
     let graph = train::graph(&dataset, &config);
     let entries = graph.entries() as u64;
     let device_graph = backend.upload_graph(graph).expect("memory");
@@ -104,7 +107,7 @@ fn main() {
         dataset.name,
         users,
         items,
-        batch.pairs(),
+        batch_pairs,
         backend.describe()
     );
 
@@ -143,20 +146,21 @@ fn main() {
         });
         let state = trained(&dataset, &modality.features);
         let mut features = backend.trained_features(state, columns).unwrap();
-        let mut history: Vec<AdamStep> = vec![adam_step(1, 1e-3)];
+        let mut schedule: Vec<AdamStep> = vec![adam_step(1, 1e-3)];
         // Together, since a replay without gradients in between would run into subnormal numbers.
         let name =
             format!("adam_rows_replay of 4 steps, adam_rows: {} ({columns} wide)", modality.name);
         let elements = items as u64 * wide;
         let work = Work { bytes: 12 * elements * REAL, flops: flops + (4 * 8 + 12) * elements };
         measure(&mut group, &name, work, || {
-            for _ in 0..4 {
-                history.push(adam_step(history.len() as u64 + 1, 1e-3));
+            for _ in 0..5 {
+                schedule.push(adam_step(schedule.len() as u64 + 1, 1e-3));
             }
-            backend.adam_rows_replay(Some(&batch), &history, &mut features).unwrap();
-            history.push(adam_step(history.len() as u64 + 1, 1e-3));
+            let step = schedule.len() as u32;
+            let batch = backend.upload_batch(rows_of_batch.clone(), step).unwrap();
+            backend.adam_rows_replay(&batch, &schedule, &mut features).unwrap();
             let (dz, weight) = (view(&z_gradient, 0..items * d), view(&weight, 0..weight.len()));
-            backend.adam_rows(&batch, dz, weight, &history, &mut features).unwrap();
+            backend.adam_rows(&batch, dz, weight, &schedule, &mut features).unwrap();
         });
     }
     let (weight, bias) = (numbers(d * d), numbers(d));
@@ -166,7 +170,8 @@ fn main() {
     measure(&mut group, "predict", Work { bytes: 2 * r * d64 * REAL, flops }, || {
         let (weight, bias) = (view(&weight, 0..d * d), view(&bias, 0..d));
         let online = view(&online, 0..rows * d);
-        backend.predict(online, weight, bias, view_mut(&mut predicted, 0..rows * d)).unwrap();
+        let target = view_mut(&mut predicted, 0..rows * d);
+        backend.predict(Some(&batch), online, weight, bias, target).unwrap();
     });
     let mut gradient = vec![0.0; d * d + d];
     let mut input_gradient = vec![0.0; rows * d];
@@ -177,11 +182,11 @@ fn main() {
         let gradient = view_mut(&mut gradient, range);
         let input_gradient = view_mut(&mut input_gradient, 0..rows * d);
         let x = view(&online, 0..rows * d);
-        backend.predict_backward(output, x, weight, gradient, input_gradient).unwrap();
+        backend.predict_backward(&batch, output, x, weight, gradient, input_gradient).unwrap();
     });
     let mut losses = backend.losses(&vec![0.0; shape.terms()]).unwrap();
-    let dropout = Dropout::Random { probability: 0.5, seed: 1, step: 1 };
-    let pairs = batch.pairs() as u64;
+    let dropout = Dropout::Random { probability: 0.5, seed: 1 };
+    let pairs = batch_pairs as u64;
     let work =
         Work { bytes: (3 * r + 2 * pairs) * d64 * REAL, flops: 12 * r * d64 + 2 * pairs * d64 };
     measure(&mut group, "bootstrap_loss", work, || {
@@ -212,8 +217,9 @@ fn main() {
     let [mut parameters, mut first, mut second] = [(); 3].map(|()| vec![0.0; dense]);
     let work = Work { bytes: 7 * dense as u64 * REAL, flops: 12 * dense as u64 };
     measure(&mut group, "adam", work, || {
-        let constants = adam_step(7, 1e-3);
-        backend.adam(constants, &gradients, &mut parameters, &mut first, &mut second).unwrap();
+        let schedule = vec![adam_step(7, 1e-3)];
+        let [p, m, v] = [&mut parameters, &mut first, &mut second];
+        backend.adam(&batch, &schedule, &gradients, p, m, v).unwrap();
     });
     let evaluated = evaluate::users_of(&[&dataset.valid, &dataset.test]);
     let scores = evaluated.len() as u64 * dataset.items as u64;
@@ -232,13 +238,11 @@ fn main() {
     for (name, freeze_features) in [("features frozen", true), ("features trained", false)] {
         let config = TrainConfig { freeze_features, ..TrainConfig::default() };
         let mut model = model(&dataset, &config);
-        let mut step = 0;
         let mut batches = order.chunks(config.batch_size).cycle();
         group.throughput(Throughput::Elements(config.batch_size.min(order.len()) as u64));
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                step += 1;
-                let dropout = Dropout::Random { probability: 0.5, seed: 1, step };
+                let dropout = Dropout::Random { probability: 0.5, seed: 1 };
                 let positions = batches.next().expect("an endless cycle");
                 let batch = Batch::of_pairs(&dataset.train, positions);
                 model.step(batch, &dropout, 1e-3).unwrap();

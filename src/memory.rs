@@ -44,7 +44,9 @@ impl MemoryPlan {
         add("graph", graph.entries() as u64 * 4 + graph.nodes() as u64 * (8 + REAL));
         add("dense parameters, their gradients and two moments", 4 * dense * REAL);
         add("propagated nodes and their gradient", (2 + layer_buffers(config)) * nodes * REAL);
-        let (users, items, _) = largest_batch(dataset, config);
+        let pairs_at_once = dataset.train.users.len().min(config.batch_size);
+        let users = pairs_at_once.min(dataset.users);
+        let items = pairs_at_once.min(dataset.items);
         let most_rows = (users + items * (1 + dataset.modalities.len())) as u64;
         add("a batch's rows, predictions, targets and gradients", 4 * most_rows * d * REAL);
         let widest = dataset.modalities.iter().map(|modality| modality.features.columns()).max();
@@ -105,12 +107,6 @@ impl MemoryPlan {
     pub fn device_total(&self) -> u64 {
         self.device.iter().map(|line| line.bytes).sum()
     }
-}
-
-/// The most distinct users, distinct items and pairs of a batch.
-pub(crate) fn largest_batch(dataset: &Dataset, config: &TrainConfig) -> (usize, usize, usize) {
-    let pairs = dataset.train.users.len().min(config.batch_size);
-    (pairs.min(dataset.users), pairs.min(dataset.items), pairs)
 }
 
 /// Buffers of N × d that the layers need beside H and its gradient.

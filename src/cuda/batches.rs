@@ -151,6 +151,19 @@ pub struct CudaBatches {
     batch: CudaBatch,
 }
 
+/// Bytes of a [`CudaBatches`].
+pub(super) fn bytes(pairs: usize, batches: usize) -> u64 {
+    let side = 4 * pairs + 2 * batches;
+    4 * (2 * side + 2) as u64 + size_of::<Record>() as u64
+}
+
+/// The most that [`CudaBatches::arrange`] has beside them: the order, the places of both sides, one
+/// side's sorted positions and the other side's sort.
+pub(super) fn arranging_bytes(pairs: usize, order: Order) -> u64 {
+    let order = if order == Order::Random { pairs } else { 0 };
+    4 * (order + 3 * pairs) as u64 + random::sort_bytes(pairs)
+}
+
 impl CudaBatches {
     /// Copies pairs to a device.
     ///

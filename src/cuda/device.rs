@@ -161,8 +161,7 @@ impl Device {
         if end > held {
             // Given back before the new one is asked for; launches that use it come first.
             *guard = None;
-            let bytes = end.max(held + held / 2);
-            *guard = Some(self.allocate(bytes as usize, what)?);
+            *guard = Some(self.allocate(end as usize, what)?);
         }
         let base = guard.as_ref().map_or(0, |slice| slice.device_ptr(&self.stream).0);
         Ok(Scratch { _guard: guard, base, starts: starts.to_vec() })

@@ -1,28 +1,29 @@
 //! What a training run asks of a GPU's memory, counted before it starts.
 //!
 //! It follows [`crate::step::Model`], [`crate::train::fit`] and the wrappers beside this file
-//! allocation by allocation, with the most that a batch can need; `tests/gpu_memory.rs` has runs
+//! allocation by allocation; `tests/gpu_memory.rs` has runs
 //! succeed with just as much memory, and fail with a little less. The driver hands memory out in
 //! larger pieces, and its own share (context, code) is gone from the free memory before the first
 //! of these is asked for.
 
 use super::StoredType;
-use super::dense::{TILE, slices};
+use super::batches::{self, rooms_for};
+use super::dense::slices;
 use super::device::PART_ALIGNMENT;
-use super::random;
 use super::rows::norm_blocks;
+use super::schedule::room_for;
 use super::spmm;
-use crate::config::{Order, Propagation, TrainConfig};
+use crate::config::{Propagation, TrainConfig};
 use crate::data::Dataset;
 use crate::evaluate;
 use crate::graph::Graph;
-use crate::memory::{MemoryLine, largest_batch, layer_buffers};
+use crate::memory::{MemoryLine, layer_buffers};
 use crate::parameters::Layout;
 use crate::train::{self, STOPPING_LENGTH};
 
 /// Bytes of a number in f32, and of an id.
 const WORD: u64 = 4;
-/// Bytes of the constants of a step, for trained features.
+/// Bytes of the constants of a step.
 const STEP: u64 = 8;
 
 /// Everything that lies on the GPU.
@@ -40,11 +41,8 @@ pub(crate) fn training(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -
     let values: u64 = dataset.modalities.iter().map(|m| m.features.columns() as u64).sum::<u64>()
         * dataset.items as u64;
     if !config.freeze_features && values > 0 {
-        let modalities = dataset.modalities.len() as u64;
-        let touched = modalities * dataset.items as u64 * WORD;
+        let touched = (dataset.modalities.len() * dataset.items) as u64 * WORD;
         add("trained features and two moments", 3 * values * WORD + touched);
-        let steps = config.epochs.saturating_mul(steps_per_epoch(dataset, config));
-        add("constants of past steps, if no epoch is spared", modalities * STEP * history(steps));
     }
     if config.freeze_features {
         for stored in [StoredType::F32, StoredType::F16, StoredType::Bf16] {
@@ -60,63 +58,49 @@ pub(crate) fn training(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -
             }
         }
     }
-    let (users, items, pairs) = largest_batch(dataset, config);
-    let rows = users + items * (1 + dataset.modalities.len());
+    let pairs = dataset.train.users.len();
+    let steps_per_epoch = pairs.div_ceil(config.batch_size);
+    add("the training pairs and their batches", batches::bytes(pairs, steps_per_epoch));
+    add("constants of steps, if no epoch is spared", schedule(config.epochs, steps_per_epoch));
+    let most = pairs.min(config.batch_size);
+    let rooms = rooms_for(dataset.users.min(most), dataset.items.min(most));
+    let rows = rooms.users + rooms.items * (1 + dataset.modalities.len());
     let terms = 3 + 2 * dataset.modalities.len() as u64;
     add(
         "a batch's rows, predictions and gradients",
-        3 * (rows * config.embedding_size) as u64 * WORD + 2 * 8 * terms,
+        3 * (rows * config.embedding_size) as u64 * WORD + 8 * terms,
     );
-    add("intermediate sums", scratch(&layout, config, slots, rows, items));
-    let ids = (2 * (users + items + pairs) + 2) as u64 * WORD;
-    let layer = if config.propagation == Propagation::Gcn { nodes * WORD } else { 0 };
-    let order = match config.order {
-        Order::Random => random::order_bytes(dataset.train.users.len()),
-        Order::File => 0,
-    };
+    add("intermediate sums", scratch(&layout, config, slots, rows, rooms.items));
+    let arranging = batches::arranging_bytes(pairs, config.order);
     add(
-        "what comes and goes: the order of an epoch, a batch, or evaluation",
-        order.max(ids + layer).max(evaluation(dataset, config, nodes)),
+        "what comes and goes: the order of an epoch, or evaluation",
+        arranging.max(evaluation(dataset, config, nodes)),
     );
     lines
 }
 
-fn steps_per_epoch(dataset: &Dataset, config: &TrainConfig) -> u64 {
-    dataset.train.users.len().div_ceil(config.batch_size) as u64
-}
-
-/// The most steps that the buffers of `features::Trained::learn` have room for while one is
-/// replaced by the next, in a run of `steps`.
-fn history(steps: u64) -> u64 {
+/// Bytes of the room that [`super::CudaSchedule`] has made when all epochs are planned.
+fn schedule(epochs: u64, steps_per_epoch: usize) -> u64 {
     // Steps are numbered in 32 bits.
-    let steps = steps.min(u64::from(u32::MAX));
-    let (mut room, mut before) = (0, 0);
-    while room < steps {
-        before = room;
-        room = (2 * (room + 1)).max(1024);
+    let steps = |epochs: u64| epochs.saturating_mul(steps_per_epoch as u64).min(u32::MAX.into());
+    let (mut room, mut epoch) = (0, 1);
+    // The next epoch that does not find room, until there is none.
+    while epoch <= epochs && room < steps(epochs) {
+        room = room_for(steps(epoch) as usize) as u64;
+        epoch = room / (steps_per_epoch as u64).max(1) + 1;
     }
-    before + room
+    STEP * room
 }
 
-/// The most that [`super::Device`] keeps for intermediate numbers: it grows by half at least.
+/// The most that an operation has of [`super::Device`]'s memory for intermediate numbers.
 fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, items: usize) -> u64 {
     let d = config.embedding_size;
     let partial = |lines: usize, columns: usize, depth: usize| match slices(lines, columns, depth) {
         (_, 1) => 0,
         (_, count) => 4 * count * lines * columns,
     };
-    // Batches may be smaller than the largest one, and then need more: fewer tiles, more slices.
-    let upto = |most: usize, step: usize| {
-        (1..=most.div_ceil(step)).map(move |number| (number * step).min(most))
-    };
-    // Below a depth of 128 for each slice there are fewer of them.
-    let over_depths = |lines: usize, columns: usize, most: usize| {
-        upto(most, 128).map(|depth| partial(lines, columns, depth)).max().unwrap_or(0)
-    };
     let modalities = layout.modalities.iter().map(|modality| {
-        let columns = modality.columns;
-        let forward = upto(items, TILE as usize).map(|items| partial(items, d, columns)).max();
-        forward.unwrap_or(0).max(over_depths(d, columns, items))
+        partial(items, d, modality.columns).max(partial(d, modality.columns, items))
     });
     let gcn = match config.propagation {
         Propagation::Light => 0,
@@ -130,11 +114,10 @@ fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, ite
         aligned(16 * rows),
         aligned(norms) + PART_ALIGNMENT,
         aligned(4 * rows.div_ceil(32) * d),
-        aligned(over_depths(d, d, rows).max(gcn)),
+        aligned(partial(d, d, rows).max(gcn)),
         aligned(modalities.max().unwrap_or(0)),
     ];
-    let most = needs.into_iter().max().unwrap_or(0);
-    most + most / 2
+    needs.into_iter().max().unwrap_or(0)
 }
 
 /// The larger of scoring and measuring, both with the lists.
@@ -160,17 +143,19 @@ fn evaluation(dataset: &Dataset, config: &TrainConfig, nodes: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// As `features::Trained::learn` has it, a step at a time.
+    /// As [`super::super::CudaSchedule`] grows, an epoch at a time.
     #[test]
-    fn past_steps_are_counted_with_the_room_they_grow_into() {
-        let (mut room, mut most) = (0u64, 0);
-        for step in 1..10_000 {
-            if step > room {
-                most = room + (2 * step).max(1024);
-                room = (2 * step).max(1024);
+    fn the_constants_of_steps_are_counted_with_the_room_they_grow_into() {
+        for steps_per_epoch in [1, 22, 613, 5000] {
+            let mut room = 0;
+            for epochs in 1..300 {
+                let steps = epochs * steps_per_epoch;
+                if steps > room {
+                    room = room_for(steps);
+                }
+                assert_eq!(schedule(epochs as u64, steps_per_epoch), STEP * room as u64);
             }
-            assert_eq!(history(step), most, "{step} steps");
         }
-        assert_eq!(history(u64::MAX), history(u64::from(u32::MAX)));
+        assert!(schedule(u64::MAX, 100) < 1 << 37);
     }
 }

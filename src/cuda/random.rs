@@ -52,10 +52,10 @@ pub(super) fn initial_values(
     Ok(values)
 }
 
-/// Bytes that [`epoch_order`] takes while it sorts.
-pub(super) fn order_bytes(pairs: usize) -> u64 {
-    let counts = DIGITS as u64 * u64::from(blocks(pairs as u64, BLOCK_KEYS));
-    2 * (8 + 4) * pairs as u64 + 4 * counts
+/// Bytes of a [`Sort`] of so many keys.
+pub(super) fn sort_bytes(keys: usize) -> u64 {
+    let counts = DIGITS as u64 * (keys as u64).div_ceil(BLOCK_KEYS);
+    2 * (8 + 4) * keys as u64 + 4 * counts
 }
 
 /// What the sorted keys hold: in the low half numbers below `low`, in the high half below `high`.
