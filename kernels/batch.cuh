@@ -16,7 +16,18 @@ struct Batch {
     u32 item_count;             // n_i
     u32 pairs;                  // |B|
     u32 step;                   // the optimiser's step, from 1
+    u32 number;                 // its number in the epoch, from 0
 };
+
+// Batches whose raw features may be on the device at once, when they are streamed there.
+static const u32 FEATURE_SLOTS = 3;
+
+// The rows of the batch's raw features in a table: those of its items, or, streamed, those that the
+// host has put them in, `room` places a slot.
+__device__ __forceinline__ const u32* feature_rows(const Batch& batch, const u32* places,
+                                                   u32 room) {
+    return places == nullptr ? batch.items : places + batch.number % FEATURE_SLOTS * room;
+}
 
 // The rows that a batch computes lie in blocks: the users', the items', then the items' of each
 // modality. A block has room for as many rows as any batch of the run may need; a batch fills its

@@ -103,7 +103,8 @@ extern "C" __global__ void __launch_bounds__(32) next_batch(
                    user_counts[number],
                    item_counts[number],
                    pairs - start < batch_size ? pairs - start : batch_size,
-                   cursor[1] + 1};
+                   cursor[1] + 1,
+                   number};
     cursor[0] = number + 1;
     cursor[1] += 1;
 }

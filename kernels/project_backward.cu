@@ -1,7 +1,7 @@
 // The gradient of a projection's weight (SPEC section 4): dW = dz^T E[items].
 //
 // Shapes: dz rows x d, of which the batch's n items fill the first; E rows x D_m in f32, f16 or
-// bf16, dW d x D_m.
+// bf16, by item or at `places`; dW d x D_m.
 // Outputs: with one slice dW `=`; with more, slice s of `out` (d x D_m each) `=` the products of
 // items [s, s + 1) * slice_depth, which sum_slices adds in order.
 // Ownership: a block, a tile of 64 rows x 64 columns of dW (tile.cuh).
@@ -12,13 +12,15 @@
 namespace project_backward_detail {
 
 template <class Format>
-__device__ __forceinline__ void project_backward(const Batch& batch, const float* z_gradient,
-                                                 u32 width,
+__device__ __forceinline__ void project_backward(const Batch& batch, u32 rows,
+                                                 const float* z_gradient, u32 width,
                                                  const typename Format::Stored* features,
-                                                 u32 columns, u32 slice_depth, float* out) {
+                                                 const u32* places, u32 columns, u32 slice_depth,
+                                                 float* out) {
     SHARED(tile::Shared, shared);
     tile::Operand<tile::F32, false> a(z_gradient, nullptr, width, width);
-    tile::Operand<Format, false> b(features, batch.items, columns, columns);
+    const u32* ids = feature_rows(batch, places, rows);
+    tile::Operand<Format, false> b(features, ids, columns, columns);
     tile::Depth depth = tile::slice_of(batch.item_count, slice_depth);
     tile::multiply_slice(a, b, depth, nullptr, out, width, shared);
 }
@@ -26,22 +28,25 @@ __device__ __forceinline__ void project_backward(const Batch& batch, const float
 }  // namespace project_backward_detail
 
 extern "C" __global__ void __launch_bounds__(128) project_backward_f32(
-    const Batch* __restrict__ batch, const float* __restrict__ z_gradient, u32 width,
-    const float* __restrict__ features, u32 columns, u32 slice_depth, float* __restrict__ out) {
-    project_backward_detail::project_backward<tile::F32>(*batch, z_gradient, width, features,
-                                                         columns, slice_depth, out);
+    const Batch* __restrict__ batch, u32 rows, const float* __restrict__ z_gradient, u32 width,
+    const float* __restrict__ features, const u32* __restrict__ places, u32 columns,
+    u32 slice_depth, float* __restrict__ out) {
+    project_backward_detail::project_backward<tile::F32>(*batch, rows, z_gradient, width, features,
+                                                         places, columns, slice_depth, out);
 }
 
 extern "C" __global__ void __launch_bounds__(128) project_backward_f16(
-    const Batch* __restrict__ batch, const float* __restrict__ z_gradient, u32 width,
-    const u16* __restrict__ features, u32 columns, u32 slice_depth, float* __restrict__ out) {
-    project_backward_detail::project_backward<tile::F16>(*batch, z_gradient, width, features,
-                                                         columns, slice_depth, out);
+    const Batch* __restrict__ batch, u32 rows, const float* __restrict__ z_gradient, u32 width,
+    const u16* __restrict__ features, const u32* __restrict__ places, u32 columns,
+    u32 slice_depth, float* __restrict__ out) {
+    project_backward_detail::project_backward<tile::F16>(*batch, rows, z_gradient, width, features,
+                                                         places, columns, slice_depth, out);
 }
 
 extern "C" __global__ void __launch_bounds__(128) project_backward_bf16(
-    const Batch* __restrict__ batch, const float* __restrict__ z_gradient, u32 width,
-    const u16* __restrict__ features, u32 columns, u32 slice_depth, float* __restrict__ out) {
-    project_backward_detail::project_backward<tile::Bf16>(*batch, z_gradient, width, features,
-                                                         columns, slice_depth, out);
+    const Batch* __restrict__ batch, u32 rows, const float* __restrict__ z_gradient, u32 width,
+    const u16* __restrict__ features, const u32* __restrict__ places, u32 columns,
+    u32 slice_depth, float* __restrict__ out) {
+    project_backward_detail::project_backward<tile::Bf16>(*batch, rows, z_gradient, width, features,
+                                                         places, columns, slice_depth, out);
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::batch::{Batch, EpochPlan};
-use crate::config::FeatureTypeChoice;
-use crate::data::{FeatureMatrix, Pairs, Split};
+use crate::config::{FeatureTypeChoice, TrainConfig};
+use crate::data::{Dataset, FeatureMatrix, Pairs, Split};
 use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::real::Real;
@@ -254,6 +254,17 @@ pub trait Backend: Clone {
     /// # Errors
     /// [`crate::Error::Setting`] naming `--feature-type`, for a type that the device does not store.
     fn store_features_as(&mut self, choice: FeatureTypeChoice) -> Result<()>;
+    /// Decides where the frozen features of a run will lie; before anything of it is allocated. The
+    /// outcome is a sentence for the user, where there is something to say.
+    ///
+    /// # Errors
+    /// [`crate::Error::Setting`] for a choice that does not suit the run; those of the device.
+    fn place_features(
+        &mut self,
+        dataset: &Dataset,
+        graph: &Graph,
+        config: &TrainConfig,
+    ) -> Result<Option<String>>;
     /// The first `items` rows of `features`, as inputs.
     fn frozen_features(&self, features: Arc<FeatureMatrix>, items: usize)
     -> Result<Self::Features>;

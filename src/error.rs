@@ -12,8 +12,9 @@ use crate::prepare::PrepareError;
 
 /// What lowers the memory that a run takes of a GPU, as a phrase that can be continued.
 pub const SAVES_DEVICE_MEMORY: &str = "keep features as inputs with --freeze-features, then in \
-                                       half the bytes with --feature-type f16, lower \
-                                       --embedding-size or --batch-size";
+                                       half the bytes with --feature-type f16 or in their files \
+                                       with --feature-storage stream, lower --embedding-size or \
+                                       --batch-size";
 
 /// Anything that can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]

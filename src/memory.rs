@@ -1,7 +1,8 @@
 //! What a training run will hold in memory, counted before it starts.
 
-use crate::config::{Propagation, TrainConfig};
-use crate::cuda::{self, StoredType};
+use crate::Result;
+use crate::config::{FeatureStorage, Propagation, TrainConfig};
+use crate::cuda::{self, Placement, StoredType};
 use crate::data::Dataset;
 use crate::evaluate;
 use crate::graph::Graph;
@@ -64,8 +65,18 @@ impl MemoryPlan {
         Self { host, device: Vec::new(), mapped: mapped(dataset) }
     }
 
-    /// Counts for training on `dataset` with `config` on a GPU.
-    pub fn on_gpu(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Self {
+    /// Counts for training on `dataset` with `config` on a GPU of which `free` bytes are free.
+    ///
+    /// # Errors
+    /// Those of [`crate::backend::Backend::place_features`].
+    pub fn on_gpu(
+        dataset: &Dataset,
+        graph: &Graph,
+        config: &TrainConfig,
+        storage: FeatureStorage,
+        free: u64,
+    ) -> Result<Self> {
+        let placement = Placement::decide(dataset, graph, config, storage, free)?;
         let dense = layout(dataset, config).len() as u64;
         let mut host = Vec::new();
         let mut add = |what: &str, bytes: u64| {
@@ -82,7 +93,8 @@ impl MemoryPlan {
             let touched = dataset.modalities.len() as u64 * dataset.items as u64 * 4;
             add(what, 3 * features * REAL + touched);
         }
-        if config.freeze_features && features > 0 {
+        let streamed = matches!(placement, Placement::Streamed { .. });
+        if config.freeze_features && features > 0 && !streamed {
             let part = |modality: &crate::data::Modality| {
                 let stored = StoredType::of_run(config, &modality.features);
                 let row_bytes = modality.features.columns() * stored.size();
@@ -94,8 +106,8 @@ impl MemoryPlan {
         let users = evaluate::users_of(&[&dataset.valid, &dataset.test]).len() as u64;
         let wanted = (dataset.valid.items.len() + dataset.test.items.len()) as u64;
         add("evaluation: who is measured, and what is to be found", users * 24 + wanted * 4);
-        let device = cuda::training_memory(dataset, graph, config);
-        Self { host, device, mapped: mapped(dataset) }
+        let device = cuda::training_memory(dataset, graph, config, &placement);
+        Ok(Self { host, device, mapped: mapped(dataset) })
     }
 
     /// The sum of what is held in memory of the process's own.

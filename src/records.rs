@@ -152,6 +152,9 @@ pub struct RunStart {
     pub parameters: usize,
     /// The device, in words.
     pub device: String,
+    /// Where the device has the features, when there is something to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<String>,
     /// The first epoch of this process: 1, or the one after a resumed checkpoint.
     pub first_epoch: u64,
     /// The last epoch training may reach.

@@ -121,6 +121,8 @@ struct Snapshot<T> {
 struct Run<'a, B: Backend> {
     model: Model<B>,
     batches: B::Batches,
+    /// Where the device has the features, in words.
+    features: Option<String>,
     dataset: &'a Dataset,
     directory: &'a RunDirectory,
     identity: Identity,
@@ -139,7 +141,7 @@ struct Run<'a, B: Backend> {
 
 impl<'a, B: Backend> Run<'a, B> {
     fn begin(
-        backend: B,
+        mut backend: B,
         dataset: &'a Dataset,
         config: &TrainConfig,
         layout: Layout,
@@ -160,6 +162,7 @@ impl<'a, B: Backend> Run<'a, B> {
             Ok(fresh_features(values, dataset.items))
         })?;
         let graph = graph(dataset, config);
+        let place = backend.place_features(dataset, &graph, config)?;
         let model = match &initial {
             Some(initial) => {
                 let parameters = initial.dense(&layout)?;
@@ -169,11 +172,11 @@ impl<'a, B: Backend> Run<'a, B> {
             }
             None => Model::fresh(backend, config, layout, graph, features)?,
         };
-        Self::with_model(model, dataset, config, identity, directory)
+        Self::with_model(model, dataset, config, identity, directory, place)
     }
 
     fn resume(
-        backend: B,
+        mut backend: B,
         dataset: &'a Dataset,
         config: &TrainConfig,
         layout: Layout,
@@ -204,8 +207,10 @@ impl<'a, B: Backend> Run<'a, B> {
                 touched: file.counters(&format!("{TOUCHED}{name}"), &[dataset.items])?,
             })
         })?;
-        let model = Model::new(backend, config, layout, graph(dataset, config), &dense, features)?;
-        let mut run = Self::with_model(model, dataset, config, identity, directory)?;
+        let graph = graph(dataset, config);
+        let place = backend.place_features(dataset, &graph, config)?;
+        let model = Model::new(backend, config, layout, graph, &dense, features)?;
+        let mut run = Self::with_model(model, dataset, config, identity, directory, place)?;
         let steps_per_epoch = run.steps_per_epoch(config);
         let history = (0..state.step)
             .map(|step| adam_step(step + 1, learning_rate(config, step / steps_per_epoch)));
@@ -224,6 +229,7 @@ impl<'a, B: Backend> Run<'a, B> {
         config: &TrainConfig,
         identity: Identity,
         directory: &'a RunDirectory,
+        features: Option<String>,
     ) -> Result<Self> {
         let Dataset { users, items, ref train, .. } = *dataset;
         let batches = model.backend().batches(train, users, items, config.batch_size)?;
@@ -234,6 +240,7 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok(Self {
             model,
             batches,
+            features,
             dataset,
             directory,
             identity,
@@ -264,6 +271,7 @@ impl<'a, B: Backend> Run<'a, B> {
             parameters: self.model.layout().len()
                 + dataset.modalities.iter().map(trained).sum::<usize>(),
             device: self.model.backend().describe(),
+            features: self.features.clone(),
             first_epoch: self.epoch + 1,
             epochs: config.epochs,
             patience: config.patience,

@@ -9,7 +9,7 @@ mod emulator;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use bm3_engine::config::{FeatureTypeChoice, Order, Propagation, TrainConfig};
+use bm3_engine::config::{FeatureStorage, FeatureTypeChoice, Order, Propagation, TrainConfig};
 use bm3_engine::cuda::{Cuda, Device};
 use bm3_engine::data::{Dataset, DatasetOptions};
 use bm3_engine::memory::MemoryPlan;
@@ -55,7 +55,8 @@ fn train(
     let mut watch = Watch { emulator, most: 0 };
     let stop = AtomicBool::new(false);
     let device = Device::open(0, Some(&emulator::kernels())).expect("the emulator");
-    let outcome = fit(Cuda::new(device), dataset, config, &directory, &options, &mut watch, &stop);
+    let cuda = Cuda::new(device).keeping_features(FeatureStorage::Resident);
+    let outcome = fit(cuda, dataset, config, &directory, &options, &mut watch, &stop);
     assert_eq!(emulator.used(), 0, "a run leaves nothing behind");
     outcome.map(|_| watch.most)
 }
@@ -104,7 +105,10 @@ fn a_plan_is_what_a_run_takes() {
         ),
     ];
     for (what, dataset, config) in cases {
-        let plan = MemoryPlan::on_gpu(dataset, &graph(dataset, &config), &config).device_total();
+        let graph = graph(dataset, &config);
+        let plan =
+            MemoryPlan::on_gpu(dataset, &graph, &config, FeatureStorage::Resident, 0).unwrap();
+        let plan = plan.device_total();
         let used = train(emulator, dataset, &config, plan)
             .unwrap_or_else(|error| panic!("{what}: {plan} bytes are not enough: {error}"));
         assert!(used <= plan, "{what}: {used} bytes of {plan} planned");

@@ -28,8 +28,9 @@ pub fn print(config: &RunConfig, talks: bool) -> anyhow::Result<()> {
     let plan = match &device {
         Device::Cpu(_) => MemoryPlan::on_cpu(&dataset, &graph, &config.train),
         Device::Gpu(backend) => {
-            let plan = MemoryPlan::on_gpu(&dataset, &graph, &config.train);
             let (free, total) = backend.device().memory()?;
+            let storage = config.feature_storage;
+            let plan = MemoryPlan::on_gpu(&dataset, &graph, &config.train, storage, free)?;
             push(&mut text, &format!("Memory of {}", backend.describe()), &plan.device);
             text.push_str(&verdict(plan.device_total(), free, total));
             plan

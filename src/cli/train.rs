@@ -196,7 +196,10 @@ fn fit(
     interrupted: &AtomicBool,
 ) -> anyhow::Result<Summary> {
     let config = &request.config;
-    let device = backend::open(config.device, request.face != Face::Quiet)?;
+    let mut device = backend::open(config.device, request.face != Face::Quiet)?;
+    if let backend::Device::Gpu(gpu) = &mut device {
+        *gpu = gpu.clone().keeping_features(config.feature_storage);
+    }
     let dataset = backend::dataset(config)?;
     if request.face != Face::Quiet {
         backend::warn(&dataset);
@@ -224,7 +227,7 @@ fn fit(
 
 #[cfg(test)]
 mod tests {
-    use bm3_engine::config::{DeviceChoice, ModalityChoice, TrainConfig};
+    use bm3_engine::config::{DeviceChoice, FeatureStorage, ModalityChoice, TrainConfig};
     use clap::{CommandFactory, Parser};
 
     use super::*;
@@ -270,6 +273,7 @@ mod tests {
             "--modalities=image",
             "--split=0.7,0.1,0.2",
             "--device=cpu",
+            "--feature-storage=stream",
             "--threads=2",
             "--out=o",
             "--init=s.safetensors",
@@ -300,6 +304,7 @@ mod tests {
         assert_eq!(modalities, ModalityChoice::Only(vec!["image".into()]));
         assert_eq!(split.unwrap().valid, 0.1);
         assert_eq!((device, threads), (DeviceChoice::Cpu, Some(2)));
+        assert_eq!(request.config.feature_storage, FeatureStorage::Stream);
         assert_eq!(request.config.checkpoint_seconds, 5);
         assert!(request.config.init.unwrap().ends_with("s.safetensors"));
         assert_eq!(request.out, Some("o".into()));
@@ -378,6 +383,7 @@ mod tests {
             "resume",
             "data",
             "device",
+            "feature_storage",
             "threads",
             "epochs",
             "patience",

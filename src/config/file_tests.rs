@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::{
-    DeviceChoice, FeatureTypeChoice, ModalityChoice, Order, Propagation, SplitRatio,
+    DeviceChoice, FeatureStorage, FeatureTypeChoice, ModalityChoice, Order, Propagation, SplitRatio,
 };
 
 /// Reads files of these names and texts as one.
@@ -55,6 +55,7 @@ fn every_own_key_is_read_from_both_languages_and_in_both_cases() {
         modalities = ["image", "text"]
         split = [0.7, 0.1, 0.2]
         device = 1
+        feature_storage = "stream"
         threads = 2
         out = "runs/x"
         checkpoint-seconds = 5
@@ -85,6 +86,7 @@ data: data/baby
 modalities: image,text
 split: 0.7,0.1,0.2
 device: "1"
+feature-storage: stream
 threads: 2
 out: runs/x
 checkpoint_seconds: 5
@@ -124,6 +126,7 @@ features:
     assert_eq!(run.modalities, Some(ModalityChoice::Only(vec!["image".into(), "text".into()])));
     assert_eq!(run.split, Some(SplitRatio { train: 0.7, valid: 0.1, test: 0.2 }));
     assert_eq!((run.device, run.threads), (Some(DeviceChoice::Gpu(1)), Some(2)));
+    assert_eq!(run.feature_storage, Some(FeatureStorage::Stream));
     assert_eq!(run.checkpoint_seconds, Some(5));
     assert_eq!(run.features.len(), 2);
 }

@@ -50,6 +50,19 @@ pub enum Order {
     File,
 }
 
+/// Where the frozen features of a run lie, beside their files. It decides no result.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum FeatureStorage {
+    /// On the GPU where there is room, else streamed.
+    #[default]
+    Auto,
+    /// On the GPU, all of them.
+    Resident,
+    /// In their files: each step's rows travel to the GPU, and only those used most stay there.
+    Stream,
+}
+
 /// The type in which frozen features lie on a GPU. Numbers that lose digits in it change results.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -6,8 +6,8 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::{
-    ConfigFile, DeviceChoice, FeatureSource, ModalityChoice, RunSettings, SplitRatio, TrainConfig,
-    TrainSettings,
+    ConfigFile, DeviceChoice, FeatureSource, FeatureStorage, ModalityChoice, RunSettings,
+    SplitRatio, TrainConfig, TrainSettings,
 };
 use crate::run::CONFIG;
 use crate::{Error, Result, files};
@@ -24,6 +24,8 @@ pub struct RunConfig {
     pub split: Option<SplitRatio>,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// Where frozen features lie on a GPU.
+    pub feature_storage: FeatureStorage,
     /// CPU threads; `None` for one per core.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -72,11 +74,20 @@ impl RunConfig {
         let mut config = TrainConfig::default();
         train.apply(&mut config);
         config.validate()?;
+        let feature_storage = run.feature_storage.unwrap_or_default();
+        if feature_storage == FeatureStorage::Stream && !config.freeze_features {
+            return Err(Error::setting(
+                "--feature-storage",
+                "stream found, auto or resident for features that are trained (--freeze-features \
+                 keeps them as inputs) expected",
+            ));
+        }
         Ok(Self {
             data: absolute(data)?,
             modalities: run.modalities.clone().unwrap_or_default(),
             split: run.split,
             device: run.device.unwrap_or_default(),
+            feature_storage,
             threads: run.threads,
             checkpoint_seconds: run.checkpoint_seconds.unwrap_or(Self::DEFAULT_CHECKPOINT_SECONDS),
             init: run.init.as_deref().map(absolute).transpose()?,
@@ -160,6 +171,7 @@ mod tests {
             modalities: ModalityChoice::Only(vec!["image".into()]),
             split: Some(SplitRatio { train: 0.7, valid: 0.1, test: 0.2 }),
             device: DeviceChoice::Gpu(1),
+            feature_storage: FeatureStorage::Resident,
             threads: Some(3),
             checkpoint_seconds: 7,
             init: Some("/start.safetensors".into()),

@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use super::{
-    DeviceChoice, FeatureSource, FeatureTypeChoice, ModalityChoice, Order, Propagation, SplitRatio,
-    TrainConfig,
+    DeviceChoice, FeatureSource, FeatureStorage, FeatureTypeChoice, ModalityChoice, Order,
+    Propagation, SplitRatio, TrainConfig,
 };
 
 /// Those settings of a [`TrainConfig`] that were given.
@@ -149,6 +149,9 @@ pub struct RunSettings {
     /// [default: auto]
     #[arg(long, value_name = "DEVICE", allow_hyphen_values = true, help_heading = "Run")]
     pub device: Option<DeviceChoice>,
+    /// Where frozen features lie on a GPU; results do not depend on it [default: auto]
+    #[arg(long, value_name = "STORAGE", value_enum, help_heading = "Run")]
+    pub feature_storage: Option<FeatureStorage>,
     /// CPU threads; results do not depend on it [default: one per core]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub threads: Option<usize>,
@@ -180,6 +183,7 @@ impl RunSettings {
             modalities: self.modalities.or(other.modalities),
             split: self.split.or(other.split),
             device: self.device.or(other.device),
+            feature_storage: self.feature_storage.or(other.feature_storage),
             threads: self.threads.or(other.threads),
             out: self.out.or(other.out),
             init: self.init.or(other.init),

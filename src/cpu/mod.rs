@@ -28,8 +28,8 @@ use crate::backend::{
     SpmmFactors, TopK, View, ViewMut,
 };
 use crate::batch::{Batch, EpochPlan, epoch_order};
-use crate::config::FeatureTypeChoice;
-use crate::data::{FeatureMatrix, Pairs, Split};
+use crate::config::{FeatureTypeChoice, TrainConfig};
+use crate::data::{Dataset, FeatureMatrix, Pairs, Split};
 use crate::evaluate;
 use crate::graph::Graph;
 use crate::parameters::Layout;
@@ -192,6 +192,16 @@ impl<T: Real> Backend for Cpu<T> {
                 ),
             )),
         }
+    }
+
+    fn place_features(
+        &mut self,
+        _dataset: &Dataset,
+        _graph: &Graph,
+        _config: &TrainConfig,
+    ) -> Result<Option<String>> {
+        // They stay in their mapped files.
+        Ok(None)
     }
 
     fn frozen_features(

@@ -11,6 +11,7 @@ use super::device::Device;
 use super::launch::{Address, Launch, blocks, launch};
 use super::memory::Memory;
 use super::random::{self, SortBits};
+use super::stream::{FeatureStream, Feed};
 use crate::Result;
 use crate::backend::{BatchRooms, Rooms};
 use crate::batch::{Batch, EpochPlan};
@@ -31,6 +32,9 @@ struct Record {
     item_count: u32,
     pairs: u32,
     step: u32,
+    number: u32,
+    /// C++ has it too, where nobody looks.
+    padding: u32,
 }
 
 /// A batch on a device: the record that kernels read, and the lists that it names.
@@ -90,6 +94,8 @@ impl CudaBatch {
             item_count: batch.items.len() as u32,
             pairs: batch.pairs() as u32,
             step,
+            number: 0,
+            padding: 0,
         };
         Ok(Self {
             record: Memory::from_slice(device, &[record], "a batch")?,
@@ -149,6 +155,10 @@ pub struct CudaBatches {
     /// The step of the epoch's first batch.
     first_step: u32,
     batch: CudaBatch,
+    /// The items of the pairs and the epoch's order (`None`: the file's), kept on the host when
+    /// features are streamed.
+    host_items: Vec<u32>,
+    host_order: Option<Vec<u32>>,
 }
 
 /// Bytes of a [`CudaBatches`].
@@ -175,6 +185,7 @@ impl CudaBatches {
         users: usize,
         items: usize,
         batch_size: usize,
+        streams: bool,
     ) -> Result<Self> {
         let count = pairs.users.len();
         let most = count.min(batch_size);
@@ -192,6 +203,8 @@ impl CudaBatches {
                 pairs: most,
                 _lists: None,
             },
+            host_items: if streams { pairs.items.clone() } else { Vec::new() },
+            host_order: None,
         })
     }
 
@@ -206,6 +219,9 @@ impl CudaBatches {
             Order::File => None,
             Order::Random => Some(random::epoch_order(device, epoch.seed, epoch.epoch, pairs)?),
         };
+        if !self.host_items.is_empty() {
+            self.host_order = order.as_ref().map(|order| order.read(0..pairs)).transpose()?;
+        }
         let order = order.as_ref().map_or(Address::NULL, |order| order.address_of(0));
         // Where each position of the order has its user and its item among those of its batch.
         let places = [Memory::<u32>::new(device, pairs, what)?, Memory::new(device, pairs, what)?];
@@ -360,27 +376,68 @@ impl CudaBatches {
         numbers: Range<u64>,
         step: &mut dyn FnMut(&CudaBatch) -> Result<()>,
         proceed: &mut dyn FnMut() -> bool,
+        stream: Option<&FeatureStream>,
     ) -> Result<u64> {
         self.seek(numbers.start)?;
+        let this = &*self;
+        match stream {
+            None => this.visit(device, numbers, step, proceed, None),
+            Some(stream) => {
+                let items_of = |number| this.items_of(number);
+                stream.feed(numbers.clone(), &items_of, |feed| {
+                    this.visit(device, numbers, step, proceed, Some(feed))
+                })
+            }
+        }
+    }
+
+    fn visit(
+        &self,
+        device: &Arc<Device>,
+        numbers: Range<u64>,
+        step: &mut dyn FnMut(&CudaBatch) -> Result<()>,
+        proceed: &mut dyn FnMut() -> bool,
+        mut feed: Option<&mut Feed<'_>>,
+    ) -> Result<u64> {
         let mut graph = None;
         for number in numbers.clone() {
             if !proceed() {
                 return Ok(number - numbers.start);
             }
+            if let Some(feed) = &mut feed {
+                feed.begin(number)?;
+            }
             if number == numbers.start {
                 self.advance(device)?;
                 step(&self.batch)?;
-                continue;
+            } else {
+                let graph = match &graph {
+                    Some(graph) => graph,
+                    None => graph.insert(device.record(|| {
+                        self.advance(device)?;
+                        step(&self.batch)
+                    })?),
+                };
+                device.replay(graph)?;
             }
-            let graph = match &graph {
-                Some(graph) => graph,
-                None => graph.insert(device.record(|| {
-                    self.advance(device)?;
-                    step(&self.batch)
-                })?),
-            };
-            device.replay(graph)?;
+            if let Some(feed) = &mut feed {
+                feed.end(number)?;
+            }
         }
         Ok(numbers.end - numbers.start)
+    }
+
+    /// The distinct items of a batch of the epoch at hand, ascending.
+    fn items_of(&self, number: u64) -> Vec<u32> {
+        let start = number as usize * self.batch_size;
+        let stop = (start + self.batch_size).min(self.pairs);
+        let of_pair = |pair: u32| self.host_items[pair as usize];
+        let mut items: Vec<u32> = match &self.host_order {
+            Some(order) => order[start..stop].iter().map(|&pair| of_pair(pair)).collect(),
+            None => (start as u32..stop as u32).map(of_pair).collect(),
+        };
+        items.sort_unstable();
+        items.dedup();
+        items
     }
 }

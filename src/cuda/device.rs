@@ -224,17 +224,17 @@ impl Device {
         graph.launch().map_err(|error| self.failed("a recorded step".to_owned(), error))
     }
 
-    /// Fills `target` in parts of `part` bytes at most: while one is on its way, `fill` makes the
-    /// next, in page-locked memory.
+    /// Fills the first `length` bytes of `target` in parts of `part` bytes at most: while one is on
+    /// its way, `fill` makes the next, in page-locked memory.
     pub(super) fn upload_parts(
         &self,
         target: &mut Memory<u8>,
+        length: usize,
         part: usize,
         what: &str,
         mut fill: impl FnMut(Range<usize>, &mut [u8]),
     ) -> Result<()> {
-        let length = target.len();
-        let Some(target) = target.bytes_mut() else { return Ok(()) };
+        let Some(target) = target.bytes_mut().filter(|_| length > 0) else { return Ok(()) };
         let part = part.min(length);
         let failed = |error| self.failed(format!("copying {length} bytes to {what}"), error);
         let staging = || Staging::new(&self.stream, part).map_err(failed);
@@ -262,7 +262,7 @@ impl Device {
 ///
 /// cudarc's own record of when such memory is free again goes with its event tracking, which this
 /// device does without: the event is ours.
-struct Staging {
+pub(super) struct Staging {
     memory: PinnedHostSlice<u8>,
     stream: Arc<CudaStream>,
     /// The last copy has been made.
@@ -270,7 +270,7 @@ struct Staging {
 }
 
 impl Staging {
-    fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, DriverError> {
+    pub fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, DriverError> {
         // SAFETY: only what was written is copied, and bytes are never invalid.
         let memory = unsafe { stream.context().alloc_pinned::<u8>(bytes) }?;
         Ok(Self { memory, stream: stream.clone(), copied: None })
@@ -280,8 +280,13 @@ impl Staging {
         self.copied.take().map_or(Ok(()), |copied| copied.synchronize())
     }
 
+    /// How many bytes it has.
+    pub fn length(&self) -> usize {
+        self.memory.len()
+    }
+
     /// The first `length` bytes, to be written, once the last copy has been made.
-    fn bytes(&mut self, length: usize) -> Result<&mut [u8], DriverError> {
+    pub fn bytes(&mut self, length: usize) -> Result<&mut [u8], DriverError> {
         self.wait()?;
         Ok(&mut self.memory.as_mut_slice()?[..length])
     }
@@ -290,8 +295,34 @@ impl Staging {
     fn copy_to(&mut self, target: &mut CudaViewMut<'_, u8>) -> Result<(), DriverError> {
         let source = &self.memory.as_slice()?[..target.len()];
         let done = self.stream.memcpy_htod(source, target);
-        self.copied = Some(self.stream.record_event(None)?);
+        self.mark()?;
         done
+    }
+
+    /// Copies a part to a place on the device, and does not wait; [`Staging::mark`] comes after the
+    /// last one.
+    ///
+    /// # Safety
+    /// As many bytes from `target` on are memory of this device, and nothing else uses them before
+    /// this stream has come so far.
+    pub unsafe fn copy_range(
+        &mut self,
+        range: Range<usize>,
+        target: Address,
+    ) -> Result<(), DriverError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        self.stream.context().bind_to_thread()?;
+        let source = &self.memory.as_slice()?[range];
+        // SAFETY: as the caller promises; the source stays until the copy that `copied` waits for.
+        unsafe { result::memcpy_htod_async(target.0, source, self.stream.cu_stream()) }
+    }
+
+    /// Says that the copies asked for so far are all.
+    pub fn mark(&mut self) -> Result<(), DriverError> {
+        self.copied = Some(self.stream.record_event(None)?);
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use super::dense::{TILE_THREADS, column_sums, partial_sums, slices, sum_slices, 
 use super::device::Device;
 use super::launch::{Address, Launch, launch};
 use super::memory::Memory;
+use super::stream::FeatureStream;
 use crate::backend::{BatchRooms, FeatureState};
 use crate::config::{FeatureTypeChoice, TrainConfig};
 use crate::data::{FeatureMatrix, FeatureType};
@@ -84,13 +85,15 @@ pub(crate) fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
 /// Raw features on a device.
 #[derive(Debug)]
 pub struct CudaFeatures {
-    values: Memory<u8>,
+    values: Arc<Memory<u8>>,
     stored: StoredType,
     /// I.
     rows: usize,
     /// D_m.
     columns: usize,
     trained: Option<Trained>,
+    /// What brings the rows of streamed features.
+    places: Option<Arc<FeatureStream>>,
 }
 
 #[derive(Debug)]
@@ -117,27 +120,26 @@ impl CudaFeatures {
         stored: StoredType,
     ) -> Result<Self> {
         let (columns, what) = (matrix.columns(), "frozen features");
-        let row_bytes = columns * stored.size();
-        let mut values = Memory::<u8>::new(device, rows * row_bytes, what)?;
-        let part = rows_at_a_time(row_bytes, rows);
-        let first_beyond = AtomicUsize::new(rows);
-        device.upload_parts(&mut values, part * row_bytes, what, |range, bytes| {
-            let start = range.start / row_bytes;
-            bytes.par_chunks_exact_mut(row_bytes).enumerate().for_each_init(
-                || vec![0.0f32; columns],
-                |row, (index, bytes)| {
-                    matrix.copy_row(start + index, 0..columns, row);
-                    if !store_row(stored, row, bytes) {
-                        first_beyond.fetch_min(start + index, Ordering::Relaxed);
-                    }
-                },
-            );
-        })?;
-        let first_beyond = first_beyond.into_inner();
-        if first_beyond < rows {
-            return Err(beyond(stored, matrix, first_beyond));
-        }
-        Ok(Self { values, stored, rows, columns, trained: None })
+        let bytes = rows * columns * stored.size();
+        let mut values = Memory::<u8>::new(device, bytes, what)?;
+        upload_rows(device, &mut values, bytes, matrix, stored, |row| row)?;
+        Ok(Self { values: Arc::new(values), stored, rows, columns, trained: None, places: None })
+    }
+
+    /// A table whose rows are streamed; its memory holds those that are there.
+    pub(super) fn streamed(
+        stream: Arc<FeatureStream>,
+        values: Arc<Memory<u8>>,
+        stored: StoredType,
+        columns: usize,
+        rows: usize,
+    ) -> Self {
+        Self { values, stored, rows, columns, trained: None, places: Some(stream) }
+    }
+
+    /// Where kernels find the rows of streamed features; null where those are their items'.
+    fn places(&self) -> Address {
+        self.places.as_ref().map_or(Address::NULL, |stream| stream.places().address_of(0))
     }
 
     /// Features to be trained.
@@ -151,7 +153,11 @@ impl CudaFeatures {
     ) -> Result<Self> {
         let what = "trained features (values and two moments)";
         Ok(Self {
-            values: Memory::from_slice(device, bytemuck::cast_slice(&state.values), what)?,
+            values: Arc::new(Memory::from_slice(
+                device,
+                bytemuck::cast_slice(&state.values),
+                what,
+            )?),
             stored: StoredType::F32,
             rows: state.touched.len(),
             columns,
@@ -160,6 +166,7 @@ impl CudaFeatures {
                 second: Memory::from_slice(device, &state.second, what)?,
                 touched: Memory::from_slice(device, &state.touched, what)?,
             }),
+            places: None,
         })
     }
 
@@ -196,6 +203,56 @@ impl CudaFeatures {
     }
 }
 
+/// Fills the first `bytes` bytes of `memory` with rows of a table in the stored type: its row `row`
+/// with that of number `row_of(row)`, converted a part at a time.
+pub(super) fn upload_rows(
+    device: &Device,
+    memory: &mut Memory<u8>,
+    bytes: usize,
+    matrix: &FeatureMatrix,
+    stored: StoredType,
+    row_of: impl Fn(usize) -> usize + Sync,
+) -> Result<()> {
+    let row_bytes = matrix.columns() * stored.size();
+    let part = rows_at_a_time(row_bytes, bytes / row_bytes);
+    let first_beyond = AtomicUsize::new(usize::MAX);
+    device.upload_parts(memory, bytes, part * row_bytes, "features", |range, bytes| {
+        let start = range.start / row_bytes;
+        bytes.par_chunks_exact_mut(row_bytes).enumerate().for_each_init(
+            Vec::new,
+            |scratch, (index, bytes)| {
+                let row = row_of(start + index);
+                if !row_to_bytes(matrix, row, stored, scratch, bytes) {
+                    first_beyond.fetch_min(row, Ordering::Relaxed);
+                }
+            },
+        );
+    })?;
+    match first_beyond.into_inner() {
+        usize::MAX => Ok(()),
+        row => Err(beyond(stored, matrix, row)),
+    }
+}
+
+/// Writes a row of a table in the stored type; false where one of its numbers is infinite there.
+pub(super) fn row_to_bytes(
+    matrix: &FeatureMatrix,
+    row: usize,
+    stored: StoredType,
+    scratch: &mut Vec<f32>,
+    bytes: &mut [u8],
+) -> bool {
+    if stored == StoredType::F32
+        && let Some(values) = matrix.row_f32(row)
+    {
+        bytes.copy_from_slice(bytemuck::cast_slice(values));
+        return true;
+    }
+    scratch.resize(matrix.columns(), 0.0);
+    matrix.copy_row(row, 0..matrix.columns(), scratch);
+    store_row(stored, scratch, bytes)
+}
+
 /// Writes a row of finite numbers in the stored type, in this machine's byte order, which is the
 /// device's too; false where one of them is infinite there.
 fn store_row(stored: StoredType, row: &[f32], bytes: &mut [u8]) -> bool {
@@ -220,7 +277,7 @@ fn store_row(stored: StoredType, row: &[f32], bytes: &mut [u8]) -> bool {
 }
 
 /// The error of a row with a number that the stored type cannot hold.
-fn beyond(stored: StoredType, matrix: &FeatureMatrix, row: usize) -> Error {
+pub(super) fn beyond(stored: StoredType, matrix: &FeatureMatrix, row: usize) -> Error {
     let mut values = vec![0.0f32; matrix.columns()];
     matrix.copy_row(row, 0..matrix.columns(), &mut values);
     let infinite = |value: f32| match stored {
@@ -270,7 +327,8 @@ pub(super) fn project(
         [
             batch.record(),
             items as u32,
-            &features.values,
+            &*features.values,
+            features.places(),
             columns as u32,
             weight,
             width as u32,
@@ -318,9 +376,11 @@ pub(super) fn project_backward(
         },
         [
             batch.record(),
+            items as u32,
             z_gradient,
             width as u32,
-            &features.values,
+            &*features.values,
+            features.places(),
             columns as u32,
             slice_depth as u32,
             target,
@@ -371,7 +431,7 @@ pub(super) fn replay(
             schedule,
             last,
             columns as u32,
-            &features.values,
+            &*features.values,
             &trained.first,
             &trained.second,
             &trained.touched,
@@ -408,7 +468,7 @@ pub(super) fn adam_rows(
             width as u32,
             weight,
             columns as u32,
-            &features.values,
+            &*features.values,
             &trained.first,
             &trained.second,
             &trained.touched,

@@ -20,6 +20,7 @@ mod ranking;
 mod rows;
 mod schedule;
 mod spmm;
+mod stream;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -35,10 +36,11 @@ pub use features::{CudaFeatures, StoredType};
 pub use kernels::{Capability, CudaVersion, Kernels, NAMES as KERNEL_NAMES};
 use launch::Address;
 pub use memory::Memory;
-pub(crate) use plan::training as training_memory;
+pub(crate) use plan::{Placement, training as training_memory};
 pub use ranking::{CudaLists, LONGEST_LIST};
 pub use schedule::CudaSchedule;
 pub use spmm::CudaGraph;
+use stream::FeatureStream;
 
 use crate::Result;
 use crate::backend::{
@@ -46,8 +48,8 @@ use crate::backend::{
     ViewMut,
 };
 use crate::batch::{Batch, EpochPlan};
-use crate::config::FeatureTypeChoice;
-use crate::data::{FeatureMatrix, Pairs, Split};
+use crate::config::{FeatureStorage, FeatureTypeChoice, TrainConfig};
+use crate::data::{Dataset, FeatureMatrix, Pairs, Split};
 use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::records::Metrics;
@@ -57,12 +59,20 @@ use crate::records::Metrics;
 pub struct Cuda {
     device: Arc<Device>,
     stored: Option<StoredType>,
+    storage: FeatureStorage,
+    /// What brings frozen features that are not all on the device.
+    stream: Option<Arc<FeatureStream>>,
 }
 
 impl Cuda {
     /// The backend of a device.
     pub fn new(device: Arc<Device>) -> Self {
-        Self { device, stored: None }
+        Self { device, stored: None, storage: FeatureStorage::Auto, stream: None }
+    }
+
+    /// Has frozen features lie where a run asks for, instead of where there is room.
+    pub fn keeping_features(self, storage: FeatureStorage) -> Self {
+        Self { storage, ..self }
     }
 
     /// Stores frozen features in this type, instead of that of their file.
@@ -129,6 +139,9 @@ impl Backend for Cuda {
     }
 
     fn upload_batch(&self, batch: Batch, step: u32) -> Result<CudaBatch> {
+        if let Some(stream) = &self.stream {
+            stream.load(&batch.items)?;
+        }
         CudaBatch::new(&self.device, &batch, step)
     }
 
@@ -139,7 +152,8 @@ impl Backend for Cuda {
         items: usize,
         batch_size: usize,
     ) -> Result<CudaBatches> {
-        CudaBatches::new(&self.device, pairs, users, items, batch_size)
+        let streams = self.stream.is_some();
+        CudaBatches::new(&self.device, pairs, users, items, batch_size, streams)
     }
 
     fn arrange(&self, batches: &mut CudaBatches, epoch: EpochPlan) -> Result<()> {
@@ -153,7 +167,7 @@ impl Backend for Cuda {
         step: &mut dyn FnMut(&CudaBatch) -> Result<()>,
         proceed: &mut dyn FnMut() -> bool,
     ) -> Result<u64> {
-        batches.each(&self.device, numbers, step, proceed)
+        batches.each(&self.device, numbers, step, proceed, self.stream.as_deref())
     }
 
     fn set_schedule(
@@ -170,9 +184,34 @@ impl Backend for Cuda {
         Ok(())
     }
 
+    fn place_features(
+        &mut self,
+        dataset: &Dataset,
+        graph: &Graph,
+        config: &TrainConfig,
+    ) -> Result<Option<String>> {
+        let (free, _) = self.device.memory()?;
+        let placement = Placement::decide(dataset, graph, config, self.storage, free)?;
+        self.stream = match &placement {
+            Placement::Resident => None,
+            Placement::Streamed { kept, room } => {
+                let kept = kept.clone();
+                Some(Arc::new(FeatureStream::new(&self.device, dataset.items, kept, *room)?))
+            }
+        };
+        Ok(placement.describe(dataset, config))
+    }
+
     fn frozen_features(&self, features: Arc<FeatureMatrix>, items: usize) -> Result<CudaFeatures> {
         let stored = self.stored.unwrap_or(StoredType::of(features.dtype()));
-        CudaFeatures::frozen(&self.device, &features, items, stored)
+        match &self.stream {
+            None => CudaFeatures::frozen(&self.device, &features, items, stored),
+            Some(stream) => {
+                let columns = features.columns();
+                let values = stream.add(features, stored)?;
+                Ok(CudaFeatures::streamed(stream.clone(), values, stored, columns, items))
+            }
+        }
     }
 
     fn trained_features(&self, state: FeatureState<f32>, columns: usize) -> Result<CudaFeatures> {

@@ -1,10 +1,9 @@
 //! What a training run asks of a GPU's memory, counted before it starts.
 //!
 //! It follows [`crate::step::Model`], [`crate::train::fit`] and the wrappers beside this file
-//! allocation by allocation; `tests/gpu_memory.rs` has runs
-//! succeed with just as much memory, and fail with a little less. The driver hands memory out in
-//! larger pieces, and its own share (context, code) is gone from the free memory before the first
-//! of these is asked for.
+//! allocation by allocation; `tests/gpu_memory.rs` has runs succeed with just as much memory, and
+//! fail with a little less. The driver hands memory out in larger pieces, and its own share (context,
+//! code) is gone from the free memory before the first of these is asked for.
 
 use super::StoredType;
 use super::batches::{self, rooms_for};
@@ -12,8 +11,10 @@ use super::dense::slices;
 use super::device::PART_ALIGNMENT;
 use super::rows::norm_blocks;
 use super::schedule::room_for;
-use super::spmm;
-use crate::config::{Propagation, TrainConfig};
+use super::{spmm, stream};
+use crate::Result;
+use crate::backend::Rooms;
+use crate::config::{FeatureStorage, Propagation, TrainConfig};
 use crate::data::Dataset;
 use crate::evaluate;
 use crate::graph::Graph;
@@ -26,8 +27,123 @@ const WORD: u64 = 4;
 /// Bytes of the constants of a step.
 const STEP: u64 = 8;
 
+/// This share of everything else is left free beside it, and [`MARGIN`]: the driver hands memory out
+/// in larger pieces than are asked for.
+const SPARE_SHARE: u64 = 16;
+const MARGIN: u64 = 64 << 20;
+
+/// Where the frozen features of a run lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// All on the GPU (or trained, and there in any case).
+    Resident,
+    /// In their files: a batch's rows come when they are needed, those of a few items stay.
+    Streamed {
+        /// The items whose rows stay.
+        kept: Vec<u32>,
+        /// The most distinct items of a batch, in whole tiles.
+        room: usize,
+    },
+}
+
+impl Placement {
+    /// Decides for a run, with `free` bytes of the GPU free.
+    pub fn decide(
+        dataset: &Dataset,
+        graph: &Graph,
+        config: &TrainConfig,
+        storage: FeatureStorage,
+        free: u64,
+    ) -> Result<Self> {
+        let row_bytes = row_bytes(dataset, config);
+        if storage == FeatureStorage::Resident || !config.freeze_features || row_bytes == 0 {
+            return Ok(Self::Resident);
+        }
+        let others: u64 = others(dataset, graph, config).iter().map(|line| line.bytes).sum();
+        let budget = free.saturating_sub(others + others / SPARE_SHARE + MARGIN);
+        let room = rooms(dataset, config).items;
+        let (all, least) = ((dataset.items * row_bytes) as u64, stream::bytes(0, room, row_bytes));
+        // Of a small table a few batches take more than the whole.
+        if storage == FeatureStorage::Auto && (all <= budget || all <= least) {
+            return Ok(Self::Resident);
+        }
+        // Who asks for streaming wants the memory for something else: a quarter is taken.
+        let budget = if storage == FeatureStorage::Stream { budget / 4 } else { budget };
+        let kept = budget.saturating_sub(least) / row_bytes as u64;
+        let mut items: Vec<u32> = (0..dataset.items as u32).collect();
+        // An item is in as many batches as it has pairs, nearly.
+        items.sort_by_key(|&item| {
+            std::cmp::Reverse(graph.neighbours(dataset.users + item as usize).len())
+        });
+        items.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
+        Ok(Self::Streamed { kept: items, room })
+    }
+
+    /// What a user should know of it.
+    pub fn describe(&self, dataset: &Dataset, config: &TrainConfig) -> Option<String> {
+        let Self::Streamed { kept, .. } = self else { return None };
+        let row_bytes = row_bytes(dataset, config);
+        let gigabytes = |rows: usize| (rows * row_bytes) as f64 / 1e9;
+        Some(format!(
+            "features stay in their files ({:.2} GB): each step's rows are streamed, and those of \
+             the {} items with most interactions ({:.2} GB) stay on the GPU",
+            gigabytes(dataset.items),
+            kept.len(),
+            gigabytes(kept.len())
+        ))
+    }
+}
+
+/// Bytes of an item's features in all modalities, as they are stored.
+fn row_bytes(dataset: &Dataset, config: &TrainConfig) -> usize {
+    let bytes = |modality: &crate::data::Modality| {
+        modality.features.columns() * StoredType::of_run(config, &modality.features).size()
+    };
+    dataset.modalities.iter().map(bytes).sum()
+}
+
+/// The rooms of a run's batches.
+fn rooms(dataset: &Dataset, config: &TrainConfig) -> Rooms {
+    let most = dataset.train.users.len().min(config.batch_size);
+    rooms_for(dataset.users.min(most), dataset.items.min(most))
+}
+
 /// Everything that lies on the GPU.
-pub(crate) fn training(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryLine> {
+pub(crate) fn training(
+    dataset: &Dataset,
+    graph: &Graph,
+    config: &TrainConfig,
+    placement: &Placement,
+) -> Vec<MemoryLine> {
+    let mut lines = others(dataset, graph, config);
+    let mut add = |what: String, bytes: u64| lines.push(MemoryLine { what, bytes });
+    match placement {
+        _ if !config.freeze_features => {}
+        Placement::Streamed { kept, room } => {
+            let bytes = stream::bytes(kept.len(), *room, row_bytes(dataset, config));
+            let what = format!("streamed features: {} rows that stay, and batches'", kept.len());
+            add(what, bytes);
+        }
+        Placement::Resident => {
+            for stored in [StoredType::F32, StoredType::F16, StoredType::Bf16] {
+                let columns: usize = dataset
+                    .modalities
+                    .iter()
+                    .filter(|modality| StoredType::of_run(config, &modality.features) == stored)
+                    .map(|modality| modality.features.columns())
+                    .sum();
+                if columns > 0 {
+                    let bytes = (dataset.items * columns * stored.size()) as u64;
+                    add(format!("frozen features in {stored}"), bytes);
+                }
+            }
+        }
+    }
+    lines
+}
+
+/// What lies on the GPU but frozen features.
+fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryLine> {
     let layout = train::layout(dataset, config);
     let (dense, nodes) = (layout.len() as u64, layout.nodes.len() as u64);
     let (graph_bytes, slots) = spmm::sizes(graph);
@@ -44,26 +160,11 @@ pub(crate) fn training(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -
         let touched = (dataset.modalities.len() * dataset.items) as u64 * WORD;
         add("trained features and two moments", 3 * values * WORD + touched);
     }
-    if config.freeze_features {
-        for stored in [StoredType::F32, StoredType::F16, StoredType::Bf16] {
-            let columns: usize = dataset
-                .modalities
-                .iter()
-                .filter(|modality| StoredType::of_run(config, &modality.features) == stored)
-                .map(|modality| modality.features.columns())
-                .sum();
-            if columns > 0 {
-                let bytes = (dataset.items * columns * stored.size()) as u64;
-                add(&format!("frozen features in {stored}"), bytes);
-            }
-        }
-    }
     let pairs = dataset.train.users.len();
     let steps_per_epoch = pairs.div_ceil(config.batch_size);
     add("the training pairs and their batches", batches::bytes(pairs, steps_per_epoch));
     add("constants of steps, if no epoch is spared", schedule(config.epochs, steps_per_epoch));
-    let most = pairs.min(config.batch_size);
-    let rooms = rooms_for(dataset.users.min(most), dataset.items.min(most));
+    let rooms = rooms(dataset, config);
     let rows = rooms.users + rooms.items * (1 + dataset.modalities.len());
     let terms = 3 + 2 * dataset.modalities.len() as u64;
     add(

@@ -26,6 +26,9 @@ pub fn start(run: &RunStart) -> Vec<String> {
         format!("{} parameters, on {}", grouped(run.parameters), run.device),
         format!("run {}", run.directory.display()),
     ];
+    if let Some(features) = &run.features {
+        lines.insert(2, features.clone());
+    }
     if run.first_epoch > 1 {
         lines.push(format!("continuing after epoch {}", run.first_epoch - 1));
     }

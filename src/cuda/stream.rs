@@ -1,0 +1,318 @@
+//! Frozen features that are not all on the device: each step's rows travel there while the steps
+//! before are computed, and the rows of the items seen most often stay.
+//!
+//! The host knows an epoch's batches ahead. One thread takes their rows from the mapped files, in
+//! parallel and a few batches ahead, into page-locked memory; a stream of its own copies them into
+//! one of [`SLOTS`] slots; the step waits for its slot, and a slot is filled again when the step
+//! that used it is done. Which rows lie where decides no result: kernels read the same numbers from
+//! other places.
+
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use cudarc::driver::{CudaEvent, CudaStream, DriverError};
+use rayon::prelude::*;
+
+use super::device::{Device, Staging};
+use super::features::{StoredType, beyond, row_to_bytes, upload_rows};
+use super::memory::Memory;
+use crate::data::FeatureMatrix;
+use crate::{Error, Result};
+
+/// `FEATURE_SLOTS` of `batch.cuh`.
+pub(super) const SLOTS: usize = 3;
+
+/// Marks an item whose rows do not stay.
+const NOT_KEPT: u32 = u32::MAX;
+
+/// Bytes of a place.
+const PLACE: usize = size_of::<u32>();
+
+/// The features of a run that are streamed.
+pub struct FeatureStream {
+    device: Arc<Device>,
+    copies: Arc<CudaStream>,
+    /// The items whose rows stay, in the order of their rows.
+    kept: Vec<u32>,
+    /// Each item's row among those that stay.
+    kept_rows: Vec<u32>,
+    /// Rows of a slot.
+    room: usize,
+    /// Where the rows of the batch in each slot lie.
+    places: Memory<u32>,
+    tables: Mutex<Vec<Table>>,
+}
+
+/// One modality's: the rows that stay, then those of each slot.
+#[derive(Clone)]
+struct Table {
+    matrix: Arc<FeatureMatrix>,
+    stored: StoredType,
+    row_bytes: usize,
+    memory: Arc<Memory<u8>>,
+}
+
+/// Bytes on the device of a table whose rows have `row_bytes`, and of what all tables share.
+pub(super) fn bytes(kept: usize, room: usize, row_bytes: usize) -> u64 {
+    ((kept + SLOTS * room) * row_bytes + SLOTS * room * PLACE) as u64
+}
+
+impl FeatureStream {
+    /// For batches of at most `room` distinct items of `items`, of which those of `kept` stay.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(super) fn new(
+        device: &Arc<Device>,
+        items: usize,
+        kept: Vec<u32>,
+        room: usize,
+    ) -> Result<Self> {
+        let mut kept_rows = vec![NOT_KEPT; items];
+        for (row, &item) in kept.iter().enumerate() {
+            kept_rows[item as usize] = row as u32;
+        }
+        let copies = device.stream().context().new_stream();
+        let copies = copies
+            .map_err(|error| device.failed("making a stream for features".to_owned(), error))?;
+        Ok(Self {
+            copies,
+            kept,
+            kept_rows,
+            room,
+            places: Memory::new(device, SLOTS * room, "the places of streamed features")?,
+            tables: Mutex::new(Vec::new()),
+            device: device.clone(),
+        })
+    }
+
+    /// Adds a modality and copies the rows that stay.
+    pub(super) fn add(
+        &self,
+        matrix: Arc<FeatureMatrix>,
+        stored: StoredType,
+    ) -> Result<Arc<Memory<u8>>> {
+        let what = "rows of streamed features";
+        let row_bytes = matrix.columns() * stored.size();
+        let rows = self.kept.len() + SLOTS * self.room;
+        let mut memory = Memory::<u8>::new(&self.device, rows * row_bytes, what)?;
+        let kept = self.kept.len() * row_bytes;
+        let row_of = |row: usize| self.kept[row] as usize;
+        upload_rows(&self.device, &mut memory, kept, &matrix, stored, row_of)?;
+        let memory = Arc::new(memory);
+        let table = Table { matrix, stored, row_bytes, memory: memory.clone() };
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).push(table);
+        Ok(memory)
+    }
+
+    /// Where the places of all slots begin.
+    pub(super) fn places(&self) -> &Memory<u32> {
+        &self.places
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn failed(&self, error: DriverError) -> Error {
+        self.device.failed("streaming features".to_owned(), error)
+    }
+
+    /// Page-locked memory for the places and the rows of one batch.
+    fn staging(&self, tables: &[Table]) -> Result<Staging> {
+        let row_bytes: usize = tables.iter().map(|table| table.row_bytes).sum();
+        let bytes = self.room * (PLACE + row_bytes);
+        Staging::new(&self.copies, bytes.max(1)).map_err(|error| self.failed(error))
+    }
+
+    /// Writes the places of a batch's items, and the rows of those that do not stay, as they lie in
+    /// slot `slot`; the number of such rows.
+    fn fill(
+        &self,
+        staging: &mut Staging,
+        tables: &[Table],
+        slot: usize,
+        items: &[u32],
+    ) -> Result<usize> {
+        let first = self.kept.len() + slot * self.room;
+        let mut moving = Vec::new();
+        let places: Vec<u32> = items
+            .iter()
+            .map(|&item| match self.kept_rows[item as usize] {
+                NOT_KEPT => {
+                    moving.push(item);
+                    (first + moving.len() - 1) as u32
+                }
+                row => row,
+            })
+            .collect();
+        let length = staging.length();
+        let bytes = staging.bytes(length).map_err(|error| self.failed(error))?;
+        let (head, mut rest) = bytes.split_at_mut(self.room * PLACE);
+        head[..places.len() * PLACE].copy_from_slice(bytemuck::cast_slice(&places));
+        for Table { matrix, stored, row_bytes, .. } in tables {
+            let (rows, after) = rest.split_at_mut(self.room * row_bytes);
+            let infinite = rows[..moving.len() * row_bytes]
+                .par_chunks_exact_mut(*row_bytes)
+                .zip(&moving)
+                .map_init(Vec::new, |scratch, (bytes, &item)| {
+                    let fits = row_to_bytes(matrix, item as usize, *stored, scratch, bytes);
+                    (!fits).then_some(item as usize)
+                })
+                .find_first(Option::is_some);
+            if let Some(row) = infinite.flatten() {
+                return Err(beyond(*stored, matrix, row));
+            }
+            rest = after;
+        }
+        Ok(moving.len())
+    }
+
+    /// Copies what [`FeatureStream::fill`] wrote to its slot, in the order of the copies' stream.
+    fn copy(
+        &self,
+        staging: &mut Staging,
+        tables: &[Table],
+        slot: usize,
+        items: usize,
+        moving: usize,
+    ) -> Result<(), DriverError> {
+        // SAFETY: the places of the slot, which has room for as many items as any batch.
+        unsafe { staging.copy_range(0..items * PLACE, self.places.address_of(slot * self.room)) }?;
+        let mut start = self.room * PLACE;
+        for Table { row_bytes, memory, .. } in tables {
+            let target = memory.address_of((self.kept.len() + slot * self.room) * row_bytes);
+            // SAFETY: the first rows of the slot in this table's memory.
+            unsafe { staging.copy_range(start..start + moving * row_bytes, target) }?;
+            start += self.room * row_bytes;
+        }
+        staging.mark()
+    }
+
+    fn check(&self, items: usize) -> Result<()> {
+        if items > self.room {
+            let operation = format!("streaming the features of {items} items");
+            let problem = format!("there is room for those of a batch, {} items", self.room);
+            return Err(self.device.refused(operation, problem));
+        }
+        Ok(())
+    }
+
+    /// Brings the rows of a batch that is given, as the first slot's, before the work that follows.
+    pub(super) fn load(&self, items: &[u32]) -> Result<()> {
+        self.check(items.len())?;
+        let tables = self.tables();
+        let mut staging = self.staging(&tables)?;
+        let moving = self.fill(&mut staging, &tables, 0, items)?;
+        let copied = (|| {
+            self.copies.wait(&self.device.stream().record_event(None)?)?;
+            self.copy(&mut staging, &tables, 0, items.len(), moving)?;
+            self.device.stream().wait(&self.copies.record_event(None)?)
+        })();
+        copied.map_err(|error| self.failed(error))
+    }
+
+    /// Works with a feed of the batches of `numbers`, whose distinct items, ascending, `items_of`
+    /// tells.
+    pub(super) fn feed<T>(
+        &self,
+        numbers: Range<u64>,
+        items_of: &(dyn Fn(u64) -> Vec<u32> + Sync),
+        work: impl FnOnce(&mut Feed<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let tables = self.tables();
+        let (free, frees) = channel();
+        let (full, fulls) = channel();
+        for _ in 0..SLOTS {
+            // The receiver lives: nobody has it yet.
+            let _ = free.send(self.staging(&tables)?);
+        }
+        let begun = self.device.stream().record_event(None);
+        begun.and_then(|event| self.copies.wait(&event)).map_err(|error| self.failed(error))?;
+        thread::scope(|scope| {
+            let tables = &tables;
+            scope.spawn(move || self.load_ahead(numbers, items_of, tables, &frees, &full));
+            let mut feed =
+                Feed { stream: self, tables, fulls, free, computed: [const { None }; SLOTS] };
+            work(&mut feed)
+            // Dropping the feed ends the thread: nobody gives it memory or takes what it fills.
+        })
+    }
+
+    /// Fills page-locked memory with the rows of one batch after the other.
+    fn load_ahead(
+        &self,
+        numbers: Range<u64>,
+        items_of: &(dyn Fn(u64) -> Vec<u32> + Sync),
+        tables: &[Table],
+        frees: &Receiver<Staging>,
+        full: &Sender<Result<Loaded>>,
+    ) {
+        for number in numbers {
+            let Ok(mut staging) = frees.recv() else { return };
+            let items = items_of(number);
+            let slot = number as usize % SLOTS;
+            let loaded = self
+                .check(items.len())
+                .and_then(|()| self.fill(&mut staging, tables, slot, &items))
+                .map(|moving| Loaded { staging, items: items.len(), moving });
+            if full.send(loaded).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A batch's rows in page-locked memory.
+struct Loaded {
+    staging: Staging,
+    items: usize,
+    moving: usize,
+}
+
+/// Batches' rows on their way, for the thread that asks for the steps.
+pub(super) struct Feed<'a> {
+    stream: &'a FeatureStream,
+    tables: &'a [Table],
+    fulls: Receiver<Result<Loaded>>,
+    free: Sender<Staging>,
+    /// The step that last used each slot is done.
+    computed: [Option<CudaEvent>; SLOTS],
+}
+
+impl Feed<'_> {
+    /// Has the rows of batch `number` come before the work that follows.
+    pub fn begin(&mut self, number: u64) -> Result<()> {
+        let stream = self.stream;
+        // The other end is gone only when it has sent an error before.
+        let ended = || stream.device.refused("streaming features".into(), "it ended".into());
+        let Loaded { mut staging, items, moving } = self.fulls.recv().map_err(|_| ended())??;
+        let slot = number as usize % SLOTS;
+        let copied = (|| {
+            if let Some(computed) = self.computed[slot].take() {
+                stream.copies.wait(&computed)?;
+            }
+            stream.copy(&mut staging, self.tables, slot, items, moving)?;
+            stream.device.stream().wait(&stream.copies.record_event(None)?)
+        })();
+        // Nobody takes it after the last batch.
+        let _ = self.free.send(staging);
+        copied.map_err(|error| stream.failed(error))
+    }
+
+    /// Says that the work with batch `number` has been asked for.
+    pub fn end(&mut self, number: u64) -> Result<()> {
+        let computed = self.stream.device.stream().record_event(None);
+        let computed = computed.map_err(|error| self.stream.failed(error))?;
+        self.computed[number as usize % SLOTS] = Some(computed);
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for FeatureStream {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "FeatureStream({} rows kept, room for {})", self.kept.len(), self.room)
+    }
+}

@@ -1,0 +1,210 @@
+//! Frozen features that are streamed to a GPU: the bits of those that lie there, in less memory.
+
+mod emulator;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bm3_engine::Error;
+use bm3_engine::config::{FeatureStorage, FeatureTypeChoice, Order, TrainConfig};
+use bm3_engine::cuda::{Cuda, Device};
+use bm3_engine::data::{Dataset, FeatureMatrix, Modality, Pairs};
+use bm3_engine::memory::MemoryPlan;
+use bm3_engine::philox::{Purpose, Stream};
+use bm3_engine::records::{Observer, RunStart};
+use bm3_engine::run::{self, RunDirectory};
+use bm3_engine::train::{FitOptions, fit, graph};
+
+/// Items of very different popularity, and two modalities of which one is in half precision's range.
+fn dataset() -> Dataset {
+    let (users, items) = (90u32, 2000u32);
+    let stream = Stream::new(8, Purpose::Initial, 0, 0);
+    let [mut train, mut valid, mut test] = [(); 3].map(|()| Pairs::default());
+    for user in 0..users {
+        for round in 0..9 {
+            let draw = stream.uniform(u64::from(user * 16 + round));
+            let item = (draw * draw * draw * f64::from(items)) as u32;
+            let split = match round {
+                7 => &mut valid,
+                8 => &mut test,
+                _ => &mut train,
+            };
+            split.users.push(user);
+            split.items.push(item);
+        }
+    }
+    train.users.push(0);
+    train.items.push(items - 1);
+    let modality = |name: &str, columns: u32| {
+        let values = (0..items * columns)
+            .map(|index| stream.normal(u64::from(index) + 1_000_000) as f32)
+            .collect();
+        let features = FeatureMatrix::from_f32(items as usize, columns as usize, values);
+        Modality { name: name.to_owned(), features: features.unwrap().into() }
+    };
+    let modalities = vec![modality("image", 37), modality("text", 12)];
+    Dataset::from_parts("popular", train, &valid, &test, modalities).unwrap()
+}
+
+fn config() -> TrainConfig {
+    TrainConfig {
+        embedding_size: 16,
+        batch_size: 100,
+        epochs: 2,
+        freeze_features: true,
+        ..TrainConfig::default()
+    }
+}
+
+/// Stops after a number of steps, and keeps what was said of the features.
+struct Watch<'a> {
+    stop: &'a AtomicBool,
+    steps: u64,
+    said: Option<String>,
+}
+
+impl Observer for Watch<'_> {
+    fn start(&mut self, run: &RunStart) {
+        self.said = run.features.clone();
+    }
+
+    fn step(&mut self, _: u64, _: u64, _: u64) {
+        self.steps -= 1;
+        if self.steps == 0 {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Trains for so many steps; what was said of the features.
+fn train(
+    storage: FeatureStorage,
+    config: &TrainConfig,
+    directory: &Path,
+    resume: bool,
+    steps: u64,
+) -> bm3_engine::Result<Option<String>> {
+    let device = match emulator::on_gpu() {
+        true => emulator::device().expect("a GPU"),
+        false => Device::open(0, Some(&emulator::kernels()))?,
+    };
+    let stop = AtomicBool::new(false);
+    let directory = RunDirectory::open(directory, resume)?;
+    let options = FitOptions { initial: None, resume, checkpoint_interval: Duration::ZERO };
+    let mut watch = Watch { stop: &stop, steps, said: None };
+    let cuda = Cuda::new(device).keeping_features(storage);
+    fit(cuda, &dataset(), config, &directory, &options, &mut watch, &stop)?;
+    Ok(watch.said)
+}
+
+fn model(directory: &Path) -> Vec<u8> {
+    std::fs::read(directory.join(run::MODEL)).unwrap()
+}
+
+/// How many rows a sentence says that stay on the GPU.
+fn rows_that_stay(said: &str) -> usize {
+    let number = said.split("those of the ").nth(1).and_then(|rest| rest.split(' ').next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{said}"))
+}
+
+/// The memory of a GPU on which, beside all else, the rows of so many items fit as features that
+/// are streamed.
+fn memory_for(config: &TrainConfig, rows: u64) -> u64 {
+    let dataset = dataset();
+    let graph = graph(&dataset, config);
+    // Whatever the memory is, a plan says how many rows it would keep.
+    let kept = |free: u64| {
+        let plan = MemoryPlan::on_gpu(&dataset, &graph, config, FeatureStorage::Auto, free);
+        let lines = plan.unwrap().device;
+        let line = lines.iter().find(|line| line.what.starts_with("streamed features: "));
+        line.map_or(u64::MAX, |line| {
+            line.what.split(' ').nth(2).and_then(|word| word.parse().ok()).expect("a number")
+        })
+    };
+    if rows == 0 {
+        // A byte more would be a row.
+        return memory_for(config, 1) - 1;
+    }
+    let (mut low, mut high) = (0, 1 << 40);
+    while low + 1 < high {
+        let middle = low + (high - low) / 2;
+        if kept(middle) < rows { low = middle } else { high = middle }
+    }
+    high
+}
+
+/// All tests in one: the emulator's memory is one.
+#[test]
+fn streamed_features_give_the_bits_of_resident_ones() {
+    let Some(emulator) = (!emulator::on_gpu()).then(emulator::emulator).flatten() else {
+        println!("skipped: the memory of a GPU cannot be chosen, or there is no emulator");
+        return;
+    };
+    for config in [
+        config(),
+        TrainConfig { order: Order::File, ..config() },
+        TrainConfig { feature_type: FeatureTypeChoice::F16, batch_size: 300, ..config() },
+        TrainConfig { feature_type: FeatureTypeChoice::Bf16, batch_size: 40, ..config() },
+    ] {
+        let resident = tempfile::tempdir().unwrap();
+        emulator.set("BM3_EMULATOR_MEMORY", "");
+        let said = train(FeatureStorage::Auto, &config, resident.path(), false, u64::MAX).unwrap();
+        assert_eq!(said, None, "there is room");
+        // No row stays, or some do; and as many as streaming takes by itself.
+        let mut seen = Vec::new();
+        for (storage, rows) in [
+            (FeatureStorage::Auto, 0),
+            (FeatureStorage::Auto, 40),
+            (FeatureStorage::Auto, 70),
+            (FeatureStorage::Stream, 70),
+        ] {
+            emulator.set("BM3_EMULATOR_MEMORY", &memory_for(&config, rows).to_string());
+            let streamed = tempfile::tempdir().unwrap();
+            let said = train(storage, &config, streamed.path(), false, u64::MAX).unwrap();
+            seen.push(rows_that_stay(&said.expect("there is no room for all")));
+            assert!(model(resident.path()) == model(streamed.path()), "{rows} rows: bits differ");
+            assert_eq!(emulator.used(), 0);
+        }
+        println!("rows that stayed: {seen:?}");
+        assert_eq!(seen[..3], [0, 40, 70]);
+
+        // Broken off and gone on, with another choice in between.
+        emulator.set("BM3_EMULATOR_MEMORY", &memory_for(&config, 40).to_string());
+        let broken = tempfile::tempdir().unwrap();
+        train(FeatureStorage::Stream, &config, broken.path(), false, 2).unwrap();
+        train(FeatureStorage::Auto, &config, broken.path(), true, 1).unwrap();
+        emulator.set("BM3_EMULATOR_MEMORY", "");
+        train(FeatureStorage::Resident, &config, broken.path(), true, u64::MAX).unwrap();
+        assert!(model(resident.path()) == model(broken.path()), "bits differ after resuming");
+    }
+
+    // Asked to be resident where there is no room, they are not quietly streamed.
+    let config = config();
+    emulator.set("BM3_EMULATOR_MEMORY", &memory_for(&config, 40).to_string());
+    let refused = tempfile::tempdir().unwrap();
+    let small = TrainConfig { embedding_size: 4, ..config.clone() };
+    emulator.set("BM3_EMULATOR_MEMORY", "60000");
+    let error = train(FeatureStorage::Resident, &small, refused.path(), false, u64::MAX);
+    let error = error.expect_err("no room");
+    assert!(matches!(error, Error::DeviceMemory { .. }), "{error}");
+    assert!(error.to_string().contains("--feature-storage"), "{error}");
+
+    // A driver that fails at any call of the stream is an error, and leaves nothing.
+    emulator.set("BM3_EMULATOR_MEMORY", "");
+    for function in ["cuStreamWaitEvent", "cuEventRecord", "cuMemcpyHtoDAsync_v2", "cuMemHostAlloc"]
+    {
+        for call in [1, 2, 3, 5, 8, 13, 21] {
+            emulator.set("BM3_EMULATOR_FAIL", function);
+            emulator.set("BM3_EMULATOR_FAIL_AT", &call.to_string());
+            let directory = tempfile::tempdir().unwrap();
+            let outcome = train(FeatureStorage::Stream, &config, directory.path(), false, 5);
+            emulator.set("BM3_EMULATOR_FAIL", "");
+            emulator.recover();
+            assert_eq!(emulator.used(), 0, "{function} {call}");
+            if let Err(error) = outcome {
+                assert!(!error.is_input(), "{function} {call}: {error}");
+            }
+        }
+    }
+}
