@@ -274,6 +274,8 @@ pub trait Backend: Clone {
         state: FeatureState<Self::Real>,
         columns: usize,
     ) -> Result<Self::Features>;
+    /// Features to be trained, which start as the first `items` rows of `features`.
+    fn untrained_features(&self, features: &FeatureMatrix, items: usize) -> Result<Self::Features>;
     /// The state of trained features, borrowed where it lies in memory anyway; `None` when they
     /// are frozen.
     fn feature_state<'a>(

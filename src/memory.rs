@@ -89,7 +89,7 @@ impl MemoryPlan {
         add("dense parameters and two moments, while they are saved", 3 * dense * REAL);
         let features = feature_values(dataset);
         if !config.freeze_features && features > 0 {
-            let what = "trained features and two moments, while they are copied or saved";
+            let what = "trained features and two moments, while they are saved";
             let touched = dataset.modalities.len() as u64 * dataset.items as u64 * 4;
             add(what, 3 * features * REAL + touched);
         }

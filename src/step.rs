@@ -74,6 +74,8 @@ struct RowBuffers<B: Backend> {
 pub enum RawFeatures<T> {
     /// Inputs.
     Frozen(Arc<FeatureMatrix>),
+    /// Parameters that start as these.
+    Untrained(Arc<FeatureMatrix>),
     /// Parameters, I × D_m.
     Trained(FeatureState<T>),
 }
@@ -147,6 +149,7 @@ impl<B: Backend> Model<B> {
             .zip(&layout.modalities)
             .map(|(source, modality)| match source {
                 RawFeatures::Frozen(matrix) => backend.frozen_features(matrix, layout.items),
+                RawFeatures::Untrained(matrix) => backend.untrained_features(&matrix, layout.items),
                 RawFeatures::Trained(state) => backend.trained_features(state, modality.columns),
             })
             .collect::<Result<Vec<_>>>()?;

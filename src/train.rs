@@ -153,13 +153,13 @@ impl<'a, B: Backend> Run<'a, B> {
         let features = feature_sources(dataset, config, |index, modality| {
             let shape = [dataset.items, modality.features.columns()];
             let name = layout.modalities[index].features_name();
-            let values = match &initial {
+            Ok(match &initial {
                 Some(initial) if initial.file.info(&name).is_some() => {
-                    initial.file.reals(&name, &shape)?
+                    let values = initial.file.reals(&name, &shape)?;
+                    RawFeatures::Trained(fresh_features(values, dataset.items))
                 }
-                _ => feature_values(modality, dataset.items),
-            };
-            Ok(fresh_features(values, dataset.items))
+                _ => RawFeatures::Untrained(modality.features.clone()),
+            })
         })?;
         let graph = graph(dataset, config);
         let place = backend.place_features(dataset, &graph, config)?;
@@ -200,12 +200,12 @@ impl<'a, B: Backend> Run<'a, B> {
         let features = feature_sources(dataset, config, |index, modality| {
             let name = layout.modalities[index].features_name();
             let shape = [dataset.items, modality.features.columns()];
-            Ok(FeatureState {
+            Ok(RawFeatures::Trained(FeatureState {
                 values: file.reals(&name, &shape)?,
                 first: file.reals(&format!("{FIRST}{name}"), &shape)?,
                 second: file.reals(&format!("{SECOND}{name}"), &shape)?,
                 touched: file.counters(&format!("{TOUCHED}{name}"), &[dataset.items])?,
-            })
+            }))
         })?;
         let graph = graph(dataset, config);
         let place = backend.place_features(dataset, &graph, config)?;
@@ -559,31 +559,13 @@ pub fn graph(dataset: &Dataset, config: &TrainConfig) -> Arc<Graph> {
 fn feature_sources<T: Real>(
     dataset: &Dataset,
     config: &TrainConfig,
-    mut trained: impl FnMut(usize, &crate::data::Modality) -> Result<FeatureState<T>>,
+    mut trained: impl FnMut(usize, &crate::data::Modality) -> Result<RawFeatures<T>>,
 ) -> Result<Vec<RawFeatures<T>>> {
-    dataset
-        .modalities
-        .iter()
-        .enumerate()
-        .map(|(index, modality)| {
-            Ok(if config.freeze_features {
-                RawFeatures::Frozen(modality.features.clone())
-            } else {
-                RawFeatures::Trained(trained(index, modality)?)
-            })
-        })
-        .collect()
-}
-
-/// The raw features of a modality's items, I × D_m, in memory.
-fn feature_values<T: Real>(modality: &crate::data::Modality, items: usize) -> Vec<T> {
-    use rayon::prelude::*;
-    let columns = modality.features.columns();
-    let mut values = vec![T::ZERO; items * columns];
-    values.par_chunks_mut(columns.max(1)).enumerate().for_each(|(row, values)| {
-        modality.features.copy_row(row, 0..columns, values);
-    });
-    values
+    let source = |(index, modality): (usize, &crate::data::Modality)| match config.freeze_features {
+        true => Ok(RawFeatures::Frozen(modality.features.clone())),
+        false => trained(index, modality),
+    };
+    dataset.modalities.iter().enumerate().map(source).collect()
 }
 
 /// A file of initial values.

@@ -20,6 +20,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use projection::CpuFeatures;
+use rayon::prelude::*;
 pub use simd::{InstructionSet, instruction_set};
 pub use spmm::CpuGraph;
 
@@ -35,6 +36,7 @@ use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::real::Real;
 use crate::records::Metrics;
+use crate::step::fresh_features;
 use crate::{Error, Result};
 
 /// The CPU, computing in T.
@@ -214,6 +216,15 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn trained_features(&self, state: FeatureState<T>, columns: usize) -> Result<CpuFeatures<T>> {
         Ok(CpuFeatures::Trained { state, columns })
+    }
+
+    fn untrained_features(&self, features: &FeatureMatrix, items: usize) -> Result<CpuFeatures<T>> {
+        let columns = features.columns();
+        let mut values = vec![T::ZERO; items * columns];
+        values.par_chunks_mut(columns).enumerate().for_each(|(row, values)| {
+            features.copy_row(row, 0..columns, values);
+        });
+        self.trained_features(fresh_features(values, items), columns)
     }
 
     fn feature_state<'a>(

@@ -82,6 +82,9 @@ pub(crate) fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
     (COPY_BYTES / row_bytes).clamp(1, rows.max(1))
 }
 
+/// What trained features are called when there is no room for them.
+const TRAINED: &str = "trained features (values and two moments)";
+
 /// Raw features on a device.
 #[derive(Debug)]
 pub struct CudaFeatures {
@@ -151,7 +154,7 @@ impl CudaFeatures {
         state: &FeatureState<f32>,
         columns: usize,
     ) -> Result<Self> {
-        let what = "trained features (values and two moments)";
+        let what = TRAINED;
         Ok(Self {
             values: Arc::new(Memory::from_slice(
                 device,
@@ -165,6 +168,30 @@ impl CudaFeatures {
                 first: Memory::from_slice(device, &state.first, what)?,
                 second: Memory::from_slice(device, &state.second, what)?,
                 touched: Memory::from_slice(device, &state.touched, what)?,
+            }),
+            places: None,
+        })
+    }
+
+    /// Features to be trained from the first `rows` rows of a table on.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn untrained(device: &Arc<Device>, matrix: &FeatureMatrix, rows: usize) -> Result<Self> {
+        let (what, stored) = (TRAINED, StoredType::F32);
+        let elements = rows * matrix.columns();
+        let bytes = elements * stored.size();
+        let mut values = Memory::<u8>::new(device, bytes, what)?;
+        upload_rows(device, &mut values, bytes, matrix, stored, |row| row)?;
+        Ok(Self {
+            values: Arc::new(values),
+            stored,
+            rows,
+            columns: matrix.columns(),
+            trained: Some(Trained {
+                first: Memory::zeros(device, elements, what)?,
+                second: Memory::zeros(device, elements, what)?,
+                touched: Memory::zeros(device, rows, what)?,
             }),
             places: None,
         })

@@ -218,6 +218,10 @@ impl Backend for Cuda {
         CudaFeatures::trained(&self.device, &state, columns)
     }
 
+    fn untrained_features(&self, features: &FeatureMatrix, items: usize) -> Result<CudaFeatures> {
+        CudaFeatures::untrained(&self.device, features, items)
+    }
+
     fn feature_state<'a>(
         &self,
         features: &'a CudaFeatures,
