@@ -14,6 +14,7 @@ use crate::config::{FeatureTypeChoice, TrainConfig};
 use crate::data::{Dataset, FeatureMatrix, Pairs, Split};
 use crate::graph::Graph;
 use crate::parameters::Layout;
+use crate::profile::{Ceilings, Operation};
 use crate::real::Real;
 use crate::records::Metrics;
 
@@ -206,6 +207,16 @@ pub trait Backend: Clone {
     /// One line that names the device.
     fn describe(&self) -> String;
 
+    /// Waits for the work asked for so far.
+    fn synchronize(&self) -> Result<()>;
+    /// The most bytes of the device's memory that were in use at a time so far, where that can be
+    /// told; on the CPU all of the process's.
+    fn peak_memory(&self) -> Option<u64>;
+    /// Does `work` and tells how long each kind of operation in it took. Operations are timed one by
+    /// one, so that all together they take longer than without it.
+    fn profile(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Operation>>;
+    /// What the device can do at most, measured now.
+    fn ceilings(&self) -> Result<Ceilings>;
     /// `length` zeros.
     fn zeros(&self, length: usize) -> Result<Self::Buffer>;
     /// A copy of `values` on the device.

@@ -8,6 +8,7 @@
 
 pub mod backend;
 pub mod batch;
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod cpu;
@@ -21,6 +22,7 @@ pub mod memory;
 pub mod parameters;
 pub mod philox;
 pub mod prepare;
+pub mod profile;
 pub mod real;
 pub mod records;
 pub mod run;

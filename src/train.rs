@@ -101,7 +101,8 @@ pub fn layout_of(config: &TrainConfig, dataset: &Dataset, widths: &[(String, usi
     Layout::new(config, dataset.users, dataset.items, widths)
 }
 
-fn widths(dataset: &Dataset) -> Vec<(String, usize)> {
+/// The names and widths D_m of a data set's modalities.
+pub fn widths(dataset: &Dataset) -> Vec<(String, usize)> {
     let width = |modality: &crate::data::Modality| modality.features.columns();
     dataset.modalities.iter().map(|modality| (modality.name.clone(), width(modality))).collect()
 }

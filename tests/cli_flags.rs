@@ -8,8 +8,17 @@ use assert_cmd::cargo::cargo_bin_cmd;
 use predicates::prelude::*;
 use predicates::str::{contains, is_empty, starts_with};
 
-const COMMANDS: [&str; 8] =
-    ["train", "evaluate", "recommend", "prepare", "synth", "inspect", "devices", "completions"];
+const COMMANDS: [&str; 9] = [
+    "train",
+    "evaluate",
+    "recommend",
+    "prepare",
+    "synth",
+    "inspect",
+    "bench",
+    "devices",
+    "completions",
+];
 
 fn program(arguments: &[&str]) -> assert_cmd::Command {
     let mut command = cargo_bin_cmd!("bm3-engine");

@@ -385,3 +385,46 @@ fn raw_ids_come_back_in_recommendations() {
         .code(2)
         .stderr(contains("--users: `nobody` found"));
 }
+
+/// `bench` trains and evaluates for real, and its figures belong together.
+#[test]
+fn a_bench_measures_the_whole_and_every_operation() {
+    let text = output(&[
+        "bench",
+        "--shape",
+        "tiny",
+        "--device",
+        "cpu",
+        "--repeats",
+        "2",
+        "--json",
+        "--layers",
+        "2",
+    ]);
+    let object: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(object["config"]["layers"], 2);
+    let measured = &object["measured"];
+    assert_eq!((&measured["users"], &measured["pairs"]), (&300.into(), &5000.into()));
+    let number = |value: &Value| value.as_f64().unwrap();
+    let epoch = &measured["epoch_seconds"];
+    assert!(number(&epoch["least"]) <= number(&epoch["median"]));
+    assert!(number(&epoch["median"]) <= number(&epoch["most"]));
+    let pairs = number(&measured["pairs_per_second"]) * number(&epoch["median"]);
+    assert!((pairs - 5000.0).abs() < 1e-6, "{pairs}");
+    assert!(number(&measured["ceilings"]["copy"]) > 1e8);
+    let operations = measured["operations"].as_array().unwrap();
+    let calls = |name: &str| {
+        let operation = operations.iter().find(|operation| operation["name"] == name);
+        operation.unwrap_or_else(|| panic!("no {name}"))["calls"].as_u64().unwrap()
+    };
+    // Three steps of two layers forward and back, two modalities, and an evaluation.
+    assert_eq!(calls("spmm"), 3 * 4 + 2);
+    assert_eq!((calls("project"), calls("adam_rows"), calls("adam")), (6, 6, 3));
+    assert_eq!((calls("predict"), calls("top_k"), calls("metrics")), (4, 1, 2));
+
+    let text = output(&["bench", "--shape", "tiny", "--device", "cpu", "--repeats", "1"]);
+    for heading in ["epoch ", "evaluation ", "ceilings ", "operation ", "adam_rows_replay "] {
+        assert!(text.contains(&format!("\n{heading}")), "{text}");
+    }
+    program(&["bench"]).assert().code(2).stderr(contains("--shape <SHAPE>"));
+}

@@ -58,6 +58,17 @@ pub fn open(choice: DeviceChoice, talks: bool) -> Result<Device> {
     }
 }
 
+/// Opens the device of a run, as [`open`], with frozen features where the run wants them.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_for(config: &RunConfig, talks: bool) -> Result<Device> {
+    Ok(match open(config.device, talks)? {
+        Device::Gpu(gpu) => Device::Gpu(gpu.keeping_features(config.feature_storage)),
+        cpu @ Device::Cpu(_) => cpu,
+    })
+}
+
 /// The data set of a run, with its modalities.
 ///
 /// # Errors

@@ -5,6 +5,7 @@
 //! Standard output carries data, standard error carries talk.
 
 mod backend;
+mod bench;
 mod completions;
 mod devices;
 mod evaluate;
@@ -71,6 +72,7 @@ enum Command {
     Prepare(Box<prepare::PrepareArguments>),
     Synth(synth::SynthArguments),
     Inspect(inspect::InspectArguments),
+    Bench(Box<bench::BenchArguments>),
     Devices(devices::DevicesArguments),
     Completions(completions::CompletionsArguments),
 }
@@ -94,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Prepare(arguments) => prepare::run(arguments),
         Command::Synth(arguments) => synth::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Devices(arguments) => devices::run(arguments),
         Command::Completions(arguments) => completions::run(arguments),
     };

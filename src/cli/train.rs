@@ -196,10 +196,7 @@ fn fit(
     interrupted: &AtomicBool,
 ) -> anyhow::Result<Summary> {
     let config = &request.config;
-    let mut device = backend::open(config.device, request.face != Face::Quiet)?;
-    if let backend::Device::Gpu(gpu) = &mut device {
-        *gpu = gpu.clone().keeping_features(config.feature_storage);
-    }
+    let device = backend::open_for(config, request.face != Face::Quiet)?;
     let dataset = backend::dataset(config)?;
     if request.face != Face::Quiet {
         backend::warn(&dataset);

@@ -5,6 +5,7 @@
 //! an order that the sizes alone decide.
 
 mod adam;
+mod ceilings;
 mod gcn;
 mod loss;
 mod matrix;
@@ -34,6 +35,7 @@ use crate::data::{Dataset, FeatureMatrix, Pairs, Split};
 use crate::evaluate;
 use crate::graph::Graph;
 use crate::parameters::Layout;
+use crate::profile::{self, Ceilings, Operation, Timed};
 use crate::real::Real;
 use crate::records::Metrics;
 use crate::step::fresh_features;
@@ -113,6 +115,25 @@ impl<T: Real> Backend for Cpu<T> {
         let threads = rayon::current_num_threads();
         let plural = if threads == 1 { "" } else { "s" };
         format!("CPU ({threads} thread{plural}, {})", instruction_set().name())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn peak_memory(&self) -> Option<u64> {
+        // Linux says it in kB; elsewhere it is not known.
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| 1024 * kilobytes)
+    }
+
+    fn profile(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Operation>> {
+        profile::record(work)
+    }
+
+    fn ceilings(&self) -> Result<Ceilings> {
+        Ok(ceilings::ceilings())
     }
 
     fn zeros(&self, length: usize) -> Result<Vec<T>> {
@@ -265,6 +286,10 @@ impl<T: Real> Backend for Cpu<T> {
         factors: SpmmFactors,
         y: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
+        let (n, gathered) = (y.range.len(), if x.is_some() { graph.graph.entries() } else { 0 });
+        let width = n / graph.graph.nodes().max(1);
+        let _timed =
+            Timed::new("spmm", gathered * (width + 1) + 2 * n, 2 * gathered * width + 2 * n);
         spmm::spmm(graph, x.map(read), base.map(read), factors, write(y));
         Ok(())
     }
@@ -306,6 +331,7 @@ impl<T: Real> Backend for Cpu<T> {
         nodes: View<'_, Vec<T>>,
         rows: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
+        let _timed = Timed::new("gather_rows", 2 * rows.range.len(), 0);
         let (nodes, rows) = (read(nodes), write(rows));
         let width = nodes.len() / graph.graph.nodes();
         let (users, items) = rows.split_at_mut(batch.batch.users.len() * width);
@@ -322,6 +348,8 @@ impl<T: Real> Backend for Cpu<T> {
         bias: View<'_, Vec<T>>,
         z: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
+        let (n, d, wide) = (batch.batch.items.len(), bias.range.len(), features.columns());
+        let _timed = Timed::new("project", (n + d) * wide + n * d, 2 * n * d * wide);
         projection::project(features, &batch.batch.items, read(weight), read(bias), write(z));
         Ok(())
     }
@@ -334,6 +362,8 @@ impl<T: Real> Backend for Cpu<T> {
         bias: View<'_, Vec<T>>,
         p: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
+        let (elements, d) = (x.range.len(), bias.range.len());
+        let _timed = Timed::new("predict", 2 * elements + d * d, 2 * elements * d);
         projection::predict(read(x), read(weight), read(bias), write(p));
         Ok(())
     }
@@ -348,6 +378,10 @@ impl<T: Real> Backend for Cpu<T> {
         predicted: ViewMut<'_, Vec<T>>,
         losses: &mut Vec<f64>,
     ) -> Result<()> {
+        let (elements, d) = (x.range.len(), shape.embedding_size);
+        let pairs = batch.batch.pairs() * d;
+        let _timed =
+            Timed::new("bootstrap_loss", 3 * elements + 2 * pairs, 12 * elements + 2 * pairs);
         let (x, predicted) = (read(x), write(predicted));
         loss::bootstrap_loss(shape, batch, cl_weight, dropout, x, predicted, losses);
         Ok(())
@@ -362,6 +396,8 @@ impl<T: Real> Backend for Cpu<T> {
         gradient: ViewMut<'_, Vec<T>>,
         input_gradient: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
+        let (elements, d) = (x.range.len(), weight.range.len().isqrt());
+        let _timed = Timed::new("predict_backward", 3 * elements + 2 * d * d, 4 * elements * d);
         let (gradient, input_gradient) = (write(gradient), write(input_gradient));
         let (output_gradient, x, weight) = (read(output_gradient), read(x), read(weight));
         projection::predict_backward(output_gradient, x, weight, gradient, input_gradient);
@@ -375,6 +411,9 @@ impl<T: Real> Backend for Cpu<T> {
         z_gradient: View<'_, Vec<T>>,
         gradient: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
+        let (dz, parameters) = (z_gradient.range.len(), gradient.range.len());
+        let (n, wide) = (batch.batch.items.len(), features.columns());
+        let _timed = Timed::new("project_backward", n * wide + dz + parameters, 2 * dz * wide);
         let (z_gradient, gradient) = (read(z_gradient), write(gradient));
         let width = gradient.len() / (features.columns() + 1);
         projection::project_backward(features, &batch.batch.items, z_gradient, width, gradient);
@@ -390,6 +429,8 @@ impl<T: Real> Backend for Cpu<T> {
         gradient: ViewMut<'_, Vec<T>>,
         losses: &mut Vec<f64>,
     ) -> Result<()> {
+        let elements = nodes.range.len();
+        let _timed = Timed::new("norm_backward", 3 * elements, 3 * elements);
         let nodes = read(nodes);
         let user_elements = nodes.len() / graph.graph.nodes() * graph.graph.users();
         let norms = rows::norm_gradients(nodes, user_elements, factor, write(gradient));
@@ -406,6 +447,7 @@ impl<T: Real> Backend for Cpu<T> {
         rows: View<'_, Vec<T>>,
         nodes: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
+        let _timed = Timed::new("scatter_rows", 3 * rows.range.len(), rows.range.len());
         let (rows, nodes) = (read(rows), write(nodes));
         let width = nodes.len() / graph.graph.nodes();
         let (user_rows, item_rows) = rows.split_at(batch.batch.users.len() * width);
@@ -424,6 +466,7 @@ impl<T: Real> Backend for Cpu<T> {
         first: &mut Vec<T>,
         second: &mut Vec<T>,
     ) -> Result<()> {
+        let _timed = Timed::new("adam", 7 * gradients.len(), 14 * gradients.len());
         adam::adam(batch.constants(schedule), gradients, parameters, first, second);
         Ok(())
     }
@@ -435,6 +478,8 @@ impl<T: Real> Backend for Cpu<T> {
         features: &mut CpuFeatures<T>,
     ) -> Result<()> {
         if let CpuFeatures::Trained { state, columns } = features {
+            let elements = batch.batch.items.len() * *columns;
+            let _timed = Timed::new("adam_rows_replay", 6 * elements, 14 * elements);
             let before = &schedule[..batch.step as usize - 1];
             adam::replay(before, &batch.batch.items, *columns, state);
         }
@@ -464,6 +509,12 @@ impl<T: Real> Backend for Cpu<T> {
     ) -> Result<()> {
         if let CpuFeatures::Trained { state, columns } = features {
             let (z_gradient, weight) = (read(z_gradient), read(weight));
+            let (elements, dz) = (batch.batch.items.len() * *columns, z_gradient.len());
+            let _timed = Timed::new(
+                "adam_rows",
+                6 * elements + dz + weight.len(),
+                14 * elements + 2 * dz * *columns,
+            );
             let history = &schedule[..batch.step as usize];
             adam::adam_rows(history, &batch.batch.items, z_gradient, weight, *columns, state);
         }
@@ -477,6 +528,9 @@ impl<T: Real> Backend for Cpu<T> {
         users: &[u32],
         k: usize,
     ) -> Result<TopK> {
+        let (elements, scores) = (predicted.range.len(), users.len() * graph.graph.items());
+        let width = elements / graph.graph.nodes().max(1);
+        let _timed = Timed::new("top_k", elements + 2 * users.len() * k, 2 * scores * width);
         Ok(top_k::top_k(&graph.graph, read(predicted), users, k))
     }
 
@@ -491,6 +545,7 @@ impl<T: Real> Backend for Cpu<T> {
         lists: &TopK,
         lengths: &[usize],
     ) -> Result<Metrics> {
+        let _timed = Timed::new("metrics", users.len() * lists.k + split.items.len(), 0);
         Ok(evaluate::metrics(split, users, lists, lengths))
     }
 }

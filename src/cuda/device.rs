@@ -15,6 +15,7 @@ use super::driver::{self, Gpu, problem_of};
 use super::kernels::{Kernels, NAMES};
 use super::launch::{Address, Arguments, Launch};
 use super::memory::Memory;
+use super::profile::Recorded;
 use crate::{Error, Result};
 
 /// A GPU that runs the kernels of `kernels/`.
@@ -26,6 +27,8 @@ pub struct Device {
     stream: Arc<CudaStream>,
     kernels: HashMap<&'static str, Kernel>,
     scratch: Mutex<Option<CudaSlice<u8>>>,
+    /// Launches that are being timed.
+    pub(super) recorder: Mutex<Option<Recorded>>,
 }
 
 struct Kernel {
@@ -89,7 +92,8 @@ impl Device {
                 .map_err(|error| failed(&format!("loading kernel {name}"), error))?;
             functions.insert(name, kernel);
         }
-        Ok(Arc::new(Self { gpu, stream, kernels: functions, scratch: Mutex::new(None) }))
+        let (scratch, recorder) = (Mutex::new(None), Mutex::new(None));
+        Ok(Arc::new(Self { gpu, stream, kernels: functions, scratch, recorder }))
     }
 
     /// One line that names the device.
@@ -117,6 +121,19 @@ impl Device {
             .mem_get_info()
             .map_err(|error| self.failed("asking for free memory".to_owned(), error))?;
         Ok((free as u64, total as u64))
+    }
+
+    /// The most bytes that were in use at a time, as far as the driver counts them.
+    pub(super) fn peak_memory(&self) -> Option<u64> {
+        let context = self.stream.context();
+        let mut most = 0u64;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        // SAFETY: the pool is the device's own, and the attribute's value is a u64, as documented.
+        let asked = context.has_async_alloc().then(|| unsafe {
+            let pool = result::device::get_default_mem_pool(context.cu_device())?;
+            result::mem_pool::get_attribute(pool, attribute, (&raw mut most).cast())
+        });
+        asked?.ok().map(|()| most)
     }
 
     /// Waits for the work asked for so far.
@@ -200,9 +217,8 @@ impl Device {
         // SAFETY: the arguments have the number and the sizes of the kernel's parameters, as was
         // just checked; the wrappers pass what the kernel's source names, in its order, from
         // memory whose lengths they derive from the same shapes.
-        unsafe { builder.launch(config) }
-            .map(|_| ())
-            .map_err(|error| self.failed(operation(), error))
+        let start = || unsafe { builder.launch(config) }.map(|_| ());
+        self.timed(launch, start).map_err(|error| self.failed(operation(), error))
     }
 
     /// Records the launches of `work`, which are not made: [`Device::replay`] makes them.

@@ -15,6 +15,7 @@ mod launch;
 mod loss;
 mod memory;
 mod plan;
+mod profile;
 mod random;
 mod ranking;
 mod rows;
@@ -52,6 +53,7 @@ use crate::config::{FeatureStorage, FeatureTypeChoice, TrainConfig};
 use crate::data::{Dataset, FeatureMatrix, Pairs, Split};
 use crate::graph::Graph;
 use crate::parameters::Layout;
+use crate::profile::{Ceilings, Operation};
 use crate::records::Metrics;
 
 /// A device that runs our kernels, computing in f32.
@@ -116,6 +118,22 @@ impl Backend for Cuda {
 
     fn describe(&self) -> String {
         self.device.describe()
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    fn peak_memory(&self) -> Option<u64> {
+        self.device.peak_memory()
+    }
+
+    fn profile(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Operation>> {
+        self.device.profile(work)
+    }
+
+    fn ceilings(&self) -> Result<Ceilings> {
+        self.device.ceilings()
     }
 
     fn zeros(&self, length: usize) -> Result<Memory<f32>> {

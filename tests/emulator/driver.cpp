@@ -14,6 +14,8 @@
 //   BM3_EMULATOR_FAIL            a function's name: the call of it that BM3_EMULATOR_FAIL_AT counts
 //                                to (from 1) fails [none]
 
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -72,6 +74,8 @@ struct Event {
     // How much of its stream's work was asked for when it was recorded.
     struct Stream* stream = nullptr;
     unsigned long long position = 0;
+    // When its stream came so far, for those that ask.
+    std::shared_ptr<double> reached;
 };
 
 struct Graph {
@@ -103,6 +107,7 @@ struct Driver {
     std::map<char*, size_t> device_memory;
     std::map<char*, size_t> host_memory;
     size_t used = 0;
+    size_t most_used = 0;
     std::set<Stream*> streams;
     CUresult sticky = CUDA_SUCCESS;
     std::string failure = "unspecified launch failure";
@@ -407,6 +412,16 @@ CUresult cuDeviceGetDefaultMemPool(void** pool, CUdevice) {
     return CUDA_SUCCESS;
 }
 
+CUresult cuMemPoolGetAttribute(void*, int attribute, void* value) {
+    BEGIN();
+    // The most bytes that were in use at a time.
+    if (attribute != 8) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *static_cast<unsigned long long*>(value) = driver().most_used;
+    return CUDA_SUCCESS;
+}
+
 CUresult cuMemPoolSetAttribute(void*, int, void*) {
     BEGIN();
     return CUDA_SUCCESS;
@@ -508,8 +523,24 @@ CUresult cuEventDestroy_v2(Event* event) {
 
 CUresult cuEventRecord(Event* event, Stream* stream) {
     BEGIN_IN_CONTEXT();
+    std::shared_ptr<double> reached = std::make_shared<double>(-1.0);
+    ask(*stream, [reached] {
+        auto now = std::chrono::steady_clock::now().time_since_epoch();
+        *reached = std::chrono::duration<double, std::milli>(now).count();
+        return CUDA_SUCCESS;
+    });
     event->stream = stream;
     event->position = stream->asked;
+    event->reached = reached;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuEventElapsedTime(float* milliseconds, Event* start, Event* end) {
+    BEGIN_IN_CONTEXT();
+    if (!start->reached || !end->reached || *start->reached < 0 || *end->reached < 0) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    *milliseconds = static_cast<float>(*end->reached - *start->reached);
     return CUDA_SUCCESS;
 }
 
@@ -554,6 +585,7 @@ CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, Stream* stream) {
     }
     all.device_memory[start] = bytes;
     all.used += bytes;
+    all.most_used = std::max(all.most_used, all.used);
     *address = reinterpret_cast<CUdeviceptr>(start);
     return CUDA_SUCCESS;
 }

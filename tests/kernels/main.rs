@@ -13,6 +13,7 @@ mod emulator;
 
 mod adam;
 mod batches;
+mod ceilings;
 mod check;
 mod dense;
 mod features;

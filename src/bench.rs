@@ -1,0 +1,224 @@
+//! How fast a device trains and evaluates, and how close each operation comes to what the device
+//! could do.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::Result;
+use crate::backend::{Backend, Dropout};
+use crate::batch::EpochPlan;
+use crate::config::TrainConfig;
+use crate::data::Dataset;
+use crate::evaluate;
+use crate::profile::{Ceilings, Operation};
+use crate::step::{Model, RawFeatures, adam_step, learning_rate};
+use crate::train::{self, STOPPING_LENGTH};
+
+/// Steps whose operations are timed one by one.
+const PROFILED_STEPS: u64 = 20;
+
+/// The median of several times, the least and the most, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The median.
+    pub median: f64,
+    /// The least.
+    pub least: f64,
+    /// The most.
+    pub most: f64,
+}
+
+impl Spread {
+    /// Of times, of which there is one at least.
+    fn of(mut times: Vec<f64>) -> Self {
+        times.sort_by(f64::total_cmp);
+        let middle = times.len() / 2;
+        let median = match times.len() % 2 {
+            0 => (times[middle - 1] + times[middle]) / 2.0,
+            _ => times[middle],
+        };
+        Self { median, least: times[0], most: times[times.len() - 1] }
+    }
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Measured {
+    /// The data set's name.
+    pub dataset: String,
+    /// U.
+    pub users: usize,
+    /// I.
+    pub items: usize,
+    /// Training pairs of an epoch.
+    pub pairs: usize,
+    /// Name and width D_m of each modality.
+    pub modalities: Vec<(String, usize)>,
+    /// The device, in words.
+    pub device: String,
+    /// Steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// An epoch's order, its batches and its steps.
+    pub epoch_seconds: Spread,
+    /// Scoring the users of both splits, and both splits' metrics.
+    pub evaluate_seconds: Spread,
+    /// Steps per second in the median epoch.
+    pub steps_per_second: f64,
+    /// Training pairs per second in the median epoch.
+    pub pairs_per_second: f64,
+    /// The most bytes of the device's memory in use, where that is known; of the CPU, the process's.
+    pub peak_memory: Option<u64>,
+    /// What the device does at most.
+    pub ceilings: Ceilings,
+    /// Steps that `operations` are of.
+    pub profiled_steps: u64,
+    /// Each operation of these steps and of one evaluation, timed by itself.
+    pub operations: Vec<Operation>,
+}
+
+/// Measures `repeats` epochs and evaluations (1 at least), after one of each to warm up.
+///
+/// # Errors
+/// [`crate::Error::Setting`] for settings out of range; those of the device.
+pub fn measure<B: Backend>(
+    mut backend: B,
+    dataset: &Dataset,
+    config: &TrainConfig,
+    repeats: usize,
+) -> Result<Measured> {
+    config.validate()?;
+    let graph = train::graph(dataset, config);
+    backend.place_features(dataset, &graph, config)?;
+    let features = dataset.modalities.iter().map(|modality| match config.freeze_features {
+        true => RawFeatures::Frozen(modality.features.clone()),
+        false => RawFeatures::Untrained(modality.features.clone()),
+    });
+    let layout = train::layout(dataset, config);
+    let model = Model::fresh(backend, config, layout, graph, features.collect())?;
+    let Dataset { users, items, train: pairs, .. } = dataset;
+    let batches = model.backend().batches(pairs, *users, *items, config.batch_size)?;
+    let steps_per_epoch = pairs.users.len().div_ceil(config.batch_size) as u64;
+    let mut bench = Bench { model, batches, dataset, config, epoch: 0, steps_per_epoch };
+    let mut epochs = Vec::new();
+    let mut evaluations = Vec::new();
+    for repeat in 0..=repeats.max(1) {
+        let (epoch, evaluation) = (bench.epoch()?, bench.evaluate()?);
+        if repeat > 0 {
+            epochs.push(epoch);
+            evaluations.push(evaluation);
+        }
+    }
+    let operations = bench.operations()?;
+    // Before memory is taken for the ceilings.
+    let peak_memory = bench.model.backend().peak_memory();
+    let ceilings = bench.model.backend().ceilings()?;
+    let epoch_seconds = Spread::of(epochs);
+    Ok(Measured {
+        dataset: dataset.name.clone(),
+        users: *users,
+        items: *items,
+        pairs: pairs.users.len(),
+        modalities: train::widths(dataset),
+        device: bench.model.backend().describe(),
+        steps_per_epoch,
+        epoch_seconds,
+        evaluate_seconds: Spread::of(evaluations),
+        steps_per_second: steps_per_epoch as f64 / epoch_seconds.median,
+        pairs_per_second: pairs.users.len() as f64 / epoch_seconds.median,
+        peak_memory,
+        ceilings,
+        profiled_steps: PROFILED_STEPS.min(steps_per_epoch),
+        operations,
+    })
+}
+
+struct Bench<'a, B: Backend> {
+    model: Model<B>,
+    batches: B::Batches,
+    dataset: &'a Dataset,
+    config: &'a TrainConfig,
+    epoch: u64,
+    steps_per_epoch: u64,
+}
+
+impl<B: Backend> Bench<'_, B> {
+    /// Arranges the next epoch.
+    fn arrange(&mut self) -> Result<()> {
+        let done = self.epoch * self.steps_per_epoch;
+        let plan = EpochPlan {
+            order: self.config.order,
+            seed: self.config.seed,
+            epoch: self.epoch,
+            first_step: done as u32 + 1,
+        };
+        self.model.backend().arrange(&mut self.batches, plan)?;
+        let rate = learning_rate(self.config, self.epoch);
+        let steps = (1..=self.steps_per_epoch).map(|step| adam_step(done + step, rate));
+        self.epoch += 1;
+        self.model.plan(&steps.collect::<Vec<_>>())
+    }
+
+    fn dropout(&self) -> Dropout {
+        match self.config.dropout {
+            0.0 => Dropout::None,
+            probability => Dropout::Random { probability, seed: self.config.seed },
+        }
+    }
+
+    /// The seconds of an epoch.
+    fn epoch(&mut self) -> Result<f64> {
+        let begun = Instant::now();
+        self.arrange()?;
+        let (numbers, dropout) = (0..self.steps_per_epoch, self.dropout());
+        self.model.train(&mut self.batches, numbers, &dropout, &mut || true)?;
+        self.model.losses()?;
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    /// The seconds of an evaluation.
+    fn evaluate(&mut self) -> Result<f64> {
+        let splits = [&self.dataset.valid, &self.dataset.test];
+        let users = evaluate::users_of(&splits);
+        let longest = self.config.top_k.iter().copied().max().unwrap_or(0).max(STOPPING_LENGTH);
+        let begun = Instant::now();
+        let lists = self.model.lists(&users, longest)?;
+        for split in splits {
+            if !split.users.is_empty() {
+                self.model.metrics(split, &users, &lists, &self.config.top_k)?;
+            }
+        }
+        self.model.backend().synchronize()?;
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    /// The operations of some steps and of an evaluation, those that take longest first.
+    fn operations(&mut self) -> Result<Vec<Operation>> {
+        self.arrange()?;
+        let backend = self.model.backend().clone();
+        let dropout = self.dropout();
+        let mut operations = backend.profile(&mut || {
+            for number in 0..PROFILED_STEPS.min(self.steps_per_epoch) {
+                // One by one: what a device records once for many is not timed.
+                let numbers = number..number + 1;
+                self.model.train(&mut self.batches, numbers, &dropout, &mut || true)?;
+            }
+            self.evaluate().map(|_| ())
+        })?;
+        operations.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Ok(operations)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_times_lies_in_their_middle() {
+        let spread = |times: &[f64]| Spread::of(times.to_vec());
+        assert_eq!(spread(&[3.0]), Spread { median: 3.0, least: 3.0, most: 3.0 });
+        assert_eq!(spread(&[4.0, 1.0, 2.0]), Spread { median: 2.0, least: 1.0, most: 4.0 });
+        assert_eq!(spread(&[4.0, 1.0, 3.0, 2.0]).median, 2.5);
+    }
+}

@@ -1,0 +1,192 @@
+//! `bm3-engine bench`
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use bm3_engine::bench::{Measured, Spread, measure};
+use bm3_engine::config::{RunConfig, RunSettings, TrainSettings};
+use bm3_engine::data::FeatureType;
+use bm3_engine::profile::Operation;
+use bm3_engine::synth::{self, SynthOptions};
+
+use super::backend::{self, with_backend};
+use super::output;
+use super::synth::Shape;
+
+/// Measure how fast this machine trains and evaluates, as a whole and operation by operation
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct BenchArguments {
+    /// Measure on a made-up data set of a known size, instead of on --data
+    #[arg(long, value_enum, conflicts_with = "data", required_unless_present = "data")]
+    shape: Option<Shape>,
+    #[command(flatten)]
+    run: BenchRun,
+    #[command(flatten)]
+    train: TrainSettings,
+    /// Epochs and evaluations that are timed, after one of each to warm up
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    repeats: u32,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+/// What of a run matters here.
+#[derive(Debug, clap::Args)]
+struct BenchRun {
+    /// Folder with NAME.inter and one NAME_feat.npy per modality
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    data: Option<PathBuf>,
+    /// Use only these modalities: a list as in image,text, or `none` [default: all there are]
+    #[arg(long, value_name = "NAME,…", help_heading = "Data")]
+    modalities: Option<bm3_engine::config::ModalityChoice>,
+    /// Where to compute: `cpu`, a GPU's number, or `auto`: GPU 0 if it can be used, else the CPU
+    /// [default: auto]
+    #[arg(long, value_name = "DEVICE", help_heading = "Run")]
+    device: Option<bm3_engine::config::DeviceChoice>,
+    /// Where frozen features lie on a GPU; results do not depend on it [default: auto]
+    #[arg(long, value_name = "STORAGE", value_enum, help_heading = "Run")]
+    feature_storage: Option<bm3_engine::config::FeatureStorage>,
+    /// CPU threads [default: one per core]
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    threads: Option<usize>,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  bm3-engine bench --shape baby
+  bm3-engine bench --shape electronics --device 0 --freeze-features --json
+  bm3-engine bench --data data/baby --layers 2
+
+Times are medians, with the least and the most behind them. The ceilings (a copy in memory, fused
+multiply-adds) are measured in the same run. Operations are timed one by one in some steps and one
+evaluation, so that they add up to more than the steps that follow each other without a stop; bytes
+are what must move at least, much of it from caches. Only figures of one run on one machine compare.";
+
+pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
+    let BenchRun { data, modalities, device, feature_storage, threads } = &arguments.run;
+    super::use_threads(*threads)?;
+    let folder = tempfile::tempdir()?;
+    let data = match (data, arguments.shape) {
+        (Some(data), _) => data.clone(),
+        (None, shape) => {
+            let shape = synth::Shape::from(shape.unwrap_or(Shape::Tiny));
+            let feature_type = FeatureType::F32;
+            let options = SynthOptions { shape, seed: 999, feature_type, overwrite: false };
+            let data = folder.path().join("made-up");
+            synth::generate(&options, &data, &mut |_, _, _| ())?;
+            data
+        }
+    };
+    let settings = RunSettings {
+        data: Some(data),
+        modalities: modalities.clone(),
+        device: *device,
+        feature_storage: *feature_storage,
+        threads: *threads,
+        ..RunSettings::default()
+    };
+    let config = RunConfig::new(&arguments.train, &settings)?;
+    let device = backend::open_for(&config, true)?;
+    let dataset = backend::dataset(&config)?;
+    backend::warn(&dataset);
+    let repeats = arguments.repeats as usize;
+    let measured = with_backend!(device, backend => {
+        measure(backend, &dataset, &config.train, repeats)
+    })?;
+    if arguments.json {
+        output::print_json(&serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "config": config.train,
+            "measured": measured,
+        }))
+    } else {
+        output::print(&tables(&measured))
+    }
+}
+
+/// The whole, then a line for each operation.
+fn tables(measured: &Measured) -> String {
+    let mut text = String::new();
+    let modalities: Vec<String> =
+        measured.modalities.iter().map(|(name, width)| format!("{name} ({width})")).collect();
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        text,
+        "{}: {} users, {} items, {} training pairs; {}\non {}\n",
+        measured.dataset,
+        measured.users,
+        measured.items,
+        measured.pairs,
+        if modalities.is_empty() { "no modalities".to_owned() } else { modalities.join(", ") },
+        measured.device
+    );
+    let spread = |spread: Spread| {
+        format!("{} ({} to {})", time(spread.median), time(spread.least), time(spread.most))
+    };
+    let _ = writeln!(text, "epoch        {}", spread(measured.epoch_seconds));
+    let _ = writeln!(text, "evaluation   {}", spread(measured.evaluate_seconds));
+    let _ = writeln!(
+        text,
+        "steps        {:.1} per second, {} in an epoch",
+        measured.steps_per_second, measured.steps_per_epoch
+    );
+    let _ = writeln!(text, "pairs        {:.0} per second", measured.pairs_per_second);
+    if let Some(memory) = measured.peak_memory {
+        let _ = writeln!(text, "memory       {} at most", output::bytes(memory));
+    }
+    let ceilings = measured.ceilings;
+    let _ = write!(
+        text,
+        "ceilings     copy {:.1} GB/s, multiply-add {:.2} TFLOP/s",
+        ceilings.copy / 1e9,
+        ceilings.multiply_add / 1e12
+    );
+    if let Some(tensor) = ceilings.tensor {
+        let _ = write!(text, ", TF32 on tensor cores {:.1} TFLOP/s", tensor / 1e12);
+    }
+    let _ = writeln!(
+        text,
+        "\n\n{:24} {:>7} {:>11} {:>9} {:>8} {:>9} {:>8}",
+        "operation", "calls", "µs a call", "GB/s", "of copy", "GFLOP/s", "of f32"
+    );
+    for Operation { name, calls, seconds, bytes, flops } in &measured.operations {
+        let (bytes, flops) = (*bytes as f64 / seconds, *flops as f64 / seconds);
+        let _ = writeln!(
+            text,
+            "{name:24} {calls:>7} {:>11.1} {:>9.1} {:>7.1}% {:>9.1} {:>7.1}%",
+            1e6 * seconds / *calls as f64,
+            bytes / 1e9,
+            100.0 * bytes / ceilings.copy,
+            flops / 1e9,
+            100.0 * flops / ceilings.multiply_add
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\nof {} steps and one evaluation, each operation by itself",
+        measured.profiled_steps
+    );
+    text
+}
+
+/// A time as people read it.
+fn time(seconds: f64) -> String {
+    match seconds {
+        1.0.. => format!("{seconds:.2} s"),
+        1e-3.. => format!("{:.2} ms", 1e3 * seconds),
+        _ => format!("{:.1} µs", 1e6 * seconds),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_the_unit_that_suits_them() {
+        let found = [2.0, 0.0123, 0.000_045].map(time);
+        assert_eq!(found, ["2.00 s", "12.30 ms", "45.0 µs"]);
+    }
+}

@@ -1,0 +1,62 @@
+//! What this processor does at most, all threads together: a copy, and fused multiply-adds.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::simd::{multiply_add, vectorized};
+use crate::profile::Ceilings;
+use crate::real::Real;
+
+/// Numbers of the arrays that are copied: far more than any cache holds.
+const NUMBERS: usize = 1 << 26;
+/// Numbers copied by a task at a time.
+const PART: usize = 1 << 18;
+/// Numbers that a task multiplies and adds again and again: they stay in registers.
+const CHAINS: usize = 96;
+/// How often.
+const ROUNDS: usize = 1 << 18;
+/// The best of as many attempts is the ceiling.
+const ATTEMPTS: usize = 5;
+
+/// Measures them.
+pub fn ceilings() -> Ceilings {
+    let best = |work: &dyn Fn() -> f64| (0..ATTEMPTS).map(|_| work()).fold(0.0, f64::max);
+    let source = vec![1.0f32; NUMBERS];
+    let target = std::sync::Mutex::new(vec![0.0f32; NUMBERS]);
+    let copy = best(&|| {
+        // Nobody else holds it, and a copy does not panic.
+        let mut target = target.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let begun = Instant::now();
+        target.par_chunks_mut(PART).zip(source.par_chunks(PART)).for_each(|(target, source)| {
+            target.copy_from_slice(source);
+        });
+        (2 * 4 * NUMBERS) as f64 / begun.elapsed().as_secs_f64()
+    });
+    let threads = rayon::current_num_threads();
+    let multiply_add = best(&|| {
+        let begun = Instant::now();
+        (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
+            let mut chains = [0.5f32; CHAINS];
+            multiply_chains(&mut chains, ROUNDS);
+            black_box(chains);
+        });
+        (2 * CHAINS * ROUNDS * threads) as f64 / begun.elapsed().as_secs_f64()
+    });
+    Ceilings { copy, multiply_add, tensor: None }
+}
+
+vectorized! {
+    /// Each chain multiplied and added to, again and again.
+    fn multiply_chains<T: Real>(chains: &mut [T; CHAINS], rounds: usize) {
+        let (factor, addend) = (T::from_f64(0.999), T::from_f64(0.001));
+        let mut local = *chains;
+        for _ in 0..rounds {
+            for chain in &mut local {
+                *chain = multiply_add::<T, FUSED>(*chain, factor, addend);
+            }
+        }
+        *chains = local;
+    }
+}

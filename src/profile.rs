@@ -1,0 +1,98 @@
+//! How long operations take, and what a device could do at most.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde::Serialize;
+
+/// All calls of one kind of operation together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Operation {
+    /// The operation's name; on a GPU the kernel's.
+    pub name: String,
+    /// How often it was called.
+    pub calls: u64,
+    /// Seconds in all.
+    pub seconds: f64,
+    /// The least bytes that had to move.
+    pub bytes: u64,
+    /// The operations on floating-point numbers.
+    pub flops: u64,
+}
+
+/// What a device was found to do at most.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Ceilings {
+    /// Bytes per second of a copy within its memory, read and written bytes counted.
+    pub copy: f64,
+    /// Fused multiply-adds in f32 per second, each counted as two operations.
+    pub multiply_add: f64,
+    /// The same of TF32 products on tensor cores, where there are some.
+    pub tensor: Option<f64>,
+}
+
+/// Adds a call to those of its kind.
+pub(crate) fn add(
+    operations: &mut Vec<Operation>,
+    name: &str,
+    seconds: f64,
+    bytes: u64,
+    flops: u64,
+) {
+    let operation = match operations.iter_mut().find(|operation| operation.name == name) {
+        Some(operation) => operation,
+        None => {
+            let name = name.to_owned();
+            operations.push(Operation { name, calls: 0, seconds: 0.0, bytes: 0, flops: 0 });
+            // Just pushed.
+            let last = operations.len() - 1;
+            &mut operations[last]
+        }
+    };
+    operation.calls += 1;
+    operation.seconds += seconds;
+    operation.bytes += bytes;
+    operation.flops += flops;
+}
+
+/// Whether the CPU backend's operations are timed; looked at by each of them.
+static IS_ON: AtomicBool = AtomicBool::new(false);
+static RECORDED: Mutex<Vec<Operation>> = Mutex::new(Vec::new());
+
+/// Times an operation of the CPU backend until it is dropped, where anybody wants to know.
+pub(crate) struct Timed {
+    begun: Option<Instant>,
+    name: &'static str,
+    bytes: u64,
+    flops: u64,
+}
+
+impl Timed {
+    /// Begins; the bytes are four for each of `numbers`.
+    pub fn new(name: &'static str, numbers: usize, flops: usize) -> Self {
+        let begun = IS_ON.load(Ordering::Relaxed).then(Instant::now);
+        Self { begun, name, bytes: 4 * numbers as u64, flops: flops as u64 }
+    }
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        if let Some(begun) = self.begun {
+            let seconds = begun.elapsed().as_secs_f64();
+            let mut recorded = RECORDED.lock().unwrap_or_else(PoisonError::into_inner);
+            add(&mut recorded, self.name, seconds, self.bytes, self.flops);
+        }
+    }
+}
+
+/// Does `work` and returns what the CPU backend did in it, in this whole process.
+pub(crate) fn record<E>(work: impl FnOnce() -> Result<(), E>) -> Result<Vec<Operation>, E> {
+    RECORDED.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    IS_ON.store(true, Ordering::Relaxed);
+    let outcome = work();
+    IS_ON.store(false, Ordering::Relaxed);
+    outcome?;
+    Ok(std::mem::take(&mut *RECORDED.lock().unwrap_or_else(PoisonError::into_inner)))
+}

@@ -1,0 +1,16 @@
+//! `ceilings.cu`: what the device does at most, and that it is done.
+
+use bm3_engine::backend::Backend;
+
+use crate::check::on_device;
+
+#[test]
+fn ceilings_are_measured_on_right_results() {
+    on_device(|cuda| {
+        // Wrong results are an error.
+        let ceilings = cuda.ceilings().unwrap();
+        for rate in [ceilings.copy, ceilings.multiply_add, ceilings.tensor.unwrap()] {
+            assert!(rate.is_finite() && rate > 0.0, "{ceilings:?}");
+        }
+    });
+}
