@@ -2,8 +2,8 @@
 //! `bm3-engine --version`.
 //!
 //! Without nvcc the build succeeds, with one warning, and has no GPU; `BM3_REQUIRE_CUDA=1` makes
-//! that an error. Of the other facts nothing can fail the build: what cannot be found out is
-//! `unknown`, as in a source tree without git.
+//! that an error, and `BM3_CUDA=0` has it so even where there is nvcc. Of the other facts nothing can
+//! fail the build: what cannot be found out is `unknown`, as in a source tree without git.
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
@@ -36,8 +36,10 @@ fn kernels(root: &Path, out: &Path) {
     for variable in nvcc::VARIABLES {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    let required = env::var_os("BM3_REQUIRE_CUDA").is_some_and(|value| value == "1");
+    let is = |name: &str, expected: &str| env::var_os(name).is_some_and(|value| value == expected);
+    let required = is("BM3_REQUIRE_CUDA", "1");
     let compiled = match nvcc::find(root) {
+        _ if is("BM3_CUDA", "0") => nvcc::Compiled::nothing(out),
         Ok(Some(nvcc)) => nvcc::compile(&nvcc, root, out),
         Ok(None) if required => {
             Err(format!("BM3_REQUIRE_CUDA=1, and there is no nvcc; searched: {}", nvcc::SEARCHED))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the engine and the PyTorch peer in turn on the same data and prints medians and ratios.
 
-    python3 benches/compare.py --data DIR --python PEER_VENV/bin/python [--threads 2] [--rounds 3]
+    python3 benches/compare.py --data DIR --python PEER_VENV/bin/python [--threads 2] [--rounds 3] [--device 0]
 
 The engine's figure is what `bm3-engine train --json` says an epoch took, over its steps; the first
 epoch of each process is warm-up. Needs nothing but the standard library here; the peer needs
@@ -31,7 +31,7 @@ def engine(arguments, frozen):
     with tempfile.TemporaryDirectory() as directory:
         command = [arguments.engine, "train", "--data", arguments.data, "--out", f"{directory}/run",
                    "--epochs", str(arguments.epochs), "--threads", str(arguments.threads),
-                   "--device", "cpu", "--json", f"--freeze-features={'true' if frozen else 'false'}"]
+                   "--device", arguments.device, "--json", f"--freeze-features={'true' if frozen else 'false'}"]
         epochs = [event for event in run(command) if event["event"] == "epoch"]
     steps = epochs[0]["step"]
     return [epoch["train_seconds"] / steps for epoch in epochs[1:]]
@@ -40,6 +40,7 @@ def engine(arguments, frozen):
 def peer(arguments, mode, frozen):
     """The median seconds per step of one process."""
     command = [arguments.python, "-W", "ignore", HERE / "peer" / "time_step.py", "--data", arguments.data,
+               "--device", "cpu" if arguments.device == "cpu" else f"cuda:{arguments.device}",
                "--mode", mode, "--threads", str(arguments.threads), "--steps", str(arguments.steps)]
     if frozen:
         command.append("--freeze-features")
@@ -51,6 +52,7 @@ def main():
     parser.add_argument("--data", required=True)
     parser.add_argument("--engine", default="target/release/bm3-engine")
     parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--device", default="cpu", help="cpu, or the number of a GPU")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
@@ -67,10 +69,11 @@ def main():
     for _ in range(arguments.rounds):
         for name, measure in contestants.items():
             seconds[name] += measure()
-    print(f"Milliseconds per step, {arguments.threads} threads, {arguments.rounds} rounds in turn\n")
+    device = "CPU" if arguments.device == "cpu" else f"GPU {arguments.device}"
+    print(f"Milliseconds per step, {device}, {arguments.threads} threads, {arguments.rounds} rounds in turn\n")
     print("| | median | least | most |\n|---|---:|---:|---:|")
     for name, values in seconds.items():
-        figures = " | ".join(f"{1e3 * f(values):.1f}" for f in (statistics.median, min, max))
+        figures = " | ".join(f"{1e3 * f(values):.4g}" for f in (statistics.median, min, max))
         print(f"| {name} | {figures} |")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print("\n| engine | peer | peer's time over the engine's |\n|---|---|---:|")

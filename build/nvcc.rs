@@ -8,12 +8,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What of the environment decides how kernels are compiled.
-pub const VARIABLES: [&str; 6] =
-    ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "BM3_REQUIRE_CUDA", "BM3_CUDA_ARCHITECTURES"];
+pub const VARIABLES: [&str; 7] = [
+    "NVCC",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "PATH",
+    "BM3_CUDA",
+    "BM3_REQUIRE_CUDA",
+    "BM3_CUDA_ARCHITECTURES",
+];
 
 /// Where [`find`] looks, in words.
 pub const SEARCHED: &str =
     "NVCC, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda, and a pip-installed toolkit in .cuda";
+
+/// Says what `kernels.fatbin` was compiled from.
+const STAMP: &str = "kernels.stamp";
 
 /// What was compiled.
 pub struct Compiled {
@@ -29,6 +39,8 @@ impl Compiled {
     /// No kernels: what embeds them finds an empty file.
     pub fn nothing(out: &Path) -> Result<Self, String> {
         let resources = out.join("kernel_resources.txt");
+        // Else the next build with nvcc would take this empty file for what it compiled before.
+        let _ = fs::remove_file(out.join(STAMP));
         write(&out.join("kernels.fatbin"), "")?;
         write(&resources, "")?;
         Ok(Self { toolkit: String::new(), architectures: String::new(), resources })
@@ -92,7 +104,7 @@ pub fn compile(nvcc: &Path, root: &Path, out: &Path) -> Result<Compiled, String>
     }
     let resources = out.join("kernel_resources.txt");
     // Cargo asks again whenever anything of the crate changes: the kernels seldom have.
-    let stamp = out.join("kernels.stamp");
+    let stamp = out.join(STAMP);
     let ingredients = format!("{command:?}\n{toolkit}\n{}", contents(&root.join("kernels"))?);
     if fs::read_to_string(&stamp).is_ok_and(|found| found == ingredients) {
         return Ok(Compiled { toolkit, architectures: joined(&architectures), resources });
@@ -116,9 +128,12 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(paths)
 }
 
-/// Every file of a folder, its name and its text.
+/// Every source and header of a folder, its name and its text.
 fn contents(folder: &Path) -> Result<String, String> {
-    files(folder)?.iter().try_fold(String::new(), |mut all, path| {
+    let is_code = |path: &&PathBuf| {
+        path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh")
+    };
+    files(folder)?.iter().filter(is_code).try_fold(String::new(), |mut all, path| {
         let text = fs::read_to_string(path);
         let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
         let _ = writeln!(all, "{}\n{text}", path.display());

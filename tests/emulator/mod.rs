@@ -2,11 +2,12 @@
 //! of `kernels/` compiled by a host compiler; or, with `BM3_TEST_GPU=1`, the real GPU 0.
 //!
 //! Environment: `CXX` names the compiler [c++]; `BM3_EMULATOR_FLAGS` adds flags (sanitizers,
-//! coverage).
+//! coverage); `BM3_KERNELS` names another folder of kernels; `BM3_EMULATOR_FOLDER` another folder to
+//! build in.
 #![allow(dead_code, reason = "each test uses a part")]
 
 use std::collections::hash_map::DefaultHasher;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fmt::Write as _;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -131,26 +132,15 @@ pub fn library() -> Option<PathBuf> {
     flags.extend(extra.split_whitespace().map(str::to_owned));
 
     let mut hasher = DefaultHasher::new();
-    (&compiler, &flags, KERNEL_NAMES, kernels.as_os_str()).hash(&mut hasher);
-    let mut kernel_sources = Vec::new();
-    for folder in [&sources, &kernels] {
-        let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
-            .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
-            .map(|entry| entry.expect("an entry").path())
-            .collect();
-        paths.sort();
-        for path in paths {
-            if path.extension().is_some_and(|extension| extension == "rs") {
-                continue;
-            }
-            std::fs::read(&path).expect("a source").hash(&mut hasher);
-            if path.extension().is_some_and(|extension| extension == "cu") {
-                kernel_sources.push(path);
-            }
-        }
-    }
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let folder = target.join(format!("emulator-{:016x}", hasher.finish()));
+    (&compiler, &flags).hash(&mut hasher);
+    hash_sources(&sources, &mut hasher);
+    let objects = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("emulator-objects-{:016x}", hasher.finish()));
+    (KERNEL_NAMES, kernels.as_os_str()).hash(&mut hasher);
+    let kernel_sources = hash_sources(&kernels, &mut hasher);
+    let folder = std::env::var_os("BM3_EMULATOR_FOLDER")
+        .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from)
+        .join(format!("emulator-{:016x}", hasher.finish()));
     let library = folder.join("libcuda.so");
     if library.is_file() {
         return Some(library);
@@ -159,38 +149,71 @@ pub fn library() -> Option<PathBuf> {
         println!("skipped: there is no C++ compiler `{compiler}` to build the CUDA emulator with");
         return None;
     }
-    // Others may be building the same: each in a folder of its own, the first to finish wins.
-    let building = tempfile::tempdir_in(target).expect("a folder to build in");
-    let mut unit = String::from("#include \"emulator.h\"\n");
-    for source in &kernel_sources {
-        let _ = writeln!(unit, "#include \"{}\"", source.display());
-    }
-    for name in KERNEL_NAMES {
-        let _ = writeln!(
-            unit,
-            "static const emulator::Register register_{name}(\"{name}\", \
-             &emulator::Invoke<{name}>::entry, emulator::Invoke<{name}>::sizes());"
-        );
-    }
-    // In one unit with what the kernels call all the time.
-    unit.push_str("#include \"scheduler.cpp\"\n");
-    let unit_file = building.path().join("kernels.cpp");
-    std::fs::write(&unit_file, unit).expect("the kernels' unit");
-    let output = Command::new(&compiler)
-        .args(&flags)
-        .arg("-Wl,-soname,libcuda.so")
-        .args(["-I", sources.to_str().unwrap(), "-I", kernels.to_str().unwrap(), "-o"])
-        .arg(building.path().join("libcuda.so"))
-        .arg(&unit_file)
-        .arg(sources.join("driver.cpp"))
-        .current_dir(building.path())
-        .output()
-        .expect("the compiler runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "the emulator does not compile:\n{said}");
-    assert!(said.is_empty(), "the emulator compiles with warnings:\n{said}");
-    if let Err(error) = std::fs::rename(building.path(), &folder) {
-        assert!(library.is_file(), "{}: {error}", folder.display());
-    }
+    let compile = |building: &Path, arguments: &[&OsStr]| {
+        let mut command = Command::new(&compiler);
+        command.args(&flags).arg("-I").arg(&sources).arg("-I").arg(&kernels).args(arguments);
+        // A sanitizer's library is loaded for the tests, not for the compiler.
+        command.current_dir(building).env_remove("LD_PRELOAD");
+        let output = command.output().expect("the compiler runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "the emulator does not compile:\n{said}");
+        assert!(said.is_empty(), "the emulator compiles with warnings:\n{said}");
+    };
+    // What does not depend on the kernels is compiled once for all of them.
+    make_once(&objects, |building| {
+        compile(building, &["-c".as_ref(), sources.join("driver.cpp").as_ref()]);
+    });
+    make_once(&folder, |building| {
+        let mut unit = String::from("#include \"emulator.h\"\n");
+        for source in kernel_sources.iter().filter(|path| path.extension() == Some("cu".as_ref())) {
+            let _ = writeln!(unit, "#include \"{}\"", source.display());
+        }
+        for name in KERNEL_NAMES {
+            let _ = writeln!(
+                unit,
+                "static const emulator::Register register_{name}(\"{name}\", \
+                 &emulator::Invoke<{name}>::entry, emulator::Invoke<{name}>::sizes());"
+            );
+        }
+        // In one unit with what the kernels call all the time.
+        unit.push_str("#include \"scheduler.cpp\"\n");
+        std::fs::write(building.join("kernels.cpp"), unit).expect("the kernels' unit");
+        let arguments = ["-Wl,-soname,libcuda.so", "-o", "libcuda.so", "kernels.cpp"];
+        let mut arguments: Vec<&OsStr> = arguments.iter().map(AsRef::as_ref).collect();
+        let driver = objects.join("driver.o");
+        arguments.push(driver.as_ref());
+        compile(building, &arguments);
+    });
     Some(library)
+}
+
+/// Makes a folder with what `fill` leaves in it, unless it is there. Others may be making the same:
+/// each in a folder of its own, the first to finish wins.
+fn make_once(folder: &Path, fill: impl FnOnce(&Path)) {
+    if folder.is_dir() {
+        return;
+    }
+    let parent = folder.parent().expect("a folder in another one");
+    let building = tempfile::tempdir_in(parent).expect("a folder to build in");
+    fill(building.path());
+    if let Err(error) = std::fs::rename(building.path(), folder) {
+        assert!(folder.is_dir(), "{}: {error}", folder.display());
+    }
+}
+
+/// The C++ and CUDA sources of a folder, sorted, and their contents into a hash.
+fn hash_sources(folder: &Path, hasher: &mut impl Hasher) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| {
+            let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
+            ["cpp", "h", "cu", "cuh"].contains(&extension)
+        })
+        .collect();
+    paths.sort();
+    for path in &paths {
+        std::fs::read(path).expect("a source").hash(hasher);
+    }
+    paths
 }

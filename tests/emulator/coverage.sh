@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Which lines of kernels/ run in tests: prints a table and fails below 100 %.
+#
+#   tests/emulator/coverage.sh [TARGET ...]      test targets [kernels golden]
+#
+# Inline functions that nothing calls are compiled all the same, to count as lines that never run.
+# A C++ compiler of GCC is needed, and its gcov (GCOV names another).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+programs=$(python3 tests/emulator/test_binaries.py "$@")
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+# Counters of all threads and processes are added up: atomically, and in files of one place.
+export BM3_EMULATOR_FOLDER=$folder
+export BM3_EMULATOR_FLAGS="-O0 --coverage -fprofile-update=atomic -fprofile-filter-files=.*/kernels/.* -fkeep-inline-functions"
+# The cases that every checkout has.
+export BM3_GOLDEN_DIR=tests/golden
+export GCOV_PREFIX=$folder/counters GCOV_PREFIX_STRIP=99
+for program in $programs; do
+  echo "== $(basename "$program")"
+  "$program"
+done
+cp "$folder"/emulator-*/*kernels.gcno "$folder/counters"
+python3 tests/emulator/coverage.py kernels "$folder"/counters/*kernels.gcda

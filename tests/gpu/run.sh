@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# Everything there is to run on a GPU, from the programs that tests/gpu/build.sh collected:
+#
+#   tests/gpu/run.sh [STAGE ...]      machine tests training sanitizers peer [all]
+#
+#   machine     the GPU, its driver, and what the program says of itself
+#   tests       the kernels' tests and the golden cases, on GPU 0
+#   training    a run on GPU 0 and one on the CPU agree; two runs on the GPU are the same to the bit
+#   sanitizers  compute-sanitizer over the tests and a short training
+#   peer        time per step beside PyTorch, where python3 has it
+#
+# Needs bash, coreutils and python3. A failing step does not stop later ones; the exit code is 1 when
+# any failed. OUT [target/gpu] receives log.txt and summary.md. BM3_TEST_DATA names a data folder
+# for the training [../shared/data/lfm2k, or else a made-up set], BM3_TEST_EPOCHS its length [30],
+# BM3_TEST_SHAPE the made-up set for the peer [baby].
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+bin=target/gpu/bin
+engine=$bin/bm3-engine
+out=${OUT:-target/gpu}
+[ $# -gt 0 ] || set -- machine tests training sanitizers peer
+for stage in "$@"; do
+  case $stage in
+    machine | tests | training | sanitizers | peer) ;;
+    *) echo "unknown stage: $stage" >&2; exit 2 ;;
+  esac
+done
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$out"
+log=$out/log.txt summary=$out/summary.md
+: >"$log"
+failures=0
+export BM3_TEST_GPU=1 BM3_GOLDEN_DIR=tests/golden
+[ -x "$engine" ] || { echo "there is no $engine: tests/gpu/build.sh makes it" >&2; exit 2; }
+
+# report STEP RESULT SECONDS: a row of the summary
+report() {
+  printf '| %s | %s | %s |\n' "$@" | tee -a "$summary"
+}
+
+# step NAME LIMIT COMMAND...: runs a command for LIMIT seconds at most, its output to the log
+step() {
+  local name=$1 limit=$2 begin=$SECONDS code=0 result=passed
+  shift 2
+  printf '\n== %s\n%s\n' "$name" "$*" >>"$log"
+  timeout --kill-after=10 "$limit" "$@" >>"$log" 2>&1 || code=$?
+  case $code in
+    0) ;;
+    124 | 137) result="FAILED: not done after $limit s" ;;
+    *) result="FAILED: exit code $code" ;;
+  esac
+  [ "$code" -eq 0 ] || failures=$((failures + 1))
+  report "$name" "$result" $((SECONDS - begin))
+}
+
+machine() {
+  if command -v nvidia-smi >/dev/null; then
+    step "nvidia-smi" 60 nvidia-smi
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
+  else
+    report "nvidia-smi" "skipped: it is not here" 0
+  fi
+  step "bm3-engine --version" 60 "$engine" --version
+}
+
+tests() {
+  local program
+  for program in "$bin"/test-*; do
+    step "$(basename "$program")" 300 "$program" --nocapture --test-threads=1
+  done
+}
+
+# train RUN DEVICE DATA EPOCHS: a step that leaves a run in $work/RUN
+train() {
+  step "train on $2: $1" 300 "$engine" train --data "$3" --device "$2" --epochs "$4" --out "$work/$1" --quiet
+}
+
+training() {
+  local data=${BM3_TEST_DATA:-../shared/data/lfm2k} epochs=${BM3_TEST_EPOCHS:-30}
+  if [ ! -d "$data" ]; then
+    data=$work/training-set
+    step "a data set for the training" 60 "$engine" synth --shape tiny --out "$data"
+  fi
+  train gpu 0 "$data" "$epochs"
+  train gpu-again 0 "$data" "$epochs"
+  train cpu cpu "$data" "$epochs"
+  step "metrics on GPU and CPU agree" 60 python3 tests/gpu/compare_metrics.py "$work/gpu" "$work/cpu"
+  sha256sum "$work"/gpu*/model.safetensors >>"$log" || true
+  step "two runs have the same bits" 60 cmp "$work/gpu/model.safetensors" "$work/gpu-again/model.safetensors"
+}
+
+sanitizers() {
+  local tool program
+  if ! command -v compute-sanitizer >/dev/null; then
+    report "compute-sanitizer" "skipped: it is not here" 0
+    return
+  fi
+  step "a data set for compute-sanitizer" 60 "$engine" synth --shape tiny --out "$work/small"
+  for tool in memcheck racecheck synccheck initcheck; do
+    for program in "$bin"/test-*; do
+      step "$tool: $(basename "$program")" 300 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+        "$program" --test-threads=1
+    done
+    step "$tool: training" 300 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$engine" train --data "$work/small" --device 0 --epochs 1 --out "$work/$tool" --quiet
+  done
+}
+
+peer() {
+  if ! python3 -c 'import numpy, torch; assert torch.cuda.is_available()' >>"$log" 2>&1; then
+    report "PyTorch" "skipped: python3 has no PyTorch that sees a GPU" 0
+    return
+  fi
+  step "a data set for the peer" 120 "$engine" synth --shape "${BM3_TEST_SHAPE:-baby}" --out "$work/peer"
+  step "engine and peer in turn" 500 python3 benches/compare.py --data "$work/peer" --engine "$engine" --device 0
+  sed -n '/^Milliseconds per step/,/^== /p' "$log" | grep -v '^== ' >"$work/figures" || true
+}
+
+{
+  echo "# Run of $(date -u '+%Y-%m-%d %H:%M') UTC"
+  echo
+  echo "| step | result | seconds |"
+  echo "|---|---|---:|"
+} | tee "$summary"
+for stage in "$@"; do
+  "$stage"
+done
+if [ -s "$work/figures" ]; then
+  { echo; cat "$work/figures"; } | tee -a "$summary"
+fi
+echo
+echo "$failures steps failed; $log has what they said"
+[ "$failures" -eq 0 ]
