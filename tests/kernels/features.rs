@@ -4,11 +4,14 @@
 use std::sync::Arc;
 
 use bm3_engine::backend::{Backend, BatchRooms, view, view_mut};
+use bm3_engine::batch::EpochPlan;
+use bm3_engine::config::{FeatureStorage, Order, TrainConfig};
 use bm3_engine::cpu::Cpu;
 use bm3_engine::cuda::{Cuda, StoredType};
-use bm3_engine::data::FeatureMatrix;
+use bm3_engine::data::{Dataset, FeatureMatrix, Modality, Pairs};
 use bm3_engine::real::Real;
 use bm3_engine::step::fresh_features;
+use bm3_engine::train;
 use half::{bf16, f16};
 
 use crate::check::{
@@ -217,5 +220,59 @@ fn a_table_of_many_parts_arrives_whole() {
             let expected = values[row as usize * columns + columns - 1];
             assert_eq!(found[4 * index], expected, "row {row}");
         }
+    });
+}
+
+/// The batches of an epoch, one by one: their features come from their files, and are those that lie
+/// on the device, wherever they are put.
+#[test]
+fn streamed_features_are_projected_as_resident_ones() {
+    let (users, items, columns, width) = (50, 700, 12, 16);
+    let pairs = Pairs { users: ids(1, 500, users), items: ids(2, 500, items) };
+    let values = numbers(3, items * columns);
+    let (weight, bias) = (numbers(4, width * columns), numbers(5, width));
+    let dz = numbers(6, 128 * width);
+    let matrix = Arc::new(FeatureMatrix::from_f32(items, columns, values).expect("sizes agree"));
+    let modality = Modality { name: "image".to_owned(), features: matrix.clone() };
+    let none = Pairs::default();
+    // The last item is in some pair, so that the data set has as many.
+    let mut trained = pairs;
+    trained.items[0] = items as u32 - 1;
+    let dataset =
+        Dataset::from_parts("streamed", trained.clone(), &none, &none, vec![modality]).unwrap();
+    let config = TrainConfig { freeze_features: true, batch_size: 70, ..TrainConfig::default() };
+    let graph = train::graph(&dataset, &config);
+    on_device(|cuda| {
+        let project = |storage: FeatureStorage| -> Vec<Vec<f32>> {
+            let mut cuda = cuda.clone().keeping_features(storage);
+            let said = cuda.place_features(&dataset, &graph, &config).unwrap();
+            assert_eq!(said.is_some(), storage == FeatureStorage::Stream);
+            let features = cuda.frozen_features(matrix.clone(), items).unwrap();
+            let mut batches =
+                cuda.batches(&trained, dataset.users, items, config.batch_size).unwrap();
+            let plan = EpochPlan { order: Order::Random, seed: 1, epoch: 0, first_step: 1 };
+            cuda.arrange(&mut batches, plan).unwrap();
+            let [weight, bias, dz] = [&weight, &bias, &dz].map(|values| upload(&cuda, values));
+            let mut results = Vec::new();
+            for (number, batch) in batches.read().unwrap().into_iter().enumerate() {
+                let filled = batch.items.len() * width;
+                let mut step = |batch: &<Cuda as Backend>::Batch| {
+                    let elements = batch.rooms().items * width;
+                    let mut z = upload(&cuda, &vec![7.0; elements]);
+                    let (w, b) = (view(&weight, 0..width * columns), view(&bias, 0..width));
+                    cuda.project(batch, &features, w, b, view_mut(&mut z, 0..elements))?;
+                    results.push(download(&cuda, &z, filled));
+                    let mut gradient = upload(&cuda, &vec![7.0; width * (columns + 1)]);
+                    let target = view_mut(&mut gradient, 0..width * (columns + 1));
+                    cuda.project_backward(batch, &features, view(&dz, 0..elements), target)?;
+                    results.push(download(&cuda, &gradient, width * (columns + 1)));
+                    Ok(())
+                };
+                let numbers = number as u64..number as u64 + 1;
+                cuda.each_batch(&mut batches, numbers, &mut step, &mut || true).unwrap();
+            }
+            results
+        };
+        assert_eq!(project(FeatureStorage::Stream), project(FeatureStorage::Resident));
     });
 }
