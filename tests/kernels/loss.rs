@@ -126,6 +126,8 @@ fn shapes() -> Vec<(&'static str, Case)> {
         ("one user, the same item again and again", Case::new(1, 1, 9, 12, 2)),
         ("no modality", Case::new(20, 30, 50, 64, 0)),
         ("repeats", Case::new(7, 5, 60, 64, 2)),
+        ("blocks of different lengths", Case::new(9, 120, 170, 8, 2)),
+        ("more rows of a term than a block's threads", Case::new(900, 600, 800, 4, 1)),
         ("wide rows", Case::new(9, 9, 20, 132, 1)),
         ("wider rows", Case::new(9, 9, 20, 260, 1)),
         ("widest rows", Case::new(9, 9, 20, 512, 3)),
