@@ -43,9 +43,10 @@ fn predictions_agree_with_the_cpu() {
     });
 }
 
-/// A batch of `rows` rows without modalities, two at least: users and items, as even as can be.
+/// A batch of `rows` rows, three at least, with one modality: its items' rows come twice.
 fn batch_of(rows: usize) -> BatchCase {
-    let (users, items) = (rows.div_ceil(2) as u32, (rows / 2) as u32);
+    let items = (rows / 3) as u32;
+    let users = rows as u32 - 2 * items;
     BatchCase::new((0..users).collect(), (0..users).map(|user| user.min(items - 1)).collect())
 }
 
@@ -62,7 +63,7 @@ fn predict_backward<B: Backend>(
     let parameters = width * width + width;
     case.with(backend, |batch| {
         let rooms = batch.rooms();
-        let (places, rows) = (places(&case.host(), rooms, 0), rooms.users + rooms.items);
+        let (places, rows) = (places(&case.host(), rooms, 1), rooms.users + 2 * rooms.items);
         let elements = rows * width;
         // Where the batch fills no row there is no gradient, and x is some number.
         let gradient = upload(backend, &spread(gradient, &places, rows, width, 0.0));
@@ -93,14 +94,14 @@ fn predictions_of_a_batch_are_those_of_its_rows() {
     on_device(|cuda| {
         let width = 12;
         let (weight, bias) = (numbers(2, width * width), numbers(3, width));
-        for rows in [2, 75, 200] {
+        for rows in [3, 75, 200] {
             let x = numbers(1, rows * width);
             let expected = predict(cuda, &x, &weight, &bias);
             for case in [batch_of(rows), batch_of(rows).short()] {
                 let found = case.with(cuda, |batch| {
                     let rooms = batch.rooms();
-                    let places = places(&case.host(), rooms, 0);
-                    let all = rooms.users + rooms.items;
+                    let places = places(&case.host(), rooms, 1);
+                    let all = rooms.users + 2 * rooms.items;
                     let x = upload(cuda, &spread(&x, &places, all, width, 3.0));
                     let [weight, bias] = [&weight, &bias].map(|values| upload(cuda, values));
                     let mut p = upload(cuda, &vec![7.0; all * width]);
@@ -124,7 +125,7 @@ fn predictions_of_a_batch_are_those_of_its_rows() {
 fn gradients_of_predictions_agree_with_the_cpu() {
     on_device(|cuda| {
         for (rows, width) in SHAPES {
-            let rows = rows.max(2);
+            let rows = rows.max(3);
             let (gradient, x) = (numbers(1, rows * width), numbers(2, rows * width));
             let weight = numbers(3, width * width);
             let (cpu, case) = (Cpu::<f64>::new(), batch_of(rows));
@@ -243,7 +244,7 @@ fn small_integers_are_multiplied_exactly() {
             let bias = integers(3, width);
             let expected = to_f64(&predict(&Cpu::<f64>::new(), &x, &weight, &bias));
             assert_eq!(to_f64(&predict(cuda, &x, &weight, &bias)), expected);
-            if rows > 1 {
+            if rows > 2 {
                 let case = batch_of(rows);
                 let expected = predict_backward(&Cpu::<f64>::new(), &case, &x, &x, &weight);
                 let found = predict_backward(cuda, &case.short(), &x, &x, &weight);

@@ -21,7 +21,8 @@ fn sorted(graph: &Graph, predicted: &[f32], width: usize, users: &[u32], k: usiz
                 (products.fold(0.0f32, |sum, (a, b)| a.mul_add(*b, sum)), item)
             })
             .collect();
-        scores.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        // No score here is a NaN.
+        scores.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap().then(a.1.cmp(&b.1)));
         for (rank, (score, item)) in scores.into_iter().take(k).enumerate() {
             lists.items[position * k + rank] = item;
             lists.scores[position * k + rank] = f64::from(score);
@@ -83,6 +84,36 @@ fn equal_scores_go_by_the_lower_item() {
             let expected = sorted(&graph, &predicted, width, &[0, 1, 2], k);
             assert_eq!(found, expected, "K = {k}");
         }
+    });
+}
+
+/// A user whose items all come before the next user's first one: that one is no item of this user.
+#[test]
+fn a_user_keeps_the_next_users_items() {
+    on_device(|cuda| {
+        let pairs = bm3_engine::data::Pairs { users: vec![0, 0, 1, 1], items: vec![0, 1, 5, 6] };
+        let graph = Graph::new(&pairs, 2, 8, false);
+        let predicted = numbers(4, 10 * 4);
+        let found = top_k(cuda, &graph, &predicted, &[0, 1], 8);
+        assert_eq!(found, sorted(&graph, &predicted, 4, &[0, 1], 8));
+        assert!(found.list(0).contains(&5) && found.list(1).contains(&0));
+    });
+}
+
+/// A product too small for f32 is a zero with its sign; zeros of both signs go by the item.
+#[test]
+fn zeros_of_both_signs_are_equal() {
+    on_device(|cuda| {
+        let pairs = bm3_engine::data::Pairs { users: vec![0], items: vec![9] };
+        let graph = Graph::new(&pairs, 1, 10, false);
+        // As wide as a block's columns: none is padded, so no +0 is added to a product's -0.
+        let width = 16;
+        let mut predicted = vec![1e-30; 11 * width];
+        for item in (0..10).step_by(2) {
+            predicted[(1 + item) * width..][..width].fill(-1e-30);
+        }
+        let found = top_k(cuda, &graph, &predicted, &[0], 6);
+        assert_eq!(found.list(0), [0, 1, 2, 3, 4, 5]);
     });
 }
 
