@@ -3,12 +3,13 @@
 mod emulator;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bm3_engine::Error;
 use bm3_engine::config::{FeatureStorage, FeatureTypeChoice, Order, TrainConfig};
-use bm3_engine::cuda::{Cuda, Device};
+use bm3_engine::cuda::{Cuda, Device, Memory};
 use bm3_engine::data::{Dataset, FeatureMatrix, Modality, Pairs};
 use bm3_engine::memory::MemoryPlan;
 use bm3_engine::philox::{Purpose, Stream};
@@ -134,13 +135,31 @@ fn memory_for(config: &TrainConfig, rows: u64) -> u64 {
     high
 }
 
-/// All tests in one: the emulator's memory is one.
+/// A GPU on which others leave no room for features: they are streamed, to the bits of resident ones.
+fn a_full_gpu_streams(device: Arc<Device>) {
+    let config = TrainConfig { batch_size: 64, ..config() };
+    let [resident, streamed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let said = train(FeatureStorage::Auto, &config, resident.path(), false, u64::MAX).unwrap();
+    assert_eq!(said, None, "there is room");
+    let (free, _) = device.memory().unwrap();
+    let others = usize::try_from(free - memory_for(&config, 0)).unwrap();
+    let others = Memory::<u8>::new(&device, others, "what others hold").unwrap();
+    device.synchronize().unwrap();
+    let said = train(FeatureStorage::Auto, &config, streamed.path(), false, u64::MAX).unwrap();
+    drop(others);
+    assert_eq!(rows_that_stay(&said.expect("there is no room")), 0);
+    assert!(model(resident.path()) == model(streamed.path()), "bits differ");
+}
+
+/// All tests in one: a GPU's memory is one, and so is the emulator's.
 #[test]
 fn streamed_features_give_the_bits_of_resident_ones() {
-    let Some(emulator) = (!emulator::on_gpu()).then(emulator::emulator).flatten() else {
-        println!("skipped: the memory of a GPU cannot be chosen, or there is no emulator");
-        return;
-    };
+    if emulator::on_gpu() {
+        return a_full_gpu_streams(emulator::device().expect("a GPU"));
+    }
+    let Some(emulator) = emulator::emulator() else { return };
+    emulator.set("BM3_EMULATOR_MEMORY", "200000000");
+    a_full_gpu_streams(emulator::device().expect("the emulator"));
     for config in [
         config(),
         TrainConfig { order: Order::File, ..config() },
