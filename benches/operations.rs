@@ -41,12 +41,7 @@ fn dataset() -> (tempfile::TempDir, Dataset) {
         Err(_) => Shape::Baby,
     };
     let directory = tempfile::tempdir().expect("a temporary folder");
-    let options = SynthOptions {
-        shape,
-        seed: 1,
-        feature_type: bm3_engine::data::FeatureType::F32,
-        overwrite: false,
-    };
+    let options = SynthOptions::new(shape, 1);
     synth::generate(&options, directory.path(), &mut |_, _, _| {}).expect("a made-up data set");
     let dataset = Dataset::open(directory.path(), &DatasetOptions::default()).expect("our own");
     (directory, dataset)

@@ -70,12 +70,8 @@ fn a_plan_is_what_a_run_takes() {
     let Some(emulator) = emulator::emulator() else { return };
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("tiny");
-    let options = SynthOptions {
-        shape: Shape::Tiny,
-        seed: 1,
-        feature_type: bm3_engine::data::FeatureType::F16,
-        overwrite: false,
-    };
+    let feature_type = bm3_engine::data::FeatureType::F16;
+    let options = SynthOptions { feature_type, ..SynthOptions::new(Shape::Tiny, 1) };
     synth::generate(&options, &data, &mut |_, _, _| ()).unwrap();
     let dataset = Dataset::open(&data, &DatasetOptions::default()).unwrap();
     let none = DatasetOptions { modalities: Some(vec![]), ..DatasetOptions::default() };

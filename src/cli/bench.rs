@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use bm3_engine::bench::{Measured, Spread, measure};
 use bm3_engine::config::{RunConfig, RunSettings, TrainSettings};
-use bm3_engine::data::FeatureType;
 use bm3_engine::profile::Operation;
 use bm3_engine::synth::{self, SynthOptions};
 
@@ -72,8 +71,7 @@ pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
         (Some(data), _) => data.clone(),
         (None, shape) => {
             let shape = synth::Shape::from(shape.unwrap_or(Shape::Tiny));
-            let feature_type = FeatureType::F32;
-            let options = SynthOptions { shape, seed: 999, feature_type, overwrite: false };
+            let options = SynthOptions::new(shape, 999);
             let data = folder.path().join("made-up");
             synth::generate(&options, &data, &mut |_, _, _| ())?;
             data

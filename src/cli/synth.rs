@@ -15,6 +15,21 @@ pub struct SynthArguments {
     /// Size and modalities
     #[arg(long, value_enum)]
     pub shape: Shape,
+    /// Another number of users than the shape's
+    #[arg(long, value_name = "N")]
+    pub users: Option<usize>,
+    /// Another number of items
+    #[arg(long, value_name = "N")]
+    pub items: Option<usize>,
+    /// Another number of interactions, of which a tenth each are for validation and test
+    #[arg(long, value_name = "N")]
+    pub interactions: Option<usize>,
+    /// Another width of the image features; 0 for none
+    #[arg(long, value_name = "D")]
+    pub image: Option<usize>,
+    /// Another width of the text features; 0 for none
+    #[arg(long, value_name = "D")]
+    pub text: Option<usize>,
     /// The folder to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -33,6 +48,7 @@ const AFTER_HELP: &str = "\
 Examples:
   bm3-engine synth --shape tiny --out data/tiny
   bm3-engine synth --shape electronics --feature-type f16 --out data/elec-shape
+  bm3-engine synth --shape baby --items 100000 --interactions 1000000 --image 512 --out data/large
 
 The interactions follow made-up tastes that the features carry, so that a model can learn something;
 the figures it reaches say nothing about the real set of that name.";
@@ -50,6 +66,27 @@ pub enum Shape {
     Electronics,
 }
 
+impl SynthArguments {
+    fn options(&self) -> SynthOptions {
+        let mut options = SynthOptions::new(self.shape.into(), self.seed);
+        let of_shape = options.sizes;
+        let sizes = &mut options.sizes;
+        sizes.users = self.users.unwrap_or(sizes.users);
+        sizes.items = self.items.unwrap_or(sizes.items);
+        sizes.image = self.image.unwrap_or(sizes.image);
+        sizes.text = self.text.unwrap_or(sizes.text);
+        if let Some(all) = self.interactions {
+            sizes.pairs = [all - 2 * (all / 10), all / 10, all / 10];
+        }
+        if *sizes != of_shape {
+            options.name += "-resized";
+        }
+        options.feature_type = self.feature_type.into();
+        options.overwrite = self.overwrite;
+        options
+    }
+}
+
 impl From<Shape> for synth::Shape {
     fn from(shape: Shape) -> Self {
         match shape {
@@ -62,12 +99,7 @@ impl From<Shape> for synth::Shape {
 }
 
 pub fn run(arguments: &SynthArguments) -> anyhow::Result<()> {
-    let options = SynthOptions {
-        shape: arguments.shape.into(),
-        seed: arguments.seed,
-        feature_type: arguments.feature_type.into(),
-        overwrite: arguments.overwrite,
-    };
+    let options = arguments.options();
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
         "{msg:12} {wide_bar} {human_pos}/{human_len} items",
     )?);
@@ -79,14 +111,17 @@ pub fn run(arguments: &SynthArguments) -> anyhow::Result<()> {
     let sizes = synth::generate(&options, &arguments.out, &mut progress)?;
     bar.finish_and_clear();
     let [train, valid, test] = sizes.pairs;
+    let modality = |(name, columns): (&str, usize)| match columns {
+        0 => String::new(),
+        columns => format!("; {name} ({columns})"),
+    };
     eprintln!(
-        "{}: {} users, {} items, {train} training, {valid} validation, {test} test pairs; image \
-         ({}), text ({})",
+        "{}: {} users, {} items, {train} training, {valid} validation, {test} test pairs{}{}",
         arguments.out.display(),
         sizes.users,
         sizes.items,
-        sizes.image,
-        sizes.text
+        modality(("image", sizes.image)),
+        modality(("text", sizes.text))
     );
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Sizes, stream};
+use super::{LEAST_TRAINING, Sizes, stream};
 use crate::philox::Stream;
 
 /// Topics that a user likes, and how often a pick comes from each.
@@ -11,8 +11,10 @@ const LIKED: [f64; 3] = [0.55, 0.25, 0.12];
 /// Tries to find a fresh item by popularity before the first fresh one is taken.
 const TRIES: usize = 50;
 
-/// The least training pairs of a user.
-const LEAST_TRAINING: usize = 2;
+/// The most training pairs of a user, for so many items.
+pub fn most_training(items: usize) -> usize {
+    (items / 4).max(LEAST_TRAINING + 2)
+}
 
 /// A row of the `.inter` file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -155,7 +157,7 @@ fn popularity(stream: &Stream, items: usize) -> Vec<f64> {
 fn counts(seed: u64, sizes: &Sizes) -> Vec<[usize; 3]> {
     let draws = stream(seed, 5);
     let users = sizes.users;
-    let most = (sizes.items / 4).max(LEAST_TRAINING + 2);
+    let most = most_training(sizes.items);
     let spare = sizes.pairs[0] - LEAST_TRAINING * users;
     // Pareto weights of tail 1.7: most users have few pairs, some very many.
     let weights: Vec<f64> =

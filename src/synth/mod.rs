@@ -9,7 +9,7 @@ mod features;
 mod interactions;
 
 use std::fmt;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -44,11 +44,63 @@ pub struct Sizes {
     pub items: usize,
     /// Training, validation and test pairs.
     pub pairs: [usize; 3],
-    /// D of the image features.
+    /// D of the image features; 0: there are none.
     pub image: usize,
-    /// D of the text features.
+    /// D of the text features; 0: there are none.
     pub text: usize,
 }
+
+impl Sizes {
+    /// Refuses sizes that no data set of this kind has: every user needs two training pairs, every
+    /// item one and room for as many again, and nobody has more than a quarter of the items.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the flag of the first size that is wrong, and its bounds.
+    pub fn check(&self) -> Result<()> {
+        let [train, valid, test] = self.pairs;
+        let refuse = |flag: &str, found: usize, bounds: String| {
+            Err(Error::setting(flag, format!("{found} found, {bounds}")))
+        };
+        let sizes = [("--users", self.users), ("--items", self.items)];
+        for (flag, size) in sizes {
+            if !(1..=MOST_NODES).contains(&size) {
+                return refuse(flag, size, format!("1 to {MOST_NODES} expected"));
+            }
+        }
+        for (flag, columns) in [("--image", self.image), ("--text", self.text)] {
+            if columns > MOST_COLUMNS {
+                return refuse(flag, columns, format!("0 to {MOST_COLUMNS} expected"));
+            }
+        }
+        let least = (LEAST_TRAINING * self.users).max(2 * self.items);
+        let most = self.users.saturating_mul(interactions::most_training(self.items));
+        if !(least..=most).contains(&train) {
+            return refuse(
+                "--interactions",
+                train + valid + test,
+                format!(
+                    "of which {train} are for training; with {} users and {} items those must be \
+                     {least} to {most}",
+                    self.users, self.items
+                ),
+            );
+        }
+        if valid > train / 2 || test > train / 2 {
+            let bounds = "at most half as many as training pairs expected".to_owned();
+            return refuse("--interactions", valid.max(test), bounds);
+        }
+        Ok(())
+    }
+}
+
+/// The most users, and items: ids have 32 bits, and so has their sum.
+const MOST_NODES: usize = 1 << 30;
+
+/// The widest features.
+const MOST_COLUMNS: usize = 1 << 20;
+
+/// The least training pairs of a user.
+const LEAST_TRAINING: usize = 2;
 
 impl Shape {
     /// All shapes.
@@ -94,8 +146,10 @@ impl FromStr for Shape {
 /// What to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SynthOptions {
+    /// The name of the data set.
+    pub name: String,
     /// The sizes.
-    pub shape: Shape,
+    pub sizes: Sizes,
     /// Keys every draw.
     pub seed: u64,
     /// The type of the features: f16 or f32.
@@ -104,25 +158,40 @@ pub struct SynthOptions {
     pub overwrite: bool,
 }
 
+impl SynthOptions {
+    /// A data set of a known shape, with features in f32.
+    pub fn new(shape: Shape, seed: u64) -> Self {
+        Self {
+            name: shape.to_string(),
+            sizes: shape.sizes(),
+            seed,
+            feature_type: FeatureType::F32,
+            overwrite: false,
+        }
+    }
+}
+
 /// Where the random draws of a data set come from: each kind of draw has a tensor number.
 fn stream(seed: u64, tensor: u32) -> Stream {
     Stream::new(seed, Purpose::Synthetic, 0, tensor)
 }
 
-/// Writes a data set into `directory`: `NAME.inter`, `image_feat.npy` and `text_feat.npy`.
+/// Writes a data set into `directory`: `NAME.inter`, `image_feat.npy` and `text_feat.npy`, as far
+/// as there are such features.
 ///
 /// The same options give the same bytes, on any number of threads. `progress` is told what is
 /// being written, and how many of how many items are done.
 ///
 /// # Errors
-/// [`Error::Setting`] when files are there already and `overwrite` is not set, or for another
-/// feature type; [`Error::Io`] when writing fails.
+/// [`Error::Setting`] for sizes that cannot be, when files are there already and `overwrite` is not
+/// set, or for another feature type; [`Error::Io`] when writing fails.
 pub fn generate(
     options: &SynthOptions,
     directory: &Path,
     progress: &mut dyn FnMut(&str, usize, usize),
 ) -> Result<Sizes> {
-    let sizes = options.shape.sizes();
+    let sizes = options.sizes;
+    sizes.check()?;
     let element = match options.feature_type {
         FeatureType::F16 => NpyElement::F16,
         FeatureType::F32 => NpyElement::F32,
@@ -131,7 +200,7 @@ pub fn generate(
             return Err(Error::setting("--feature-type", problem));
         }
     };
-    let inter = directory.join(format!("{}.inter", options.shape));
+    let inter = directory.join(format!("{}.inter", options.name));
     let modalities = [
         (directory.join("image_feat.npy"), features::Kind::Image, sizes.image),
         (directory.join("text_feat.npy"), features::Kind::Text, sizes.text),
@@ -143,6 +212,15 @@ pub fn generate(
     std::fs::create_dir_all(directory).map_err(|error| Error::io(directory, "create", error))?;
     let items = features::ItemLatents::new(options.seed, sizes.items);
     for (path, kind, columns) in &modalities {
+        if *columns == 0 {
+            // What is to be replaced may have had such features.
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Error::io(path, "remove", error));
+                }
+                _ => continue,
+            }
+        }
         let wrong = |error| Error::io(path, "write", error);
         files::write_atomic(path, |writer| {
             let mut npy = NpyWriter::new(writer, element, sizes.items, *columns).map_err(wrong)?;
@@ -167,4 +245,45 @@ pub fn generate(
     })?;
     progress("interactions", sizes.items, sizes.items);
     Ok(sizes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Dataset, DatasetOptions};
+
+    #[test]
+    fn other_sizes_are_made_exactly_or_refused() {
+        let sizes = Sizes { users: 70, items: 90, pairs: [400, 60, 50], image: 0, text: 8 };
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = SynthOptions { sizes, ..SynthOptions::new(Shape::Tiny, 3) };
+        // Features of a larger set, which are not the new one's.
+        std::fs::write(folder.path().join("image_feat.npy"), "older").unwrap();
+        let mut silent = |_: &str, _: usize, _: usize| ();
+        assert!(generate(&options, folder.path(), &mut silent).is_err());
+        options.overwrite = true;
+        generate(&options, folder.path(), &mut silent).unwrap();
+        let dataset = Dataset::open(folder.path(), &DatasetOptions::default()).unwrap();
+        let found =
+            [dataset.train.users.len(), dataset.valid.items.len(), dataset.test.items.len()];
+        assert_eq!((dataset.users, dataset.items, found), (70, 90, [400, 60, 50]));
+        assert_eq!(dataset.modalities.len(), 1);
+
+        for (flag, wrong) in [
+            ("--users", Sizes { users: 0, ..sizes }),
+            ("--items", Sizes { items: usize::MAX, ..sizes }),
+            ("--text", Sizes { text: usize::MAX, ..sizes }),
+            // Two for each user, two for each item, and a quarter of the items at most.
+            ("--interactions", Sizes { users: 201, ..sizes }),
+            ("--interactions", Sizes { items: 201, ..sizes }),
+            ("--interactions", Sizes { pairs: [70 * 22 + 1, 60, 50], ..sizes }),
+            ("--interactions", Sizes { pairs: [400, 201, 50], ..sizes }),
+        ] {
+            let error = wrong.check().unwrap_err().to_string();
+            assert!(error.contains(flag), "{error}");
+        }
+        for shape in Shape::ALL {
+            shape.sizes().check().unwrap();
+        }
+    }
 }
