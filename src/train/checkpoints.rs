@@ -1,9 +1,16 @@
 //! Where a run is kept: the best model and the state of the last epoch, written and read back.
+//!
+//! A checkpoint is made by one act, the renaming of its state. What the state refers to is there by
+//! then: the records, which may go on beyond it, and the best model, under a name of its own. Whoever
+//! is killed between the state's renaming and the model's leaves the second for the next process.
 
 use std::path::{Path, PathBuf};
 
 use super::{Best, Run, feature_sources, graph};
-use crate::Result;
+use crate::{Error, Result, files};
+
+/// What to do about a run directory whose files do not go together.
+const AS_IT_WAS: &str = "give the directory as the run left it, or start again in another --out";
 use crate::backend::{Backend, FeatureState};
 use crate::checkpoint::{self, Identity, ModelRecord, StateRecord, Tensor, TensorFile};
 use crate::config::TrainConfig;
@@ -41,10 +48,8 @@ impl<'a, B: Backend> Run<'a, B> {
         identity: Identity,
         directory: &'a RunDirectory,
     ) -> Result<Self> {
-        let path = directory.file(run::STATE);
-        let file = TensorFile::open(&path)?;
-        let state: StateRecord = file.record()?;
-        state.identity.check(&identity, &path)?;
+        let (file, state) = saved_state(&identity, directory)?;
+        settle_model(directory, &state)?;
         let arena = |prefix: &str| -> Result<Vec<B::Real>> {
             let mut values = vec![B::Real::ZERO; layout.len()];
             for tensor in &layout.tensors {
@@ -75,25 +80,41 @@ impl<'a, B: Backend> Run<'a, B> {
         run.model.set_history(&history.collect::<Vec<_>>())?;
         run.model.set_losses(&state.loss_sums)?;
         run.records = run::read_records(directory.path(), state.epoch)?;
+        if run.records.len() as u64 != state.epoch {
+            let problem = format!(
+                "has records of {} epochs; the {} beside it is of epoch {}; {AS_IT_WAS}",
+                run.records.len(),
+                run::STATE,
+                state.epoch
+            );
+            return Err(Error::run_file(&directory.file(run::METRICS), problem));
+        }
         run.best = state.best.map(|record| Best { record, unsaved: None });
         run.evaluations_since_best = state.evaluations_since_best;
         (run.epoch, run.step_in_epoch, run.step) = (state.epoch, state.step_in_epoch, state.step);
         Ok(run)
     }
 
-    /// Writes everything; the state comes last, so whatever it refers to is already there.
+    /// Writes everything.
     pub(super) fn checkpoint(&mut self) -> Result<PathBuf> {
         self.directory.write_records(&self.records)?;
-        self.save_best()?;
+        let next_model = self.directory.file(run::NEXT_MODEL);
+        let has_next = self.save_best(&next_model)?;
         let path = self.directory.file(run::STATE);
         self.save_state(&path)?;
+        if has_next {
+            files::rename(&next_model, &self.directory.file(run::MODEL))?;
+        }
+        if let Some(best) = &mut self.best {
+            best.unsaved = None;
+        }
         Ok(path)
     }
 
-    fn save_best(&mut self) -> Result<()> {
-        let Some(best) = &mut self.best else { return Ok(()) };
-        let path = self.directory.file(run::MODEL);
-        let Some(snapshot) = &best.unsaved else { return Ok(()) };
+    /// Writes the best model where it is not yet saved; whether it had to.
+    fn save_best(&self, path: &Path) -> Result<bool> {
+        let Some(best) = &self.best else { return Ok(false) };
+        let Some(snapshot) = &best.unsaved else { return Ok(false) };
         let record = ModelRecord {
             identity: self.identity.clone(),
             epoch: best.record.epoch,
@@ -108,9 +129,8 @@ impl<'a, B: Backend> Run<'a, B> {
                 tensors.push(Tensor { name: modality.features_name(), shape, values });
             }
         }
-        checkpoint::write(&path, &record, &tensors, &[])?;
-        best.unsaved = None;
-        Ok(())
+        checkpoint::write(path, &record, &tensors, &[])?;
+        Ok(true)
     }
 
     fn save_state(&mut self, path: &Path) -> Result<()> {
@@ -152,4 +172,64 @@ impl<'a, B: Backend> Run<'a, B> {
         }
         checkpoint::write(path, &record, &tensors, &counters)
     }
+}
+
+/// Refuses a directory whose state belongs to another data set or to other settings; whether it has
+/// one at all.
+///
+/// # Errors
+/// [`Error::RunFile`] naming the difference.
+pub fn check_saved(
+    dataset: &Dataset,
+    config: &TrainConfig,
+    directory: &RunDirectory,
+) -> Result<bool> {
+    if directory.has_state() {
+        saved_state(&super::identity(dataset, config), directory)?;
+    }
+    Ok(directory.has_state())
+}
+
+/// The state of a run that `identity` is of.
+fn saved_state(identity: &Identity, directory: &RunDirectory) -> Result<(TensorFile, StateRecord)> {
+    let path = directory.file(run::STATE);
+    let file = TensorFile::open(&path)?;
+    let state: StateRecord = file.record()?;
+    state.identity.check(identity, &path)?;
+    Ok((file, state))
+}
+
+/// Has `model.safetensors` be the best model of `state`: finishes what a process that was killed
+/// after writing the state has left to do, and forgets a next model that came to no state.
+fn settle_model(directory: &RunDirectory, state: &StateRecord) -> Result<()> {
+    let epoch_of = |path: &Path| -> Result<Option<u64>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        TensorFile::open(path)?.record::<ModelRecord>().map(|record| Some(record.epoch))
+    };
+    let best = state.best.as_ref().map(|best| best.epoch);
+    let (next, model) = (directory.file(run::NEXT_MODEL), directory.file(run::MODEL));
+    match epoch_of(&next)? {
+        None => {}
+        found if found == best => files::rename(&next, &model)?,
+        Some(_) => {
+            std::fs::remove_file(&next).map_err(|error| Error::io(&next, "remove", error))?;
+        }
+    }
+    let found = epoch_of(&model)?;
+    if found == best {
+        return Ok(());
+    }
+    let epoch = |epoch: Option<u64>| match epoch {
+        Some(epoch) => format!("of epoch {epoch}"),
+        None => "not there".to_owned(),
+    };
+    let problem = format!(
+        "is {}; by the {} beside it the best model is {}; {AS_IT_WAS}",
+        epoch(found),
+        run::STATE,
+        epoch(best)
+    );
+    Err(Error::run_file(&model, problem))
 }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+pub use checkpoints::check_saved;
+
 use crate::backend::{Backend, Dropout};
 use crate::batch::EpochPlan;
 use crate::checkpoint::{FORMAT_VERSION, Identity};
@@ -35,7 +37,7 @@ pub struct FitOptions<'a> {
     /// A safetensors file of initial values, under the names of SPEC §1. All dense tensors must be
     /// in it; raw features may be.
     pub initial: Option<&'a Path>,
-    /// Continues from the directory's state.
+    /// Continues from the directory's state; from the beginning where there is none yet.
     pub resume: bool,
     /// The least time between two checkpoints.
     pub checkpoint_interval: Duration,
@@ -61,7 +63,7 @@ pub fn fit<B: Backend>(
     config.validate()?;
     let identity = identity(dataset, config);
     let layout = layout(dataset, config);
-    let mut run = if options.resume {
+    let mut run = if options.resume && directory.has_state() {
         Run::resume(backend, dataset, config, layout, identity, directory)?
     } else {
         Run::begin(backend, dataset, config, layout, identity, directory, options.initial)?
