@@ -10,7 +10,7 @@ use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-use crate::{Error, Result};
+use crate::{Error, Result, fault};
 
 /// What the names of unfinished files begin with; also of those that the safetensors crate makes.
 pub const TEMPORARY_PREFIX: &str = ".tmp";
@@ -41,21 +41,47 @@ pub fn write_atomic_by_name(path: &Path, fill: impl FnOnce(&Path) -> Result<()>)
 
 /// Fills a temporary file beside `path`, syncs it and renames it over `path`.
 fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut temporary = tempfile::Builder::new()
-        .prefix(TEMPORARY_PREFIX)
-        .tempfile_in(directory)
+    let directory = directory_of(path);
+    let mut temporary = fault::point()
+        .and_then(|()| tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(directory))
         .map_err(|error| Error::io(path, "create", error))?;
+    fault::point().map_err(|error| Error::io(path, "write", error))?;
     fill(&mut temporary)?;
     // By name: a writer that was given the name may have put another file there.
     let written = File::open(temporary.path()).map_err(|error| Error::io(path, "open", error))?;
     make_readable(&written).map_err(|error| Error::io(path, "write", error))?;
-    written.sync_all().map_err(|error| Error::io(path, "sync", error))?;
+    fault::point()
+        .and_then(|()| written.sync_all())
+        .map_err(|error| Error::io(path, "sync", error))?;
+    fault::point().map_err(|error| Error::io(path, "rename into", error))?;
     temporary.persist(path).map_err(|error| Error::io(path, "rename into", error.error))?;
-    sync_directory(directory).map_err(|error| Error::io(directory, "sync", error))
+    made_durable(directory)
+}
+
+/// Gives a file another name in its directory, in the place of what has that name; durably.
+///
+/// # Errors
+/// [`Error::Io`] naming the path that fails.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    fault::point()
+        .and_then(|()| std::fs::rename(from, to))
+        .map_err(|error| Error::io(to, "rename into", error))?;
+    made_durable(directory_of(to))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Waits until the names of a directory's files are on the disk.
+fn made_durable(directory: &Path) -> Result<()> {
+    fault::point()
+        .and_then(|()| sync_directory(directory))
+        .and_then(|()| fault::point())
+        .map_err(|error| Error::io(directory, "sync", error))
 }
 
 /// [`write_atomic`] for bytes that are already in memory.
@@ -92,7 +118,6 @@ fn make_readable(_: &File) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Makes the rename itself durable.
 #[cfg(unix)]
 fn sync_directory(directory: &Path) -> std::io::Result<()> {
     File::open(directory)?.sync_all()

@@ -16,6 +16,7 @@ pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod evaluate;
+mod fault;
 pub mod files;
 pub mod graph;
 pub mod memory;

@@ -17,6 +17,8 @@ pub const METRICS: &str = "metrics.jsonl";
 pub const MODEL: &str = "model.safetensors";
 /// The last epoch with optimiser and counters.
 pub const STATE: &str = "state.safetensors";
+/// The next `model.safetensors`, until the state that it belongs to is written.
+pub(crate) const NEXT_MODEL: &str = ".next-model.safetensors";
 /// What came of it.
 pub const SUMMARY: &str = "summary.json";
 /// Locked while a process trains here.
@@ -74,12 +76,13 @@ impl RunDirectory {
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be created; [`Error::RunFile`] when another process trains in
-    /// it, or when `resume` is false and a run is already there.
+    /// it, when `resume` is false and a run is already there, and when it is true and there is none.
     pub fn open(path: &Path, resume: bool) -> Result<Self> {
-        if resume && !path.join(STATE).is_file() {
+        // A run that was ended before its first checkpoint has left its settings alone.
+        if resume && !path.join(STATE).is_file() && !path.join(CONFIG).is_file() {
             let problem = format!(
-                "there is no {STATE} here to resume from; give the directory of a run, or start \
-                 again without --resume"
+                "there is neither {STATE} nor {CONFIG} here to resume from; give the directory of \
+                 a run, or start again without --resume"
             );
             return Err(Error::run_file(path, problem));
         }
@@ -111,10 +114,15 @@ impl RunDirectory {
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
+    /// Whether a checkpoint is here.
+    pub fn has_state(&self) -> bool {
+        self.file(STATE).exists()
+    }
+
     /// Takes back a directory in which nothing was trained: its settings, its lock, and itself
     /// when there is nothing else in it.
     pub fn discard_unused(self) {
-        if !self.file(STATE).exists() {
+        if !self.has_state() {
             // Best effort: what cannot be removed does no harm.
             for name in [CONFIG, METRICS, LOCK] {
                 std::fs::remove_file(self.file(name)).ok();
@@ -159,6 +167,10 @@ impl RunDirectory {
 /// Removes what processes that were killed in the middle of writing have left; the lock is held, so
 /// nobody is writing now.
 fn remove_unfinished(directory: &Path) {
+    // Without a state it belongs to none; with one, that tells.
+    if !directory.join(STATE).exists() {
+        std::fs::remove_file(directory.join(NEXT_MODEL)).ok();
+    }
     // Best effort: what cannot be listed or removed does no harm.
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(files::TEMPORARY_PREFIX) {
@@ -167,7 +179,8 @@ fn remove_unfinished(directory: &Path) {
     }
 }
 
-/// The records of a run's epochs up to `last_epoch`.
+/// The records of a run's epochs up to `last_epoch`; later ones are of epochs that a process did and
+/// did not live to save.
 ///
 /// # Errors
 /// [`Error::Io`] when `metrics.jsonl` cannot be read, [`Error::RunFile`] naming the line that is

@@ -269,7 +269,7 @@ fn a_directory_serves_one_run_at_a_time() {
     assert!(error.contains("another process is training"), "{error}");
     drop(first);
     let error = RunDirectory::open(directory.path(), true).unwrap_err().to_string();
-    assert!(error.contains("no state.safetensors here to resume"), "{error}");
+    assert!(error.contains("neither state.safetensors nor config.toml here to resume"), "{error}");
     train(Cpu::<f32>::new(), directory.path(), &config(), false, 2);
     let error = RunDirectory::open(directory.path(), false).unwrap_err().to_string();
     assert!(error.contains("--resume"), "{error}");

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bm3_engine::config::{ConfigFile, RunConfig, RunSettings, TrainSettings};
 use bm3_engine::records::Observer;
 use bm3_engine::run::{CONFIG, RunDirectory, StopReason, Summary};
-use bm3_engine::train::{FitOptions, fit as fit_model};
+use bm3_engine::train::{FitOptions, check_saved, fit as fit_model};
 use bm3_engine::{Error, Result};
 
 use super::backend::with_backend;
@@ -155,7 +155,10 @@ fn request(arguments: &TrainArguments) -> Result<(TrainRequest, Vec<String>)> {
 fn continued(directory: &Path, arguments: &TrainArguments) -> Result<RunConfig> {
     let path = directory.join(CONFIG);
     if !path.is_file() {
-        let problem = format!("no run to continue: there is no {CONFIG} in it");
+        let problem = format!(
+            "no run to continue: there is no {CONFIG} in it, so that nothing was trained here yet; \
+             start the run with --data and --out"
+        );
         return Err(Error::run_file(directory, problem));
     }
     let ConfigFile { train, run, .. } = ConfigFile::read(&path)?;
@@ -206,6 +209,17 @@ fn fit(
         None => default_directory(&dataset.name, SystemTime::now()),
     };
     let directory = RunDirectory::open(&path, request.resume)?;
+    if request.resume {
+        // Before the settings are written, so that a run that is not continued is left as it was.
+        let has_state = check_saved(&dataset, &config.train, &directory)?;
+        if !has_state && request.face != Face::Quiet {
+            eprintln!(
+                "note: {}: the run was ended before its first checkpoint; it starts at the \
+                 beginning",
+                path.display()
+            );
+        }
+    }
     config.write(&directory.file(CONFIG))?;
     let options = FitOptions {
         initial: config.init.as_deref(),
@@ -216,10 +230,28 @@ fn fit(
         backend, &dataset, &config.train, &directory, &options, observer, interrupted,
     ));
     let in_vain = |error: &Error| error.is_input() || matches!(error, Error::DeviceMemory { .. });
-    if result.as_ref().is_err_and(in_vain) {
+    if !request.resume && result.as_ref().is_err_and(in_vain) {
         directory.discard_unused();
+        return Ok(result?);
     }
-    Ok(result?)
+    match result {
+        Err(error) if !error.is_input() && directory.has_state() => {
+            Err(Resumable { error, directory: path }.into())
+        }
+        result => Ok(result?),
+    }
+}
+
+/// A failure that the last checkpoint has survived.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{error}; the last checkpoint is whole: mend this and go on with bm3-engine train --resume {}",
+    directory.display()
+)]
+struct Resumable {
+    #[source]
+    error: Error,
+    directory: PathBuf,
 }
 
 #[cfg(test)]

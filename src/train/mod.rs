@@ -1,15 +1,19 @@
-//! The training loop (SPEC §5, §7, §9): epochs, evaluation, early stopping, checkpoints.
+//! The training loop (SPEC §5, §7, §9): epochs, evaluation, early stopping; `initial` is how it begins,
+//! `checkpoints` how it is kept and goes on.
+
+mod checkpoints;
+mod initial;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Dropout, FeatureState};
+pub use checkpoints::check_saved;
+
+use crate::backend::{Backend, Dropout};
 use crate::batch::EpochPlan;
-use crate::checkpoint::{
-    self, FORMAT_VERSION, Identity, ModelRecord, StateRecord, Tensor, TensorFile,
-};
+use crate::checkpoint::{FORMAT_VERSION, Identity};
 use crate::config::TrainConfig;
 use crate::data::Dataset;
 use crate::evaluate;
@@ -17,11 +21,8 @@ use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::real::Real;
 use crate::records::{EpochRecord, Metrics, Observer, RunStart};
-use crate::run::{self, RunDirectory, StopReason, Summary};
-use crate::step::{
-    DenseState, Model, RawFeatures, adam_step, fresh_features, learning_rate, loss_names,
-    total_loss,
-};
+use crate::run::{RunDirectory, StopReason, Summary};
+use crate::step::{Model, RawFeatures, adam_step, learning_rate, loss_names, total_loss};
 use crate::{Error, Result};
 
 /// The list length whose recall decides which epoch is best.
@@ -36,7 +37,7 @@ pub struct FitOptions<'a> {
     /// A safetensors file of initial values, under the names of SPEC §1. All dense tensors must be
     /// in it; raw features may be.
     pub initial: Option<&'a Path>,
-    /// Continues from the directory's state.
+    /// Continues from the directory's state; from the beginning where there is none yet.
     pub resume: bool,
     /// The least time between two checkpoints.
     pub checkpoint_interval: Duration,
@@ -62,7 +63,7 @@ pub fn fit<B: Backend>(
     config.validate()?;
     let identity = identity(dataset, config);
     let layout = layout(dataset, config);
-    let mut run = if options.resume {
+    let mut run = if options.resume && directory.has_state() {
         Run::resume(backend, dataset, config, layout, identity, directory)?
     } else {
         Run::begin(backend, dataset, config, layout, identity, directory, options.initial)?
@@ -141,89 +142,6 @@ struct Run<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Run<'a, B> {
-    fn begin(
-        mut backend: B,
-        dataset: &'a Dataset,
-        config: &TrainConfig,
-        layout: Layout,
-        identity: Identity,
-        directory: &'a RunDirectory,
-        initial: Option<&Path>,
-    ) -> Result<Self> {
-        let initial = initial.map(|path| Initial::open(path, &layout)).transpose()?;
-        let features = feature_sources(dataset, config, |index, modality| {
-            let shape = [dataset.items, modality.features.columns()];
-            let name = layout.modalities[index].features_name();
-            Ok(match &initial {
-                Some(initial) if initial.file.info(&name).is_some() => {
-                    let values = initial.file.reals(&name, &shape)?;
-                    RawFeatures::Trained(fresh_features(values, dataset.items))
-                }
-                _ => RawFeatures::Untrained(modality.features.clone()),
-            })
-        })?;
-        let graph = graph(dataset, config);
-        let place = backend.place_features(dataset, &graph, config)?;
-        let model = match &initial {
-            Some(initial) => {
-                let parameters = initial.dense(&layout)?;
-                let zeros = vec![B::Real::ZERO; parameters.len()];
-                let dense = DenseState { parameters, first: zeros.clone(), second: zeros };
-                Model::new(backend, config, layout, graph, &dense, features)?
-            }
-            None => Model::fresh(backend, config, layout, graph, features)?,
-        };
-        Self::with_model(model, dataset, config, identity, directory, place)
-    }
-
-    fn resume(
-        mut backend: B,
-        dataset: &'a Dataset,
-        config: &TrainConfig,
-        layout: Layout,
-        identity: Identity,
-        directory: &'a RunDirectory,
-    ) -> Result<Self> {
-        let path = directory.file(run::STATE);
-        let file = TensorFile::open(&path)?;
-        let state: StateRecord = file.record()?;
-        state.identity.check(&identity, &path)?;
-        let arena = |prefix: &str| -> Result<Vec<B::Real>> {
-            let mut values = vec![B::Real::ZERO; layout.len()];
-            for tensor in &layout.tensors {
-                let part = file.reals(&format!("{prefix}{}", tensor.name), &tensor.shape)?;
-                values[tensor.range.clone()].copy_from_slice(&part);
-            }
-            Ok(values)
-        };
-        let dense =
-            DenseState { parameters: arena("")?, first: arena(FIRST)?, second: arena(SECOND)? };
-        let features = feature_sources(dataset, config, |index, modality| {
-            let name = layout.modalities[index].features_name();
-            let shape = [dataset.items, modality.features.columns()];
-            Ok(RawFeatures::Trained(FeatureState {
-                values: file.reals(&name, &shape)?,
-                first: file.reals(&format!("{FIRST}{name}"), &shape)?,
-                second: file.reals(&format!("{SECOND}{name}"), &shape)?,
-                touched: file.counters(&format!("{TOUCHED}{name}"), &[dataset.items])?,
-            }))
-        })?;
-        let graph = graph(dataset, config);
-        let place = backend.place_features(dataset, &graph, config)?;
-        let model = Model::new(backend, config, layout, graph, &dense, features)?;
-        let mut run = Self::with_model(model, dataset, config, identity, directory, place)?;
-        let steps_per_epoch = run.steps_per_epoch(config);
-        let history = (0..state.step)
-            .map(|step| adam_step(step + 1, learning_rate(config, step / steps_per_epoch)));
-        run.model.set_history(&history.collect::<Vec<_>>())?;
-        run.model.set_losses(&state.loss_sums)?;
-        run.records = run::read_records(directory.path(), state.epoch)?;
-        run.best = state.best.map(|record| Best { record, unsaved: None });
-        run.evaluations_since_best = state.evaluations_since_best;
-        (run.epoch, run.step_in_epoch, run.step) = (state.epoch, state.step_in_epoch, state.step);
-        Ok(run)
-    }
-
     fn with_model(
         model: Model<B>,
         dataset: &'a Dataset,
@@ -441,78 +359,6 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok((measure(&self.dataset.valid)?, measure(&self.dataset.test)?))
     }
 
-    /// Writes everything; the state comes last, so whatever it refers to is already there.
-    fn checkpoint(&mut self) -> Result<std::path::PathBuf> {
-        self.directory.write_records(&self.records)?;
-        self.save_best()?;
-        let path = self.directory.file(run::STATE);
-        self.save_state(&path)?;
-        Ok(path)
-    }
-
-    fn save_best(&mut self) -> Result<()> {
-        let Some(best) = &mut self.best else { return Ok(()) };
-        let path = self.directory.file(run::MODEL);
-        let Some(snapshot) = &best.unsaved else { return Ok(()) };
-        let record = ModelRecord {
-            identity: self.identity.clone(),
-            epoch: best.record.epoch,
-            valid: best.record.valid.clone(),
-            test: best.record.test.clone(),
-        };
-        let layout = self.model.layout();
-        let mut tensors = dense_tensors(layout, "", &snapshot.dense);
-        for (modality, values) in layout.modalities.iter().zip(&snapshot.features) {
-            if let Some(values) = values {
-                let shape = vec![layout.items, modality.columns];
-                tensors.push(Tensor { name: modality.features_name(), shape, values });
-            }
-        }
-        checkpoint::write(&path, &record, &tensors, &[])?;
-        best.unsaved = None;
-        Ok(())
-    }
-
-    fn save_state(&mut self, path: &Path) -> Result<()> {
-        let dense = self.model.dense_state()?;
-        let record = StateRecord {
-            identity: self.identity.clone(),
-            epoch: self.epoch,
-            step_in_epoch: self.step_in_epoch,
-            step: self.step,
-            loss_sums: self.model.losses()?,
-            best: self.best.as_ref().map(|best| best.record.clone()),
-            evaluations_since_best: self.evaluations_since_best,
-            last: self.records.last().cloned(),
-        };
-        let layout = self.model.layout().clone();
-        let features = self.model.feature_states()?;
-        let mut tensors = dense_tensors(&layout, "", &dense.parameters);
-        tensors.extend(dense_tensors(&layout, FIRST, &dense.first));
-        tensors.extend(dense_tensors(&layout, SECOND, &dense.second));
-        let mut counters = Vec::new();
-        for (modality, state) in layout.modalities.iter().zip(&features) {
-            let Some(state) = state else { continue };
-            let name = modality.features_name();
-            let shape = vec![layout.items, modality.columns];
-            for (prefix, values) in
-                [("", &state.values), (FIRST, &state.first), (SECOND, &state.second)]
-            {
-                tensors.push(Tensor {
-                    name: format!("{prefix}{name}"),
-                    shape: shape.clone(),
-                    values,
-                });
-            }
-            counters.push(Tensor {
-                name: format!("{TOUCHED}{name}"),
-                shape: vec![layout.items],
-                values: &state.touched,
-            });
-        }
-        checkpoint::write(path, &record, &tensors, &counters)
-    }
-
     fn summary(&self, stopped_by: StopReason) -> Summary {
         let best = self.best.as_ref().map(|best| &best.record);
         let seconds =
@@ -533,25 +379,6 @@ impl<'a, B: Backend> Run<'a, B> {
     }
 }
 
-/// Before the name of a tensor: Adam's first moments of it.
-const FIRST: &str = "optimizer.first.";
-/// Before the name of a tensor: Adam's second moments of it.
-const SECOND: &str = "optimizer.second.";
-/// Before the name of trained features: the step up to which each row is current.
-const TOUCHED: &str = "optimizer.touched.";
-
-fn dense_tensors<'a, T>(layout: &Layout, prefix: &str, arena: &'a [T]) -> Vec<Tensor<'a, T>> {
-    layout
-        .tensors
-        .iter()
-        .map(|tensor| Tensor {
-            name: format!("{prefix}{}", tensor.name),
-            shape: tensor.shape.clone(),
-            values: &arena[tensor.range.clone()],
-        })
-        .collect()
-}
-
 /// The training graph of a data set.
 pub fn graph(dataset: &Dataset, config: &TrainConfig) -> Arc<Graph> {
     Arc::new(Graph::new(&dataset.train, dataset.users, dataset.items, config.self_loops))
@@ -567,36 +394,4 @@ fn feature_sources<T: Real>(
         false => trained(index, modality),
     };
     dataset.modalities.iter().enumerate().map(source).collect()
-}
-
-/// A file of initial values.
-struct Initial {
-    file: TensorFile,
-}
-
-impl Initial {
-    fn open(path: &Path, layout: &Layout) -> Result<Self> {
-        let file = TensorFile::open(path)?;
-        let known = |name: &str| {
-            layout.tensors.iter().any(|tensor| tensor.name == name)
-                || layout.modalities.iter().any(|modality| modality.features_name() == name)
-        };
-        if let Some(unknown) = file.names().into_iter().find(|name| !known(name)) {
-            let problem = format!(
-                "tensor `{unknown}` is not one of this model's; expected {}",
-                layout.tensors.iter().map(|tensor| &*tensor.name).collect::<Vec<_>>().join(", ")
-            );
-            return Err(Error::run_file(path, problem));
-        }
-        Ok(Self { file })
-    }
-
-    fn dense<T: Real>(&self, layout: &Layout) -> Result<Vec<T>> {
-        let mut values = vec![T::ZERO; layout.len()];
-        for tensor in &layout.tensors {
-            values[tensor.range.clone()]
-                .copy_from_slice(&self.file.reals(&tensor.name, &tensor.shape)?);
-        }
-        Ok(values)
-    }
 }

@@ -1,0 +1,235 @@
+//! Where a run is kept: the best model and the state of the last epoch, written and read back.
+//!
+//! A checkpoint is made by one act, the renaming of its state. What the state refers to is there by
+//! then: the records, which may go on beyond it, and the best model, under a name of its own. Whoever
+//! is killed between the state's renaming and the model's leaves the second for the next process.
+
+use std::path::{Path, PathBuf};
+
+use super::{Best, Run, feature_sources, graph};
+use crate::{Error, Result, files};
+
+/// What to do about a run directory whose files do not go together.
+const AS_IT_WAS: &str = "give the directory as the run left it, or start again in another --out";
+use crate::backend::{Backend, FeatureState};
+use crate::checkpoint::{self, Identity, ModelRecord, StateRecord, Tensor, TensorFile};
+use crate::config::TrainConfig;
+use crate::data::Dataset;
+use crate::parameters::Layout;
+use crate::real::Real;
+use crate::run::{self, RunDirectory};
+use crate::step::{DenseState, Model, RawFeatures, adam_step, learning_rate};
+
+/// Before the name of a tensor: Adam's first moments of it.
+const FIRST: &str = "optimizer.first.";
+/// Before the name of a tensor: Adam's second moments of it.
+const SECOND: &str = "optimizer.second.";
+/// Before the name of trained features: the step up to which each row is current.
+const TOUCHED: &str = "optimizer.touched.";
+
+fn dense_tensors<'a, T>(layout: &Layout, prefix: &str, arena: &'a [T]) -> Vec<Tensor<'a, T>> {
+    layout
+        .tensors
+        .iter()
+        .map(|tensor| Tensor {
+            name: format!("{prefix}{}", tensor.name),
+            shape: tensor.shape.clone(),
+            values: &arena[tensor.range.clone()],
+        })
+        .collect()
+}
+
+impl<'a, B: Backend> Run<'a, B> {
+    pub(super) fn resume(
+        mut backend: B,
+        dataset: &'a Dataset,
+        config: &TrainConfig,
+        layout: Layout,
+        identity: Identity,
+        directory: &'a RunDirectory,
+    ) -> Result<Self> {
+        let (file, state) = saved_state(&identity, directory)?;
+        settle_model(directory, &state)?;
+        let arena = |prefix: &str| -> Result<Vec<B::Real>> {
+            let mut values = vec![B::Real::ZERO; layout.len()];
+            for tensor in &layout.tensors {
+                let part = file.reals(&format!("{prefix}{}", tensor.name), &tensor.shape)?;
+                values[tensor.range.clone()].copy_from_slice(&part);
+            }
+            Ok(values)
+        };
+        let dense =
+            DenseState { parameters: arena("")?, first: arena(FIRST)?, second: arena(SECOND)? };
+        let features = feature_sources(dataset, config, |index, modality| {
+            let name = layout.modalities[index].features_name();
+            let shape = [dataset.items, modality.features.columns()];
+            Ok(RawFeatures::Trained(FeatureState {
+                values: file.reals(&name, &shape)?,
+                first: file.reals(&format!("{FIRST}{name}"), &shape)?,
+                second: file.reals(&format!("{SECOND}{name}"), &shape)?,
+                touched: file.counters(&format!("{TOUCHED}{name}"), &[dataset.items])?,
+            }))
+        })?;
+        let graph = graph(dataset, config);
+        let place = backend.place_features(dataset, &graph, config)?;
+        let model = Model::new(backend, config, layout, graph, &dense, features)?;
+        let mut run = Self::with_model(model, dataset, config, identity, directory, place)?;
+        let steps_per_epoch = run.steps_per_epoch(config);
+        let history = (0..state.step)
+            .map(|step| adam_step(step + 1, learning_rate(config, step / steps_per_epoch)));
+        run.model.set_history(&history.collect::<Vec<_>>())?;
+        run.model.set_losses(&state.loss_sums)?;
+        run.records = run::read_records(directory.path(), state.epoch)?;
+        if run.records.len() as u64 != state.epoch {
+            let problem = format!(
+                "has records of {} epochs; the {} beside it is of epoch {}; {AS_IT_WAS}",
+                run.records.len(),
+                run::STATE,
+                state.epoch
+            );
+            return Err(Error::run_file(&directory.file(run::METRICS), problem));
+        }
+        run.best = state.best.map(|record| Best { record, unsaved: None });
+        run.evaluations_since_best = state.evaluations_since_best;
+        (run.epoch, run.step_in_epoch, run.step) = (state.epoch, state.step_in_epoch, state.step);
+        Ok(run)
+    }
+
+    /// Writes everything.
+    pub(super) fn checkpoint(&mut self) -> Result<PathBuf> {
+        self.directory.write_records(&self.records)?;
+        let next_model = self.directory.file(run::NEXT_MODEL);
+        let has_next = self.save_best(&next_model)?;
+        let path = self.directory.file(run::STATE);
+        self.save_state(&path)?;
+        if has_next {
+            files::rename(&next_model, &self.directory.file(run::MODEL))?;
+        }
+        if let Some(best) = &mut self.best {
+            best.unsaved = None;
+        }
+        Ok(path)
+    }
+
+    /// Writes the best model where it is not yet saved; whether it had to.
+    fn save_best(&self, path: &Path) -> Result<bool> {
+        let Some(best) = &self.best else { return Ok(false) };
+        let Some(snapshot) = &best.unsaved else { return Ok(false) };
+        let record = ModelRecord {
+            identity: self.identity.clone(),
+            epoch: best.record.epoch,
+            valid: best.record.valid.clone(),
+            test: best.record.test.clone(),
+        };
+        let layout = self.model.layout();
+        let mut tensors = dense_tensors(layout, "", &snapshot.dense);
+        for (modality, values) in layout.modalities.iter().zip(&snapshot.features) {
+            if let Some(values) = values {
+                let shape = vec![layout.items, modality.columns];
+                tensors.push(Tensor { name: modality.features_name(), shape, values });
+            }
+        }
+        checkpoint::write(path, &record, &tensors, &[])?;
+        Ok(true)
+    }
+
+    fn save_state(&mut self, path: &Path) -> Result<()> {
+        let dense = self.model.dense_state()?;
+        let record = StateRecord {
+            identity: self.identity.clone(),
+            epoch: self.epoch,
+            step_in_epoch: self.step_in_epoch,
+            step: self.step,
+            loss_sums: self.model.losses()?,
+            best: self.best.as_ref().map(|best| best.record.clone()),
+            evaluations_since_best: self.evaluations_since_best,
+            last: self.records.last().cloned(),
+        };
+        let layout = self.model.layout().clone();
+        let features = self.model.feature_states()?;
+        let mut tensors = dense_tensors(&layout, "", &dense.parameters);
+        tensors.extend(dense_tensors(&layout, FIRST, &dense.first));
+        tensors.extend(dense_tensors(&layout, SECOND, &dense.second));
+        let mut counters = Vec::new();
+        for (modality, state) in layout.modalities.iter().zip(&features) {
+            let Some(state) = state else { continue };
+            let name = modality.features_name();
+            let shape = vec![layout.items, modality.columns];
+            for (prefix, values) in
+                [("", &state.values), (FIRST, &state.first), (SECOND, &state.second)]
+            {
+                tensors.push(Tensor {
+                    name: format!("{prefix}{name}"),
+                    shape: shape.clone(),
+                    values,
+                });
+            }
+            counters.push(Tensor {
+                name: format!("{TOUCHED}{name}"),
+                shape: vec![layout.items],
+                values: &state.touched,
+            });
+        }
+        checkpoint::write(path, &record, &tensors, &counters)
+    }
+}
+
+/// Refuses a directory whose state belongs to another data set or to other settings; whether it has
+/// one at all.
+///
+/// # Errors
+/// [`Error::RunFile`] naming the difference.
+pub fn check_saved(
+    dataset: &Dataset,
+    config: &TrainConfig,
+    directory: &RunDirectory,
+) -> Result<bool> {
+    if directory.has_state() {
+        saved_state(&super::identity(dataset, config), directory)?;
+    }
+    Ok(directory.has_state())
+}
+
+/// The state of a run that `identity` is of.
+fn saved_state(identity: &Identity, directory: &RunDirectory) -> Result<(TensorFile, StateRecord)> {
+    let path = directory.file(run::STATE);
+    let file = TensorFile::open(&path)?;
+    let state: StateRecord = file.record()?;
+    state.identity.check(identity, &path)?;
+    Ok((file, state))
+}
+
+/// Has `model.safetensors` be the best model of `state`: finishes what a process that was killed
+/// after writing the state has left to do, and forgets a next model that came to no state.
+fn settle_model(directory: &RunDirectory, state: &StateRecord) -> Result<()> {
+    let epoch_of = |path: &Path| -> Result<Option<u64>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        TensorFile::open(path)?.record::<ModelRecord>().map(|record| Some(record.epoch))
+    };
+    let best = state.best.as_ref().map(|best| best.epoch);
+    let (next, model) = (directory.file(run::NEXT_MODEL), directory.file(run::MODEL));
+    match epoch_of(&next)? {
+        None => {}
+        found if found == best => files::rename(&next, &model)?,
+        Some(_) => {
+            std::fs::remove_file(&next).map_err(|error| Error::io(&next, "remove", error))?;
+        }
+    }
+    let found = epoch_of(&model)?;
+    if found == best {
+        return Ok(());
+    }
+    let epoch = |epoch: Option<u64>| match epoch {
+        Some(epoch) => format!("of epoch {epoch}"),
+        None => "not there".to_owned(),
+    };
+    let problem = format!(
+        "is {}; by the {} beside it the best model is {}; {AS_IT_WAS}",
+        epoch(found),
+        run::STATE,
+        epoch(best)
+    );
+    Err(Error::run_file(&model, problem))
+}
