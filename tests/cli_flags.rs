@@ -117,7 +117,7 @@ fn values_out_of_range_name_their_flag() {
         ("--feature-type", "f16", "--feature-type: f16 found, auto or f32 for features that are"),
         ("--split", "0.8,0.1,0.2", "three shares that add up to 1 expected"),
         ("--split", "-1,1,1", "three shares that add up to 1 expected"),
-        ("--feature", "image", "NAME=PATH expected"),
+        ("--feature", "image", "NAME=FILE expected"),
         ("--modalities", "a,a", "`a` is there twice"),
     ] {
         refused(&["train", "--data", "d", flag, value], reason);

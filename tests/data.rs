@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use bm3_engine::data::{Dataset, DatasetOptions, FeatureMatrix, FeatureType, SplitRatio};
+use bm3_engine::data::{
+    Dataset, DatasetOptions, FeatureFile, FeatureMatrix, FeatureType, SplitRatio,
+};
 use half::f16;
 use tempfile::TempDir;
 
@@ -142,7 +144,7 @@ fn every_type_and_order_reads_as_the_same_numbers() {
                     let mut bytes = match dtype {
                         FeatureType::F16 => f16::from_f64(value).to_le_bytes().to_vec(),
                         FeatureType::F32 => (value as f32).to_le_bytes().to_vec(),
-                        FeatureType::F64 => value.to_le_bytes().to_vec(),
+                        _ => value.to_le_bytes().to_vec(),
                     };
                     if big_endian {
                         bytes.reverse();
@@ -185,14 +187,15 @@ fn modalities_are_chosen_replaced_and_checked() {
     };
     let image = |width| ("image".to_owned(), width);
     assert_eq!(open(&DatasetOptions::default()).unwrap(), [image(2)]);
-    let features = vec![("image".to_owned(), other.clone())];
+    let files = vec![FeatureFile::new(&other)];
+    let features = vec![("image".to_owned(), files.clone())];
     let replaced = DatasetOptions { features, ..Default::default() };
     assert_eq!(open(&replaced).unwrap(), [image(5)]);
     let none = DatasetOptions { modalities: Some(vec![]), ..Default::default() };
     assert_eq!(open(&none).unwrap(), []);
     let missing = DatasetOptions { modalities: Some(vec!["text".into()]), ..Default::default() };
     assert!(open(&missing).unwrap_err().contains("text_feat.npy"));
-    let twice = vec![("a".to_owned(), other.clone()), ("a".to_owned(), other)];
+    let twice = vec![("a".to_owned(), files.clone()), ("a".to_owned(), files)];
     let twice = DatasetOptions { features: twice, ..Default::default() };
     assert!(open(&twice).unwrap_err().contains("modality `a`: --feature gives it twice"));
 }

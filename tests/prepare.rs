@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bm3_engine::data::{Dataset, DatasetOptions, FeatureType, IdMaps};
+use bm3_engine::data::{Dataset, DatasetOptions, FeatureFile, FeatureType, IdMaps};
 use bm3_engine::prepare::{
     FeatureInput, MissingFeatures, PrepareOptions, PrepareSummary, SplitMethod, TableOptions,
     prepare,
@@ -81,8 +81,8 @@ impl Raw {
         }
         FeatureInput {
             name: "image".to_owned(),
-            file: self.path("f.npy"),
-            ids: ids.map(|_| self.path("ids.txt")),
+            files: vec![FeatureFile::new(self.path("f.npy"))],
+            ids: ids.map(|_| self.path("ids.txt")).into_iter().collect(),
         }
     }
 
@@ -232,7 +232,10 @@ fn items_without_features_are_an_error_unless_said_otherwise() {
     }
     let raw = Raw::new(TABLE);
     let input = raw.features(Some("A\nB\n"), &[1.0, 2.0, 3.0]);
-    raw.refused(|options| options.features = vec![input], &["names 2 items", "has 3 rows"]);
+    raw.refused(
+        |options| options.features = vec![input],
+        &["ids.txt: 2 items are named", "has 3 rows"],
+    );
     let input = raw.features(Some("A\nA\n"), &[1.0, 2.0]);
     raw.refused(|options| options.features = vec![input], &["line 2", "\"A\" is there twice"]);
     let input = raw.features(Some("A\nB\n"), &[1.0, f32::NAN]);

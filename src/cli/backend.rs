@@ -88,7 +88,7 @@ pub fn interactions(config: &RunConfig) -> Result<Dataset> {
 
 fn read(config: &RunConfig, modalities: Option<Vec<String>>) -> Result<Dataset> {
     let features =
-        config.features.iter().map(|source| (source.name.clone(), source.path.clone())).collect();
+        config.features.iter().map(|source| (source.name.clone(), source.files.clone())).collect();
     let split = config.split.map(|shares| SplitRatio {
         train: shares.train,
         valid: shares.valid,

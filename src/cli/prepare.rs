@@ -65,11 +65,14 @@ pub struct PrepareArguments {
     #[arg(long, value_name = "N", default_value_t = 999, help_heading = "Split")]
     seed: u64,
 
-    /// A modality's features, one row per item (may be repeated)
-    #[arg(long = "feature", value_name = "NAME=FILE.npy", help_heading = "Features")]
+    /// A modality's features, one row per item (may be repeated): a .npy file, a two-dimensional
+    /// tensor of a .safetensors file (FILE.safetensors:TENSOR), or several, whose rows follow each
+    /// other: FILE,FILE or a pattern as in 'image=part-*.npy', sorted by the numbers in the names
+    #[arg(long = "feature", value_name = "NAME=FILE[,FILE…]", help_heading = "Features")]
     features: Vec<FeatureSource>,
-    /// The item ids of a modality's rows, one per line [default: rows are in order of item ids]
-    #[arg(long, value_name = "NAME=FILE", help_heading = "Features")]
+    /// The item ids of a modality's rows, one per line, in one file or several as for --feature
+    /// [default: row 0 is the item with the id 0, and so on]
+    #[arg(long, value_name = "NAME=FILE[,FILE…]", help_heading = "Features")]
     feature_ids: Vec<FeatureSource>,
     /// What to do with an item that has no row
     #[arg(
@@ -217,21 +220,27 @@ fn tables(features: &[FeatureSource], ids: &[FeatureSource]) -> Result<Vec<Featu
     for (flag, sources) in [("--feature", features), ("--feature-ids", ids)] {
         for (position, source) in sources.iter().enumerate() {
             if sources[..position].iter().any(|earlier| earlier.name == source.name) {
-                let problem = format!("two files for the modality `{}`", source.name);
-                return Err(Error::setting(flag, problem));
+                return Err(Error::setting(flag, source.given_twice()));
             }
         }
     }
     if let Some(lonely) = ids.iter().find(|ids| !features.iter().any(|f| f.name == ids.name)) {
-        let problem = format!("there is no --feature {}=FILE.npy for these ids", lonely.name);
+        let problem = format!("there is no --feature {}=FILE for these ids", lonely.name);
         return Err(Error::setting("--feature-ids", problem));
     }
-    let table = |feature: &FeatureSource| FeatureInput {
-        name: feature.name.clone(),
-        file: feature.path.clone(),
-        ids: ids.iter().find(|ids| ids.name == feature.name).map(|ids| ids.path.clone()),
+    let table = |feature: &FeatureSource| {
+        let ids = match ids.iter().find(|ids| ids.name == feature.name) {
+            Some(ids) => ids.resolve("--feature-ids")?.files,
+            None => Vec::new(),
+        };
+        if let Some(file) = ids.iter().find(|file| file.tensor.is_some()) {
+            let problem = format!("`{file}` found, a text file with one id per line expected");
+            return Err(Error::setting("--feature-ids", problem));
+        }
+        let FeatureSource { name, files } = feature.resolve("--feature")?;
+        Ok(FeatureInput { name, files, ids: ids.into_iter().map(|file| file.path).collect() })
     };
-    Ok(features.iter().map(table).collect())
+    features.iter().map(table).collect()
 }
 
 /// The name given, or that of the folder to be written.
@@ -289,8 +298,9 @@ mod tests {
         ])
         .unwrap();
         let [image, text] = request.features.as_slice() else { panic!("{request:?}") };
-        assert_eq!((image.name.as_str(), &image.ids), ("image", &None));
-        assert_eq!((text.name.as_str(), &text.ids), ("text", &Some("t.txt".into())));
+        assert_eq!((image.name.as_str(), &image.ids), ("image", &vec![]));
+        let ids = vec![std::path::absolute("t.txt").unwrap()];
+        assert_eq!((text.name.as_str(), &text.ids), ("text", &ids));
         assert_eq!(request.name, "mine");
         assert_eq!((request.k_core, request.table.has_header), (5, true));
     }
@@ -299,11 +309,12 @@ mod tests {
     fn contradictions_name_their_flag() {
         for (arguments, expected) in [
             (&["--feature-ids=text=t.txt"][..], "--feature-ids: there is no --feature text="),
-            (&["--feature=a=1", "--feature=a=2"], "--feature: two files for the modality `a`"),
+            (&["--feature=a=1", "--feature=a=2"], "--feature: the modality `a` is given twice"),
             (
                 &["--split-method=leave-one-out", "--split=0.8,0.1,0.1"],
                 "--split: --split-method leave-one-out has no shares",
             ),
+            (&["--feature=a=1", "--feature-ids=a=b.safetensors:c"], "--feature-ids: `"),
             (&["--name", "a/b"], "--name: `a/b` found"),
         ] {
             let error = requested(arguments).unwrap_err();

@@ -60,6 +60,10 @@ Examples:
   Features from elsewhere, and of these only two:
     bm3-engine train --data data/baby --feature audio=/features/audio.npy --modalities text,audio
 
+  Features in parts, and in a safetensors file:
+    bm3-engine train --data data/baby --feature 'image=/features/part-*.npy' \\
+        --feature text=/features/text.safetensors:embeddings
+
   Repeat a run with another seed; continue one for more epochs:
     bm3-engine train --config runs/first/config.toml --seed 7 --out runs/second
     bm3-engine train --resume runs/first --epochs 2000

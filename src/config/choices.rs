@@ -1,7 +1,6 @@
 //! Settings that are more than a number: each is read from one word, of a flag or of a file.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
@@ -46,35 +45,6 @@ impl fmt::Display for DeviceChoice {
 impl Serialize for DeviceChoice {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
-    }
-}
-
-/// A modality's file of raw features, given by hand: `NAME=PATH`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FeatureSource {
-    /// The modality: `image`, `text`, `audio`, …
-    pub name: String,
-    /// Its `.npy` file.
-    pub path: PathBuf,
-}
-
-impl FromStr for FeatureSource {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((name, path)) if !path.is_empty() => {
-                check_modality_name(name)?;
-                Ok(Self { name: name.to_owned(), path: path.into() })
-            }
-            _ => Err(format!("`{text}` found, NAME=PATH expected, as in image=image_feat.npy")),
-        }
-    }
-}
-
-impl fmt::Display for FeatureSource {
-    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        write!(formatter, "{}={}", self.name, self.path.display())
     }
 }
 
@@ -214,16 +184,6 @@ mod tests {
         }
         for text in ["gpu", "-1", "", "CPU"] {
             assert!(text.parse::<DeviceChoice>().unwrap_err().contains("`cpu`, `auto`"), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_feature_source_is_a_name_and_a_path() {
-        let source: FeatureSource = "image=a=b.npy".parse().unwrap();
-        assert_eq!((source.name.as_str(), source.path.to_str()), ("image", Some("a=b.npy")));
-        assert_eq!(source.to_string(), "image=a=b.npy");
-        for text in ["image", "image=", "=a.npy", "a.b=c.npy", "a b=c.npy"] {
-            text.parse::<FeatureSource>().unwrap_err();
         }
     }
 

@@ -2,7 +2,6 @@
 
 use clap::ValueEnum;
 
-use super::choices::check_modality_name;
 use super::value::{Problem, Value};
 use super::{FeatureSource, ModalityChoice, RunSettings, SplitRatio, TrainSettings};
 
@@ -93,10 +92,16 @@ fn choice<T: ValueEnum>(value: &Value) -> Result<T, Problem> {
 }
 
 fn features(value: &Value) -> Result<Vec<FeatureSource>, Problem> {
-    let source = |(name, path): &(String, Value)| {
-        check_modality_name(name)?;
-        let path = path.text().map_err(|problem| format!("{name}: {problem}"))?;
-        Ok(FeatureSource { name: name.clone(), path: path.into() })
+    let source = |(name, files): &(String, Value)| match files {
+        Value::List(files) => {
+            let files = files.iter().map(Value::text).collect::<Result<Vec<_>, _>>();
+            let files = files.map_err(|problem| format!("{name}: {problem}"))?;
+            FeatureSource::of_list(name, files.into_iter())
+        }
+        files => {
+            let files = files.text().map_err(|problem| format!("{name}: {problem}"))?;
+            FeatureSource::of_text(name, files)
+        }
     };
     value.table()?.iter().map(source).collect()
 }

@@ -6,6 +6,7 @@
 //! a file ([`ConfigFile`]), one from the command line, and the latter wins.
 
 mod choices;
+mod feature_source;
 mod file;
 mod keys;
 mod mmrec;
@@ -18,7 +19,8 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-pub use choices::{DeviceChoice, FeatureSource, ModalityChoice, SplitRatio};
+pub use choices::{DeviceChoice, ModalityChoice, SplitRatio};
+pub use feature_source::FeatureSource;
 pub use file::ConfigFile;
 pub use run::RunConfig;
 pub use settings::{RunSettings, TrainSettings, ascending};
@@ -67,7 +69,7 @@ pub enum FeatureStorage {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum FeatureTypeChoice {
-    /// f16 where the file has f16, else f32.
+    /// f16 or bf16 where the file has it, else f32.
     #[default]
     Auto,
     /// Single precision, whatever the file has.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
+use super::feature_source::AsSetting;
 use super::{
     ConfigFile, DeviceChoice, FeatureSource, FeatureStorage, ModalityChoice, RunSettings,
     SplitRatio, TrainConfig, TrainSettings,
@@ -62,11 +63,9 @@ impl RunConfig {
         let mut features: Vec<FeatureSource> = Vec::new();
         for source in &run.features {
             if features.iter().any(|earlier| earlier.name == source.name) {
-                let problem = format!("two files for the modality `{}`", source.name);
-                return Err(Error::setting("--feature", problem));
+                return Err(Error::setting("--feature", source.given_twice()));
             }
-            let path = absolute(&source.path)?;
-            features.push(FeatureSource { name: source.name.clone(), path });
+            features.push(source.resolve("--feature")?);
         }
         if run.threads == Some(0) {
             return Err(Error::setting("--threads", "0 found, a number from 1 expected"));
@@ -136,8 +135,8 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 
 fn as_table<S: Serializer>(features: &[FeatureSource], serializer: S) -> Result<S::Ok, S::Error> {
     let mut table = serializer.serialize_map(Some(features.len()))?;
-    for FeatureSource { name, path } in features {
-        table.serialize_entry(name, path)?;
+    for FeatureSource { name, files } in features {
+        table.serialize_entry(name, &AsSetting(files))?;
     }
     table.end()
 }
@@ -146,6 +145,7 @@ fn as_table<S: Serializer>(features: &[FeatureSource], serializer: S) -> Result<
 mod tests {
     use super::*;
     use crate::config::{FeatureTypeChoice, Order, Propagation};
+    use crate::data::FeatureFile;
 
     fn round_trip(config: &RunConfig) -> RunConfig {
         let directory = tempfile::tempdir().unwrap();
@@ -195,8 +195,9 @@ mod tests {
                 order: Order::File,
             },
             features: vec![
-                FeatureSource { name: "text".into(), path: "/t.npy".into() },
-                FeatureSource { name: "image".into(), path: "/i.npy".into() },
+                "text=/t.npy".parse().unwrap(),
+                "image=/i-0.npy,/i-1.safetensors:image".parse().unwrap(),
+                FeatureSource { name: "audio".into(), files: vec![FeatureFile::new("/a,b.npy")] },
             ],
         };
         assert_eq!(round_trip(&config), config);
@@ -214,7 +215,7 @@ mod tests {
         let twice = vec!["a=1.npy".parse().unwrap(), "a=2.npy".parse().unwrap()];
         assert_eq!(
             new(RunSettings { features: twice, ..data() }),
-            "--feature: two files for the modality `a`"
+            "--feature: the modality `a` is given twice; name its files at once, as in a=FILE,FILE"
         );
         assert!(new(RunSettings { threads: Some(0), ..data() }).starts_with("--threads: 0 found"));
     }

@@ -135,8 +135,11 @@ pub struct RunSettings {
     /// Folder with NAME.inter and one NAME_feat.npy per modality
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub data: Option<PathBuf>,
-    /// A modality's features, instead of or beside the folder's *_feat.npy (may be repeated)
-    #[arg(long = "feature", value_name = "NAME=PATH", help_heading = "Data")]
+    /// A modality's features, instead of or beside the folder's *_feat.npy (may be repeated): a
+    /// .npy file, a two-dimensional tensor of a .safetensors file (FILE.safetensors:TENSOR), or
+    /// several, whose rows follow each other: FILE,FILE or a pattern as in 'image=part-*.npy',
+    /// sorted by the numbers in the names
+    #[arg(long = "feature", value_name = "NAME=FILE[,FILE…]", help_heading = "Data")]
     pub features: Vec<FeatureSource>,
     /// Use only these modalities: a list as in image,text, or `none` [default: all there are]
     #[arg(long, value_name = "NAME,…", help_heading = "Data")]

@@ -42,10 +42,11 @@ impl fmt::Display for StoredType {
 }
 
 impl StoredType {
-    /// The type that holds features of a file's type: f16 as they are, wider ones in f32.
+    /// The type that holds features of a file's type: halves as they are, wider ones in f32.
     pub fn of(file: FeatureType) -> Self {
         match file {
             FeatureType::F16 => Self::F16,
+            FeatureType::Bf16 => Self::Bf16,
             FeatureType::F32 | FeatureType::F64 => Self::F32,
         }
     }
@@ -313,7 +314,7 @@ pub(super) fn beyond(stored: StoredType, matrix: &FeatureMatrix, row: usize) -> 
         StoredType::Bf16 => bf16::from_f32(value).is_infinite(),
     };
     let column = values.iter().position(|&value| infinite(value)).unwrap_or_default();
-    let place = matrix.path().map_or("features".into(), |path| path.display().to_string());
+    let place = matrix.place_of(row);
     let problem = format!(
         "{stored} cannot hold row {row}, column {column} of {place}, which is {}; give a type of \
          wider range, f32 or bf16",

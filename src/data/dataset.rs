@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::feature_file::FeatureFile;
 use super::features::FeatureMatrix;
 use super::inter::{self, Interactions};
 use super::{DataError, SplitRatio};
@@ -102,8 +103,8 @@ pub struct Dataset {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DatasetOptions {
     /// Features by modality, beside the `*_feat.npy` of the folder; a name that is there as well
-    /// is replaced.
-    pub features: Vec<(String, PathBuf)>,
+    /// is replaced. The rows of several files make one table, in their order.
+    pub features: Vec<(String, Vec<FeatureFile>)>,
     /// Only these modalities; an empty list means none.
     pub modalities: Option<Vec<String>>,
     /// Splits each user's interactions, instead of by `x_label`.
@@ -135,8 +136,8 @@ impl Dataset {
         }
         let modalities = feature_files(directory, options)?
             .into_iter()
-            .map(|(name, path)| {
-                let features = Arc::new(FeatureMatrix::open(&path)?);
+            .map(|(name, files)| {
+                let features = Arc::new(FeatureMatrix::open_all(&files)?);
                 Ok(Modality { name, features })
             })
             .collect::<Result<Vec<_>, DataError>>()?;
@@ -204,8 +205,8 @@ impl Dataset {
         for Modality { name, features } in &modalities {
             check_name(name)?;
             if features.rows() < items {
-                let path = features.path().unwrap_or(Path::new(name)).to_owned();
-                return Err(DataError::TooFewRows { path, rows: features.rows(), items });
+                let (place, rows) = (features.place(), features.rows());
+                return Err(DataError::TooFewRows { place, rows, items });
             }
             if features.rows() > items {
                 warnings.push(format!(
@@ -329,30 +330,31 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(paths)
 }
 
-/// The features to be read: name and file, by name.
+/// The features to be read: name and files, by name.
 fn feature_files(
     directory: &Path,
     options: &DatasetOptions,
-) -> Result<Vec<(String, PathBuf)>, DataError> {
-    let mut files: Vec<(String, PathBuf)> = Vec::new();
+) -> Result<Vec<(String, Vec<FeatureFile>)>, DataError> {
+    let mut files: Vec<(String, Vec<FeatureFile>)> = Vec::new();
     for path in entries(directory)? {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         if let Some(name) = name.as_deref().and_then(|name| name.strip_suffix("_feat.npy")) {
-            files.push((name.to_owned(), path));
+            let name = name.to_owned();
+            files.push((name, vec![FeatureFile::new(path)]));
         }
     }
     let mut given: Vec<&str> = Vec::new();
-    for (name, path) in &options.features {
+    for (name, own) in &options.features {
         check_name(name)?;
         if given.contains(&name.as_str()) {
-            let problem = "--feature gives it twice; give each modality one file".to_owned();
+            let problem = "--feature gives it twice; give all its files at once".to_owned();
             return Err(DataError::Modality { name: name.clone(), problem });
         }
         given.push(name);
         files.retain(|(found, _)| found != name);
-        files.push((name.clone(), path.clone()));
+        files.push((name.clone(), own.clone()));
     }
-    files.sort();
+    files.sort_by(|left, right| left.0.cmp(&right.0));
     if let Some(wanted) = &options.modalities {
         for (position, name) in wanted.iter().enumerate() {
             if wanted[..position].contains(name) {

@@ -63,11 +63,42 @@ pub enum DataError {
     Modality { name: String, problem: String },
 
     #[error(
-        "{}: has {rows} rows; the interactions have {items} items, and row i must be item i's \
-         features",
+        "{place}: has {rows} rows; the interactions have {items} items, and row i must be item i's \
+         features"
+    )]
+    TooFewRows { place: String, rows: usize, items: usize },
+
+    #[error(
+        "{file}: has {found}; {first}, whose table it goes on with, has {expected}; write the files \
+         of a modality alike"
+    )]
+    FilesDiffer { file: String, found: String, first: String, expected: String },
+
+    #[error("{}: not a whole safetensors file ({problem}); write it again", path.display())]
+    Safetensors { path: PathBuf, problem: String },
+
+    #[error(
+        "{}: has no tensor `{wanted}`; it has {found}; name one after a colon, as in \
+         file.safetensors:NAME",
         path.display()
     )]
-    TooFewRows { path: PathBuf, rows: usize, items: usize },
+    NoTensor { path: PathBuf, wanted: String, found: String },
+
+    #[error(
+        "{}: has no tensor of two dimensions, items × width; its tensors: {found}",
+        path.display()
+    )]
+    NoTable { path: PathBuf, found: String },
+
+    #[error(
+        "{}: has several tensors of two dimensions ({found}); name one after a colon, as in \
+         file.safetensors:NAME",
+        path.display()
+    )]
+    SeveralTables { path: PathBuf, found: String },
+
+    #[error("{}: tensor `{name}` is of {found}; expected {expected}", path.display())]
+    Tensor { path: PathBuf, name: String, found: String, expected: &'static str },
 
     #[error("{}: not a .npy file: {problem}", path.display())]
     NpyHeader { path: PathBuf, problem: String },

@@ -1,18 +1,16 @@
-//! Raw feature tables: mapped `.npy` files, or numbers in memory (SPEC §8).
+//! Raw feature tables: mapped files, or numbers in memory (SPEC §8).
 
 use std::any::TypeId;
 use std::fmt;
-use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
-use memmap2::Mmap;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::error::DataError;
-use super::npy::Header;
+use super::feature_file::{self, FeatureFile};
 use crate::real::Real;
 
 /// The type in which features are stored.
@@ -20,6 +18,8 @@ use crate::real::Real;
 pub enum FeatureType {
     /// Half precision.
     F16,
+    /// Brain floating point: the upper half of single precision.
+    Bf16,
     /// Single precision.
     F32,
     /// Double precision.
@@ -30,7 +30,7 @@ impl FeatureType {
     /// Bytes of an element.
     pub fn size(self) -> usize {
         match self {
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
             Self::F32 => 4,
             Self::F64 => 8,
         }
@@ -41,55 +41,97 @@ impl fmt::Display for FeatureType {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
             Self::F32 => "f32",
             Self::F64 => "f64",
         })
     }
 }
 
-/// A table of raw features, rows × columns, mapped from a file or held in memory.
+/// Where a table's elements lie in its bytes, and in which form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Form {
+    /// Bytes before the first element.
+    pub start: usize,
+    /// The first dimension.
+    pub rows: usize,
+    /// The second dimension.
+    pub columns: usize,
+    /// The type of an element.
+    pub dtype: FeatureType,
+    /// Whether elements are stored most significant byte first.
+    pub big_endian: bool,
+    /// Whether columns are stored one after the other, instead of rows.
+    pub fortran: bool,
+}
+
+/// A table of raw features, rows × columns, mapped from one file or several, or held in memory.
 ///
-/// A mapped table is never copied: rows are converted as they are read.
+/// A mapped table is never copied: rows are converted as they are read. The rows of several files
+/// follow each other in the order of the files.
 #[derive(Debug)]
 pub struct FeatureMatrix {
     rows: usize,
     columns: usize,
     dtype: FeatureType,
-    big_endian: bool,
-    fortran: bool,
+    parts: Vec<Part>,
+    /// The first row of each part.
+    first_rows: Vec<usize>,
+}
+
+/// The rows that lie in one file.
+#[derive(Debug)]
+struct Part {
+    form: Form,
     storage: Storage,
 }
 
 #[derive(Debug)]
 enum Storage {
-    Mapped { path: PathBuf, map: Mmap, start: usize },
+    Mapped { file: FeatureFile, map: memmap2::Mmap },
     Memory(Vec<f32>),
 }
 
 impl FeatureMatrix {
-    /// Maps a `.npy` file: two dimensions, f16, f32 or f64, either byte order, C or Fortran order.
+    /// Maps one file; see [`FeatureMatrix::open_all`].
     ///
     /// # Errors
-    /// What is wrong with the file; its length must be exactly what its header says.
+    /// What is wrong with the file.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let read = |error| DataError::read(path, error);
-        let file = File::open(path).map_err(read)?;
-        if file.metadata().map_err(read)?.is_dir() {
-            return Err(DataError::read(path, std::io::ErrorKind::IsADirectory.into()));
+        Self::open_all(&[FeatureFile::new(path)])
+    }
+
+    /// Maps files whose rows make one table, in this order.
+    ///
+    /// A file is a `.npy` array of two dimensions, f16, f32 or f64, in either byte order, C or
+    /// Fortran order, or a two-dimensional tensor of a `.safetensors` file, f16, bf16, f32 or f64.
+    ///
+    /// # Errors
+    /// What is wrong with a file, or that it has another width or type than the first one.
+    pub fn open_all(files: &[FeatureFile]) -> Result<Self, DataError> {
+        let mut parts: Vec<Part> = Vec::with_capacity(files.len());
+        for file in files {
+            let (form, map) = feature_file::map(file)?;
+            if let (Some(first), Some(first_file)) = (parts.first(), files.first()) {
+                let differs = |found: String, expected: String| {
+                    let (file, first) = (file.to_string(), first_file.to_string());
+                    DataError::FilesDiffer { file, found, first, expected }
+                };
+                if form.columns != first.form.columns {
+                    let columns = |form: Form| match form.columns {
+                        1 => "1 column".to_owned(),
+                        count => format!("{count} columns"),
+                    };
+                    return Err(differs(columns(form), columns(first.form)));
+                }
+                if form.dtype != first.form.dtype {
+                    let numbers = |form: Form| format!("numbers of type {}", form.dtype);
+                    return Err(differs(numbers(form), numbers(first.form)));
+                }
+            }
+            parts.push(Part { form, storage: Storage::Mapped { file: file.clone(), map } });
         }
-        // SAFETY: the map is read-only. Another program that truncates the file while it is mapped
-        // would end this process with a bus error; files of a data set are not written while they
-        // are read.
-        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-        let header = Header::parse(&map, path)?;
-        Ok(Self {
-            rows: header.rows,
-            columns: header.columns,
-            dtype: header.dtype,
-            big_endian: header.big_endian,
-            fortran: header.fortran,
-            storage: Storage::Mapped { path: path.to_owned(), map, start: header.length },
-        })
+        Self::of_parts(parts)
     }
 
     /// A table in memory, row-major.
@@ -103,14 +145,29 @@ impl FeatureMatrix {
                 values.len()
             )));
         }
-        Ok(Self {
+        let form = Form {
+            start: 0,
             rows,
             columns,
             dtype: FeatureType::F32,
-            big_endian: false,
+            big_endian: cfg!(target_endian = "big"),
             fortran: false,
-            storage: Storage::Memory(values),
-        })
+        };
+        Self::of_parts(vec![Part { form, storage: Storage::Memory(values) }])
+    }
+
+    fn of_parts(parts: Vec<Part>) -> Result<Self, DataError> {
+        let Some(first) = parts.first() else {
+            return Err(DataError::Parts("no file of features was given".to_owned()));
+        };
+        let (columns, dtype) = (first.form.columns, first.form.dtype);
+        let mut rows = 0;
+        let mut first_rows = Vec::with_capacity(parts.len());
+        for part in &parts {
+            first_rows.push(rows);
+            rows += part.form.rows;
+        }
+        Ok(Self { rows, columns, dtype, parts, first_rows })
     }
 
     /// The number of rows.
@@ -128,12 +185,27 @@ impl FeatureMatrix {
         self.dtype
     }
 
-    /// The mapped file, if there is one.
-    pub fn path(&self) -> Option<&Path> {
-        match &self.storage {
-            Storage::Mapped { path, .. } => Some(path),
-            Storage::Memory(_) => None,
+    /// What a message calls the table: its file, the first one and how many more, or that it is in
+    /// memory.
+    pub fn place(&self) -> String {
+        let first = self.parts[0].place();
+        match self.parts.len() - 1 {
+            0 => first,
+            1 => format!("{first} and 1 file more"),
+            more => format!("{first} and {more} files more"),
         }
+    }
+
+    /// What a message calls the place of a row: the file it lies in and, where that is one of
+    /// several, which rows of the table that file has.
+    pub fn place_of(&self, row: usize) -> String {
+        let index = self.index_of(row);
+        let part = &self.parts[index];
+        if self.parts.len() == 1 {
+            return part.place();
+        }
+        let first = self.first_rows[index];
+        format!("{} (rows {first} to {})", part.place(), first + part.form.rows - 1)
     }
 
     /// Bytes of all elements as they are stored.
@@ -141,85 +213,34 @@ impl FeatureMatrix {
         self.rows * self.columns * self.dtype.size()
     }
 
-    fn raw(&self) -> &[u8] {
-        match &self.storage {
-            Storage::Mapped { map, start, .. } => &map[*start..],
-            Storage::Memory(values) => bytemuck::cast_slice(values),
+    fn index_of(&self, row: usize) -> usize {
+        // Row 0 is the first part's.
+        self.first_rows.partition_point(|&first| first <= row).saturating_sub(1)
+    }
+
+    /// The part that a row lies in, and which of the part's rows it is.
+    #[inline]
+    fn part_of(&self, row: usize) -> (&Part, usize) {
+        match self.parts.as_slice() {
+            [only] => (only, row),
+            parts => {
+                let index = self.index_of(row);
+                (&parts[index], row - self.first_rows[index])
+            }
         }
     }
 
     /// A row as it is stored, where that is f32 in this machine's byte order, row after row.
     #[inline]
     pub fn row_f32(&self, row: usize) -> Option<&[f32]> {
-        if self.dtype != FeatureType::F32
-            || self.fortran
-            || self.big_endian != cfg!(target_endian = "big")
-        {
-            return None;
-        }
-        let bytes = &self.raw()[row * self.columns * 4..(row + 1) * self.columns * 4];
-        // Misaligned only where a header's length is no multiple of 4, which old writers made.
-        bytemuck::try_cast_slice(bytes).ok()
-    }
-
-    /// A row as it is stored, where that is f16 in this machine's byte order, row after row.
-    fn row_f16(&self, row: usize) -> Option<&[f16]> {
-        if self.dtype != FeatureType::F16
-            || self.fortran
-            || self.big_endian != cfg!(target_endian = "big")
-        {
-            return None;
-        }
-        let bytes = &self.raw()[row * self.columns * 2..(row + 1) * self.columns * 2];
-        bytemuck::try_cast_slice(bytes).ok()
+        let (part, row) = self.part_of(row);
+        part.row(FeatureType::F32, row)
     }
 
     /// Copies a part of a row into `out`, converted; `out` is as long as `columns`.
     pub fn copy_row<T: Real>(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
-        let raw = self.raw();
-        if let Some(halves) = self.row_f16(row)
-            && TypeId::of::<T>() == TypeId::of::<f32>()
-        {
-            // T is f32: the cast changes nothing but the name of the type. A slice at a time, the
-            // processor's own conversion is used.
-            let out: &mut [f32] = bytemuck::cast_slice_mut(&mut out[..columns.len()]);
-            halves[columns].convert_to_f32_slice(out);
-            return;
-        }
-        match self.dtype {
-            FeatureType::F16 => self.copy::<T, 2>(raw, row, columns, out, |bytes| {
-                T::from_f32(f16::from_le_bytes(bytes).to_f32())
-            }),
-            FeatureType::F32 => self.copy::<T, 4>(raw, row, columns, out, |bytes| {
-                T::from_f32(f32::from_le_bytes(bytes))
-            }),
-            FeatureType::F64 => self.copy::<T, 8>(raw, row, columns, out, |bytes| {
-                T::from_f64(f64::from_le_bytes(bytes))
-            }),
-        }
-    }
-
-    fn copy<T: Real, const SIZE: usize>(
-        &self,
-        raw: &[u8],
-        row: usize,
-        columns: Range<usize>,
-        out: &mut [T],
-        convert: impl Fn([u8; SIZE]) -> T,
-    ) {
-        let elements = raw.as_chunks::<SIZE>().0;
-        let (start, stride) = if self.fortran {
-            (columns.start * self.rows + row, self.rows)
-        } else {
-            (row * self.columns + columns.start, 1)
-        };
-        for (out, bytes) in out.iter_mut().zip(elements[start..].iter().step_by(stride)) {
-            let mut bytes = *bytes;
-            if self.big_endian {
-                bytes.reverse();
-            }
-            *out = convert(bytes);
-        }
+        let (part, row) = self.part_of(row);
+        part.copy_row(row, columns, out);
     }
 
     /// Refuses NaN and infinities in the first `rows` rows, in parallel.
@@ -227,13 +248,107 @@ impl FeatureMatrix {
     /// # Errors
     /// [`DataError::NonFinite`] naming the first such row and column.
     pub fn check_finite(&self, rows: usize) -> Result<(), DataError> {
-        let place = || match self.path() {
-            Some(path) => path.display().to_string(),
-            None => "features in memory".to_owned(),
+        for (part, &first) in self.parts.iter().zip(&self.first_rows) {
+            let rows = rows.saturating_sub(first).min(part.form.rows);
+            let Some((row, column)) = part.first_infinite(rows) else { continue };
+            let row = first + row;
+            let mut value = [0.0f64];
+            self.copy_row(row, column..column + 1, &mut value);
+            let place = self.place_of(row);
+            return Err(DataError::NonFinite { place, row, column, value: value[0] });
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    fn place(&self) -> String {
+        match &self.storage {
+            Storage::Mapped { file, .. } => file.to_string(),
+            Storage::Memory(_) => "features in memory".to_owned(),
+        }
+    }
+
+    fn raw(&self) -> &[u8] {
+        match &self.storage {
+            Storage::Mapped { map, .. } => &map[self.form.start..],
+            Storage::Memory(values) => bytemuck::cast_slice(values),
+        }
+    }
+
+    /// A row as it is stored, where that is `dtype` in this machine's byte order, row after row.
+    #[inline]
+    fn row<E: bytemuck::Pod>(&self, dtype: FeatureType, row: usize) -> Option<&[E]> {
+        let form = &self.form;
+        if form.dtype != dtype || form.fortran || form.big_endian != cfg!(target_endian = "big") {
+            return None;
+        }
+        let row_bytes = form.columns * size_of::<E>();
+        let bytes = &self.raw()[row * row_bytes..(row + 1) * row_bytes];
+        // Misaligned only where a header's length is odd, which old writers made.
+        bytemuck::try_cast_slice(bytes).ok()
+    }
+
+    fn copy_row<T: Real>(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
+        if TypeId::of::<T>() == TypeId::of::<f32>() {
+            // T is f32 where the casts are used: they change nothing but the name of the type. A
+            // slice at a time, the processor's own conversion is used.
+            if let Some(halves) = self.row::<f16>(FeatureType::F16, row) {
+                let out: &mut [f32] = bytemuck::cast_slice_mut(&mut out[..columns.len()]);
+                halves[columns].convert_to_f32_slice(out);
+                return;
+            }
+            if let Some(halves) = self.row::<bf16>(FeatureType::Bf16, row) {
+                let out: &mut [f32] = bytemuck::cast_slice_mut(&mut out[..columns.len()]);
+                halves[columns].convert_to_f32_slice(out);
+                return;
+            }
+        }
+        match self.form.dtype {
+            FeatureType::F16 => self.copy::<T, 2>(row, columns, out, |bytes| {
+                T::from_f32(f16::from_le_bytes(bytes).to_f32())
+            }),
+            FeatureType::Bf16 => self.copy::<T, 2>(row, columns, out, |bytes| {
+                T::from_f32(bf16::from_le_bytes(bytes).to_f32())
+            }),
+            FeatureType::F32 => {
+                self.copy::<T, 4>(row, columns, out, |bytes| T::from_f32(f32::from_le_bytes(bytes)))
+            }
+            FeatureType::F64 => {
+                self.copy::<T, 8>(row, columns, out, |bytes| T::from_f64(f64::from_le_bytes(bytes)))
+            }
+        }
+    }
+
+    fn copy<T: Real, const SIZE: usize>(
+        &self,
+        row: usize,
+        columns: Range<usize>,
+        out: &mut [T],
+        convert: impl Fn([u8; SIZE]) -> T,
+    ) {
+        let form = &self.form;
+        let elements = self.raw().as_chunks::<SIZE>().0;
+        let (start, stride) = if form.fortran {
+            (columns.start * form.rows + row, form.rows)
+        } else {
+            (row * form.columns + columns.start, 1)
         };
+        for (out, bytes) in out.iter_mut().zip(elements[start..].iter().step_by(stride)) {
+            let mut bytes = *bytes;
+            if form.big_endian {
+                bytes.reverse();
+            }
+            *out = convert(bytes);
+        }
+    }
+
+    /// Row and column of the first number among the first `rows` rows that is not finite.
+    fn first_infinite(&self, rows: usize) -> Option<(usize, usize)> {
+        let columns = self.form.columns;
         // Rows of a Fortran table lie far apart: columns are walked instead, as they are stored.
-        let first = if self.fortran {
-            (0..self.columns)
+        if self.form.fortran {
+            return (0..columns)
                 .into_par_iter()
                 .filter_map(|column| {
                     let mut value = [0.0f64];
@@ -242,31 +357,26 @@ impl FeatureMatrix {
                         (!value[0].is_finite()).then_some((row, column))
                     })
                 })
-                .min()
-        } else {
-            (0..rows)
-                .into_par_iter()
-                .with_min_len(16)
-                .map_init(
-                    || vec![0.0f32; self.columns],
-                    |values, row| {
-                        let row_values = match self.row_f32(row) {
-                            Some(stored) => stored,
-                            None => {
-                                self.copy_row(row, 0..self.columns, values);
-                                values
-                            }
-                        };
-                        let bad = row_values.iter().position(|value| !value.is_finite());
-                        bad.map(|column| (row, column))
-                    },
-                )
-                .find_first(Option::is_some)
-                .flatten()
-        };
-        let Some((row, column)) = first else { return Ok(()) };
-        let mut value = [0.0f64];
-        self.copy_row(row, column..column + 1, &mut value);
-        Err(DataError::NonFinite { place: place(), row, column, value: value[0] })
+                .min();
+        }
+        (0..rows)
+            .into_par_iter()
+            .with_min_len(16)
+            .map_init(
+                || vec![0.0f32; columns],
+                |values, row| {
+                    let row_values = match self.row(FeatureType::F32, row) {
+                        Some(stored) => stored,
+                        None => {
+                            self.copy_row(row, 0..columns, values);
+                            values
+                        }
+                    };
+                    let bad = row_values.iter().position(|value| !value.is_finite());
+                    bad.map(|column| (row, column))
+                },
+            )
+            .find_first(Option::is_some)
+            .flatten()
     }
 }

@@ -2,16 +2,19 @@
 
 mod dataset;
 mod error;
+mod feature_file;
 mod features;
 mod id_map;
 mod inter;
 mod npy;
 mod npy_writer;
+mod safetensors;
 mod split;
 
 pub use dataset::{Dataset, DatasetOptions, Modality, Pairs, Split};
 pub use error::DataError;
 pub(crate) use error::excerpt;
+pub use feature_file::FeatureFile;
 pub use features::{FeatureMatrix, FeatureType};
 pub use id_map::IdMaps;
 pub use inter::{Interactions, LARGEST_ID, read as read_interactions};

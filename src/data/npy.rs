@@ -6,96 +6,74 @@
 use std::path::Path;
 
 use super::error::{DataError, excerpt};
-use super::features::FeatureType;
+use super::features::{FeatureType, Form};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// Longer headers are refused: three keys need some hundred bytes.
 const LONGEST_HEADER: usize = 1 << 16;
 
-/// What a header says, checked against the length of the file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
-    /// Bytes before the first element.
-    pub length: usize,
-    /// The first dimension.
-    pub rows: usize,
-    /// The second dimension.
-    pub columns: usize,
-    /// The type of an element.
-    pub dtype: FeatureType,
-    /// Whether elements are stored most significant byte first.
-    pub big_endian: bool,
-    /// Whether columns are stored one after the other, instead of rows.
-    pub fortran: bool,
-}
-
-impl Header {
-    /// Reads the header of a whole file.
-    ///
-    /// # Errors
-    /// What is wrong with it, or with the file's length.
-    pub fn parse(file: &[u8], path: &Path) -> Result<Self, DataError> {
-        let broken = |problem: &str| DataError::NpyHeader {
-            path: path.to_owned(),
-            problem: problem.to_owned(),
-        };
-        let rest = file.strip_prefix(MAGIC).ok_or_else(|| {
-            broken("it does not begin with the bytes \\x93NUMPY; save it with numpy.save")
-        })?;
-        let (version, length_size) = match rest {
-            [1, 0, ..] => (1, 2),
-            [2 | 3, 0, ..] => (2, 4),
-            [major, minor, ..] => {
-                return Err(broken(&format!(
-                    "its format version is {major}.{minor}; expected 1.0, 2.0 or 3.0"
-                )));
-            }
-            _ => return Err(broken("it ends within its header")),
-        };
-        let words =
-            rest.get(2..2 + length_size).ok_or_else(|| broken("it ends within its header"))?;
-        let text_length = match version {
-            1 => usize::from(u16::from_le_bytes([words[0], words[1]])),
-            _ => u32::from_le_bytes([words[0], words[1], words[2], words[3]]) as usize,
-        };
-        if text_length > LONGEST_HEADER {
-            return Err(broken(&format!("its header claims {text_length} bytes")));
+/// Reads the header of a whole file, and checks the file's length against it.
+///
+/// # Errors
+/// What is wrong with it, or with the file's length.
+pub fn parse(file: &[u8], path: &Path) -> Result<Form, DataError> {
+    let broken =
+        |problem: &str| DataError::NpyHeader { path: path.to_owned(), problem: problem.to_owned() };
+    let rest = file.strip_prefix(MAGIC).ok_or_else(|| {
+        broken("it does not begin with the bytes \\x93NUMPY; save it with numpy.save")
+    })?;
+    let (version, length_size) = match rest {
+        [1, 0, ..] => (1, 2),
+        [2 | 3, 0, ..] => (2, 4),
+        [major, minor, ..] => {
+            return Err(broken(&format!(
+                "its format version is {major}.{minor}; expected 1.0, 2.0 or 3.0"
+            )));
         }
-        let start = MAGIC.len() + 2 + length_size;
-        let length = start + text_length;
-        let text = file.get(start..length).ok_or_else(|| broken("it ends within its header"))?;
-        let dictionary = Dictionary::parse(text)
-            .ok_or_else(|| broken(&format!("its header is {}", excerpt(text))))?;
-        let (dtype, big_endian) = dtype(&dictionary.descr).ok_or_else(|| DataError::NpyType {
-            path: path.to_owned(),
-            found: excerpt(dictionary.descr.as_bytes()),
-        })?;
-        let [rows, columns] = dictionary.shape[..] else {
-            return Err(DataError::NpyRank { path: path.to_owned(), found: dictionary.shape });
-        };
-        if columns == 0 {
-            return Err(broken("it has no columns; expected one feature at least"));
-        }
-        let expected = u128::from(rows) * u128::from(columns) * dtype.size() as u128;
-        let found = (file.len() - length) as u64;
-        if u128::from(found) != expected {
-            let (path, element) = (path.to_owned(), dtype.size());
-            return Err(DataError::NpyLength { path, found, expected, rows, columns, element });
-        }
-        // The elements are there, so both dimensions fit the address space, unless there are none.
-        let size = |dimension: u64| {
-            usize::try_from(dimension).map_err(|_| broken("a dimension exceeds this machine's"))
-        };
-        Ok(Self {
-            length,
-            rows: size(rows)?,
-            columns: size(columns)?,
-            dtype,
-            big_endian,
-            fortran: dictionary.fortran_order,
-        })
+        _ => return Err(broken("it ends within its header")),
+    };
+    let words = rest.get(2..2 + length_size).ok_or_else(|| broken("it ends within its header"))?;
+    let text_length = match version {
+        1 => usize::from(u16::from_le_bytes([words[0], words[1]])),
+        _ => u32::from_le_bytes([words[0], words[1], words[2], words[3]]) as usize,
+    };
+    if text_length > LONGEST_HEADER {
+        return Err(broken(&format!("its header claims {text_length} bytes")));
     }
+    let start = MAGIC.len() + 2 + length_size;
+    let length = start + text_length;
+    let text = file.get(start..length).ok_or_else(|| broken("it ends within its header"))?;
+    let dictionary = Dictionary::parse(text)
+        .ok_or_else(|| broken(&format!("its header is {}", excerpt(text))))?;
+    let (dtype, big_endian) = dtype(&dictionary.descr).ok_or_else(|| DataError::NpyType {
+        path: path.to_owned(),
+        found: excerpt(dictionary.descr.as_bytes()),
+    })?;
+    let [rows, columns] = dictionary.shape[..] else {
+        return Err(DataError::NpyRank { path: path.to_owned(), found: dictionary.shape });
+    };
+    if columns == 0 {
+        return Err(broken("it has no columns; expected one feature at least"));
+    }
+    let expected = u128::from(rows) * u128::from(columns) * dtype.size() as u128;
+    let found = (file.len() - length) as u64;
+    if u128::from(found) != expected {
+        let (path, element) = (path.to_owned(), dtype.size());
+        return Err(DataError::NpyLength { path, found, expected, rows, columns, element });
+    }
+    // The elements are there, so both dimensions fit the address space, unless there are none.
+    let size = |dimension: u64| {
+        usize::try_from(dimension).map_err(|_| broken("a dimension exceeds this machine's"))
+    };
+    Ok(Form {
+        start: length,
+        rows: size(rows)?,
+        columns: size(columns)?,
+        dtype,
+        big_endian,
+        fortran: dictionary.fortran_order,
+    })
 }
 
 fn dtype(descr: &str) -> Option<(FeatureType, bool)> {
@@ -215,8 +193,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parse(file: &[u8]) -> Result<Header, String> {
-        Header::parse(file, Path::new("x.npy")).map_err(|error| error.to_string())
+    fn parse(file: &[u8]) -> Result<Form, String> {
+        super::parse(file, Path::new("x.npy")).map_err(|error| error.to_string())
     }
 
     fn file(dictionary: &str, data: usize) -> Vec<u8> {

@@ -12,7 +12,6 @@ const EXAMPLES: usize = 5;
 
 /// A modality's table and which row belongs to which item.
 pub struct AlignedFeatures {
-    path: PathBuf,
     matrix: FeatureMatrix,
     /// The row of each raw item, where it has one.
     row_of_item: Vec<Option<usize>>,
@@ -24,20 +23,16 @@ pub struct AlignedFeatures {
 impl AlignedFeatures {
     /// Maps the table and finds the rows of `items`.
     pub fn open(input: &FeatureInput, items: &[String]) -> Result<Self> {
-        let matrix = FeatureMatrix::open(&input.file)?;
+        let matrix = FeatureMatrix::open_all(&input.files)?;
         matrix.check_finite(matrix.rows())?;
-        let row_of_item = match &input.ids {
-            Some(path) => {
-                let rows = read_ids(path, &input.file, matrix.rows())?;
-                items.iter().map(|item| rows.get(item).copied()).collect()
-            }
-            None => items
-                .iter()
-                .map(|item| item.parse().ok().filter(|&row| row < matrix.rows()))
-                .collect(),
+        let row_of_item = if input.ids.is_empty() {
+            let row = |item: &String| item.parse().ok().filter(|&row| row < matrix.rows());
+            items.iter().map(row).collect()
+        } else {
+            let rows = read_ids(&input.ids, &matrix)?;
+            items.iter().map(|item| rows.get(item).copied()).collect()
         };
-        let path = input.file.clone();
-        Ok(Self { path, matrix, row_of_item, arranged: Vec::new(), filling: Vec::new() })
+        Ok(Self { matrix, row_of_item, arranged: Vec::new(), filling: Vec::new() })
     }
 
     /// Whether a raw item has features.
@@ -72,16 +67,16 @@ impl AlignedFeatures {
                     .take(EXAMPLES)
                     .map(|id| crate::data::excerpt(id.as_bytes()))
                     .collect();
-                let (path, count) = (self.path.clone(), without.len());
+                let (place, count) = (self.matrix.place(), without.len());
                 let (items, examples) = (order.len(), examples.join(", "));
-                return Err(PrepareError::Missing { path, count, items, examples }.into());
+                return Err(PrepareError::Missing { place, count, items, examples }.into());
             }
             MissingFeatures::Zero => {}
             MissingFeatures::Mean => self.filling = self.mean(),
         }
         warnings.push(format!(
             "{}: {} of {} items have no row and get {}",
-            self.path.display(),
+            self.matrix.place(),
             without.len(),
             order.len(),
             if missing == MissingFeatures::Zero { "zeros" } else { "the mean of the others" }
@@ -96,8 +91,8 @@ impl AlignedFeatures {
             self.matrix.copy_row(row, 0..values.len(), &mut values);
             let beyond = values.iter().position(|&value| !half::f16::from_f32(value).is_finite());
             if let Some(column) = beyond {
-                let (path, value) = (self.path.clone(), values[column]);
-                return Err(PrepareError::BeyondHalf { path, row, column, value }.into());
+                let (place, value) = (self.matrix.place_of(row), values[column]);
+                return Err(PrepareError::BeyondHalf { place, row, column, value }.into());
             }
         }
         Ok(())
@@ -143,25 +138,30 @@ impl AlignedFeatures {
     }
 }
 
-/// The row of each item id: one id a line, as many as there are rows.
-fn read_ids(path: &Path, features: &Path, rows: usize) -> Result<HashMap<String, usize>> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?;
-    let ids: Vec<&str> = text.lines().map(str::trim).collect();
-    if ids.len() != rows {
-        return Err(Error::from(PrepareError::IdCount {
-            ids: path.to_owned(),
-            features: features.to_owned(),
-            found: ids.len(),
-            rows,
-        }));
-    }
-    let mut row_of_id = HashMap::with_capacity(rows);
-    for (row, id) in ids.into_iter().enumerate() {
-        if row_of_id.insert(id.to_owned(), row).is_some() {
-            let id = crate::data::excerpt(id.as_bytes());
-            let path = path.to_owned();
-            return Err(PrepareError::DoubleId { path, line: row + 1, id }.into());
+/// The row of each item id: one id a line, in all files as many as there are rows.
+fn read_ids(paths: &[PathBuf], features: &FeatureMatrix) -> Result<HashMap<String, usize>> {
+    let mut row_of_id = HashMap::with_capacity(features.rows());
+    let mut found = 0;
+    for path in paths {
+        let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?;
+        for (line, id) in text.lines().map(str::trim).enumerate() {
+            if row_of_id.insert(id.to_owned(), found).is_some() {
+                let id = crate::data::excerpt(id.as_bytes());
+                return Err(
+                    PrepareError::DoubleId { path: path.clone(), line: line + 1, id }.into()
+                );
+            }
+            found += 1;
         }
+    }
+    if found != features.rows() {
+        let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        return Err(Error::from(PrepareError::IdCount {
+            ids: paths.join(", "),
+            features: features.place(),
+            found,
+            rows: features.rows(),
+        }));
     }
     Ok(row_of_id)
 }

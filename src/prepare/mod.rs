@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::data::{FeatureType, IdMaps};
+use crate::data::{FeatureFile, FeatureType, IdMaps};
 use crate::{Error, Result, files};
 use features::AlignedFeatures;
 use table::Table;
@@ -68,10 +68,11 @@ pub enum MissingFeatures {
 pub struct FeatureInput {
     /// The modality.
     pub name: String,
-    /// Its `.npy` file.
-    pub file: PathBuf,
-    /// The item ids of its rows, one a line; without it row i belongs to the item with id `i`.
-    pub ids: Option<PathBuf>,
+    /// Its files; the rows of several make one table, in their order.
+    pub files: Vec<FeatureFile>,
+    /// The item ids of its rows, one a line, those of several files one after the other; without
+    /// any, row i belongs to the item with id `i`.
+    pub ids: Vec<PathBuf>,
 }
 
 /// What is to be prepared.
@@ -138,8 +139,8 @@ struct Interaction {
 /// [`Error::Prepare`] for a malformed table or features, [`Error::Setting`] for options that cannot
 /// be used, [`Error::Io`]. Nothing is written unless everything fits.
 pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Result<PrepareSummary> {
-    if options.feature_type == FeatureType::F64 {
-        let problem = "`f64` found, `f32` or `f16` expected";
+    if !matches!(options.feature_type, FeatureType::F16 | FeatureType::F32) {
+        let problem = format!("`{}` found, `f32` or `f16` expected", options.feature_type);
         return Err(Error::setting("--feature-type", problem));
     }
     let outputs = Outputs::new(options);
@@ -343,26 +344,23 @@ pub enum PrepareError {
     NothingLeft { path: PathBuf, stages: String },
 
     #[error(
-        "{}: names {found} items; {} has {rows} rows, and each line must be the id of one row",
-        ids.display(),
-        features.display()
+        "{ids}: {found} items are named; {features}: has {rows} rows, and each line must be the id \
+         of one row"
     )]
-    IdCount { ids: PathBuf, features: PathBuf, found: usize, rows: usize },
+    IdCount { ids: String, features: String, found: usize, rows: usize },
 
     #[error(
-        "{}: row {row}, column {column} is {value}, beyond the largest f16 (65504); write \
-         --feature-type f32",
-        path.display()
+        "{place}: row {row}, column {column} is {value}, beyond the largest f16 (65504); write \
+         --feature-type f32"
     )]
-    BeyondHalf { path: PathBuf, row: usize, column: usize, value: f32 },
+    BeyondHalf { place: String, row: usize, column: usize, value: f32 },
 
     #[error("{}: line {line}: item \"{id}\" is there twice; give each item one row", path.display())]
     DoubleId { path: PathBuf, line: usize, id: String },
 
     #[error(
-        "{}: has no features for {count} of {items} items (among them {examples}); add them, or \
-         choose with --missing-features zero, mean or drop-item",
-        path.display()
+        "{place}: has no features for {count} of {items} items (among them {examples}); add them, \
+         or choose with --missing-features zero, mean or drop-item"
     )]
-    Missing { path: PathBuf, count: usize, items: usize, examples: String },
+    Missing { place: String, count: usize, items: usize, examples: String },
 }

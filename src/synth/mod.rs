@@ -195,8 +195,8 @@ pub fn generate(
     let element = match options.feature_type {
         FeatureType::F16 => NpyElement::F16,
         FeatureType::F32 => NpyElement::F32,
-        FeatureType::F64 => {
-            let problem = "`f64` found, `f32` or `f16` expected";
+        other @ (FeatureType::Bf16 | FeatureType::F64) => {
+            let problem = format!("`{other}` found, `f32` or `f16` expected");
             return Err(Error::setting("--feature-type", problem));
         }
     };
