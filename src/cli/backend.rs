@@ -6,6 +6,8 @@ use bm3_engine::cuda::{self, Cuda, Kernels, Unusable};
 use bm3_engine::data::{Dataset, DatasetOptions, SplitRatio};
 use bm3_engine::{Error, Result};
 
+use super::loading::Loading;
+
 /// A device to compute on.
 pub enum Device {
     /// The CPU.
@@ -64,18 +66,21 @@ pub fn open(choice: DeviceChoice, talks: bool) -> Result<Device> {
 /// Those of [`open`].
 pub fn open_for(config: &RunConfig, talks: bool) -> Result<Device> {
     Ok(match open(config.device, talks)? {
-        Device::Gpu(gpu) => Device::Gpu(gpu.keeping_features(config.feature_storage)),
+        Device::Gpu(gpu) => {
+            let gpu = gpu.reporting(Loading::new(talks).copying());
+            Device::Gpu(gpu.keeping_features(config.feature_storage))
+        }
         cpu @ Device::Cpu(_) => cpu,
     })
 }
 
-/// The data set of a run, with its modalities.
+/// The data set of a run, with its modalities; how far large files are read is shown, if `talks`.
 ///
 /// # Errors
 /// What is wrong with the folder.
-pub fn dataset(config: &RunConfig) -> Result<Dataset> {
+pub fn dataset(config: &RunConfig, talks: bool) -> Result<Dataset> {
     let modalities = config.modalities.names().map(<[String]>::to_vec);
-    read(config, modalities)
+    read(config, modalities, talks)
 }
 
 /// The interactions of a run's data set alone: all that scoring needs.
@@ -83,10 +88,10 @@ pub fn dataset(config: &RunConfig) -> Result<Dataset> {
 /// # Errors
 /// What is wrong with the folder.
 pub fn interactions(config: &RunConfig) -> Result<Dataset> {
-    read(config, Some(Vec::new()))
+    read(config, Some(Vec::new()), false)
 }
 
-fn read(config: &RunConfig, modalities: Option<Vec<String>>) -> Result<Dataset> {
+fn read(config: &RunConfig, modalities: Option<Vec<String>>, talks: bool) -> Result<Dataset> {
     let features =
         config.features.iter().map(|source| (source.name.clone(), source.files.clone())).collect();
     let split = config.split.map(|shares| SplitRatio {
@@ -95,7 +100,8 @@ fn read(config: &RunConfig, modalities: Option<Vec<String>>) -> Result<Dataset> 
         test: shares.test,
         seed: config.train.seed,
     });
-    Ok(Dataset::open(&config.data, &DatasetOptions { features, modalities, split })?)
+    let options = DatasetOptions { features, modalities, split };
+    Ok(Dataset::open_with(&config.data, &options, &mut Loading::new(talks).reading())?)
 }
 
 /// Says on standard error what is remarkable about a data set.

@@ -87,7 +87,7 @@ pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
     };
     let config = RunConfig::new(&arguments.train, &settings)?;
     let device = backend::open_for(&config, true)?;
-    let dataset = backend::dataset(&config)?;
+    let dataset = backend::dataset(&config, !arguments.json)?;
     backend::warn(&dataset);
     let repeats = arguments.repeats as usize;
     let measured = with_backend!(device, backend => {

@@ -11,6 +11,7 @@ mod devices;
 mod evaluate;
 mod inspect;
 mod interrupt;
+mod loading;
 mod model;
 mod output;
 mod plan;

@@ -19,7 +19,7 @@ pub fn print(config: &RunConfig, talks: bool) -> anyhow::Result<()> {
         let choice = config.train.feature_type;
         with_backend!(&mut device, backend => backend.store_features_as(choice))?;
     }
-    let dataset = backend::dataset(config)?;
+    let dataset = backend::dataset(config, talks)?;
     if talks {
         backend::warn(&dataset);
     }

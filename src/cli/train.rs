@@ -204,7 +204,7 @@ fn fit(
 ) -> anyhow::Result<Summary> {
     let config = &request.config;
     let device = backend::open_for(config, request.face != Face::Quiet)?;
-    let dataset = backend::dataset(config)?;
+    let dataset = backend::dataset(config, request.face != Face::Quiet)?;
     if request.face != Face::Quiet {
         backend::warn(&dataset);
     }

@@ -66,6 +66,15 @@ impl StoredType {
         Self::chosen(config.feature_type).unwrap_or(Self::of(features.dtype()))
     }
 
+    /// The type of a file whose numbers are stored as they are.
+    fn in_file(self) -> FeatureType {
+        match self {
+            Self::F32 => FeatureType::F32,
+            Self::F16 => FeatureType::F16,
+            Self::Bf16 => FeatureType::Bf16,
+        }
+    }
+
     /// Bytes of an element.
     pub fn size(self) -> usize {
         match self {
@@ -122,11 +131,11 @@ impl CudaFeatures {
         matrix: &FeatureMatrix,
         rows: usize,
         stored: StoredType,
+        progress: &UploadProgress,
     ) -> Result<Self> {
         let (columns, what) = (matrix.columns(), "frozen features");
-        let bytes = rows * columns * stored.size();
-        let mut values = Memory::<u8>::new(device, bytes, what)?;
-        upload_rows(device, &mut values, bytes, matrix, stored, |row| row)?;
+        let mut values = Memory::<u8>::new(device, rows * columns * stored.size(), what)?;
+        upload_rows(device, &mut values, matrix, stored, Rows::First(rows), progress)?;
         Ok(Self { values: Arc::new(values), stored, rows, columns, trained: None, places: None })
     }
 
@@ -178,12 +187,16 @@ impl CudaFeatures {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn untrained(device: &Arc<Device>, matrix: &FeatureMatrix, rows: usize) -> Result<Self> {
+    pub fn untrained(
+        device: &Arc<Device>,
+        matrix: &FeatureMatrix,
+        rows: usize,
+        progress: &UploadProgress,
+    ) -> Result<Self> {
         let (what, stored) = (TRAINED, StoredType::F32);
         let elements = rows * matrix.columns();
-        let bytes = elements * stored.size();
-        let mut values = Memory::<u8>::new(device, bytes, what)?;
-        upload_rows(device, &mut values, bytes, matrix, stored, |row| row)?;
+        let mut values = Memory::<u8>::new(device, elements * stored.size(), what)?;
+        upload_rows(device, &mut values, matrix, stored, Rows::First(rows), progress)?;
         Ok(Self {
             values: Arc::new(values),
             stored,
@@ -231,38 +244,76 @@ impl CudaFeatures {
     }
 }
 
-/// Fills the first `bytes` bytes of `memory` with rows of a table in the stored type: its row `row`
-/// with that of number `row_of(row)`, converted a part at a time.
+/// Is told which file's features are copied to the device, and how many bytes of how many are done.
+pub type UploadProgress = dyn Fn(&str, u64, u64) + Send + Sync;
+
+/// Which rows of a table are copied.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    /// The first so many.
+    First(usize),
+    /// These, one after the other.
+    Chosen(&'a [u32]),
+}
+
+impl Rows<'_> {
+    fn count(self) -> usize {
+        match self {
+            Self::First(count) => count,
+            Self::Chosen(rows) => rows.len(),
+        }
+    }
+
+    fn number(self, index: usize) -> usize {
+        match self {
+            Self::First(_) => index,
+            Self::Chosen(rows) => rows[index] as usize,
+        }
+    }
+}
+
+/// Fills the beginning of `memory` with rows of a table in the stored type, converted a part at a
+/// time.
 pub(super) fn upload_rows(
     device: &Device,
     memory: &mut Memory<u8>,
-    bytes: usize,
     matrix: &FeatureMatrix,
     stored: StoredType,
-    row_of: impl Fn(usize) -> usize + Sync,
+    rows: Rows<'_>,
+    progress: &UploadProgress,
 ) -> Result<()> {
     let row_bytes = matrix.columns() * stored.size();
-    let part = rows_at_a_time(row_bytes, bytes / row_bytes);
+    let (bytes, place) = (rows.count() * row_bytes, matrix.place());
+    let part = rows_at_a_time(row_bytes, rows.count()) * row_bytes;
     let first_beyond = AtomicUsize::new(usize::MAX);
-    device.upload_parts(memory, bytes, part * row_bytes, "features", |range, bytes| {
-        let start = range.start / row_bytes;
-        bytes.par_chunks_exact_mut(row_bytes).enumerate().for_each_init(
+    device.upload_parts(memory, bytes, part, "features", |range, part| {
+        progress(&place, range.start as u64, bytes as u64);
+        let first = range.start / row_bytes;
+        part.par_chunks_exact_mut(row_bytes).enumerate().for_each_init(
             Vec::new,
             |scratch, (index, bytes)| {
-                let row = row_of(start + index);
+                let row = rows.number(first + index);
                 if !row_to_bytes(matrix, row, stored, scratch, bytes) {
                     first_beyond.fetch_min(row, Ordering::Relaxed);
                 }
             },
         );
+        if let Rows::First(_) = rows {
+            matrix.release(first..range.end / row_bytes);
+        }
     })?;
+    if let Rows::Chosen(_) = rows {
+        matrix.release(0..matrix.rows());
+    }
+    progress(&place, bytes as u64, bytes as u64);
     match first_beyond.into_inner() {
         usize::MAX => Ok(()),
         row => Err(beyond(stored, matrix, row)),
     }
 }
 
-/// Writes a row of a table in the stored type; false where one of its numbers is infinite there.
+/// Writes a row of finite numbers in the stored type, in this machine's byte order, which is the
+/// device's too; false where one of them is infinite there.
 pub(super) fn row_to_bytes(
     matrix: &FeatureMatrix,
     row: usize,
@@ -270,35 +321,26 @@ pub(super) fn row_to_bytes(
     scratch: &mut Vec<f32>,
     bytes: &mut [u8],
 ) -> bool {
-    if stored == StoredType::F32
-        && let Some(values) = matrix.row_f32(row)
-    {
-        bytes.copy_from_slice(bytemuck::cast_slice(values));
+    if let Some(same) = matrix.row_bytes(stored.in_file(), row) {
+        bytes.copy_from_slice(same);
         return true;
     }
     scratch.resize(matrix.columns(), 0.0);
     matrix.copy_row(row, 0..matrix.columns(), scratch);
-    store_row(stored, scratch, bytes)
-}
-
-/// Writes a row of finite numbers in the stored type, in this machine's byte order, which is the
-/// device's too; false where one of them is infinite there.
-fn store_row(stored: StoredType, row: &[f32], bytes: &mut [u8]) -> bool {
     match stored {
         StoredType::F32 => {
-            bytes.copy_from_slice(bytemuck::cast_slice(row));
+            bytes.copy_from_slice(bytemuck::cast_slice(scratch));
             true
         }
+        // Rows of two-byte numbers in page-locked memory begin at even addresses.
         StoredType::F16 => {
-            let mut halves = vec![f16::ZERO; row.len()];
-            halves.convert_from_f32_slice(row);
-            bytes.copy_from_slice(bytemuck::cast_slice(&halves));
+            let halves: &mut [f16] = bytemuck::cast_slice_mut(bytes);
+            halves.convert_from_f32_slice(scratch);
             halves.iter().all(|half| half.is_finite())
         }
         StoredType::Bf16 => {
-            let mut halves = vec![bf16::ZERO; row.len()];
-            halves.convert_from_f32_slice(row);
-            bytes.copy_from_slice(bytemuck::cast_slice(&halves));
+            let halves: &mut [bf16] = bytemuck::cast_slice_mut(bytes);
+            halves.convert_from_f32_slice(scratch);
             halves.iter().all(|half| half.is_finite())
         }
     }

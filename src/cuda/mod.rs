@@ -33,7 +33,7 @@ pub use device::Device;
 pub use driver::{Gpu, Unusable, can_run, gpus};
 use features::Replay;
 pub(crate) use features::rows_at_a_time;
-pub use features::{CudaFeatures, StoredType};
+pub use features::{CudaFeatures, StoredType, UploadProgress};
 pub use kernels::{Capability, CudaVersion, Kernels, NAMES as KERNEL_NAMES};
 use launch::Address;
 pub use memory::Memory;
@@ -64,12 +64,14 @@ pub struct Cuda {
     storage: FeatureStorage,
     /// What brings frozen features that are not all on the device.
     stream: Option<Arc<FeatureStream>>,
+    progress: Arc<UploadProgress>,
 }
 
 impl Cuda {
     /// The backend of a device.
     pub fn new(device: Arc<Device>) -> Self {
-        Self { device, stored: None, storage: FeatureStorage::Auto, stream: None }
+        let progress = Arc::new(|_: &str, _, _| ());
+        Self { device, stored: None, storage: FeatureStorage::Auto, stream: None, progress }
     }
 
     /// Has frozen features lie where a run asks for, instead of where there is room.
@@ -80,6 +82,11 @@ impl Cuda {
     /// Stores frozen features in this type, instead of that of their file.
     pub fn storing(self, stored: StoredType) -> Self {
         Self { stored: Some(stored), ..self }
+    }
+
+    /// Tells how far the copying of features to the device is.
+    pub fn reporting(self, progress: Arc<UploadProgress>) -> Self {
+        Self { progress, ..self }
     }
 
     /// The device.
@@ -223,10 +230,10 @@ impl Backend for Cuda {
     fn frozen_features(&self, features: Arc<FeatureMatrix>, items: usize) -> Result<CudaFeatures> {
         let stored = self.stored.unwrap_or(StoredType::of(features.dtype()));
         match &self.stream {
-            None => CudaFeatures::frozen(&self.device, &features, items, stored),
+            None => CudaFeatures::frozen(&self.device, &features, items, stored, &*self.progress),
             Some(stream) => {
                 let columns = features.columns();
-                let values = stream.add(features, stored)?;
+                let values = stream.add(features, stored, &*self.progress)?;
                 Ok(CudaFeatures::streamed(stream.clone(), values, stored, columns, items))
             }
         }
@@ -237,7 +244,7 @@ impl Backend for Cuda {
     }
 
     fn untrained_features(&self, features: &FeatureMatrix, items: usize) -> Result<CudaFeatures> {
-        CudaFeatures::untrained(&self.device, features, items)
+        CudaFeatures::untrained(&self.device, features, items, &*self.progress)
     }
 
     fn feature_state<'a>(

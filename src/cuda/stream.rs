@@ -16,7 +16,7 @@ use cudarc::driver::{CudaEvent, CudaStream, DriverError};
 use rayon::prelude::*;
 
 use super::device::{Device, Staging};
-use super::features::{StoredType, beyond, row_to_bytes, upload_rows};
+use super::features::{Rows, StoredType, UploadProgress, beyond, row_to_bytes, upload_rows};
 use super::memory::Memory;
 use crate::data::FeatureMatrix;
 use crate::{Error, Result};
@@ -93,14 +93,14 @@ impl FeatureStream {
         &self,
         matrix: Arc<FeatureMatrix>,
         stored: StoredType,
+        progress: &UploadProgress,
     ) -> Result<Arc<Memory<u8>>> {
         let what = "rows of streamed features";
         let row_bytes = matrix.columns() * stored.size();
         let rows = self.kept.len() + SLOTS * self.room;
         let mut memory = Memory::<u8>::new(&self.device, rows * row_bytes, what)?;
-        let kept = self.kept.len() * row_bytes;
-        let row_of = |row: usize| self.kept[row] as usize;
-        upload_rows(&self.device, &mut memory, kept, &matrix, stored, row_of)?;
+        let kept = Rows::Chosen(&self.kept);
+        upload_rows(&self.device, &mut memory, &matrix, stored, kept, progress)?;
         let memory = Arc::new(memory);
         let table = Table { matrix, stored, row_bytes, memory: memory.clone() };
         self.tables.lock().unwrap_or_else(PoisonError::into_inner).push(table);

@@ -117,6 +117,19 @@ impl Dataset {
     /// # Errors
     /// The first thing wrong with it; nothing is ever written.
     pub fn open(directory: &Path, options: &DatasetOptions) -> Result<Self, DataError> {
+        Self::open_with(directory, options, &mut |_, _, _| ())
+    }
+
+    /// As [`Dataset::open`]; `progress` is told which modality's features are read, and how many
+    /// bytes of how many are done.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::open`].
+    pub fn open_with(
+        directory: &Path,
+        options: &DatasetOptions,
+        progress: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<Self, DataError> {
         let (path, name) = interactions_file(directory)?;
         let mut rows = inter::read(&path)?;
         let mut warnings = Vec::new();
@@ -141,7 +154,7 @@ impl Dataset {
                 Ok(Modality { name, features })
             })
             .collect::<Result<Vec<_>, DataError>>()?;
-        let mut dataset = Self::from_parts(&name, train, &valid, &test, modalities)?;
+        let mut dataset = Self::assemble(&name, train, &valid, &test, modalities, progress)?;
         warnings.append(&mut dataset.warnings);
         dataset.warnings = warnings;
         Ok(dataset)
@@ -157,7 +170,18 @@ impl Dataset {
         train: Pairs,
         valid: &Pairs,
         test: &Pairs,
+        modalities: Vec<Modality>,
+    ) -> Result<Self, DataError> {
+        Self::assemble(name, train, valid, test, modalities, &mut |_, _, _| ())
+    }
+
+    fn assemble(
+        name: &str,
+        train: Pairs,
+        valid: &Pairs,
+        test: &Pairs,
         mut modalities: Vec<Modality>,
+        progress: &mut dyn FnMut(&str, u64, u64),
     ) -> Result<Self, DataError> {
         let splits = [&train, valid, test];
         if splits.iter().any(|pairs| pairs.users.len() != pairs.items.len()) {
@@ -214,7 +238,9 @@ impl Dataset {
                     features.rows()
                 ));
             }
-            features.check_finite(items)?;
+            let bytes = |rows: usize| (rows * features.columns() * features.dtype().size()) as u64;
+            features
+                .check_finite_with(items, &mut |rows| progress(name, bytes(rows), bytes(items)))?;
         }
         let name = name.to_owned();
         Ok(Self { name, users, items, train, valid, test, modalities, warnings })

@@ -243,23 +243,68 @@ impl FeatureMatrix {
         part.copy_row(row, columns, out);
     }
 
+    /// A row's bytes as they are stored, where those are numbers of type `dtype` in this machine's
+    /// byte order, row after row.
+    #[inline]
+    pub(crate) fn row_bytes(&self, dtype: FeatureType, row: usize) -> Option<&[u8]> {
+        let (part, row) = self.part_of(row);
+        part.row_bytes(dtype, row)
+    }
+
+    /// Says that the mapped pages of some rows were read and are not needed soon.
+    ///
+    /// They then count no more as memory of this process, which would otherwise seem to hold the
+    /// whole file once; the system keeps them in its page cache as long as it likes.
+    pub fn release(&self, rows: Range<usize>) {
+        for (part, &first) in self.parts.iter().zip(&self.first_rows) {
+            let [start, end] =
+                [rows.start, rows.end].map(|row| row.saturating_sub(first).min(part.form.rows));
+            if start < end {
+                part.release(start..end);
+            }
+        }
+    }
+
     /// Refuses NaN and infinities in the first `rows` rows, in parallel.
     ///
     /// # Errors
     /// [`DataError::NonFinite`] naming the first such row and column.
     pub fn check_finite(&self, rows: usize) -> Result<(), DataError> {
+        self.check_finite_with(rows, &mut |_| ())
+    }
+
+    /// As [`FeatureMatrix::check_finite`]; `progress` is told how many rows are read.
+    ///
+    /// # Errors
+    /// Those of [`FeatureMatrix::check_finite`].
+    pub fn check_finite_with(
+        &self,
+        rows: usize,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<(), DataError> {
         for (part, &first) in self.parts.iter().zip(&self.first_rows) {
             let rows = rows.saturating_sub(first).min(part.form.rows);
-            let Some((row, column)) = part.first_infinite(rows) else { continue };
-            let row = first + row;
-            let mut value = [0.0f64];
-            self.copy_row(row, column..column + 1, &mut value);
-            let place = self.place_of(row);
-            return Err(DataError::NonFinite { place, row, column, value: value[0] });
+            let slice = part.rows_at_a_time();
+            for start in (0..rows).step_by(slice) {
+                let slice = start..rows.min(start + slice);
+                progress(first + start);
+                if let Some((row, column)) = part.first_infinite(slice.clone()) {
+                    let row = first + row;
+                    let mut value = [0.0f64];
+                    self.copy_row(row, column..column + 1, &mut value);
+                    let place = self.place_of(row);
+                    return Err(DataError::NonFinite { place, row, column, value: value[0] });
+                }
+                part.release(slice);
+            }
         }
+        progress(rows);
         Ok(())
     }
 }
+
+/// Bytes of rows that are read before their pages are released.
+const SLICE_BYTES: usize = 64 << 20;
 
 impl Part {
     fn place(&self) -> String {
@@ -279,15 +324,48 @@ impl Part {
     /// A row as it is stored, where that is `dtype` in this machine's byte order, row after row.
     #[inline]
     fn row<E: bytemuck::Pod>(&self, dtype: FeatureType, row: usize) -> Option<&[E]> {
+        // Misaligned only where a header's length is odd, which old writers made.
+        bytemuck::try_cast_slice(self.row_bytes(dtype, row)?).ok()
+    }
+
+    #[inline]
+    fn row_bytes(&self, dtype: FeatureType, row: usize) -> Option<&[u8]> {
         let form = &self.form;
         if form.dtype != dtype || form.fortran || form.big_endian != cfg!(target_endian = "big") {
             return None;
         }
-        let row_bytes = form.columns * size_of::<E>();
-        let bytes = &self.raw()[row * row_bytes..(row + 1) * row_bytes];
-        // Misaligned only where a header's length is odd, which old writers made.
-        bytemuck::try_cast_slice(bytes).ok()
+        let row_bytes = form.columns * dtype.size();
+        Some(&self.raw()[row * row_bytes..(row + 1) * row_bytes])
     }
+
+    /// How many rows are read before their pages are released: all where each lies in all pages.
+    fn rows_at_a_time(&self) -> usize {
+        match self.form.fortran {
+            true => self.form.rows.max(1),
+            false => (SLICE_BYTES / (self.form.columns * self.form.dtype.size())).max(1),
+        }
+    }
+
+    #[cfg(unix)]
+    fn release(&self, rows: Range<usize>) {
+        let Storage::Mapped { map, .. } = &self.storage else { return };
+        let row_bytes = match self.form.fortran {
+            // Some of every column: the pages hold other rows, too.
+            true => return,
+            false => self.form.columns * self.form.dtype.size(),
+        };
+        let (offset, length) = (self.form.start + rows.start * row_bytes, rows.len() * row_bytes);
+        // SAFETY: the rows lie in the map, which is read-only and of a file: a page that is dropped
+        // is read from the file again where anybody asks for it.
+        let released = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, length)
+        };
+        // Advice that a system does not take changes no result.
+        released.ok();
+    }
+
+    #[cfg(not(unix))]
+    fn release(&self, _: Range<usize>) {}
 
     fn copy_row<T: Real>(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
         if TypeId::of::<T>() == TypeId::of::<f32>() {
@@ -343,8 +421,8 @@ impl Part {
         }
     }
 
-    /// Row and column of the first number among the first `rows` rows that is not finite.
-    fn first_infinite(&self, rows: usize) -> Option<(usize, usize)> {
+    /// Row and column of the first number in some rows that is not finite.
+    fn first_infinite(&self, rows: Range<usize>) -> Option<(usize, usize)> {
         let columns = self.form.columns;
         // Rows of a Fortran table lie far apart: columns are walked instead, as they are stored.
         if self.form.fortran {
@@ -352,15 +430,14 @@ impl Part {
                 .into_par_iter()
                 .filter_map(|column| {
                     let mut value = [0.0f64];
-                    (0..rows).find_map(|row| {
+                    rows.clone().find_map(|row| {
                         self.copy_row(row, column..column + 1, &mut value);
                         (!value[0].is_finite()).then_some((row, column))
                     })
                 })
                 .min();
         }
-        (0..rows)
-            .into_par_iter()
+        rows.into_par_iter()
             .with_min_len(16)
             .map_init(
                 || vec![0.0f32; columns],

@@ -1,0 +1,91 @@
+//! Reading feature files that are larger than what of them is needed at a time.
+#![cfg(target_os = "linux")]
+
+mod emulator;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bm3_engine::backend::Backend;
+use bm3_engine::cuda::Cuda;
+use bm3_engine::data::{Dataset, DatasetOptions, FeatureMatrix};
+
+const ITEMS: usize = 16_384;
+const COLUMNS: usize = 4096;
+const BYTES: u64 = (ITEMS * COLUMNS * 4) as u64;
+
+/// What may be mapped at a time beyond what was before: slices of 64 MiB, and what the system maps
+/// around them.
+const MOST: u64 = 96 << 20;
+
+/// Bytes of mapped files' pages that count as this process's memory.
+fn mapped_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssFile:")).expect("RssFile");
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+/// A data set with one table of 256 MiB, all zeros but its last number, which take no disk.
+fn write(folder: &Path) {
+    let mut file = File::create(folder.join("image_feat.npy")).unwrap();
+    let fields =
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({ITEMS}, {COLUMNS}), }}");
+    let header = format!("{fields:<117}\n");
+    file.write_all(b"\x93NUMPY\x01\x00\x76\x00").unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(128 + BYTES - 4).unwrap();
+    File::options()
+        .append(true)
+        .open(folder.join("image_feat.npy"))
+        .unwrap()
+        .write_all(&2.5f32.to_le_bytes())
+        .unwrap();
+    let last = ITEMS - 1;
+    let rows = format!("userID\titemID\tx_label\n0\t0\t0\n0\t{last}\t0\n");
+    std::fs::write(folder.join("large.inter"), rows).unwrap();
+}
+
+/// All in one: what a process has mapped is one number.
+#[test]
+fn a_large_table_is_read_without_being_held() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path());
+    let before = mapped_bytes();
+    let (mut most, mut seen) = (0, Vec::new());
+    let dataset =
+        Dataset::open_with(folder.path(), &DatasetOptions::default(), &mut |name, done, all| {
+            assert_eq!((name, all), ("image", BYTES));
+            seen.push(done);
+            most = mapped_bytes().max(most);
+        })
+        .unwrap();
+    assert!(seen.is_sorted() && seen.len() > 3, "{seen:?}");
+    assert_eq!((seen.first(), seen.last()), (Some(&0), Some(&BYTES)));
+    assert!(most < before + MOST, "{most} bytes mapped while it was checked, {before} before");
+
+    // Mapped pages that were given back are read again, and hold what the file holds.
+    let features: &Arc<FeatureMatrix> = &dataset.modalities[0].features;
+    assert_eq!(features.row_f32(ITEMS - 1).unwrap()[COLUMNS - 1], 2.5);
+
+    let Some(device) = emulator::device() else { return };
+    let most = Arc::new(AtomicU64::new(0));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let cuda = Cuda::new(device).reporting({
+        let (most, seen) = (most.clone(), seen.clone());
+        Arc::new(move |file: &str, done, all| {
+            assert!(file.ends_with("image_feat.npy") && all == BYTES);
+            most.fetch_max(mapped_bytes(), Ordering::Relaxed);
+            seen.lock().unwrap().push(done);
+        })
+    });
+    let before = mapped_bytes();
+    cuda.frozen_features(features.clone(), ITEMS).unwrap();
+    let seen = seen.lock().unwrap();
+    assert!(seen.is_sorted() && seen.len() > 3, "{seen:?}");
+    assert_eq!((seen.first(), seen.last()), (Some(&0), Some(&BYTES)));
+    let most = most.load(Ordering::Relaxed);
+    assert!(most < before + MOST, "{most} bytes mapped while it was copied, {before} before");
+}
