@@ -4,7 +4,8 @@
     python3 benches/compare.py --data DIR --python PEER_VENV/bin/python [--threads 2] [--rounds 3] [--device 0]
 
 The engine's figure is what `bm3-engine train --json` says an epoch took, over its steps; the first
-epoch of each process is warm-up. Needs nothing but the standard library here; the peer needs
+epoch of each process is warm-up. With --operations, three kernels alone are measured as well, beside
+what PyTorch has in their place (`bm3-engine bench`, peer/time_operations.py). Needs nothing but the standard library here; the peer needs
 benches/peer/requirements.txt.
 """
 
@@ -47,6 +48,34 @@ def peer(arguments, mode, frozen):
     return [run(command)[-1]["seconds_per_step"]["median"]]
 
 
+def engine_operations(arguments):
+    """Seconds of a call of each operation; `project` of all modalities."""
+    command = [arguments.engine, "bench", "--data", arguments.data, "--device", arguments.device,
+               "--threads", str(arguments.threads), "--freeze-features", "--repeats", "1", "--json"]
+    measured = run(command)[-1]["measured"]
+    seconds = {operation["name"]: operation["seconds"] / operation["calls"] for operation in measured["operations"]}
+    seconds["project"] *= len(measured["modalities"])
+    return seconds
+
+
+def peer_operations(arguments):
+    command = [arguments.python, "-W", "ignore", HERE / "peer" / "time_operations.py", "--data", arguments.data,
+               "--device", "cpu" if arguments.device == "cpu" else f"cuda:{arguments.device}",
+               "--threads", str(arguments.threads)]
+    return {name: figures["median"] for name, figures in run(command)[-1]["operations"].items()}
+
+
+def compare_operations(arguments):
+    ours, theirs = [], []
+    for _ in range(arguments.rounds):
+        ours.append(engine_operations(arguments))
+        theirs.append(peer_operations(arguments))
+    print("\n| operation alone, ms | engine | PyTorch | PyTorch's time over the engine's |\n|---|---:|---:|---:|")
+    for name, what in [("spmm", "torch.sparse CSR"), ("project", "gather + linear"), ("top_k", "matmul + topk")]:
+        own, other = (statistics.median(figures[name] for figures in rounds) for rounds in (ours, theirs))
+        print(f"| {name} beside {what} | {1e3 * own:.4g} | {1e3 * other:.4g} | {other / own:.1f}× |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -57,6 +86,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--operations", action="store_true", help="three kernels alone as well")
     arguments = parser.parse_args()
     contestants = {
         "engine, features trained": lambda: engine(arguments, False),
@@ -65,6 +95,8 @@ def main():
         "reference, features frozen": lambda: peer(arguments, "reference", True),
         "optimised, features frozen": lambda: peer(arguments, "optimised", True),
     }
+    if arguments.device != "cpu":
+        contestants["optimised, CUDA graph, features frozen"] = lambda: peer(arguments, "graph", True)
     seconds = {name: [] for name in contestants}
     for _ in range(arguments.rounds):
         for name, measure in contestants.items():
@@ -77,13 +109,18 @@ def main():
         print(f"| {name} | {figures} |")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print("\n| engine | peer | peer's time over the engine's |\n|---|---|---:|")
-    for ours, theirs in [
+    pairs = [
         ("engine, features trained", "reference, features trained"),
         ("engine, features frozen", "reference, features trained"),
         ("engine, features frozen", "reference, features frozen"),
         ("engine, features frozen", "optimised, features frozen"),
-    ]:
-        print(f"| {ours} | {theirs} | {medians[theirs] / medians[ours]:.1f}× |")
+        ("engine, features frozen", "optimised, CUDA graph, features frozen"),
+    ]
+    for ours, theirs in pairs:
+        if theirs in medians:
+            print(f"| {ours} | {theirs} | {medians[theirs] / medians[ours]:.1f}× |")
+    if arguments.operations:
+        compare_operations(arguments)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """BM3 in PyTorch: the peer that the engine is measured against.
 
-Two modes of the same mathematics:
+Modes of the same mathematics:
 
 - `reference` does each step what the published implementation does: all items projected, the
   predictor on the whole tables, dropout masks for all rows, gradients by autograd, dense Adam over
   every parameter, raw features included unless they are frozen.
 - `optimised` is the best plain PyTorch can do: only the batch's distinct rows are projected and
-  predicted, features are frozen, Adam is fused.
+  predicted, features are frozen, Adam is fused, and the adjacency, which is symmetric, is never
+  transposed.
+- `graph` is `optimised` for a GPU that waits for its host: shapes that are the same each step (the
+  rows of the batch's pairs, repeats and all), so that the whole step is recorded once as a CUDA
+  graph and replayed.
 """
 
 import torch
@@ -43,6 +47,19 @@ def normalised_adjacency(users, items, user_ids, item_ids, self_loops, dtype):
     return coordinates.coalesce().to_sparse_csr()
 
 
+class SymmetricProduct(torch.autograd.Function):
+    """A x of a symmetric A, whose gradient is A's product as well."""
+
+    @staticmethod
+    def forward(context, adjacency, rows):
+        context.adjacency = adjacency
+        return adjacency @ rows
+
+    @staticmethod
+    def backward(context, gradient):
+        return None, context.adjacency @ gradient
+
+
 class Bm3:
     """Parameters, step and optimiser.
 
@@ -61,8 +78,11 @@ class Bm3:
             trained = not (settings.freeze_features and name.endswith(".features"))
             self.parameters[name] = value.clone().requires_grad_(trained)
         trained = [value for value in self.parameters.values() if value.requires_grad]
-        fused = mode == "optimised"
-        self.optimiser = torch.optim.Adam(trained, lr=settings.learning_rate, fused=fused or None)
+        fused = mode != "reference"
+        capturable = mode == "graph" and adjacency.is_cuda
+        self.optimiser = torch.optim.Adam(
+            trained, lr=settings.learning_rate, fused=fused or None, capturable=capturable)
+        self.recorded = None
 
     def propagate(self):
         """H of users and of items, the items' residual included."""
@@ -71,7 +91,10 @@ class Bm3:
         layer = torch.cat([users, items])
         total = layer
         for index in range(self.settings.layers):
-            layer = self.adjacency @ layer
+            if self.mode == "reference":
+                layer = self.adjacency @ layer
+            else:
+                layer = SymmetricProduct.apply(self.adjacency, layer)
             if self.settings.propagation == "gcn":
                 layer = F.leaky_relu(layer @ self.parameters[f"propagation.{index}.weight"], 0.2)
             total = total + layer
@@ -109,6 +132,9 @@ class Bm3:
             # Whole tables, the batch's rows taken at the end.
             user_of_pair, item_of_pair = users, items
             pick_users = pick_items = slice(None)
+        elif self.mode == "graph":
+            pick_users, pick_items = users, items
+            user_of_pair = item_of_pair = slice(None)
         else:
             pick_users, user_of_pair = users.unique(return_inverse=True)
             pick_items, item_of_pair = items.unique(return_inverse=True)
@@ -134,6 +160,34 @@ class Bm3:
 
     def step(self, users, items, masks=None):
         """One Adam step; returns the named terms and the total."""
+        if self.mode == "graph" and users.is_cuda and masks is None:
+            return self.replay(users, items)
+        return self.plain_step(users, items, masks)
+
+    def replay(self, users, items):
+        """A step of the recorded graph; the first one of each batch size records it."""
+        if self.recorded is None or len(self.recorded[1]) != len(users):
+            self.record(users.clone(), items.clone())
+        graph, own_users, own_items, result = self.recorded
+        own_users.copy_(users)
+        own_items.copy_(items)
+        graph.replay()
+        return result
+
+    def record(self, users, items):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries allocate their memory in the first steps
+                self.plain_step(users, items)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            result = self.plain_step(users, items)
+        self.recorded = graph, users, items, result
+
+    def plain_step(self, users, items, masks=None):
         self.optimiser.zero_grad(set_to_none=True)
         terms, total = self.losses(users, items, masks)
         total.backward()

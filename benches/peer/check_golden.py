@@ -1,4 +1,4 @@
-"""Checks both modes of the peer against the golden cases, in float64.
+"""Checks all modes of the peer against the golden cases, in float64.
 
     python check_golden.py DIRECTORY
 
@@ -83,7 +83,7 @@ def main():
     if not paths:
         sys.exit(f"{directory}: no golden case (*.safetensors)")
     for path in paths:
-        for mode in ("reference", "optimised"):
+        for mode in ("reference", "optimised", "graph"):
             worst = check(path, mode)
             wrong = any(not deviation <= TOLERANCE for deviation in worst.values())
             failed |= wrong

@@ -1,6 +1,6 @@
 """Times training steps of the peer on a data folder and prints one JSON line.
 
-    python time_step.py --data DIR --mode reference|optimised [--freeze-features] [--threads N]
+    python time_step.py --data DIR --mode reference|optimised|graph [--freeze-features] [--threads N]
 """
 
 import argparse
@@ -16,13 +16,18 @@ import torch
 from bm3 import Bm3, Settings, normalised_adjacency
 
 
-def read(directory):
-    """Training pairs, the numbers of users and items, and the features by modality."""
+def read_rows(directory):
+    """User, item and label of every interaction."""
     path = next(iter(sorted(directory.glob("*.inter"))))
     with path.open() as file:
         header = file.readline().rstrip("\n").split("\t")
     columns = [header.index(name) for name in ("userID", "itemID", "x_label")]
-    rows = numpy.loadtxt(path, delimiter="\t", skiprows=1, usecols=columns, dtype=numpy.int64)
+    return numpy.loadtxt(path, delimiter="\t", skiprows=1, usecols=columns, dtype=numpy.int64)
+
+
+def read(directory):
+    """Training pairs, the numbers of users and items, and the features by modality."""
+    rows = read_rows(directory)
     users, items = int(rows[:, 0].max()) + 1, int(rows[:, 1].max()) + 1
     train = torch.from_numpy(rows[rows[:, 2] == 0])
     features = {}
@@ -35,7 +40,7 @@ def read(directory):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=pathlib.Path, required=True)
-    parser.add_argument("--mode", choices=["reference", "optimised"], default="reference")
+    parser.add_argument("--mode", choices=["reference", "optimised", "graph"], default="reference")
     parser.add_argument("--freeze-features", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

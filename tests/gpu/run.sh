@@ -114,7 +114,7 @@ peer() {
     return
   fi
   step "a data set for the peer" 120 "$engine" synth --shape "${BM3_TEST_SHAPE:-baby}" --out "$work/peer"
-  step "engine and peer in turn" 500 python3 benches/compare.py --data "$work/peer" --engine "$engine" --device 0
+  step "engine and peer in turn" 500 python3 benches/compare.py --data "$work/peer" --engine "$engine" --device 0 --operations
   sed -n '/^Milliseconds per step/,/^== /p' "$log" | grep -v '^== ' >"$work/figures" || true
 }
 
