@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex};
 use bm3_engine::backend::Backend;
 use bm3_engine::cuda::Cuda;
 use bm3_engine::data::{Dataset, DatasetOptions, FeatureMatrix};
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 
 const ITEMS: usize = 16_384;
 const COLUMNS: usize = 4096;
@@ -48,7 +51,7 @@ fn write(folder: &Path) {
     std::fs::write(folder.join("large.inter"), rows).unwrap();
 }
 
-/// All in one: what a process has mapped is one number.
+/// What a process has mapped is one number: the other test's file is small.
 #[test]
 fn a_large_table_is_read_without_being_held() {
     let folder = tempfile::tempdir().unwrap();
@@ -88,4 +91,34 @@ fn a_large_table_is_read_without_being_held() {
     assert_eq!((seen.first(), seen.last()), (Some(&0), Some(&BYTES)));
     let most = most.load(Ordering::Relaxed);
     assert!(most < before + MOST, "{most} bytes mapped while it was copied, {before} before");
+}
+
+/// Every number of two bytes, as f16 and as bf16: exactly those that are not finite are refused.
+#[test]
+fn numbers_of_two_bytes_are_finite_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("all.safetensors");
+    let finite = |dtype: Dtype, bits: u16| match dtype {
+        Dtype::F16 => f16::from_bits(bits).is_finite(),
+        _ => bf16::from_bits(bits).is_finite(),
+    };
+    let check = |dtype: Dtype, numbers: &[u16]| {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        let tensor = TensorView::new(dtype, vec![numbers.len() / 8, 8], &bytes).unwrap();
+        std::fs::write(&path, safetensors::serialize([("all", tensor)], None).unwrap()).unwrap();
+        FeatureMatrix::open(&path).unwrap().check_finite(numbers.len() / 8)
+    };
+    for dtype in [Dtype::F16, Dtype::BF16] {
+        let (good, bad): (Vec<u16>, Vec<u16>) =
+            (0..=u16::MAX).partition(|&bits| finite(dtype, bits));
+        check(dtype, &good).unwrap();
+        // Infinities of both signs among them.
+        for (number, &bits) in bad.iter().step_by(32).enumerate() {
+            let mut numbers = good[..24].to_vec();
+            numbers[number % 24] = bits;
+            let error = check(dtype, &numbers).expect_err("a number that is not finite");
+            let place = format!("row {}, column {} ", number % 24 / 8, number % 8);
+            assert!(error.to_string().contains(&place), "{dtype:?} {bits:#x}: {error}");
+        }
+    }
 }

@@ -442,18 +442,28 @@ impl Part {
             .map_init(
                 || vec![0.0f32; columns],
                 |values, row| {
-                    let row_values = match self.row(FeatureType::F32, row) {
-                        Some(stored) => stored,
-                        None => {
-                            self.copy_row(row, 0..columns, values);
-                            values
-                        }
+                    let infinite = |value: &f32| !value.is_finite();
+                    let column = if let Some(stored) = self.row(FeatureType::F32, row) {
+                        first_where(stored, infinite)
+                    } else if let Some(stored) = self.row(FeatureType::F16, row) {
+                        first_where(stored, |half: &f16| half.to_bits() & 0x7c00 == 0x7c00)
+                    } else if let Some(stored) = self.row(FeatureType::Bf16, row) {
+                        first_where(stored, |half: &bf16| half.to_bits() & 0x7f80 == 0x7f80)
+                    } else {
+                        self.copy_row(row, 0..columns, values);
+                        first_where(values, infinite)
                     };
-                    let bad = row_values.iter().position(|value| !value.is_finite());
-                    bad.map(|column| (row, column))
+                    column.map(|column| (row, column))
                 },
             )
             .find_first(Option::is_some)
             .flatten()
     }
+}
+
+/// The first place of which something is true, by loops that do not stop at it: those compute many
+/// values at a time, and mostly there is none.
+fn first_where<T>(values: &[T], wrong: impl Fn(&T) -> bool) -> Option<usize> {
+    let any = values.iter().fold(false, |any, value| any | wrong(value));
+    any.then(|| values.iter().position(wrong)).flatten()
 }
