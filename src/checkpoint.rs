@@ -223,17 +223,31 @@ impl TensorFile {
         }
     }
 
-    /// A tensor of u32 of a known shape.
+    /// A tensor of u32, one for each of `rows` rows: steps of which `last` is the last.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when it is missing or of another shape or type.
-    pub fn counters(&self, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
-        let (info, bytes) = self.bytes(name, shape)?;
+    /// [`Error::RunFile`] when it is missing, of another shape or type, or names a later step.
+    pub fn steps(&self, name: &str, rows: usize, last: u64) -> Result<Vec<u32>> {
+        let (info, bytes) = self.bytes(name, &[rows])?;
         if info.dtype != Dtype::U32 {
             let problem = format!("tensor `{name}` is of type {:?}; expected U32", info.dtype);
             return Err(Error::run_file(&self.path, problem));
         }
-        Ok(bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
+        let steps: Vec<u32> =
+            bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect();
+        if let Some(step) = steps.iter().find(|&&step| u64::from(step) > last) {
+            let problem = format!("tensor `{name}` names step {step} of {last}; start a new run");
+            return Err(Error::run_file(&self.path, problem));
+        }
+        Ok(steps)
+    }
+
+    /// Refuses a file in which a tensor is missing or of another shape.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`].
+    pub fn check_shape(&self, name: &str, shape: &[usize]) -> Result<()> {
+        self.bytes(name, shape).map(|_| ())
     }
 
     fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&TensorInfo, &[u8])> {
@@ -248,6 +262,35 @@ impl TensorFile {
         }
         let (start, end) = info.data_offsets;
         Ok((info, &self.map[self.data_start + start..self.data_start + end]))
+    }
+}
+
+impl StateRecord {
+    /// Refuses counters that no training leaves: with epochs of `steps_per_epoch` steps, and `losses`
+    /// sums of loss terms.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] for `path`.
+    pub fn check(&self, steps_per_epoch: u64, losses: usize, path: &Path) -> Result<()> {
+        let steps = self.epoch.checked_mul(steps_per_epoch);
+        let steps = steps.and_then(|steps| steps.checked_add(self.step_in_epoch));
+        let problem = if self.step_in_epoch >= steps_per_epoch || steps != Some(self.step) {
+            format!(
+                "{} steps, {} of them after epoch {}; an epoch has {steps_per_epoch}",
+                self.step, self.step_in_epoch, self.epoch
+            )
+        } else if self.evaluations_since_best > self.epoch {
+            format!(
+                "{} evaluations in {} epochs without a better one",
+                self.evaluations_since_best, self.epoch
+            )
+        } else if self.loss_sums.len() != losses {
+            format!("{} sums of losses instead of {losses}", self.loss_sums.len())
+        } else {
+            return Ok(());
+        };
+        let problem = format!("its counters do not belong together: {problem}; start a new run");
+        Err(Error::run_file(path, problem))
     }
 }
 

@@ -154,8 +154,14 @@ fn bytes(count: u64) -> String {
     }
 }
 
-/// Whether the system says that the path the user gave does not lead to a file of the right kind.
+/// Whether the system says that the path the user gave does not lead to a file of the right kind:
+/// there is none, it could be nobody's name, or it is not text where text is read.
 pub(crate) fn is_missing(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
-    matches!(error.kind(), NotFound | NotADirectory | IsADirectory)
+    use std::io::ErrorKind::{
+        InvalidData, InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound,
+    };
+    matches!(
+        error.kind(),
+        NotFound | NotADirectory | IsADirectory | InvalidData | InvalidFilename | InvalidInput
+    )
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::backend::Backend;
-use crate::checkpoint::{FORMAT_VERSION, ModelRecord, TensorFile};
+use crate::checkpoint::{FORMAT_VERSION, Identity, ModelRecord, TensorFile};
 use crate::data::Dataset;
 use crate::real::Real;
 use crate::run::MODEL;
@@ -38,7 +38,26 @@ impl SavedModel {
             );
             return Err(Error::run_file(&path, problem));
         }
-        Ok(Self { file, path, record })
+        let saved = Self { file, path, record };
+        saved.check()?;
+        Ok(saved)
+    }
+
+    /// Holds the record against the tensors that are there, before its sizes are believed.
+    fn check(&self) -> Result<()> {
+        let Identity { config, modalities, .. } = &self.record.identity;
+        config
+            .validate()
+            .map_err(|error| Error::run_file(&self.path, format!("its record: {error}")))?;
+        for (position, (name, columns)) in modalities.iter().enumerate() {
+            if modalities[..position].iter().any(|(earlier, _)| earlier == name) {
+                let problem = format!("its record names the modality `{name}` twice");
+                return Err(Error::run_file(&self.path, problem));
+            }
+            let weight = format!("modality.{name}.weight");
+            self.file.check_shape(&weight, &[config.embedding_size, *columns])?;
+        }
+        Ok(())
     }
 
     /// The file.
@@ -64,6 +83,9 @@ impl SavedModel {
             return Err(Error::run_file(&self.path, problem));
         }
         let layout = layout_of(&identity.config, dataset, &identity.modalities);
+        for tensor in &layout.tensors {
+            self.file.check_shape(&tensor.name, &tensor.shape)?;
+        }
         let mut parameters = vec![B::Real::ZERO; layout.len()];
         for tensor in &layout.tensors {
             parameters[tensor.range.clone()]

@@ -133,7 +133,7 @@ fn parse(path: &Path, text: &str) -> Result<Vec<(String, Value)>> {
             if text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with('#')) {
                 return Ok(Vec::new());
             }
-            serde_saphyr::from_str(text).map_err(|error| {
+            serde_saphyr::from_str_with_options(text, yaml_limits()).map_err(|error| {
                 let line = error.location().map(|location| location.line());
                 let message = error.without_snippet().to_string();
                 syntax_error(path, line, message.lines().next().unwrap_or_default())
@@ -148,6 +148,23 @@ fn parse(path: &Path, text: &str) -> Result<Vec<(String, Value)>> {
         Value::Table(entries) => Ok(entries),
         Value::Null => Ok(Vec::new()),
         other => Err(Error::run_file(path, format!("{other} found, a table of settings expected"))),
+    }
+}
+
+/// What a settings file may need, and no more: with aliases of aliases, a few lines could otherwise
+/// stand for more than fits into memory.
+fn yaml_limits() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_events: 100_000,
+            max_nodes: 50_000,
+            max_aliases: 100,
+            max_anchors: 100,
+            max_recorded_anchor_events: 1_000,
+            max_recorded_anchor_bytes: 1 << 20,
+            max_total_scalar_bytes: 1 << 22,
+            max_merge_keys: 100,
+        },
     }
 }
 

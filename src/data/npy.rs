@@ -56,7 +56,11 @@ pub fn parse(file: &[u8], path: &Path) -> Result<Form, DataError> {
     if columns == 0 {
         return Err(broken("it has no columns; expected one feature at least"));
     }
-    let expected = u128::from(rows) * u128::from(columns) * dtype.size() as u128;
+    // The number of columns could be anything.
+    if rows == 0 {
+        return Err(broken("it has no rows; expected one item at least"));
+    }
+    let expected = (u128::from(rows) * u128::from(columns)).saturating_mul(dtype.size() as u128);
     let found = (file.len() - length) as u64;
     if u128::from(found) != expected {
         let (path, element) = (path.to_owned(), dtype.size());

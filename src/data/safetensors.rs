@@ -56,8 +56,9 @@ pub fn find(file: &[u8], path: &Path, wanted: Option<&str>) -> Result<Form, Data
     let &[rows, columns] = shape.as_slice() else {
         return Err(wrong(format!("shape {shape:?}"), "two dimensions, items × width"));
     };
-    if columns == 0 {
-        return Err(wrong(format!("shape {shape:?}"), "one column at least"));
+    // Of an empty table the other dimension could be anything.
+    if rows == 0 || columns == 0 {
+        return Err(wrong(format!("shape {shape:?}"), "one row and one column at least"));
     }
     let start = 8 + header + data_offsets.0;
     Ok(Form { start, rows, columns, dtype, big_endian: false, fortran: false })

@@ -67,7 +67,7 @@ impl<'a, B: Backend> Run<'a, B> {
                 values: file.reals(&name, &shape)?,
                 first: file.reals(&format!("{FIRST}{name}"), &shape)?,
                 second: file.reals(&format!("{SECOND}{name}"), &shape)?,
-                touched: file.counters(&format!("{TOUCHED}{name}"), &[dataset.items])?,
+                touched: file.steps(&format!("{TOUCHED}{name}"), dataset.items, state.step)?,
             }))
         })?;
         let graph = graph(dataset, config);
@@ -75,10 +75,6 @@ impl<'a, B: Backend> Run<'a, B> {
         let model = Model::new(backend, config, layout, graph, &dense, features)?;
         let mut run = Self::with_model(model, dataset, config, identity, directory, place)?;
         let steps_per_epoch = run.steps_per_epoch(config);
-        let history = (0..state.step)
-            .map(|step| adam_step(step + 1, learning_rate(config, step / steps_per_epoch)));
-        run.model.set_history(&history.collect::<Vec<_>>())?;
-        run.model.set_losses(&state.loss_sums)?;
         run.records = run::read_records(directory.path(), state.epoch)?;
         if run.records.len() as u64 != state.epoch {
             let problem = format!(
@@ -89,6 +85,12 @@ impl<'a, B: Backend> Run<'a, B> {
             );
             return Err(Error::run_file(&directory.file(run::METRICS), problem));
         }
+        let losses = run.model.losses()?.len();
+        state.check(steps_per_epoch, losses, &directory.file(run::STATE))?;
+        let history = (0..state.step)
+            .map(|step| adam_step(step + 1, learning_rate(config, step / steps_per_epoch)));
+        run.model.set_history(&history.collect::<Vec<_>>())?;
+        run.model.set_losses(&state.loss_sums)?;
         run.best = state.best.map(|record| Best { record, unsaved: None });
         run.evaluations_since_best = state.evaluations_since_best;
         (run.epoch, run.step_in_epoch, run.step) = (state.epoch, state.step_in_epoch, state.step);
