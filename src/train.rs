@@ -554,7 +554,7 @@ fn dense_tensors<'a, T>(layout: &Layout, prefix: &str, arena: &'a [T]) -> Vec<Te
 
 /// The training graph of a data set.
 pub fn graph(dataset: &Dataset, config: &TrainConfig) -> Arc<Graph> {
-    Arc::new(Graph::new(&dataset.train, dataset.users, dataset.items, config.self_loops))
+    dataset.graph(config.self_loops)
 }
 
 fn feature_sources<T: Real>(

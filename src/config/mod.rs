@@ -7,6 +7,7 @@
 
 mod choices;
 mod file;
+mod grid;
 mod keys;
 mod mmrec;
 mod run;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use choices::{DeviceChoice, FeatureSource, ModalityChoice, SplitRatio};
 pub use file::ConfigFile;
+pub use grid::{Axis, seeds, word};
 pub use run::RunConfig;
 pub use settings::{RunSettings, TrainSettings, ascending};
 
