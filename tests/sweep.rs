@@ -363,6 +363,8 @@ fn bad_input_is_refused_and_nothing_is_written() {
     refused(&["--seeds", "none"], "--seeds: `none` found");
     refused(&["--seeds", "1,2", "--seed", "1"], "--seeds: a list found, 1,2, and --seed 1");
     refused(&["--seeds", "2", "--jobs", "0"], "--jobs: 0 found, a number from 1 expected");
+    let narrow = ["--grid", "feature-type=f32,f16", "--freeze-features"];
+    refused(&narrow, "--feature-type: f16 found, auto or f32 expected on the CPU");
     refused(&["--seeds", "2", "--device", "99"], "device 99: there is no ");
 }
 

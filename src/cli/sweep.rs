@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bm3_engine::backend::Backend;
 use bm3_engine::config::{Axis, ConfigFile, RunConfig, RunSettings, TrainSettings, seeds};
 use bm3_engine::data::Dataset;
 use bm3_engine::sweep::{self, Outcome, Plan, PlannedRun, Results, Room, Sweep, SweepDirectory};
@@ -38,8 +39,8 @@ pub struct SweepArguments {
     /// Train every configuration with several seeds: so many, from --seed on, or a list as in 1,5,9
     #[arg(long, value_name = "N|SEED,…", help_heading = "Sweep")]
     seeds: Option<String>,
-    /// Runs at once on the CPU [default: one per thread; fewer where memory does not hold them]; a
-    /// GPU trains one at a time
+    /// Runs at once [default: on the CPU one per thread, on a GPU up to 8]; fewer where memory does
+    /// not hold them
     #[arg(long, value_name = "N", help_heading = "Sweep")]
     jobs: Option<usize>,
     /// Continue a sweep: finished runs are kept, interrupted ones go on bit for bit, others begin
@@ -144,7 +145,7 @@ pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
     }
     if request.dry_run {
         let waiting: Vec<&PlannedRun> = request.runs.iter().collect();
-        let room = room(&device, &waiting, &datasets, request.jobs)?;
+        let (room, _) = room(device, &request.plan, &waiting, &datasets, request.jobs)?;
         return output::print(&sweep_table::preview(&request.runs, &room));
     }
     let interrupted = interrupt::install()?;
@@ -168,7 +169,7 @@ pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
         .zip(&outcomes)
         .filter_map(|(run, outcome)| (*outcome == Outcome::Waiting).then_some(run))
         .collect();
-    let room = room(&device, &waiting, &datasets, request.jobs)?;
+    let (room, device) = room(device, &request.plan, &waiting, &datasets, request.jobs)?;
     let reporter = SweepReporter::new(request.face);
     reporter.begin(&directory, &datasets.first, request.runs.len(), waiting.len(), &room);
     let results = match device {
@@ -176,7 +177,7 @@ pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
             sweep.train(outcomes, room.lanes, &|| Ok(cpu), &reporter, &interrupted)?
         }
         Device::Gpu(gpu) => {
-            sweep.train(outcomes, room.lanes, &|| Ok(gpu.clone()), &reporter, &interrupted)?
+            sweep.train(outcomes, room.lanes, &|| gpu.sibling(), &reporter, &interrupted)?
         }
     };
     reporter.finish(&results, &directory)?;
@@ -332,17 +333,27 @@ impl Datasets {
     }
 }
 
-/// How many runs there is room for at once.
+/// How many runs there is room for at once, and the device that they are trained on.
 fn room(
-    device: &Device,
+    device: Device,
+    plan: &Plan,
     runs: &[&PlannedRun],
     datasets: &Datasets,
     jobs: Option<usize>,
-) -> Result<Room> {
+) -> Result<(Room, Device)> {
     let dataset = |run: &PlannedRun| datasets.of(run);
     match device {
-        Device::Cpu(_) => sweep::on_cpu(runs, &dataset, rayon::current_num_threads(), jobs),
-        // They would wait for each other's work.
-        Device::Gpu(_) => Ok(Room::one()),
+        Device::Cpu(mut cpu) => {
+            for run in runs.iter().filter(|run| run.config.train.freeze_features) {
+                cpu.store_features_as(run.config.train.feature_type)?;
+            }
+            let room = sweep::on_cpu(runs, &dataset, rayon::current_num_threads(), jobs)?;
+            Ok((room, device))
+        }
+        Device::Gpu(gpu) => {
+            let storage = plan.base.feature_storage;
+            let (room, gpu) = sweep::on_gpu(gpu, storage, runs, &dataset, jobs)?;
+            Ok((room, Device::Gpu(gpu)))
+        }
     }
 }

@@ -109,10 +109,6 @@ pub fn describe(room: &Room) -> String {
         1 => "one at a time".to_owned(),
         jobs => format!("{jobs} at a time"),
     };
-    if *each == 0 {
-        // It was not counted.
-        return at_once;
-    }
     let memory = match shared {
         0 => format!("up to {} each", bytes(*each)),
         shared => format!("up to {} each beside {} that they share", bytes(*each), bytes(*shared)),

@@ -1,17 +1,20 @@
 //! How many runs of a sweep are trained at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::lanes::Lanes;
 use super::plan::PlannedRun;
 use crate::Result;
+use crate::config::FeatureStorage;
+use crate::cuda::{Cuda, MARGIN, SPARE_SHARE, Shares, StoredType};
 use crate::data::Dataset;
 use crate::memory::MemoryPlan;
 use crate::train::graph;
 
-/// This share of each run's memory is left free beside it: pages that are only partly used, and
-/// what grows with the run.
-const SPARE_SHARE: u64 = 16;
+/// Runs at once on a GPU, unless asked for: as many as it takes work from at a time, unless its
+/// driver is told otherwise (CUDA_DEVICE_MAX_CONNECTIONS).
+const GPU_JOBS: usize = 8;
 
 /// How many runs are trained at once, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,13 +32,9 @@ pub struct Room {
 }
 
 impl Room {
-    /// One run at a time, as it would be trained alone.
-    pub fn one() -> Self {
-        Self::new(1, None, 0, 0, None)
-    }
-
-    /// Runs at once, of `wanted`, one at least: as many as there is memory for.
-    pub(crate) fn new(
+    /// Runs at once, of `wanted`, one at least: as many as there is memory for, a share of each
+    /// run's left free beside it.
+    fn new(
         wanted: usize,
         threads: Option<usize>,
         shared: u64,
@@ -67,7 +66,7 @@ impl Room {
 /// than one run on all threads after the other (benches/RESULTS.md has figures).
 pub fn on_cpu(
     runs: &[&PlannedRun],
-    dataset: &dyn Fn(&PlannedRun) -> std::sync::Arc<Dataset>,
+    dataset: &dyn Fn(&PlannedRun) -> Arc<Dataset>,
     threads: usize,
     jobs: Option<usize>,
 ) -> Result<Room> {
@@ -85,10 +84,61 @@ pub fn on_cpu(
     Ok(Room::new(wanted, Some(threads), shared, each, available_memory()))
 }
 
+/// For a GPU: as many as `jobs` says, or [`GPU_JOBS`], where its memory holds them; also the
+/// backend that the runs' are [siblings](Cuda::sibling) of.
+///
+/// Frozen features lie on the GPU once for all runs. Where they do not fit beside one run, runs
+/// follow one another, and each decides for itself what of the features it keeps there. With
+/// `stream`, each run keeps rows in its part of the memory.
+///
+/// # Errors
+/// Those of the device.
+pub fn on_gpu(
+    cuda: Cuda,
+    storage: FeatureStorage,
+    runs: &[&PlannedRun],
+    dataset: &dyn Fn(&PlannedRun) -> Arc<Dataset>,
+    jobs: Option<usize>,
+) -> Result<(Room, Cuda)> {
+    let (free, _) = cuda.device().memory()?;
+    let free = free.saturating_sub(MARGIN);
+    let mut graphs = BTreeMap::new();
+    let mut tables: BTreeMap<(usize, StoredType), u64> = BTreeMap::new();
+    let (mut own, mut streaming) = (0, 0);
+    for run in one_of_each_configuration(runs) {
+        let (dataset, config) = (dataset(run), &run.config.train);
+        let shares = Shares::of(&dataset, &graph(&dataset, config), config);
+        own = own.max(shares.own);
+        streaming = streaming.max(shares.streaming);
+        for (modality, stored, bytes) in shares.tables {
+            tables.insert((modality, stored), bytes);
+        }
+        graphs.insert(config.self_loops, shares.graph);
+    }
+    // With a split by seed each one has graphs of its own.
+    let sets: BTreeSet<*const Dataset> =
+        runs.iter().map(|run| Arc::as_ptr(&dataset(run))).collect();
+    let graphs = graphs.values().sum::<u64>() * sets.len() as u64;
+    let wanted = jobs.unwrap_or(GPU_JOBS).min(runs.len());
+    let shared = graphs + tables.values().sum::<u64>();
+    let cuda = cuda.sharing();
+    if storage == FeatureStorage::Stream {
+        let room = Room::new(wanted, None, graphs, streaming, Some(free));
+        // The part of one run, and what it counts although it is there already.
+        let part = free.saturating_sub(graphs) / room.lanes.jobs as u64 + graphs + MARGIN;
+        return Ok((room, cuda.keeping_features(storage).within(part)));
+    }
+    let room = Room::new(wanted, None, shared, own, Some(free));
+    let holds_one = shared + own + own / SPARE_SHARE <= free;
+    let storage = match storage {
+        FeatureStorage::Auto if !holds_one => FeatureStorage::Auto,
+        _ => FeatureStorage::Resident,
+    };
+    Ok((room, cuda.keeping_features(storage)))
+}
+
 /// Seeds change no size.
-pub(super) fn one_of_each_configuration<'a>(
-    runs: &[&'a PlannedRun],
-) -> impl Iterator<Item = &'a PlannedRun> {
+fn one_of_each_configuration<'a>(runs: &[&'a PlannedRun]) -> impl Iterator<Item = &'a PlannedRun> {
     let mut seen = BTreeSet::new();
     runs.iter().copied().filter(move |run| seen.insert(run.configuration))
 }

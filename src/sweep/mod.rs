@@ -12,7 +12,7 @@ mod lanes;
 mod plan;
 mod results;
 
-pub use capacity::{Room, on_cpu};
+pub use capacity::{Room, on_cpu, on_gpu};
 pub use directory::{RESULTS, RESULTS_TABLE, SWEEP, SweepDirectory};
 pub use lanes::{Event, Lanes, Sweep, Watcher};
 pub use plan::{Choice, Plan, PlannedRun};
