@@ -29,6 +29,7 @@ pub mod records;
 pub mod run;
 pub mod saved;
 pub mod step;
+pub mod sweep;
 pub mod synth;
 pub mod train;
 

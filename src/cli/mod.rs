@@ -18,6 +18,8 @@ mod plan;
 mod prepare;
 mod progress;
 mod recommend;
+mod sweep;
+mod sweep_table;
 mod synth;
 mod table;
 mod train;
@@ -68,6 +70,7 @@ NO_COLOR turns colours off; RUST_LOG filters what is said on standard error.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(Box<train::TrainArguments>),
+    Sweep(Box<sweep::SweepArguments>),
     Evaluate(evaluate::EvaluateArguments),
     Recommend(recommend::RecommendArguments),
     Prepare(Box<prepare::PrepareArguments>),
@@ -92,6 +95,7 @@ pub fn main() -> ExitCode {
     log_to_stderr(cli.verbose);
     let result = match &cli.command {
         Command::Train(arguments) => train::run(arguments),
+        Command::Sweep(arguments) => sweep::run(arguments),
         Command::Evaluate(arguments) => evaluate::run(arguments),
         Command::Recommend(arguments) => recommend::run(arguments),
         Command::Prepare(arguments) => prepare::run(arguments),

@@ -171,7 +171,7 @@ fn continued(directory: &Path, arguments: &TrainArguments) -> Result<RunConfig> 
 }
 
 /// `runs/DATASET-UTCTIME`, as in `runs/baby-20260131T235959Z`.
-fn default_directory(dataset: &str, now: SystemTime) -> PathBuf {
+pub(super) fn default_directory(dataset: &str, now: SystemTime) -> PathBuf {
     let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     let (days, seconds) = (since_epoch / 86_400, since_epoch % 86_400);
     let (year, month, day) = civil_date(days);

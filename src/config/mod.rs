@@ -8,6 +8,7 @@
 mod choices;
 mod feature_source;
 mod file;
+mod grid;
 mod keys;
 mod mmrec;
 mod run;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use choices::{DeviceChoice, ModalityChoice, SplitRatio};
 pub use feature_source::FeatureSource;
 pub use file::ConfigFile;
+pub use grid::{Axis, seeds, word};
 pub use run::RunConfig;
 pub use settings::{RunSettings, TrainSettings, ascending};
 

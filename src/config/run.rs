@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::feature_source::AsSetting;
+use super::value::Value;
 use super::{
     ConfigFile, DeviceChoice, FeatureSource, FeatureStorage, ModalityChoice, RunSettings,
-    SplitRatio, TrainConfig, TrainSettings,
+    SplitRatio, TrainConfig, TrainSettings, keys,
 };
 use crate::run::CONFIG;
 use crate::{Error, Result, files};
@@ -70,29 +71,38 @@ impl RunConfig {
         if run.threads == Some(0) {
             return Err(Error::setting("--threads", "0 found, a number from 1 expected"));
         }
-        let mut config = TrainConfig::default();
-        train.apply(&mut config);
+        let mut train_config = TrainConfig::default();
+        train.apply(&mut train_config);
+        let config = Self {
+            data: absolute(data)?,
+            modalities: run.modalities.clone().unwrap_or_default(),
+            split: run.split,
+            device: run.device.unwrap_or_default(),
+            feature_storage: run.feature_storage.unwrap_or_default(),
+            threads: run.threads,
+            checkpoint_seconds: run.checkpoint_seconds.unwrap_or(Self::DEFAULT_CHECKPOINT_SECONDS),
+            init: run.init.as_deref().map(absolute).transpose()?,
+            train: train_config,
+            features,
+        };
         config.validate()?;
-        let feature_storage = run.feature_storage.unwrap_or_default();
-        if feature_storage == FeatureStorage::Stream && !config.freeze_features {
+        Ok(config)
+    }
+
+    /// Checks every setting's range, and that the settings go together.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] with the flag's name, the value found and what is expected.
+    pub fn validate(&self) -> Result<()> {
+        self.train.validate()?;
+        if self.feature_storage == FeatureStorage::Stream && !self.train.freeze_features {
             return Err(Error::setting(
                 "--feature-storage",
                 "stream found, auto or resident for features that are trained (--freeze-features \
                  keeps them as inputs) expected",
             ));
         }
-        Ok(Self {
-            data: absolute(data)?,
-            modalities: run.modalities.clone().unwrap_or_default(),
-            split: run.split,
-            device: run.device.unwrap_or_default(),
-            feature_storage,
-            threads: run.threads,
-            checkpoint_seconds: run.checkpoint_seconds.unwrap_or(Self::DEFAULT_CHECKPOINT_SECONDS),
-            init: run.init.as_deref().map(absolute).transpose()?,
-            train: config,
-            features,
-        })
+        Ok(())
     }
 
     /// Reads what [`RunConfig::write`] wrote.
@@ -101,6 +111,23 @@ impl RunConfig {
     /// As [`ConfigFile::read`], and [`Error::RunFile`] when it does not name the data.
     pub fn read(path: &Path) -> Result<Self> {
         let ConfigFile { train, run, .. } = ConfigFile::read(path)?;
+        Self::new(&train, &run).map_err(|error| Error::run_file(path, error.to_string()))
+    }
+
+    /// Reads the fields of a JSON object that was made of one, from a file of this name.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] naming the field that is none, or whose value cannot be used.
+    pub(crate) fn from_json(path: &Path, fields: &serde_json::Value) -> Result<Self> {
+        let at = |key: &str, problem: &str| Error::run_file(path, format!("{key}: {problem}"));
+        let (mut train, mut run) = (TrainSettings::default(), RunSettings::default());
+        for (key, value) in fields.as_object().into_iter().flatten() {
+            let value = Value::deserialize(value).map_err(|error| at(key, &error.to_string()))?;
+            let known = keys::assign(&mut train, &mut run, key, &value);
+            if !known.map_err(|problem| at(key, &problem))? {
+                return Err(at(key, "is not a setting"));
+            }
+        }
         Self::new(&train, &run).map_err(|error| Error::run_file(path, error.to_string()))
     }
 
@@ -151,6 +178,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(CONFIG);
         config.write(&path).unwrap();
+        let json = serde_json::to_string(config).unwrap();
+        let fields = serde_json::from_str(&json).unwrap();
+        assert_eq!(RunConfig::from_json(&path, &fields).unwrap(), *config);
         RunConfig::read(&path).unwrap()
     }
 

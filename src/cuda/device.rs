@@ -21,11 +21,11 @@ use crate::{Error, Result};
 /// A GPU that runs the kernels of `kernels/`.
 ///
 /// It has one stream: work is done in the order it was asked for, and a copy to the host waits for
-/// everything before it. Programs that want to overlap runs open the GPU once for each.
+/// everything before it. Programs that want to overlap runs take a [`Device::sibling`] for each.
 pub struct Device {
     gpu: Gpu,
     stream: Arc<CudaStream>,
-    kernels: HashMap<&'static str, Kernel>,
+    kernels: Arc<HashMap<&'static str, Kernel>>,
     scratch: Mutex<Option<CudaSlice<u8>>>,
     /// Launches that are being timed.
     pub(super) recorder: Mutex<Option<Recorded>>,
@@ -77,7 +77,8 @@ impl Device {
         };
         let context = CudaContext::new(ordinal).map_err(|error| failed("opening it", error))?;
         // SAFETY: events order the uses of memory by several streams; this context's memory is
-        // allocated, used and freed on the one stream made below.
+        // allocated, used and freed on one stream each, and where others use it too, they wait for
+        // it, and it for them, in `shared.rs` and `stream.rs`.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| failed("making a stream", error))?;
         keep_freed_memory(&context).map_err(|error| failed("setting its memory pool up", error))?;
@@ -92,8 +93,27 @@ impl Device {
                 .map_err(|error| failed(&format!("loading kernel {name}"), error))?;
             functions.insert(name, kernel);
         }
+        Ok(Self::on(gpu, stream, Arc::new(functions)))
+    }
+
+    fn on(
+        gpu: Gpu,
+        stream: Arc<CudaStream>,
+        kernels: Arc<HashMap<&'static str, Kernel>>,
+    ) -> Arc<Self> {
         let (scratch, recorder) = (Mutex::new(None), Mutex::new(None));
-        Ok(Arc::new(Self { gpu, stream, kernels: functions, scratch, recorder }))
+        Arc::new(Self { gpu, stream, kernels, scratch, recorder })
+    }
+
+    /// The same GPU with the same kernels, and a stream and intermediate numbers of its own: its
+    /// work and this one's overlap.
+    ///
+    /// # Errors
+    /// [`Error::DeviceOperation`] when the driver fails.
+    pub fn sibling(&self) -> Result<Arc<Self>> {
+        let stream = self.stream.context().new_stream();
+        let stream = stream.map_err(|error| self.failed("making a stream".to_owned(), error))?;
+        Ok(Self::on(self.gpu.clone(), stream, self.kernels.clone()))
     }
 
     /// One line that names the device.

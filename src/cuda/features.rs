@@ -14,6 +14,7 @@ use super::dense::{TILE_THREADS, column_sums, partial_sums, slices, sum_slices, 
 use super::device::Device;
 use super::launch::{Address, Launch, launch};
 use super::memory::Memory;
+use super::shared::Shared;
 use super::stream::FeatureStream;
 use crate::backend::{BatchRooms, FeatureState};
 use crate::config::{FeatureTypeChoice, TrainConfig};
@@ -21,7 +22,7 @@ use crate::data::{FeatureMatrix, FeatureType};
 use crate::{Error, Result};
 
 /// The type in which frozen features lie on a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StoredType {
     /// Single precision.
     F32,
@@ -98,7 +99,7 @@ const TRAINED: &str = "trained features (values and two moments)";
 /// Raw features on a device.
 #[derive(Debug)]
 pub struct CudaFeatures {
-    values: Arc<Memory<u8>>,
+    values: Shared<Memory<u8>>,
     stored: StoredType,
     /// I.
     rows: usize,
@@ -122,21 +123,14 @@ impl CudaFeatures {
         self.columns
     }
 
-    /// Copies the first `rows` rows of a table, converted a part at a time.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for a number that is infinite in the stored type; those of the device.
-    pub fn frozen(
-        device: &Arc<Device>,
-        matrix: &FeatureMatrix,
-        rows: usize,
+    /// Features that are not trained, all of which lie in `values`.
+    pub(super) fn frozen(
+        values: Shared<Memory<u8>>,
         stored: StoredType,
-        progress: &UploadProgress,
-    ) -> Result<Self> {
-        let (columns, what) = (matrix.columns(), "frozen features");
-        let mut values = Memory::<u8>::new(device, rows * columns * stored.size(), what)?;
-        upload_rows(device, &mut values, matrix, stored, Rows::First(rows), progress)?;
-        Ok(Self { values: Arc::new(values), stored, rows, columns, trained: None, places: None })
+        columns: usize,
+        rows: usize,
+    ) -> Self {
+        Self { values, stored, rows, columns, trained: None, places: None }
     }
 
     /// A table whose rows are streamed; its memory holds those that are there.
@@ -147,6 +141,7 @@ impl CudaFeatures {
         columns: usize,
         rows: usize,
     ) -> Self {
+        let values = Shared::own(values);
         Self { values, stored, rows, columns, trained: None, places: Some(stream) }
     }
 
@@ -166,7 +161,7 @@ impl CudaFeatures {
     ) -> Result<Self> {
         let what = TRAINED;
         Ok(Self {
-            values: Arc::new(Memory::from_slice(
+            values: Shared::own(Memory::from_slice(
                 device,
                 bytemuck::cast_slice(&state.values),
                 what,
@@ -198,7 +193,7 @@ impl CudaFeatures {
         let mut values = Memory::<u8>::new(device, elements * stored.size(), what)?;
         upload_rows(device, &mut values, matrix, stored, Rows::First(rows), progress)?;
         Ok(Self {
-            values: Arc::new(values),
+            values: Shared::own(values),
             stored,
             rows,
             columns: matrix.columns(),
@@ -270,6 +265,23 @@ impl Rows<'_> {
             Self::Chosen(rows) => rows[index] as usize,
         }
     }
+}
+
+/// Copies the first `rows` rows of a table, converted a part at a time.
+///
+/// # Errors
+/// [`Error::Setting`] for a number that is infinite in the stored type; those of the device.
+pub(super) fn frozen_table(
+    device: &Arc<Device>,
+    matrix: &FeatureMatrix,
+    rows: usize,
+    stored: StoredType,
+    progress: &UploadProgress,
+) -> Result<Memory<u8>> {
+    let bytes = rows * matrix.columns() * stored.size();
+    let mut values = Memory::<u8>::new(device, bytes, "frozen features")?;
+    upload_rows(device, &mut values, matrix, stored, Rows::First(rows), progress)?;
+    Ok(values)
 }
 
 /// Fills the beginning of `memory` with rows of a table in the stored type, converted a part at a

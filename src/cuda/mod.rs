@@ -20,6 +20,7 @@ mod random;
 mod ranking;
 mod rows;
 mod schedule;
+mod shared;
 mod spmm;
 mod stream;
 
@@ -31,15 +32,17 @@ pub use batches::{CudaBatch, CudaBatches};
 use dense::Rows;
 pub use device::Device;
 pub use driver::{Gpu, Unusable, can_run, gpus};
-use features::Replay;
 pub(crate) use features::rows_at_a_time;
 pub use features::{CudaFeatures, StoredType, UploadProgress};
+use features::{Replay, frozen_table};
 pub use kernels::{Capability, CudaVersion, Kernels, NAMES as KERNEL_NAMES};
 use launch::Address;
 pub use memory::Memory;
-pub(crate) use plan::{Placement, training as training_memory};
+pub(crate) use plan::{MARGIN, Placement, SPARE_SHARE, Shares, training as training_memory};
 pub use ranking::{CudaLists, LONGEST_LIST};
 pub use schedule::CudaSchedule;
+use shared::Pool;
+pub use shared::Shared;
 pub use spmm::CudaGraph;
 use stream::FeatureStream;
 
@@ -62,6 +65,10 @@ pub struct Cuda {
     device: Arc<Device>,
     stored: Option<StoredType>,
     storage: FeatureStorage,
+    /// The most bytes that a run counts on, beside what is free.
+    budget: Option<u64>,
+    /// What is shared with the runs of siblings.
+    pool: Option<Arc<Pool>>,
     /// What brings frozen features that are not all on the device.
     stream: Option<Arc<FeatureStream>>,
     progress: Arc<UploadProgress>,
@@ -70,8 +77,34 @@ pub struct Cuda {
 impl Cuda {
     /// The backend of a device.
     pub fn new(device: Arc<Device>) -> Self {
-        let progress = Arc::new(|_: &str, _, _| ());
-        Self { device, stored: None, storage: FeatureStorage::Auto, stream: None, progress }
+        Self {
+            device,
+            stored: None,
+            storage: FeatureStorage::Auto,
+            budget: None,
+            pool: None,
+            stream: None,
+            progress: Arc::new(|_: &str, _, _| ()),
+        }
+    }
+
+    /// Has the runs of [`Cuda::sibling`]s share one copy of each graph and of frozen features.
+    pub fn sharing(self) -> Self {
+        let pool = Some(Arc::new(Pool::new(self.device.clone())));
+        Self { pool, ..self }
+    }
+
+    /// A backend for another run at the same time, on a stream of its own.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn sibling(&self) -> Result<Self> {
+        Ok(Self { device: self.device.sibling()?, stream: None, ..self.clone() })
+    }
+
+    /// Has a run count on no more than so many bytes when it decides where features lie.
+    pub fn within(self, budget: u64) -> Self {
+        Self { budget: Some(budget), ..self }
     }
 
     /// Has frozen features lie where a run asks for, instead of where there is room.
@@ -115,7 +148,7 @@ fn width_of(graph: &CudaGraph, elements: usize) -> usize {
 impl Backend for Cuda {
     type Real = f32;
     type Buffer = Memory<f32>;
-    type Graph = CudaGraph;
+    type Graph = Shared<CudaGraph>;
     type Batch = CudaBatch;
     type Batches = CudaBatches;
     type Schedule = CudaSchedule;
@@ -159,8 +192,11 @@ impl Backend for Cuda {
         random::initial_values(&self.device, layout, seed)
     }
 
-    fn upload_graph(&self, graph: Arc<Graph>) -> Result<CudaGraph> {
-        CudaGraph::new(&self.device, graph)
+    fn upload_graph(&self, graph: Arc<Graph>) -> Result<Shared<CudaGraph>> {
+        match &self.pool {
+            None => Ok(Shared::own(CudaGraph::new(&self.device, graph)?)),
+            Some(pool) => pool.graph(graph, &self.device),
+        }
     }
 
     fn upload_batch(&self, batch: Batch, step: u32) -> Result<CudaBatch> {
@@ -216,6 +252,7 @@ impl Backend for Cuda {
         config: &TrainConfig,
     ) -> Result<Option<String>> {
         let (free, _) = self.device.memory()?;
+        let free = self.budget.map_or(free, |budget| budget.min(free));
         let placement = Placement::decide(dataset, graph, config, self.storage, free)?;
         self.stream = match &placement {
             Placement::Resident => None,
@@ -229,10 +266,17 @@ impl Backend for Cuda {
 
     fn frozen_features(&self, features: Arc<FeatureMatrix>, items: usize) -> Result<CudaFeatures> {
         let stored = self.stored.unwrap_or(StoredType::of(features.dtype()));
+        let columns = features.columns();
         match &self.stream {
-            None => CudaFeatures::frozen(&self.device, &features, items, stored, &*self.progress),
+            None => {
+                let (device, progress) = (&self.device, &*self.progress);
+                let table = match &self.pool {
+                    None => Shared::own(frozen_table(device, &features, items, stored, progress)?),
+                    Some(pool) => pool.features(&features, items, stored, device, progress)?,
+                };
+                Ok(CudaFeatures::frozen(table, stored, columns, items))
+            }
             Some(stream) => {
-                let columns = features.columns();
                 let values = stream.add(features, stored, &*self.progress)?;
                 Ok(CudaFeatures::streamed(stream.clone(), values, stored, columns, items))
             }
@@ -272,7 +316,7 @@ impl Backend for Cuda {
 
     fn spmm(
         &self,
-        graph: &CudaGraph,
+        graph: &Shared<CudaGraph>,
         x: Option<View<'_, Memory<f32>>>,
         base: Option<View<'_, Memory<f32>>>,
         factors: SpmmFactors,
@@ -327,7 +371,7 @@ impl Backend for Cuda {
 
     fn gather_rows(
         &self,
-        graph: &CudaGraph,
+        graph: &Shared<CudaGraph>,
         batch: &CudaBatch,
         nodes: View<'_, Memory<f32>>,
         rows: ViewMut<'_, Memory<f32>>,
@@ -416,7 +460,7 @@ impl Backend for Cuda {
 
     fn norm_backward(
         &self,
-        graph: &CudaGraph,
+        graph: &Shared<CudaGraph>,
         nodes: View<'_, Memory<f32>>,
         factor: f64,
         loss_factor: f64,
@@ -437,7 +481,7 @@ impl Backend for Cuda {
 
     fn scatter_rows(
         &self,
-        graph: &CudaGraph,
+        graph: &Shared<CudaGraph>,
         batch: &CudaBatch,
         rows: View<'_, Memory<f32>>,
         nodes: ViewMut<'_, Memory<f32>>,
@@ -493,7 +537,7 @@ impl Backend for Cuda {
 
     fn top_k(
         &self,
-        graph: &CudaGraph,
+        graph: &Shared<CudaGraph>,
         predicted: View<'_, Memory<f32>>,
         users: &[u32],
         k: usize,

@@ -29,8 +29,8 @@ const STEP: u64 = 8;
 
 /// This share of everything else is left free beside it, and [`MARGIN`]: the driver hands memory out
 /// in larger pieces than are asked for.
-const SPARE_SHARE: u64 = 16;
-const MARGIN: u64 = 64 << 20;
+pub(crate) const SPARE_SHARE: u64 = 16;
+pub(crate) const MARGIN: u64 = 64 << 20;
 
 /// Where the frozen features of a run lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +140,44 @@ pub(crate) fn training(
         }
     }
     lines
+}
+
+/// What a run among several takes of a GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shares {
+    /// Bytes of its own.
+    pub own: u64,
+    /// Bytes of its own if features are streamed, without any that stay.
+    pub streaming: u64,
+    /// Bytes of the graph, which runs share.
+    pub graph: u64,
+    /// The tables of frozen features, which runs share: the modality's number, the stored type, and
+    /// bytes.
+    pub tables: Vec<(usize, StoredType, u64)>,
+}
+
+impl Shares {
+    /// Counts for a run.
+    pub fn of(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Self {
+        let (graph_bytes, _) = spmm::sizes(graph);
+        let all: u64 = others(dataset, graph, config).iter().map(|line| line.bytes).sum();
+        let own = all - graph_bytes;
+        if !config.freeze_features || dataset.modalities.is_empty() {
+            return Self { own, streaming: own, graph: graph_bytes, tables: Vec::new() };
+        }
+        let room = rooms(dataset, config).items;
+        let table = |(number, modality): (usize, &crate::data::Modality)| {
+            let stored = StoredType::of_run(config, &modality.features);
+            let bytes = dataset.items * modality.features.columns() * stored.size();
+            (number, stored, bytes as u64)
+        };
+        Self {
+            own,
+            streaming: own + stream::bytes(0, room, row_bytes(dataset, config)),
+            graph: graph_bytes,
+            tables: dataset.modalities.iter().enumerate().map(table).collect(),
+        }
+    }
 }
 
 /// What lies on the GPU but frozen features.

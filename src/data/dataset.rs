@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
@@ -11,6 +11,7 @@ use super::feature_file::FeatureFile;
 use super::features::FeatureMatrix;
 use super::inter::{self, Interactions};
 use super::{DataError, SplitRatio};
+use crate::graph::Graph;
 
 /// Pairs of a user and an item, in the order of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,6 +98,8 @@ pub struct Dataset {
     pub modalities: Vec<Modality>,
     /// What the user should know about the files but need not change.
     pub warnings: Vec<String>,
+    /// The training graph without self-loops and with them, each made when it is first asked for.
+    graphs: [OnceLock<Arc<Graph>>; 2],
 }
 
 /// What of a folder is read, and how.
@@ -243,7 +246,14 @@ impl Dataset {
                 .check_finite_with(items, &mut |rows| progress(name, bytes(rows), bytes(items)))?;
         }
         let name = name.to_owned();
-        Ok(Self { name, users, items, train, valid, test, modalities, warnings })
+        let graphs = Default::default();
+        Ok(Self { name, users, items, train, valid, test, modalities, warnings, graphs })
+    }
+
+    /// The graph of the training pairs; one for all who ask.
+    pub fn graph(&self, self_loops: bool) -> Arc<Graph> {
+        let made = || Arc::new(Graph::new(&self.train, self.users, self.items, self_loops));
+        self.graphs[usize::from(self_loops)].get_or_init(made).clone()
     }
 
     /// A hash of sizes, pairs and splits: what evaluation and recommendations depend on.

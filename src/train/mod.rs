@@ -381,7 +381,7 @@ impl<'a, B: Backend> Run<'a, B> {
 
 /// The training graph of a data set.
 pub fn graph(dataset: &Dataset, config: &TrainConfig) -> Arc<Graph> {
-    Arc::new(Graph::new(&dataset.train, dataset.users, dataset.items, config.self_loops))
+    dataset.graph(config.self_loops)
 }
 
 fn feature_sources<T: Real>(

@@ -1,6 +1,7 @@
 //! Training, as it is seen: on a terminal, in a log, by a program, or not at all.
 
 mod lines;
+mod sweep;
 mod terminal;
 
 use std::io::{self, IsTerminal, Write};
@@ -11,6 +12,7 @@ use bm3_engine::run::{Summary, read_records};
 use serde::Serialize;
 
 use super::table::metrics_table;
+pub use sweep::SweepReporter;
 use terminal::Terminal;
 
 /// The list length whose recall decides which epoch is best.

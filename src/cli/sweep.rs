@@ -1,0 +1,359 @@
+//! `bm3-engine sweep`
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bm3_engine::backend::Backend;
+use bm3_engine::config::{Axis, ConfigFile, RunConfig, RunSettings, TrainSettings, seeds};
+use bm3_engine::data::Dataset;
+use bm3_engine::sweep::{self, Outcome, Plan, PlannedRun, Results, Room, Sweep, SweepDirectory};
+use bm3_engine::{Error, Result};
+
+use super::backend::{self, Device};
+use super::interrupt::{self, Interrupted};
+use super::progress::{Face, SweepReporter};
+use super::train::default_directory;
+use super::{output, sweep_table};
+
+/// Train a grid of configurations, several at once, and compare them
+///
+/// All runs share one copy of the data. Each leaves an ordinary run directory in that of the sweep,
+/// with the numbers of that run alone. The table is sorted by validation Recall@20. Ctrl-C saves
+/// all runs before it ends.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+#[command(mut_arg("out", |out| out.value_name("DIR").help(
+    "Directory of the sweep; one that has a sweep already is refused \
+     [default: runs/DATASET-sweep-UTCTIME]"
+)))]
+#[command(mut_arg("threads", |threads| threads.help(
+    "CPU threads of all runs together; results do not depend on it [default: one per core]"
+)))]
+pub struct SweepArguments {
+    /// A training setting, by its flag's name, and the values to try (may be repeated: every
+    /// combination is trained)
+    #[arg(long, value_name = "KEY=VALUE,…", help_heading = "Sweep")]
+    grid: Vec<String>,
+    /// Train every configuration with several seeds: so many, from --seed on, or a list as in 1,5,9
+    #[arg(long, value_name = "N|SEED,…", help_heading = "Sweep")]
+    seeds: Option<String>,
+    /// Runs at once [default: on the CPU one per thread, on a GPU up to 8]; fewer where memory does
+    /// not hold them
+    #[arg(long, value_name = "N", help_heading = "Sweep")]
+    jobs: Option<usize>,
+    /// Continue a sweep: finished runs are kept, interrupted ones go on bit for bit, others begin
+    #[arg(
+        long,
+        value_name = "DIR",
+        help_heading = "Sweep",
+        conflicts_with_all = FIXED_BY_A_SWEEP,
+    )]
+    resume: Option<PathBuf>,
+    /// Read settings from a TOML or YAML file, MMRec's included; flags win (may be repeated, the
+    /// later file wins)
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    config: Vec<PathBuf>,
+    #[command(flatten)]
+    run: RunSettings,
+    #[command(flatten)]
+    train: TrainSettings,
+    /// Print the runs, how many of them at once and their memory, and stop
+    #[arg(long, help_heading = "Output")]
+    dry_run: bool,
+    /// Print one JSON object a line on standard output: sweep, the runs' events with their names,
+    /// results
+    #[arg(long, conflicts_with = "quiet", help_heading = "Output")]
+    json: bool,
+    /// Print nothing but errors and the final table
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  The published grid of eight configurations, each with five seeds:
+    bm3-engine sweep --data data/baby --seeds 5 \\
+        --grid layers=1,2 --grid dropout=0.3,0.5 --grid reg-weight=0.1,0.01
+
+  Continue after Ctrl-C or a crash:
+    bm3-engine sweep --resume runs/baby-sweep-20260131T235959Z
+
+  Use one of its models like any other run's:
+    bm3-engine evaluate --model runs/baby-sweep-20260131T235959Z/layers=1,dropout=0.3,seed=999
+
+The directory holds sweep.json, results.csv (a line for each run), results.json (by configuration,
+with means and standard deviations over the seeds) and the runs. A run that fails is named in the
+table, does not stop the others, and makes the exit code 1; --resume tries it again.";
+
+/// Settings that a sweep to be continued has made already, by their identifiers here. `grid` and
+/// `seeds` may be given again, and are compared.
+const FIXED_BY_A_SWEEP: [&str; 23] = [
+    "config",
+    "features",
+    "modalities",
+    "split",
+    "out",
+    "init",
+    "embedding_size",
+    "layers",
+    "propagation",
+    "self_loops",
+    "freeze_features",
+    "feature_type",
+    "dropout",
+    "reg_weight",
+    "cl_weight",
+    "learning_rate",
+    "learning_rate_decay",
+    "batch_size",
+    "epochs",
+    "patience",
+    "top_k",
+    "seed",
+    "order",
+];
+
+/// What is to be tried: everything the command line and the files say, checked.
+#[derive(Debug)]
+struct SweepRequest {
+    plan: Plan,
+    runs: Vec<PlannedRun>,
+    /// The sweep's directory. `None`: one named after the data set and the time.
+    out: Option<PathBuf>,
+    resume: bool,
+    jobs: Option<usize>,
+    dry_run: bool,
+    face: Face,
+}
+
+pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
+    let (request, notices) = request(arguments)?;
+    let talks = request.face != Face::Quiet;
+    if talks {
+        for notice in notices {
+            eprintln!("note: {notice}");
+        }
+    }
+    let base = &request.plan.base;
+    super::use_threads(base.threads)?;
+    let device = backend::open_for(base, talks)?;
+    let datasets = Datasets::open(&request.plan, talks)?;
+    if talks {
+        backend::warn(&datasets.first);
+    }
+    if request.dry_run {
+        let waiting: Vec<&PlannedRun> = request.runs.iter().collect();
+        let (room, _) = room(device, &request.plan, &waiting, &datasets, request.jobs)?;
+        return output::print(&sweep_table::preview(&request.runs, &room));
+    }
+    let interrupted = interrupt::install()?;
+    let path = request.out.clone().unwrap_or_else(|| {
+        default_directory(&format!("{}-sweep", datasets.first.name), SystemTime::now())
+    });
+    let directory = match request.resume {
+        true => SweepDirectory::open(&path, &datasets.first)?,
+        false => SweepDirectory::create(&path, &request.plan, &datasets.first)?,
+    };
+    let sweep = Sweep {
+        plan: &request.plan,
+        runs: &request.runs,
+        directory: &directory,
+        dataset: &|run| datasets.of(run),
+    };
+    let outcomes = sweep.outcomes()?;
+    let waiting: Vec<&PlannedRun> = request
+        .runs
+        .iter()
+        .zip(&outcomes)
+        .filter_map(|(run, outcome)| (*outcome == Outcome::Waiting).then_some(run))
+        .collect();
+    let (room, device) = room(device, &request.plan, &waiting, &datasets, request.jobs)?;
+    let reporter = SweepReporter::new(request.face);
+    reporter.begin(&directory, &datasets.first, request.runs.len(), waiting.len(), &room);
+    let results = match device {
+        Device::Cpu(cpu) => {
+            sweep.train(outcomes, room.lanes, &|| Ok(cpu), &reporter, &interrupted)?
+        }
+        Device::Gpu(gpu) => {
+            sweep.train(outcomes, room.lanes, &|| gpu.sibling(), &reporter, &interrupted)?
+        }
+    };
+    reporter.finish(&results, &directory)?;
+    ended(&results)
+}
+
+/// The exit code's reason.
+fn ended(results: &Results) -> anyhow::Result<()> {
+    let all = results.runs().count();
+    match results.count("failed") {
+        _ if results.count("interrupted") + results.count("waiting") > 0 => Err(Interrupted.into()),
+        0 => Ok(()),
+        failed => Err(anyhow::anyhow!("{failed} of {all} runs failed")),
+    }
+}
+
+/// Merges files and flags, flags winning; also what there is to say about the files.
+fn request(arguments: &SweepArguments) -> Result<(SweepRequest, Vec<String>)> {
+    if arguments.jobs == Some(0) {
+        return Err(Error::setting("--jobs", "0 found, a number from 1 expected"));
+    }
+    let (plan, out, notices) = match &arguments.resume {
+        Some(directory) => {
+            let mut plan = SweepDirectory::plan(directory)?;
+            unchanged(&plan, arguments)?;
+            adopt(&mut plan.base, &arguments.run)?;
+            (plan, Some(directory.clone()), Vec::new())
+        }
+        None => {
+            if arguments.grid.is_empty() && arguments.seeds.is_none() {
+                let problem = "not given, nor --seeds; name a setting and its values, as in --grid \
+                               layers=1,2 (`bm3-engine train` trains one run)";
+                return Err(Error::setting("--grid", problem));
+            }
+            let grid = Axis::parse_all(&arguments.grid, &arguments.train)?;
+            let file = ConfigFile::read_all(&arguments.config)?;
+            let run = arguments.run.clone().or(file.run);
+            let train = arguments.train.clone().or(file.train);
+            let base = RunConfig::new(&base_settings(train, &grid)?, &run)?;
+            let seeds = given_seeds(arguments, base.train.seed)?;
+            (Plan { grid, seeds, base }, run.out, file.notices)
+        }
+    };
+    let request = SweepRequest {
+        runs: plan.runs()?,
+        plan,
+        out,
+        resume: arguments.resume.is_some(),
+        jobs: arguments.jobs,
+        dry_run: arguments.dry_run,
+        face: Face::choose(arguments.json, arguments.quiet),
+    };
+    Ok((request, notices))
+}
+
+/// The settings that all runs have in common, with the first value of each that varies: so that
+/// what is checked of them is true of a run.
+fn base_settings(train: TrainSettings, grid: &[Axis]) -> Result<TrainSettings> {
+    grid.iter().try_fold(train, |train, axis| Ok(axis.value(0)?.or(train)))
+}
+
+fn given_seeds(arguments: &SweepArguments, first: u64) -> Result<Vec<u64>> {
+    match &arguments.seeds {
+        None => Ok(vec![first]),
+        Some(text) if text.contains(',') && arguments.train.seed.is_some() => {
+            let problem =
+                format!("a list found, {text}, and --seed {first}; leave one of the two out");
+            Err(Error::setting("--seeds", problem))
+        }
+        Some(text) => seeds(text, first),
+    }
+}
+
+/// Refuses a grid or seeds other than those of the sweep that is continued.
+fn unchanged(plan: &Plan, arguments: &SweepArguments) -> Result<()> {
+    if !arguments.grid.is_empty() {
+        let given = Axis::parse_all(&arguments.grid, &TrainSettings::default())?;
+        let texts = |axes: &[Axis]| -> Vec<(String, String)> {
+            axes.iter().map(|axis| (axis.flag(), axis.listed())).collect()
+        };
+        let (found, expected) = (texts(&given), texts(&plan.grid));
+        let value = |axes: &[(String, String)], flag: &str| {
+            axes.iter()
+                .find(|(other, _)| other == flag)
+                .map_or_else(|| format!("no {flag}"), |(flag, values)| format!("{flag}={values}"))
+        };
+        let flags = found.iter().chain(&expected).map(|(flag, _)| flag);
+        let difference = flags.map(|flag| (value(&found, flag), value(&expected, flag)));
+        if let Some((found, expected)) = difference.into_iter().find(|(a, b)| a != b) {
+            let problem = format!(
+                "{found} found, {expected} expected, as the sweep was begun with; begin another \
+                 one with --out"
+            );
+            return Err(Error::setting("--grid", problem));
+        }
+    }
+    if let Some(text) = &arguments.seeds {
+        let first = plan.seeds.first().copied().unwrap_or_default();
+        if seeds(text, first)? != plan.seeds {
+            let list: Vec<String> = plan.seeds.iter().map(u64::to_string).collect();
+            let problem = format!(
+                "{text} found, {} expected, as the sweep was begun with; begin another one with \
+                 --out",
+                list.join(",")
+            );
+            return Err(Error::setting("--seeds", problem));
+        }
+    }
+    Ok(())
+}
+
+/// Takes what may change when a sweep is continued.
+fn adopt(base: &mut RunConfig, given: &RunSettings) -> Result<()> {
+    if let Some(data) = &given.data {
+        base.data = std::path::absolute(data).map_err(|error| Error::io(data, "find", error))?;
+    }
+    base.device = given.device.unwrap_or(base.device);
+    base.feature_storage = given.feature_storage.unwrap_or(base.feature_storage);
+    base.threads = given.threads.or(base.threads);
+    base.checkpoint_seconds = given.checkpoint_seconds.unwrap_or(base.checkpoint_seconds);
+    if base.threads == Some(0) {
+        return Err(Error::setting("--threads", "0 found, a number from 1 expected"));
+    }
+    Ok(())
+}
+
+/// The data of all runs: one set, or with `--split`, which draws from the seed, one for each seed;
+/// the features are the same ones in all.
+struct Datasets {
+    first: Arc<Dataset>,
+    by_seed: HashMap<u64, Arc<Dataset>>,
+}
+
+impl Datasets {
+    fn open(plan: &Plan, talks: bool) -> Result<Self> {
+        let mut config = plan.base.clone();
+        config.train.seed = plan.seeds[0];
+        let first = Arc::new(backend::dataset(&config, talks)?);
+        let mut by_seed = HashMap::new();
+        if plan.base.split.is_some() {
+            for &seed in &plan.seeds[1..] {
+                config.train.seed = seed;
+                let mut dataset = backend::interactions(&config)?;
+                dataset.modalities.clone_from(&first.modalities);
+                by_seed.insert(seed, Arc::new(dataset));
+            }
+        }
+        Ok(Self { first, by_seed })
+    }
+
+    fn of(&self, run: &PlannedRun) -> Arc<Dataset> {
+        self.by_seed.get(&run.config.train.seed).unwrap_or(&self.first).clone()
+    }
+}
+
+/// How many runs there is room for at once, and the device that they are trained on.
+fn room(
+    device: Device,
+    plan: &Plan,
+    runs: &[&PlannedRun],
+    datasets: &Datasets,
+    jobs: Option<usize>,
+) -> Result<(Room, Device)> {
+    let dataset = |run: &PlannedRun| datasets.of(run);
+    match device {
+        Device::Cpu(mut cpu) => {
+            for run in runs.iter().filter(|run| run.config.train.freeze_features) {
+                cpu.store_features_as(run.config.train.feature_type)?;
+            }
+            let room = sweep::on_cpu(runs, &dataset, rayon::current_num_threads(), jobs)?;
+            Ok((room, device))
+        }
+        Device::Gpu(gpu) => {
+            let storage = plan.base.feature_storage;
+            let (room, gpu) = sweep::on_gpu(gpu, storage, runs, &dataset, jobs)?;
+            Ok((room, Device::Gpu(gpu)))
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The directory of a sweep: `sweep.json`, the results, and the directories of its runs.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Plan, PlannedRun};
+use crate::config::{Axis, RunConfig};
+use crate::data::Dataset;
+use crate::run::{CONFIG, SUMMARY, StopReason, Summary};
+use crate::{Error, Result, files};
+
+/// What is tried, on which data, with which settings.
+pub const SWEEP: &str = "sweep.json";
+/// A line for each run.
+pub const RESULTS_TABLE: &str = "results.csv";
+/// The same by configuration, with means and deviations.
+pub const RESULTS: &str = "results.json";
+/// Locked while a process works on the sweep.
+const LOCK: &str = ".lock";
+
+/// Of `sweep.json`.
+const FORMAT_VERSION: u32 = 1;
+
+/// What `sweep.json` says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    format_version: u32,
+    /// The program's version.
+    version: String,
+    dataset: String,
+    interactions_fingerprint: u64,
+    features_fingerprint: u64,
+    grid: Vec<Axis>,
+    seeds: Vec<u64>,
+    /// As in `config.toml`.
+    settings: serde_json::Value,
+}
+
+/// A sweep's directory, locked against other processes until dropped.
+#[derive(Debug)]
+pub struct SweepDirectory {
+    path: PathBuf,
+    /// Unlocked when closed, by the system too when the process dies.
+    _lock: File,
+}
+
+impl SweepDirectory {
+    /// Creates `path` for a new sweep of `plan` on `dataset`.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] when a sweep or a run is there already, or another process works on it;
+    /// [`Error::Io`].
+    pub fn create(path: &Path, plan: &Plan, dataset: &Dataset) -> Result<Self> {
+        std::fs::create_dir_all(path).map_err(|error| Error::io(path, "create", error))?;
+        let directory = Self::lock(path)?;
+        if path.join(SWEEP).exists() {
+            let problem = format!(
+                "a sweep is already here; continue it with --resume {}, or give another --out",
+                path.display()
+            );
+            return Err(Error::run_file(path, problem));
+        }
+        if path.join(CONFIG).exists() {
+            let problem = "a run is already here; give another --out";
+            return Err(Error::run_file(path, problem));
+        }
+        let file = path.join(SWEEP);
+        let failed = |error: serde_json::Error| Error::io(&file, "write", error.into());
+        let record = Record {
+            format_version: FORMAT_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            dataset: dataset.name.clone(),
+            interactions_fingerprint: dataset.interactions_fingerprint(),
+            features_fingerprint: dataset.features_fingerprint(),
+            grid: plan.grid.clone(),
+            seeds: plan.seeds.clone(),
+            settings: serde_json::to_value(&plan.base).map_err(failed)?,
+        };
+        let mut text = serde_json::to_string_pretty(&record).map_err(failed)?;
+        text.push('\n');
+        files::write_bytes_atomic(&file, text.as_bytes())?;
+        Ok(directory)
+    }
+
+    /// Opens the directory of a sweep of `dataset`.
+    ///
+    /// # Errors
+    /// Those of [`SweepDirectory::plan`]; [`Error::RunFile`] when another process works on it or
+    /// when it was begun on other data.
+    pub fn open(path: &Path, dataset: &Dataset) -> Result<Self> {
+        let record = read(path)?;
+        let directory = Self::lock(path)?;
+        for (what, found, expected) in [
+            ("interactions", record.interactions_fingerprint, dataset.interactions_fingerprint()),
+            ("features", record.features_fingerprint, dataset.features_fingerprint()),
+        ] {
+            if found != expected {
+                let problem = format!(
+                    "was begun on other {what} (data set {}, fingerprint {found:016x}; this one, \
+                     {}, has {expected:016x}): give the folder it was begun on",
+                    record.dataset, dataset.name
+                );
+                return Err(Error::run_file(&path.join(SWEEP), problem));
+            }
+        }
+        Ok(directory)
+    }
+
+    /// What the sweep in `path` tries.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] when there is none, or its file is none of this version's.
+    pub fn plan(path: &Path) -> Result<Plan> {
+        let Record { grid, seeds, settings, .. } = read(path)?;
+        let file = path.join(SWEEP);
+        if seeds.is_empty() || grid.iter().any(|axis| axis.values.is_empty()) {
+            return Err(Error::run_file(&file, "a setting without a value, or no seed found"));
+        }
+        let base = RunConfig::from_json(&file, &settings)?;
+        Ok(Plan { grid, seeds, base })
+    }
+
+    fn lock(path: &Path) -> Result<Self> {
+        let lock_path = path.join(LOCK);
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|error| Error::io(&lock_path, "create", error))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                let problem = "another process works on this sweep; wait for it, or give another \
+                               --out";
+                Err(Error::run_file(path, problem))
+            }
+            Err(TryLockError::Error(error)) => Err(Error::io(&lock_path, "lock", error)),
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where a file of the sweep, or a run of this name, lies.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// What came of a run that has come to its end; `None` of others.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] when its files are malformed, or are those of other settings.
+    pub(super) fn finished(&self, run: &PlannedRun) -> Result<Option<Summary>> {
+        let directory = self.file(&run.name);
+        let path = directory.join(SUMMARY);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(&path, "read", error)),
+        };
+        let summary: Summary = serde_json::from_str(&text)
+            .map_err(|error| Error::run_file(&path, format!("not a run's summary: {error}")))?;
+        if summary.stopped_by == StopReason::Interrupted {
+            return Ok(None);
+        }
+        let config = directory.join(CONFIG);
+        if RunConfig::read(&config)?.train != run.config.train {
+            let problem = format!(
+                "has other settings than run {} of this sweep; put it back as it was, or remove \
+                 the run's directory to train it again",
+                run.name
+            );
+            return Err(Error::run_file(&config, problem));
+        }
+        Ok(Some(summary))
+    }
+}
+
+fn read(path: &Path) -> Result<Record> {
+    let file = path.join(SWEEP);
+    let text = match std::fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(error) if crate::error::is_missing(&error) => {
+            let problem = format!("no sweep to continue: there is no {SWEEP} in it");
+            return Err(Error::run_file(path, problem));
+        }
+        Err(error) => return Err(Error::io(&file, "read", error)),
+    };
+    let malformed =
+        |error: serde_json::Error| Error::run_file(&file, format!("not a sweep: {error}"));
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(malformed)?;
+    // Before the rest, which another version may have otherwise.
+    let version = value["format_version"].as_u64();
+    if version != Some(FORMAT_VERSION.into()) {
+        let found = version.map_or("no number".to_owned(), |version| version.to_string());
+        let problem = format!(
+            "its format version is {found}; this program reads {FORMAT_VERSION}: use the program \
+             that wrote it"
+        );
+        return Err(Error::run_file(&file, problem));
+    }
+    serde_json::from_value(value).map_err(malformed)
+}

@@ -1,0 +1,302 @@
+//! Training several runs side by side.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::directory::{RESULTS, RESULTS_TABLE, SweepDirectory};
+use super::plan::{Plan, PlannedRun};
+use super::results::{Outcome, Results};
+use crate::backend::Backend;
+use crate::data::Dataset;
+use crate::records::{EpochRecord, Observer, RunStart};
+use crate::run::{CONFIG, RunDirectory, STATE, StopReason, Summary};
+use crate::train::{FitOptions, fit};
+use crate::{Error, Result};
+
+/// How many runs are trained at once, and with what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lanes {
+    /// Runs at once, 1 at least.
+    pub jobs: usize,
+    /// The CPU's threads, shared out among them; `None` where the CPU does not compute.
+    pub threads: Option<usize>,
+}
+
+impl Lanes {
+    /// The threads of the run that begins as number `begun` (from 0), when `waiting` runs, this one
+    /// included, have not begun before it.
+    ///
+    /// The first ones share the threads evenly. Those that follow find one place free, until fewer
+    /// are left than there are places: these take what the missing ones leave.
+    fn threads_of(self, begun: usize, waiting: usize) -> Option<usize> {
+        let threads = self.threads?;
+        let even =
+            |places: usize, place: usize| threads / places + usize::from(place < threads % places);
+        let share = match begun < self.jobs {
+            true => even(self.jobs, begun),
+            false => even(self.jobs.min(waiting).max(1), 0),
+        };
+        Some(share.max(1))
+    }
+}
+
+/// What a run of a sweep does.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// It has come to its end in an earlier process, and is kept.
+    Kept(&'a Summary),
+    /// It begins, or goes on.
+    Start(&'a RunStart),
+    /// A step of so many of an epoch is done.
+    Step {
+        /// From 1.
+        epoch: u64,
+        /// From 1.
+        step_in_epoch: u64,
+        /// The last one.
+        steps_per_epoch: u64,
+    },
+    /// An epoch is trained and evaluated.
+    Epoch(&'a EpochRecord),
+    /// A checkpoint is safely on disk.
+    Checkpoint(&'a Path),
+    /// It ends, or is interrupted.
+    End(&'a Summary),
+    /// It failed.
+    Failed(&'a Error),
+    /// There was no memory for it beside the others: it is begun again when one of them has ended.
+    Postponed(&'a Error),
+}
+
+/// Is told what the runs of a sweep do, by several threads at once.
+pub trait Watcher: Sync {
+    /// A run does something.
+    fn event(&self, run: &PlannedRun, event: Event<'_>);
+}
+
+/// Watches nothing.
+impl Watcher for () {
+    fn event(&self, _: &PlannedRun, _: Event<'_>) {}
+}
+
+/// A sweep, ready to be trained.
+pub struct Sweep<'a> {
+    /// What is tried.
+    pub plan: &'a Plan,
+    /// Its runs, of [`Plan::runs`].
+    pub runs: &'a [PlannedRun],
+    /// Where everything is kept.
+    pub directory: &'a SweepDirectory,
+    /// The data set of each run.
+    pub dataset: &'a (dyn Fn(&PlannedRun) -> Arc<Dataset> + Sync),
+}
+
+impl Sweep<'_> {
+    /// How far each run has come.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] for a run's directory that is malformed or is that of other settings.
+    pub fn outcomes(&self) -> Result<Vec<Outcome>> {
+        let outcome = |run| {
+            let finished = self.directory.finished(run)?;
+            Ok(finished.map_or(Outcome::Waiting, Outcome::Finished))
+        };
+        self.runs.iter().map(outcome).collect()
+    }
+
+    /// Trains those of `outcomes` (of [`Sweep::outcomes`]) that wait, each on a backend of
+    /// `backend`, and writes the results whenever one has ended.
+    ///
+    /// A run that fails does not stop the others. When `stop` becomes true, all runs are saved, and
+    /// no other begins.
+    ///
+    /// # Errors
+    /// A failure to write the results.
+    pub fn train<B: Backend + Send>(
+        &self,
+        mut outcomes: Vec<Outcome>,
+        lanes: Lanes,
+        backend: &(dyn Fn() -> Result<B> + Sync),
+        watcher: &dyn Watcher,
+        stop: &AtomicBool,
+    ) -> Result<Results> {
+        for (run, outcome) in self.runs.iter().zip(&outcomes) {
+            if let Outcome::Finished(summary) = outcome {
+                watcher.event(run, Event::Kept(summary));
+            }
+        }
+        let waiting: VecDeque<usize> =
+            (0..outcomes.len()).filter(|&at| outcomes[at] == Outcome::Waiting).collect();
+        let jobs = lanes.jobs.clamp(1, waiting.len().max(1));
+        let lanes = Lanes { jobs, ..lanes };
+        let queue = Queue { waiting, begun: 0, running: 0 };
+        let (queue, kept) = (Mutex::new(queue), Mutex::new(&mut outcomes));
+        let written = Mutex::new(self.write(&lock(&kept)));
+        thread::scope(|scope| {
+            for _ in 0..jobs {
+                scope.spawn(|| {
+                    loop {
+                        let next = lock(&queue).next(lanes, stop);
+                        let Some((at, threads)) = next else { return };
+                        let run = &self.runs[at];
+                        let outcome = self.train_one(run, threads, backend, watcher, stop);
+                        let mut queue = lock(&queue);
+                        queue.running -= 1;
+                        let outcome = match outcome {
+                            Err(error @ Error::DeviceMemory { .. }) if queue.running > 0 => {
+                                // One run fewer at a time from now on: this thread was one.
+                                queue.waiting.push_front(at);
+                                watcher.event(run, Event::Postponed(&error));
+                                return;
+                            }
+                            Ok(summary) => {
+                                watcher.event(run, Event::End(&summary));
+                                match summary.stopped_by {
+                                    StopReason::Interrupted => Outcome::Interrupted(summary),
+                                    _ => Outcome::Finished(summary),
+                                }
+                            }
+                            Err(error) => {
+                                watcher.event(run, Event::Failed(&error));
+                                Outcome::Failed(error.to_string())
+                            }
+                        };
+                        drop(queue);
+                        let mut kept = lock(&kept);
+                        kept[at] = outcome;
+                        let result = self.write(&kept);
+                        *lock(&written) = result;
+                    }
+                });
+            }
+        });
+        // The last attempt counts: it wrote everything.
+        written.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        Ok(Results::new(self.plan, self.runs, &outcomes))
+    }
+
+    fn write(&self, outcomes: &[Outcome]) -> Result<()> {
+        let results = Results::new(self.plan, self.runs, outcomes);
+        results.write_csv(&self.directory.file(RESULTS_TABLE))?;
+        results.write_json(&self.directory.file(RESULTS))
+    }
+
+    /// Begins a run or goes on with it.
+    fn train_one<B: Backend + Send>(
+        &self,
+        run: &PlannedRun,
+        threads: Option<usize>,
+        backend: &(dyn Fn() -> Result<B> + Sync),
+        watcher: &dyn Watcher,
+        stop: &AtomicBool,
+    ) -> Result<Summary> {
+        let path = self.directory.file(&run.name);
+        let (config, dataset) = (&run.config, (self.dataset)(run));
+        let resume = path.join(STATE).is_file();
+        let directory = RunDirectory::open(&path, resume)?;
+        config.write(&directory.file(CONFIG))?;
+        let options = FitOptions {
+            initial: config.init.as_deref(),
+            resume,
+            checkpoint_interval: Duration::from_secs(config.checkpoint_seconds),
+        };
+        let mut observer = Named { run, watcher };
+        let mut train = || {
+            let (train, observer) = (&config.train, &mut observer);
+            fit(backend()?, &dataset, train, &directory, &options, observer, stop)
+        };
+        let result = match threads {
+            None => train(),
+            // A pool of its own: in one for all, a run that waits for its other threads would take
+            // up work of other runs.
+            Some(threads) => match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
+                Ok(pool) => pool.install(train),
+                Err(error) => Err(Error::setting("--threads", error.to_string())),
+            },
+        };
+        let in_vain =
+            |error: &Error| error.is_input() || matches!(error, Error::DeviceMemory { .. });
+        if result.as_ref().is_err_and(in_vain) {
+            directory.discard_unused();
+        }
+        result
+    }
+}
+
+/// Runs that have not begun, by their positions.
+struct Queue {
+    waiting: VecDeque<usize>,
+    begun: usize,
+    running: usize,
+}
+
+impl Queue {
+    /// The next run and its threads, unless there is none or all are to stop.
+    fn next(&mut self, lanes: Lanes, stop: &AtomicBool) -> Option<(usize, Option<usize>)> {
+        if stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        let waiting = self.waiting.len();
+        let at = self.waiting.pop_front()?;
+        let threads = lanes.threads_of(self.begun, waiting);
+        self.begun += 1;
+        self.running += 1;
+        Some((at, threads))
+    }
+}
+
+/// A thread that panicked in the middle ends the sweep anyway.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Passes what a run tells on, with its name.
+struct Named<'a> {
+    run: &'a PlannedRun,
+    watcher: &'a dyn Watcher,
+}
+
+impl Observer for Named<'_> {
+    fn start(&mut self, run: &RunStart) {
+        self.watcher.event(self.run, Event::Start(run));
+    }
+
+    fn step(&mut self, epoch: u64, step_in_epoch: u64, steps_per_epoch: u64) {
+        self.watcher.event(self.run, Event::Step { epoch, step_in_epoch, steps_per_epoch });
+    }
+
+    fn epoch(&mut self, record: &EpochRecord) {
+        self.watcher.event(self.run, Event::Epoch(record));
+    }
+
+    fn checkpoint(&mut self, path: &Path) {
+        self.watcher.event(self.run, Event::Checkpoint(path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The threads of runs that begin one after the other.
+    fn shares(jobs: usize, threads: usize, runs: usize) -> Vec<usize> {
+        let lanes = Lanes { jobs, threads: Some(threads) };
+        (0..runs).map(|begun| lanes.threads_of(begun, runs - begun).unwrap()).collect()
+    }
+
+    #[test]
+    fn threads_are_shared_out_and_the_last_runs_take_what_is_left() {
+        assert_eq!(shares(2, 2, 2), [1, 1]);
+        assert_eq!(shares(2, 2, 3), [1, 1, 2]);
+        assert_eq!(shares(2, 2, 4), [1, 1, 1, 2]);
+        assert_eq!(shares(3, 8, 3), [3, 3, 2]);
+        assert_eq!(shares(4, 8, 6), [2, 2, 2, 2, 4, 8]);
+        assert_eq!(shares(1, 8, 3), [8, 8, 8]);
+        assert_eq!(shares(8, 2, 8), [1; 8]);
+        assert_eq!(Lanes { jobs: 4, threads: None }.threads_of(0, 4), None);
+    }
+}
