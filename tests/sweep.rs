@@ -293,7 +293,11 @@ fn a_sweep_goes_on_as_it_was_begun_or_not_at_all() {
             .stdout(is_empty())
             .stderr(contains("error: ").and(contains(reason)));
     };
-    program(&["sweep", "--resume", &sweep, "--quiet"]).args(grid).assert().success();
+    program(&["sweep", "--resume", &sweep])
+        .args(grid)
+        .assert()
+        .success()
+        .stderr(contains("tiny: 4 runs, all finished before\n"));
     refused(
         &["--grid", "layers=1,2,3"],
         "--grid: layers=1,2,3 found, layers=1,2 expected, as the sweep was begun with",

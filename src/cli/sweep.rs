@@ -139,6 +139,12 @@ pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
     let base = &request.plan.base;
     super::use_threads(base.threads)?;
     let device = backend::open_for(base, talks)?;
+    if let Device::Cpu(mut cpu) = device {
+        // What it does not do is refused before anything is written.
+        for run in request.runs.iter().filter(|run| run.config.train.freeze_features) {
+            cpu.store_features_as(run.config.train.feature_type)?;
+        }
+    }
     let datasets = Datasets::open(&request.plan, talks)?;
     if talks {
         backend::warn(&datasets.first);
@@ -343,10 +349,7 @@ fn room(
 ) -> Result<(Room, Device)> {
     let dataset = |run: &PlannedRun| datasets.of(run);
     match device {
-        Device::Cpu(mut cpu) => {
-            for run in runs.iter().filter(|run| run.config.train.freeze_features) {
-                cpu.store_features_as(run.config.train.feature_type)?;
-            }
+        Device::Cpu(_) => {
             let room = sweep::on_cpu(runs, &dataset, rayon::current_num_threads(), jobs)?;
             Ok((room, device))
         }

@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
 # Everything there is to run on a GPU, from the programs that tests/gpu/build.sh collected:
 #
-#   tests/gpu/run.sh [STAGE ...]      machine tests training sanitizers peer [all]
+#   tests/gpu/run.sh [STAGE ...]      machine tests training sweep sanitizers peer [all]
 #
 #   machine     the GPU, its driver, and what the program says of itself
 #   tests       the kernels' tests and the golden cases, on GPU 0
 #   training    a run on GPU 0 and one on the CPU agree; two runs on the GPU are the same to the bit
+#   sweep       eight runs at once and one after another: the same bits, and how much faster
 #   sanitizers  compute-sanitizer over the tests and a short training
 #   peer        time per step beside PyTorch, where python3 has it
 #
 # Needs bash, coreutils and python3. A failing step does not stop later ones; the exit code is 1 when
 # any failed. OUT [target/gpu] receives log.txt and summary.md. BM3_TEST_DATA names a data folder
 # for the training [../shared/data/lfm2k, or else a made-up set], BM3_TEST_EPOCHS its length [30],
-# BM3_TEST_SHAPE the made-up set for the peer [baby].
+# BM3_TEST_SHAPE the made-up set for the sweep and the peer [baby].
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 bin=target/gpu/bin
 engine=$bin/bm3-engine
 out=${OUT:-target/gpu}
-[ $# -gt 0 ] || set -- machine tests training sanitizers peer
+[ $# -gt 0 ] || set -- machine tests training sweep sanitizers peer
 for stage in "$@"; do
   case $stage in
-    machine | tests | training | sanitizers | peer) ;;
+    machine | tests | training | sweep | sanitizers | peer) ;;
     *) echo "unknown stage: $stage" >&2; exit 2 ;;
   esac
 done
@@ -89,6 +90,32 @@ training() {
   step "metrics on GPU and CPU agree" 60 python3 tests/gpu/compare_metrics.py "$work/gpu" "$work/cpu"
   sha256sum "$work"/gpu*/model.safetensors >>"$log" || true
   step "two runs have the same bits" 60 cmp "$work/gpu/model.safetensors" "$work/gpu-again/model.safetensors"
+}
+
+# milliseconds since some beginning
+now() {
+  echo $(($(date +%s%N) / 1000000))
+}
+
+sweep() {
+  local features run begin serial together code
+  step "a data set for the sweep" 120 "$engine" synth --shape "${BM3_TEST_SHAPE:-baby}" --out "$work/sweep-set"
+  for features in true false; do
+    local common=(--data "$work/sweep-set" --device 0 "--freeze-features=$features" --epochs 10 --quiet
+      --grid "layers=1,2" --grid "dropout=0.3,0.5" --grid "reg-weight=0.1,0.01")
+    begin=$(now)
+    step "sweep, features frozen: $features, one after another" 300 \
+      "$engine" sweep "${common[@]}" --jobs 1 --out "$work/serial-$features"
+    serial=$(($(now) - begin)) begin=$(now)
+    step "sweep, features frozen: $features, all at once" 300 \
+      "$engine" sweep "${common[@]}" --jobs 8 --out "$work/together-$features"
+    together=$(($(now) - begin)) code=0
+    report "sweep, features frozen: $features" "one after another over all at once, in ms" "$serial / $together"
+    for run in "$work/serial-$features"/*/; do
+      cmp "$run/model.safetensors" "$work/together-$features/$(basename "$run")/model.safetensors" >>"$log" 2>&1 || code=1
+    done
+    step "sweep, features frozen: $features: the same bits" 60 [ "$code" -eq 0 ]
+  done
 }
 
 sanitizers() {

@@ -97,11 +97,17 @@ impl SweepReporter {
             ),
             Face::Quiet => {}
             Face::Plain | Face::Terminal => {
-                let kept = match all - waiting {
-                    0 => String::new(),
-                    kept => format!(", {kept} of them finished before"),
-                };
-                state.say(&format!("{}: {all} runs{kept}; {}", dataset.name, describe(room)));
+                let name = &dataset.name;
+                state.say(&match all - waiting {
+                    0 => format!("{name}: {all} runs; {}", describe(room)),
+                    kept if kept == all => format!("{name}: {all} runs, all finished before"),
+                    kept => {
+                        format!(
+                            "{name}: {all} runs, {kept} of them finished before; {}",
+                            describe(room)
+                        )
+                    }
+                });
                 state.say(&format!("sweep {path}"));
                 if self.face == Face::Terminal {
                     state.bars = Some(Bars::new(all));
