@@ -31,6 +31,7 @@ pub mod saved;
 pub mod step;
 pub mod synth;
 pub mod train;
+pub mod watch;
 
 pub use error::Error;
 
