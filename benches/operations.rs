@@ -142,6 +142,7 @@ fn main() {
         let state = trained(&dataset, &modality.features);
         let mut features = backend.trained_features(state, columns).unwrap();
         let mut schedule: Vec<AdamStep> = vec![adam_step(1, 1e-3)];
+        let mut losses = backend.losses(&vec![0.0; shape.terms()]).unwrap();
         // Together, since a replay without gradients in between would run into subnormal numbers.
         let name =
             format!("adam_rows_replay of 4 steps, adam_rows: {} ({columns} wide)", modality.name);
@@ -155,7 +156,8 @@ fn main() {
             let batch = backend.upload_batch(rows_of_batch.clone(), step).unwrap();
             backend.adam_rows_replay(&batch, &schedule, &mut features).unwrap();
             let (dz, weight) = (view(&z_gradient, 0..items * d), view(&weight, 0..weight.len()));
-            backend.adam_rows(&batch, dz, weight, &schedule, &mut features).unwrap();
+            let features = &mut features;
+            backend.adam_rows(&batch, dz, weight, &schedule, features, 0, &mut losses).unwrap();
         });
     }
     let (weight, bias) = (numbers(d * d), numbers(d));
@@ -214,7 +216,7 @@ fn main() {
     measure(&mut group, "adam", work, || {
         let schedule = vec![adam_step(7, 1e-3)];
         let [p, m, v] = [&mut parameters, &mut first, &mut second];
-        backend.adam(&batch, &schedule, &gradients, p, m, v).unwrap();
+        backend.adam(&batch, &schedule, &gradients, p, m, v, &mut losses).unwrap();
     });
     let evaluated = evaluate::users_of(&[&dataset.valid, &dataset.test]);
     let scores = evaluated.len() as u64 * dataset.items as u64;

@@ -5,6 +5,7 @@
 //   p = p - step_size m / (sqrt(v) root_factor + epsilon)
 #pragma once
 #include "common.cuh"
+#include "watch.cuh"
 
 struct AdamStep {
     float step_size;    // lr / (1 - b1^t)
@@ -19,4 +20,10 @@ __device__ __forceinline__ void adam_update(AdamStep step, float gradient, float
     first = fmaf(beta1, first, rest1 * gradient);
     second = fmaf(beta2, second, rest2 * gradient * gradient);
     parameter -= step.step_size * first / fmaf(sqrtf(second), step.root_factor, epsilon);
+}
+
+// Whether an element is as it should be after its step. A gradient that is not finite, or whose
+// square is not, shows in v; all else that can go wrong in p.
+__device__ __forceinline__ bool adam_is_finite(float parameter, float second) {
+    return is_finite(parameter) && is_finite(second);
 }

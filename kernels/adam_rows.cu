@@ -9,7 +9,8 @@
 // Shapes: E, m, v rows x D_m; the batch's n items; dz n x d; W d x D_m; schedule: the constants of
 // every step. Without a batch adam_replay brings all rows up to step `last`, with one its rows up to
 // the step before the batch's.
-// Outputs: E, m, v, touched of those rows, in place.
+// Outputs: E, m, v, touched of those rows, in place; watch of the modality: step and row, where an
+// element of them is not finite (watch.cuh).
 // Ownership: adam_replay, one block a row; adam_rows, a block a tile of 64 rows x 64 columns, whose
 // gradient never leaves its registers (tile.cuh).
 // Bytes: 24 n D_m each; adam_replay nothing where no step was missed. Flops: 14 n D_m for each
@@ -51,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(128) adam_rows(
     const Batch* __restrict__ batch, const AdamStep* __restrict__ schedule,
     const float* __restrict__ z_gradient, u32 width, const float* __restrict__ weight, u32 columns,
     float* __restrict__ values, float* __restrict__ firsts, float* __restrict__ seconds,
-    u32* __restrict__ touched) {
+    u32* __restrict__ touched, u64* watch) {
     SHARED(tile::Shared, shared);
     if (blockIdx.y * tile::LINES >= batch->item_count) {
         return;
@@ -64,6 +65,9 @@ extern "C" __global__ void __launch_bounds__(128) adam_rows(
     tile::multiply(a, b, tile::Depth{0, width}, shared, [=](u32 row, u32 column, float gradient) {
         u64 place = static_cast<u64>(items[row]) * columns + column;
         adam_update(constants, gradient, values[place], firsts[place], seconds[place]);
+        if (!adam_is_finite(values[place], seconds[place])) {
+            watch_sees(watch, step, items[row]);
+        }
         if (column == 0) {
             touched[items[row]] = step;
         }

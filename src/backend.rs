@@ -17,6 +17,7 @@ use crate::parameters::Layout;
 use crate::profile::{Ceilings, Operation};
 use crate::real::Real;
 use crate::records::Metrics;
+use crate::watch::Failure;
 
 /// A part of a device buffer, read.
 #[derive(Debug)]
@@ -112,6 +113,11 @@ impl LossShape {
         3 + 2 * self.modalities
     }
 
+    /// M, of so many terms.
+    pub(crate) fn modalities_of(terms: usize) -> usize {
+        terms.saturating_sub(3) / 2
+    }
+
     /// R: the rows that batches have room for, see [`Rooms`].
     pub fn rows(self, rooms: Rooms) -> usize {
         rooms.users + rooms.items * (1 + self.modalities)
@@ -199,7 +205,7 @@ pub trait Backend: Clone {
     type Schedule: Default + Send + Sync;
     /// One modality's raw features, resident or mapped; with optimiser state when trained.
     type Features: Send + Sync;
-    /// Sums of loss terms, in f64, kept on the device until asked for.
+    /// Sums of loss terms, in f64, and what was not finite; kept on the device until asked for.
     type Losses: Send + Sync;
     /// Lists of the best items, kept on the device until asked for.
     type Lists: Send + Sync;
@@ -295,12 +301,17 @@ pub trait Backend: Clone {
     ) -> Result<Option<SavedFeatures<'a, Self::Real>>>;
     /// The values of trained features, I × D_m, without their moments; `None` when frozen.
     fn feature_values(&self, features: &Self::Features) -> Result<Option<Vec<Self::Real>>>;
-    /// Sums of loss terms that go on from `sums`.
+    /// Sums of loss terms that go on from `sums`. Nothing that is not finite has been seen.
     fn losses(&self, sums: &[f64]) -> Result<Self::Losses>;
     /// Makes sums of as many loss terms go on from `sums`.
     fn set_losses(&self, losses: &mut Self::Losses, sums: &[f64]) -> Result<()>;
     /// The sums so far.
     fn read_losses(&self, losses: &Self::Losses) -> Result<Vec<f64>>;
+    /// The first step in which a loss term or what Adam updates was not finite, if there is one
+    /// since the losses were made.
+    fn failure(&self, losses: &Self::Losses) -> Result<Option<Failure>>;
+    /// Whether it is known, without waiting for the device, that there is a [`Backend::failure`].
+    fn has_failed(&self, losses: &Self::Losses) -> bool;
 
     /// Equation (2) and its transpose: y = neighbours · Âx + (base + \[item row\] item_base) · b.
     ///
@@ -431,7 +442,10 @@ pub trait Backend: Clone {
         nodes: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// Adam's step of the batch on the dense parameters; all buffers have one length.
+    /// Adam's step of the batch on the dense parameters; all buffers have one length. It is the last
+    /// operation of a step: that of `losses` or of what it updates something is not finite is noted
+    /// there, as [`Backend::failure`] has it.
+    #[allow(clippy::too_many_arguments, reason = "one fused operation")]
     fn adam(
         &self,
         batch: &Self::Batch,
@@ -440,6 +454,7 @@ pub trait Backend: Clone {
         parameters: &mut Self::Buffer,
         first: &mut Self::Buffer,
         second: &mut Self::Buffer,
+        losses: &mut Self::Losses,
     ) -> Result<()>;
 
     /// Replays, for the batch's rows of trained features, every step after the row's last one in
@@ -461,7 +476,9 @@ pub trait Backend: Clone {
     ) -> Result<()>;
 
     /// Adam's step of the batch on its rows of trained features, with the gradient dE = dz W_m. The
-    /// rows are current up to the step before.
+    /// rows are current up to the step before. That something of them is not finite afterwards is
+    /// noted in `losses`, for the modality of this number.
+    #[allow(clippy::too_many_arguments, reason = "one fused operation")]
     fn adam_rows(
         &self,
         batch: &Self::Batch,
@@ -469,6 +486,8 @@ pub trait Backend: Clone {
         weight: View<'_, Self::Buffer>,
         schedule: &Self::Schedule,
         features: &mut Self::Features,
+        modality: usize,
+        losses: &mut Self::Losses,
     ) -> Result<()>;
 
     /// Equation (10): the `k` best items of each of `users` by the product of predicted rows,

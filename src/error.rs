@@ -96,21 +96,9 @@ pub enum Error {
         problem: String,
     },
 
-    /// A loss term stopped being a finite number.
-    #[error(
-        "step {step} (epoch {epoch}): loss term `{term}` is {value}; lower the learning rate, or \
-         check the scale of the features"
-    )]
-    NonFiniteLoss {
-        /// The optimiser step, from 1.
-        step: u64,
-        /// The epoch, from 1.
-        epoch: u64,
-        /// The name of the term, as in the records of a run.
-        term: String,
-        /// NaN or an infinity.
-        value: f64,
-    },
+    /// A loss term, a gradient or a parameter stopped being a finite number.
+    #[error(transparent)]
+    NonFinite(#[from] Box<NonFinite>),
 }
 
 impl Error {
@@ -137,11 +125,48 @@ impl Error {
                 true
             }
             Self::Io { source, .. } => is_missing(source),
-            Self::DeviceMemory { .. }
-            | Self::DeviceOperation { .. }
-            | Self::NonFiniteLoss { .. } => false,
+            Self::DeviceMemory { .. } | Self::DeviceOperation { .. } | Self::NonFinite(_) => false,
         }
     }
+}
+
+/// What stopped being a finite number, and when.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error(
+    "step {step} (epoch {epoch}, batch {batch} of {batches}: {}): {what}; lower --learning-rate, or \
+     check the scale of the features; {}",
+    pairs_in_words(first_pairs, *pairs),
+    match checkpoint {
+        Some((path, step)) => format!("the last good checkpoint is {}, after step {step}", path.display()),
+        None => "there is no checkpoint from before".to_owned(),
+    }
+)]
+pub struct NonFinite {
+    /// The optimiser step, from 1.
+    pub step: u64,
+    /// The epoch, from 1.
+    pub epoch: u64,
+    /// The batch's number in its epoch, from 1.
+    pub batch: u64,
+    /// The epoch's batches.
+    pub batches: u64,
+    /// How many pairs the batch has.
+    pub pairs: usize,
+    /// User and item of the first of them.
+    pub first_pairs: Vec<(u32, u32)>,
+    /// What was not finite: a loss term or a tensor, by the name it has in the files of a run.
+    pub what: String,
+    /// The state that was saved last, and the steps up to it.
+    pub checkpoint: Option<(PathBuf, u64)>,
+}
+
+/// The first pairs of a batch, as words.
+fn pairs_in_words(first: &[(u32, u32)], all: usize) -> String {
+    let first: Vec<String> =
+        first.iter().map(|(user, item)| format!("user {user} and item {item}")).collect();
+    let more = all.saturating_sub(first.len());
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{rest}", first.join(", "))
 }
 
 /// A number of bytes as people read it.

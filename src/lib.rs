@@ -32,6 +32,7 @@ pub mod step;
 pub mod sweep;
 pub mod synth;
 pub mod train;
+pub mod watch;
 
 pub use error::Error;
 

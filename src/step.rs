@@ -2,6 +2,7 @@
 //!
 //! It reads like SPEC §2 to §5, top to bottom, and runs on every device.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::real::Real;
 use crate::records::Metrics;
+use crate::watch::Failure;
 
 /// A model on a device, with everything its training needs.
 pub struct Model<B: Backend> {
@@ -203,7 +205,8 @@ impl<B: Backend> Model<B> {
 
     /// The steps of batches `numbers` of the epoch that `batches` is arranged for, each after
     /// `proceed` has said yes, until it says no; the outcome is how many were done. Their constants
-    /// have been [planned](Model::plan).
+    /// have been [planned](Model::plan). A device that is not ahead of the host stops after a step in
+    /// which something was not finite; whichever device it is, [`Model::failure`] tells of that step.
     pub fn train(
         &mut self,
         batches: &mut B::Batches,
@@ -212,8 +215,14 @@ impl<B: Backend> Model<B> {
         proceed: &mut dyn FnMut() -> bool,
     ) -> Result<u64> {
         let backend = self.backend.clone();
-        let mut step = |batch: &B::Batch| self.step_on(batch, dropout);
-        let done = backend.each_batch(batches, numbers, &mut step, proceed)?;
+        let failed = Cell::new(false);
+        let mut step = |batch: &B::Batch| {
+            self.step_on(batch, dropout)?;
+            failed.set(backend.has_failed(&self.losses));
+            Ok(())
+        };
+        let mut proceed = || !failed.get() && proceed();
+        let done = backend.each_batch(batches, numbers, &mut step, &mut proceed)?;
         self.steps += done as u32;
         Ok(done)
     }
@@ -289,7 +298,7 @@ impl<B: Backend> Model<B> {
             let features = &mut features[index];
             backend.project_backward(batch, features, z_gradient(), view_mut(gradients, range))?;
             let weight = parameter(&modality.weight);
-            backend.adam_rows(batch, z_gradient(), weight, schedule, features)?;
+            backend.adam_rows(batch, z_gradient(), weight, schedule, features, index, losses)?;
         }
 
         // G: the norms' gradient on every node, the batch's rows added to theirs.
@@ -310,6 +319,7 @@ impl<B: Backend> Model<B> {
             &mut self.parameters,
             &mut self.first,
             &mut self.second,
+            &mut self.losses,
         )
     }
 
@@ -468,6 +478,11 @@ impl<B: Backend> Model<B> {
     /// of each modality, reg (unweighted).
     pub fn losses(&self) -> Result<Vec<f64>> {
         self.backend.read_losses(&self.losses)
+    }
+
+    /// The first step in which a loss term, a gradient or a parameter was not finite.
+    pub fn failure(&self) -> Result<Option<Failure>> {
+        self.backend.failure(&self.losses)
     }
 
     /// Makes the sums of the loss terms go on from `sums`.

@@ -155,6 +155,7 @@ fn work(problem: &Problem) -> Result<()> {
     model.plan(&[adam_step(3, 0.1), adam_step(4, 0.1), adam_step(5, 0.1)])?;
     model.train(&mut batches, 0..3, &dropout, &mut || true)?;
     model.losses()?;
+    assert_eq!(model.failure()?, None);
     Ok(())
 }
 

@@ -275,20 +275,6 @@ fn a_directory_serves_one_run_at_a_time() {
     assert!(error.contains("--resume"), "{error}");
 }
 
-#[test]
-fn a_loss_that_is_not_finite_ends_the_run_with_the_term_named() {
-    let config = TrainConfig { learning_rate: 1e38, ..config() };
-    let options = FitOptions { initial: None, resume: false, checkpoint_interval: Duration::ZERO };
-    let stop = AtomicBool::new(false);
-    on_each_backend!(backend => {
-        let directory = tempfile::tempdir().unwrap();
-        let directory = RunDirectory::open(directory.path(), false).unwrap();
-        let error = fit(backend(), &dataset(), &config, &directory, &options, &mut (), &stop);
-        let error = error.unwrap_err().to_string();
-        assert!(error.contains("epoch 1") && error.contains("loss term `"), "{error}");
-    });
-}
-
 /// Rows of trained features replayed late against a sweep over the table at each step.
 fn check_lazy<B: Backend>(
     problem: &Problem,

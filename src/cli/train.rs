@@ -239,6 +239,8 @@ fn fit(
         return Ok(result?);
     }
     match result {
+        // That one names the checkpoint, and would come again.
+        Err(error @ Error::NonFinite(_)) => Err(error.into()),
         Err(error) if !error.is_input() && directory.has_state() => {
             Err(Resumable { error, directory: path }.into())
         }

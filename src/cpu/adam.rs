@@ -68,38 +68,54 @@ fn update<T: Real, const FUSED: bool>(
     *parameter -= constants.step_size * *first / root;
 }
 
-/// One step of all elements.
+/// One step of all elements; the first one that is not finite afterwards.
+///
+/// A gradient that is not finite, or whose square is not, shows in v; all else that can go wrong in p.
 pub fn adam<T: Real>(
     step: AdamStep,
     gradients: &[T],
     parameters: &mut [T],
     first: &mut [T],
     second: &mut [T],
-) {
+) -> Option<usize> {
     parameters
         .par_chunks_mut(ELEMENTS_PER_TASK)
         .zip(first.par_chunks_mut(ELEMENTS_PER_TASK))
         .zip(second.par_chunks_mut(ELEMENTS_PER_TASK))
         .zip(gradients.par_chunks(ELEMENTS_PER_TASK))
-        .for_each(|(((parameters, first), second), gradients)| {
-            update_elements(step, gradients, parameters, first, second);
-        });
+        .enumerate()
+        .filter_map(|(task, (((parameters, first), second), gradients))| {
+            let finite = update_elements(step, gradients, parameters, first, second);
+            (!finite).then(|| task * ELEMENTS_PER_TASK + first_wrong(parameters, second))
+        })
+        .min()
+}
+
+/// The first element that is not finite, of some of which one is not.
+fn first_wrong<T: Real>(parameters: &[T], second: &[T]) -> usize {
+    let wrong = |(parameter, second): (&T, &T)| !parameter.is_finite() || !second.is_finite();
+    parameters.iter().zip(second).position(wrong).unwrap_or_default()
 }
 
 vectorized! {
+    /// One step of some elements; whether all are finite afterwards.
     fn update_elements<T: Real>(
         step: AdamStep,
         gradients: &[T],
         parameters: &mut [T],
         first: &mut [T],
         second: &mut [T],
-    ) {
+    ) -> bool {
         let constants = Constants::new(step);
+        // Counted, not branched on: the loop stays one of vectors.
+        let mut wrong = 0u32;
         for (((parameter, first), second), &gradient) in
             parameters.iter_mut().zip(first).zip(second).zip(gradients)
         {
             update::<T, FUSED>(&constants, gradient, parameter, first, second);
+            wrong |= u32::from(!parameter.is_finite()) | u32::from(!second.is_finite());
         }
+        wrong == 0
     }
 }
 
@@ -188,7 +204,8 @@ pub fn replay<T: Real>(
     });
 }
 
-/// Step `history.len()` of rows that are current up to the one before, with dE = dz W.
+/// Step `history.len()` of rows that are current up to the one before, with dE = dz W; the position
+/// of the first row of which something is not finite afterwards.
 pub fn adam_rows<T: Real>(
     history: &[AdamStep],
     items: &[u32],
@@ -196,20 +213,28 @@ pub fn adam_rows<T: Real>(
     weight: &[T],
     columns: usize,
     state: &mut FeatureState<T>,
-) {
-    let Some(&step) = history.last() else { return };
+) -> Option<usize> {
+    let &step = history.last()?;
     let embedding_size = weight.len() / columns;
     let weight = Packed::from_rows(&Matrix::new(weight, columns), 0..embedding_size, 0..columns);
     let mut rows = rows_of(state, columns, items);
-    rows.par_chunks_mut(ROWS_PER_TASK).enumerate().for_each_init(
+    let tasks = rows.par_chunks_mut(ROWS_PER_TASK).enumerate().map_init(
         || vec![T::ZERO; ROWS_PER_TASK * columns],
         |gradient, (task, rows)| {
+            let mut wrong = None;
             let gradient = &mut gradient[..rows.len() * columns];
             feature_gradient(z_gradient, embedding_size, task * ROWS_PER_TASK, &weight, gradient);
-            for (row, gradient) in rows.iter_mut().zip(gradient.chunks_exact(columns)) {
-                update_elements(step, gradient, row.values, row.first, row.second);
+            for (position, (row, gradient)) in
+                rows.iter_mut().zip(gradient.chunks_exact(columns)).enumerate()
+            {
+                let finite = update_elements(step, gradient, row.values, row.first, row.second);
                 *row.touched = history.len() as u32;
+                if !finite {
+                    wrong = wrong.or(Some(task * ROWS_PER_TASK + position));
+                }
             }
+            wrong
         },
     );
+    tasks.flatten().min()
 }

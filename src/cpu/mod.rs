@@ -39,6 +39,7 @@ use crate::profile::{self, Ceilings, Operation, Timed};
 use crate::real::Real;
 use crate::records::Metrics;
 use crate::step::fresh_features;
+use crate::watch::{Failure, Watch, keep_first};
 use crate::{Error, Result};
 
 /// The CPU, computing in T.
@@ -92,6 +93,23 @@ impl CpuBatches {
     }
 }
 
+/// Sums of loss terms, and what was not finite.
+#[derive(Debug, Clone)]
+pub struct CpuLosses {
+    sums: Vec<f64>,
+    watch: Watch,
+}
+
+impl CpuLosses {
+    /// Looks at the sums after the step `step`.
+    fn watch(&mut self, step: u32) {
+        if self.watch.loss.is_none() {
+            let wrong = self.sums.iter().position(|sum| !sum.is_finite());
+            self.watch.loss = wrong.map(|term| (step, term as u32, self.sums[term]));
+        }
+    }
+}
+
 fn read<T>(view: View<'_, Vec<T>>) -> &[T] {
     &view.buffer[view.range]
 }
@@ -108,7 +126,7 @@ impl<T: Real> Backend for Cpu<T> {
     type Batches = CpuBatches;
     type Schedule = Vec<AdamStep>;
     type Features = CpuFeatures<T>;
-    type Losses = Vec<f64>;
+    type Losses = CpuLosses;
     type Lists = TopK;
 
     fn describe(&self) -> String {
@@ -265,17 +283,28 @@ impl<T: Real> Backend for Cpu<T> {
         })
     }
 
-    fn losses(&self, sums: &[f64]) -> Result<Vec<f64>> {
-        Ok(sums.to_vec())
+    fn losses(&self, sums: &[f64]) -> Result<CpuLosses> {
+        Ok(CpuLosses {
+            sums: sums.to_vec(),
+            watch: Watch::new(LossShape::modalities_of(sums.len())),
+        })
     }
 
-    fn set_losses(&self, losses: &mut Vec<f64>, sums: &[f64]) -> Result<()> {
-        losses.copy_from_slice(sums);
+    fn set_losses(&self, losses: &mut CpuLosses, sums: &[f64]) -> Result<()> {
+        losses.sums.copy_from_slice(sums);
         Ok(())
     }
 
-    fn read_losses(&self, losses: &Vec<f64>) -> Result<Vec<f64>> {
-        Ok(losses.clone())
+    fn read_losses(&self, losses: &CpuLosses) -> Result<Vec<f64>> {
+        Ok(losses.sums.clone())
+    }
+
+    fn failure(&self, losses: &CpuLosses) -> Result<Option<Failure>> {
+        Ok(losses.watch.first())
+    }
+
+    fn has_failed(&self, losses: &CpuLosses) -> bool {
+        losses.watch.first().is_some()
     }
 
     fn spmm(
@@ -376,14 +405,14 @@ impl<T: Real> Backend for Cpu<T> {
         dropout: &Dropout,
         x: View<'_, Vec<T>>,
         predicted: ViewMut<'_, Vec<T>>,
-        losses: &mut Vec<f64>,
+        losses: &mut CpuLosses,
     ) -> Result<()> {
         let (elements, d) = (x.range.len(), shape.embedding_size);
         let pairs = batch.batch.pairs() * d;
         let _timed =
             Timed::new("bootstrap_loss", 3 * elements + 2 * pairs, 12 * elements + 2 * pairs);
         let (x, predicted) = (read(x), write(predicted));
-        loss::bootstrap_loss(shape, batch, cl_weight, dropout, x, predicted, losses);
+        loss::bootstrap_loss(shape, batch, cl_weight, dropout, x, predicted, &mut losses.sums);
         Ok(())
     }
 
@@ -427,14 +456,14 @@ impl<T: Real> Backend for Cpu<T> {
         factor: f64,
         loss_factor: f64,
         gradient: ViewMut<'_, Vec<T>>,
-        losses: &mut Vec<f64>,
+        losses: &mut CpuLosses,
     ) -> Result<()> {
         let elements = nodes.range.len();
         let _timed = Timed::new("norm_backward", 3 * elements, 3 * elements);
         let nodes = read(nodes);
         let user_elements = nodes.len() / graph.graph.nodes() * graph.graph.users();
         let norms = rows::norm_gradients(nodes, user_elements, factor, write(gradient));
-        if let Some(regularization) = losses.last_mut() {
+        if let Some(regularization) = losses.sums.last_mut() {
             *regularization += loss_factor * (norms[0] + norms[1]);
         }
         Ok(())
@@ -465,9 +494,14 @@ impl<T: Real> Backend for Cpu<T> {
         parameters: &mut Vec<T>,
         first: &mut Vec<T>,
         second: &mut Vec<T>,
+        losses: &mut CpuLosses,
     ) -> Result<()> {
         let _timed = Timed::new("adam", 7 * gradients.len(), 14 * gradients.len());
-        adam::adam(batch.constants(schedule), gradients, parameters, first, second);
+        losses.watch(batch.step);
+        let wrong = adam::adam(batch.constants(schedule), gradients, parameters, first, second);
+        if let Some(element) = wrong {
+            keep_first(&mut losses.watch.dense, (batch.step, (element / 4) as u32));
+        }
         Ok(())
     }
 
@@ -506,6 +540,8 @@ impl<T: Real> Backend for Cpu<T> {
         weight: View<'_, Vec<T>>,
         schedule: &Vec<AdamStep>,
         features: &mut CpuFeatures<T>,
+        modality: usize,
+        losses: &mut CpuLosses,
     ) -> Result<()> {
         if let CpuFeatures::Trained { state, columns } = features {
             let (z_gradient, weight) = (read(z_gradient), read(weight));
@@ -516,7 +552,12 @@ impl<T: Real> Backend for Cpu<T> {
                 14 * elements + 2 * dz * *columns,
             );
             let history = &schedule[..batch.step as usize];
-            adam::adam_rows(history, &batch.batch.items, z_gradient, weight, *columns, state);
+            let items = &batch.batch.items;
+            let wrong = adam::adam_rows(history, items, z_gradient, weight, *columns, state);
+            if let Some(position) = wrong {
+                let seen = &mut losses.watch.features[modality];
+                keep_first(seen, (batch.step, items[position]));
+            }
         }
         Ok(())
     }

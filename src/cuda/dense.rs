@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::batches::CudaBatch;
 use super::device::{Device, Scratch};
 use super::launch::{Address, Launch, blocks, launch};
+use super::loss::CudaLosses;
 use crate::Result;
 use crate::backend::{BatchRooms, Rooms};
 
@@ -244,20 +245,33 @@ pub(super) fn leaky_relu_backward(
     launch!(device, launch, [y, gradient, elements], "{elements} elements")
 }
 
-/// One Adam step of `elements` parameters.
+/// One Adam step of `elements` parameters, and a look at the losses.
 pub(super) fn adam(
     device: &Arc<Device>,
     batch: &CudaBatch,
     schedule: Address,
     [gradients, parameters, first, second]: [Address; 4],
     elements: usize,
+    losses: &CudaLosses,
 ) -> Result<()> {
     let elements = elements as u64;
-    let launch = elementwise("adam", elements, 28, 14);
+    let launch = elementwise("adam", elements, 28, 18);
+    let (terms, watch) = (losses.sums.len() as u32, losses.watch_of_dense());
     launch!(
         device,
         launch,
-        [batch.record(), schedule, gradients, parameters, first, second, elements],
+        [
+            batch.record(),
+            schedule,
+            gradients,
+            parameters,
+            first,
+            second,
+            elements,
+            &losses.sums,
+            terms,
+            watch,
+        ],
         "{elements} parameters"
     )
 }

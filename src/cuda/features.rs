@@ -526,7 +526,7 @@ pub(super) fn replay(
 pub(super) fn adam_rows(
     device: &Arc<Device>,
     batch: &CudaBatch,
-    (z_gradient, weight): (Address, Address),
+    (z_gradient, weight, watch): (Address, Address, Address),
     width: usize,
     schedule: Address,
     features: &CudaFeatures,
@@ -541,7 +541,7 @@ pub(super) fn adam_rows(
             grid: tiles(items, columns, 1),
             block: TILE_THREADS,
             bytes: 24 * elements + 4 * (items * width + width * columns) as u64,
-            flops: elements * (2 * width as u64 + 14),
+            flops: elements * (2 * width as u64 + 18),
         },
         [
             batch.record(),
@@ -554,6 +554,7 @@ pub(super) fn adam_rows(
             &trained.first,
             &trained.second,
             &trained.touched,
+            watch,
         ],
         "{items} items, D = {columns}, d = {width}"
     )

@@ -9,7 +9,66 @@ use super::memory::Memory;
 use super::spmm::lanes;
 use crate::backend::{BatchRooms, Dropout, LossShape};
 use crate::philox::dropout_threshold;
+use crate::watch::Watch;
 use crate::{Error, Result};
+
+/// Sums of loss terms on a device, and what was not finite (`watch.cuh`).
+#[derive(Debug)]
+pub struct CudaLosses {
+    pub(super) sums: Memory<f64>,
+    watch: Memory<u64>,
+}
+
+/// Words of `watch` before those of the modalities.
+const WATCH_HEAD: usize = 3;
+
+/// A word of `watch` where nothing has been seen.
+const NOTHING_SEEN: u64 = u64::MAX;
+
+/// Bytes of the losses of so many modalities.
+pub(super) fn loss_bytes(modalities: usize) -> u64 {
+    let shape = LossShape { embedding_size: 0, modalities };
+    8 * (shape.terms() + WATCH_HEAD + modalities) as u64
+}
+
+impl CudaLosses {
+    /// Sums that go on from `sums`.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(super) fn new(device: &Arc<Device>, sums: &[f64]) -> Result<Self> {
+        let words = WATCH_HEAD + LossShape::modalities_of(sums.len());
+        Ok(Self {
+            sums: Memory::from_slice(device, sums, "loss terms")?,
+            watch: Memory::from_slice(device, &vec![NOTHING_SEEN; words], "loss terms")?,
+        })
+    }
+
+    /// Where `adam.cu` notes what it sees.
+    pub(super) fn watch_of_dense(&self) -> Address {
+        self.watch.address_of(0)
+    }
+
+    /// Where `adam_rows.cu` notes what it sees of a modality.
+    pub(super) fn watch_of(&self, modality: usize) -> Address {
+        self.watch.address_of(WATCH_HEAD + modality)
+    }
+
+    /// What has been seen.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(super) fn watch(&self) -> Result<Watch> {
+        let words = self.watch.read(0..self.watch.len())?;
+        let seen = |word: u64| (word != NOTHING_SEEN).then_some(((word >> 32) as u32, word as u32));
+        let value = f64::from_bits(words[1]);
+        Ok(Watch {
+            loss: seen(words[0]).map(|(step, term)| (step, term, value)),
+            dense: seen(words[2]),
+            features: words[WATCH_HEAD..].iter().map(|&word| seen(word)).collect(),
+        })
+    }
+}
 
 /// The widest rows: 4 quads of each of 32 lanes.
 const WIDEST: usize = 512;

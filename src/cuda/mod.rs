@@ -37,6 +37,7 @@ pub use features::{CudaFeatures, StoredType, UploadProgress};
 use features::{Replay, frozen_table};
 pub use kernels::{Capability, CudaVersion, Kernels, NAMES as KERNEL_NAMES};
 use launch::Address;
+pub use loss::CudaLosses;
 pub use memory::Memory;
 pub(crate) use plan::{MARGIN, Placement, SPARE_SHARE, Shares, training as training_memory};
 pub use ranking::{CudaLists, LONGEST_LIST};
@@ -58,6 +59,7 @@ use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::profile::{Ceilings, Operation};
 use crate::records::Metrics;
+use crate::watch::Failure;
 
 /// A device that runs our kernels, computing in f32.
 #[derive(Clone)]
@@ -153,7 +155,7 @@ impl Backend for Cuda {
     type Batches = CudaBatches;
     type Schedule = CudaSchedule;
     type Features = CudaFeatures;
-    type Losses = Memory<f64>;
+    type Losses = CudaLosses;
     type Lists = CudaLists;
 
     fn describe(&self) -> String {
@@ -302,16 +304,25 @@ impl Backend for Cuda {
         features.values()
     }
 
-    fn losses(&self, sums: &[f64]) -> Result<Memory<f64>> {
-        Memory::from_slice(&self.device, sums, "loss terms")
+    fn losses(&self, sums: &[f64]) -> Result<CudaLosses> {
+        CudaLosses::new(&self.device, sums)
     }
 
-    fn set_losses(&self, losses: &mut Memory<f64>, sums: &[f64]) -> Result<()> {
-        losses.write(0, sums, "loss terms")
+    fn set_losses(&self, losses: &mut CudaLosses, sums: &[f64]) -> Result<()> {
+        losses.sums.write(0, sums, "loss terms")
     }
 
-    fn read_losses(&self, losses: &Memory<f64>) -> Result<Vec<f64>> {
-        losses.read(0..losses.len())
+    fn read_losses(&self, losses: &CudaLosses) -> Result<Vec<f64>> {
+        losses.sums.read(0..losses.sums.len())
+    }
+
+    fn failure(&self, losses: &CudaLosses) -> Result<Option<Failure>> {
+        Ok(losses.watch()?.first())
+    }
+
+    fn has_failed(&self, _: &CudaLosses) -> bool {
+        // The device is ahead of nobody who would wait for it: it is asked when an epoch ends.
+        false
     }
 
     fn spmm(
@@ -417,10 +428,11 @@ impl Backend for Cuda {
         dropout: &Dropout,
         x: View<'_, Memory<f32>>,
         predicted: ViewMut<'_, Memory<f32>>,
-        losses: &mut Memory<f64>,
+        losses: &mut CudaLosses,
     ) -> Result<()> {
         let rows = (address(&x), address_mut(&predicted));
-        loss::bootstrap_loss(&self.device, shape, batch, cl_weight, dropout, rows, losses)
+        let sums = &losses.sums;
+        loss::bootstrap_loss(&self.device, shape, batch, cl_weight, dropout, rows, sums)
     }
 
     fn predict_backward(
@@ -465,11 +477,11 @@ impl Backend for Cuda {
         factor: f64,
         loss_factor: f64,
         gradient: ViewMut<'_, Memory<f32>>,
-        losses: &mut Memory<f64>,
+        losses: &mut CudaLosses,
     ) -> Result<()> {
         let elements = nodes.range.len();
         let user_elements = width_of(graph, elements) * graph.graph.users();
-        let loss = losses.address_of(losses.len() - 1);
+        let loss = losses.sums.address_of(losses.sums.len() - 1);
         rows::norm_backward(
             &self.device,
             (address(&nodes), address_mut(&gradient)),
@@ -499,9 +511,10 @@ impl Backend for Cuda {
         parameters: &mut Memory<f32>,
         first: &mut Memory<f32>,
         second: &mut Memory<f32>,
+        losses: &mut CudaLosses,
     ) -> Result<()> {
         let places = [gradients, parameters, first, second].map(|buffer| buffer.address_of(0));
-        dense::adam(&self.device, batch, schedule.address(), places, gradients.len())
+        dense::adam(&self.device, batch, schedule.address(), places, gradients.len(), losses)
     }
 
     fn adam_rows_replay(
@@ -529,9 +542,11 @@ impl Backend for Cuda {
         weight: View<'_, Memory<f32>>,
         schedule: &CudaSchedule,
         features: &mut CudaFeatures,
+        modality: usize,
+        losses: &mut CudaLosses,
     ) -> Result<()> {
         let width = weight.range.len() / features.columns();
-        let places = (address(&z_gradient), address(&weight));
+        let places = (address(&z_gradient), address(&weight), losses.watch_of(modality));
         features::adam_rows(&self.device, batch, places, width, schedule.address(), features)
     }
 

@@ -9,6 +9,7 @@ use super::StoredType;
 use super::batches::{self, rooms_for};
 use super::dense::slices;
 use super::device::PART_ALIGNMENT;
+use super::loss::loss_bytes;
 use super::rows::norm_blocks;
 use super::schedule::room_for;
 use super::{spmm, stream};
@@ -204,10 +205,9 @@ fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryL
     add("constants of steps, if no epoch is spared", schedule(config.epochs, steps_per_epoch));
     let rooms = rooms(dataset, config);
     let rows = rooms.users + rooms.items * (1 + dataset.modalities.len());
-    let terms = 3 + 2 * dataset.modalities.len() as u64;
     add(
         "a batch's rows, predictions and gradients",
-        3 * (rows * config.embedding_size) as u64 * WORD + 8 * terms,
+        3 * (rows * config.embedding_size) as u64 * WORD + loss_bytes(dataset.modalities.len()),
     );
     add("intermediate sums", scratch(&layout, config, slots, rows, rooms.items));
     let arranging = batches::arranging_bytes(pairs, config.order);

@@ -94,6 +94,7 @@ impl<'a, B: Backend> Run<'a, B> {
         run.best = state.best.map(|record| Best { record, unsaved: None });
         run.evaluations_since_best = state.evaluations_since_best;
         (run.epoch, run.step_in_epoch, run.step) = (state.epoch, state.step_in_epoch, state.step);
+        run.saved = Some(state.step);
         Ok(run)
     }
 
@@ -110,6 +111,7 @@ impl<'a, B: Backend> Run<'a, B> {
         if let Some(best) = &mut self.best {
             best.unsaved = None;
         }
+        self.saved = Some(self.step);
         Ok(path)
     }
 

@@ -11,19 +11,21 @@ use std::time::{Duration, Instant};
 
 pub use checkpoints::check_saved;
 
+use crate::Result;
 use crate::backend::{Backend, Dropout};
-use crate::batch::EpochPlan;
+use crate::batch::{EpochPlan, epoch_order};
 use crate::checkpoint::{FORMAT_VERSION, Identity};
 use crate::config::TrainConfig;
 use crate::data::Dataset;
+use crate::error::NonFinite;
 use crate::evaluate;
 use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::real::Real;
 use crate::records::{EpochRecord, Metrics, Observer, RunStart};
-use crate::run::{RunDirectory, StopReason, Summary};
+use crate::run::{self, RunDirectory, StopReason, Summary};
 use crate::step::{Model, RawFeatures, adam_step, learning_rate, loss_names, total_loss};
-use crate::{Error, Result};
+use crate::watch::{Failure, Place};
 
 /// The list length whose recall decides which epoch is best.
 pub const STOPPING_LENGTH: usize = 20;
@@ -50,7 +52,7 @@ pub struct FitOptions<'a> {
 ///
 /// # Errors
 /// [`Error::Setting`] for settings out of range, [`Error::RunFile`] for a state or initial values
-/// that do not fit, [`Error::NonFiniteLoss`], and failures to write.
+/// that do not fit, [`Error::NonFinite`], and failures to write.
 pub fn fit<B: Backend>(
     backend: B,
     dataset: &Dataset,
@@ -135,6 +137,9 @@ struct Run<'a, B: Backend> {
     records: Vec<EpochRecord>,
     best: Option<Best<B::Real>>,
     evaluations_since_best: u64,
+    batch_size: usize,
+    /// The steps up to the last checkpoint, if there is one.
+    saved: Option<u64>,
     /// Epochs completed, steps in the epoch after them, steps in all.
     epoch: u64,
     step_in_epoch: u64,
@@ -168,6 +173,8 @@ impl<'a, B: Backend> Run<'a, B> {
             records: Vec::new(),
             best: None,
             evaluations_since_best: 0,
+            batch_size: config.batch_size,
+            saved: None,
             epoch: 0,
             step_in_epoch: 0,
             step: 0,
@@ -278,6 +285,9 @@ impl<'a, B: Backend> Run<'a, B> {
             proceeds
         };
         let done = self.model.train(&mut self.batches, first..steps, &dropout, &mut proceed)?;
+        if let Some(failure) = self.model.failure()? {
+            return Err(self.non_finite(failure, plan).into());
+        }
         self.step += done;
         self.step_in_epoch += done;
         if self.step_in_epoch < steps {
@@ -333,18 +343,45 @@ impl<'a, B: Backend> Run<'a, B> {
             self.dataset.modalities.iter().map(|modality| modality.name.clone()).collect();
         let total = ("total".to_owned(), total_loss(config, &means));
         let terms = loss_names(&names).into_iter().zip(means);
-        let named: Vec<(String, f64)> = std::iter::once(total).chain(terms).collect();
-        // The total is named only when no term of its own is to blame.
-        let wrong = named.iter().rev().find(|(_, value)| !value.is_finite());
-        match wrong {
-            None => Ok(named),
-            Some((term, value)) => Err(Error::NonFiniteLoss {
-                step: self.step,
-                epoch: self.epoch + 1,
-                term: term.clone(),
-                value: *value,
-            }),
-        }
+        Ok(std::iter::once(total).chain(terms).collect())
+    }
+
+    /// A failure in the words of the run.
+    fn non_finite(&self, failure: Failure, plan: EpochPlan) -> Box<NonFinite> {
+        let (batch_size, pairs) = (self.batch_size, &self.dataset.train);
+        let batch = failure.step.saturating_sub(plan.first_step) as usize;
+        let order = epoch_order(plan.order, plan.seed, plan.epoch, pairs.users.len());
+        let batches = order.len().div_ceil(batch_size);
+        let positions = order.chunks(batch_size).nth(batch).unwrap_or_default();
+        let pair = |&pair: &u32| (pairs.users[pair as usize], pairs.items[pair as usize]);
+        let modalities = &self.model.layout().modalities;
+        let names: Vec<String> =
+            self.dataset.modalities.iter().map(|modality| modality.name.clone()).collect();
+        let what = match failure.place {
+            Place::Loss { term, value } => {
+                format!("loss term `{}` is {value}", loss_names(&names)[term])
+            }
+            Place::Dense { element } => {
+                let tensors = &self.model.layout().tensors;
+                let tensor = tensors.iter().find(|tensor| tensor.range.contains(&element));
+                let name = tensor.map_or("a parameter", |tensor| &tensor.name);
+                format!("the gradient of `{name}`, or what it was moved to, is not finite")
+            }
+            Place::Features { modality, item } => format!(
+                "the gradient of `{}`, row {item}, or what it was moved to, is not finite",
+                modalities[modality].features_name()
+            ),
+        };
+        Box::new(NonFinite {
+            step: failure.step.into(),
+            epoch: self.epoch + 1,
+            batch: batch as u64 + 1,
+            batches: batches as u64,
+            pairs: positions.len(),
+            first_pairs: positions.iter().take(3).map(pair).collect(),
+            what,
+            checkpoint: self.saved.map(|step| (self.directory.file(run::STATE), step)),
+        })
     }
 
     /// Both splits' metrics from one scoring pass; `None` for a split without users.

@@ -188,6 +188,15 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
 
+inline unsigned long long atomicMin(unsigned long long* address, unsigned long long value) {
+    unsigned long long old = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (value < old
+           && !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED,
+                                           __ATOMIC_RELAXED)) {
+    }
+    return old;
+}
+
 // The twins of the functions that hold inline PTX in common.cuh.
 
 inline float half_to_float(unsigned short half) {

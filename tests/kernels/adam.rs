@@ -42,6 +42,7 @@ fn dense_steps_have_the_bits_of_the_formula() {
             let (mut first, mut second) = (vec![0.0; elements], vec![0.0; elements]);
             let mut buffers = [&parameters, &first, &second].map(|values| upload(cuda, values));
             let schedule = schedule(cuda, &history(3));
+            let mut losses = cuda.losses(&[1.0; 3]).unwrap();
             for (index, step) in history(3).into_iter().enumerate() {
                 let batch = cuda.upload_batch(Batch::new(&[0], &[0]), index as u32 + 1).unwrap();
                 let mut gradients = numbers(2 + index as u64, elements);
@@ -50,7 +51,8 @@ fn dense_steps_have_the_bits_of_the_formula() {
                 gradients[2] = 1e18;
                 let device_gradients = upload(cuda, &gradients);
                 let [parameter, m, v] = &mut buffers;
-                cuda.adam(&batch, &schedule, &device_gradients, parameter, m, v).unwrap();
+                let gradients_of = &device_gradients;
+                cuda.adam(&batch, &schedule, gradients_of, parameter, m, v, &mut losses).unwrap();
                 for (element, &gradient) in gradients.iter().enumerate() {
                     let (m, v) = (&mut first[element], &mut second[element]);
                     update(step, gradient, &mut parameters[element], m, v);
@@ -172,8 +174,11 @@ fn steps_of_rows_take_the_gradient_dz_w() {
                 dz.resize(room, 9.0);
                 let dz = upload(cuda, &dz);
                 let weight = view(&weight_buffer, 0..weight.len());
-                cuda.adam_rows(batch, view(&dz, 0..room), weight, &schedule, &mut features)
+                let mut losses = cuda.losses(&[1.0; 5]).unwrap();
+                let dz = view(&dz, 0..room);
+                cuda.adam_rows(batch, dz, weight, &schedule, &mut features, 0, &mut losses)
                     .unwrap();
+                assert_eq!(cuda.failure(&losses).unwrap(), None);
             });
             let after = read(cuda, &features);
             let (mut found, mut expected, mut sizes) = (Vec::new(), Vec::new(), Vec::new());

@@ -24,3 +24,4 @@ mod random;
 mod rows;
 mod spmm;
 mod top_k;
+mod watch;

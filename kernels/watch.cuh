@@ -1,0 +1,30 @@
+// The first number of a run that is not finite (src/watch.rs): kept on the device, read when an epoch
+// ends.
+//
+// watch: 3 + M words. [0]: step << 32 | loss term; [1]: the term's sum, a double's bits; [2]: step
+// << 32 | element / 4 of the dense parameters; [3 + m]: step << 32 | item of modality m. All ones:
+// nothing seen. The smallest key stays, whoever comes first, so that the outcome is determined.
+#pragma once
+#include "common.cuh"
+
+static const u64 NOTHING_SEEN = ~0ull;
+
+// Neither NaN nor an infinity: both minus themselves are NaN.
+template <class T> __device__ __forceinline__ bool is_finite(T value) {
+    return value - value == static_cast<T>(0);
+}
+
+__device__ __forceinline__ void watch_sees(u64* place, u32 step, u32 number) {
+    atomicMin(place, static_cast<u64>(step) << 32 | number);
+}
+
+// One thread of a step calls it, after the step's losses were added: sums stay as they are once they
+// are not finite, so that the first step that sees one is the step that made it so.
+__device__ __forceinline__ void watch_losses(const double* losses, u32 terms, u32 step, u64* watch) {
+    for (u32 term = 0; term < terms && watch[0] == NOTHING_SEEN; ++term) {
+        if (!is_finite(losses[term])) {
+            watch[0] = static_cast<u64>(step) << 32 | term;
+            watch[1] = static_cast<u64>(__double_as_longlong(losses[term]));
+        }
+    }
+}
