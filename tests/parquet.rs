@@ -258,4 +258,9 @@ fn what_cannot_be_read_is_named() {
     refused("cut.arrow", &[], "not whole Arrow IPC (");
     fs::write(folder.path("cut.arrows"), [0xff; 9]).unwrap();
     refused("cut.arrows", &[], "not whole Arrow IPC (");
+    // At this one the reader panics.
+    let beyond = "tests/corrupt/offset-beyond-the-buffer.arrow";
+    let beyond = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(beyond);
+    fs::copy(beyond, folder.path("beyond.arrow")).unwrap();
+    refused("beyond.arrow", &[], "not whole Arrow IPC (the offset of the new Buffer");
 }

@@ -3,6 +3,7 @@
 use std::fmt::{Display, Write};
 use std::fs::File;
 use std::io::BufReader;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
@@ -38,6 +39,18 @@ type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
 /// A file that is not whole, a column that is missing or of a type that cannot be what it is wanted
 /// for, and the first row without what it needs.
 pub fn read(format: ColumnarFormat, options: &TableOptions, needs: Needs) -> Result<Table> {
+    // Apache's readers believe some of the offsets in a file, and panic where they are wrong. What
+    // a panic could leave half done is dropped with it.
+    catch_unwind(AssertUnwindSafe(|| read_columns(format, options, needs))).unwrap_or_else(
+        |panic| {
+            let message = panic.downcast_ref::<String>().map(String::as_str);
+            let message = message.or(panic.downcast_ref::<&str>().copied());
+            Err(broken(format, options, &message.unwrap_or("its reader gave up")))
+        },
+    )
+}
+
+fn read_columns(format: ColumnarFormat, options: &TableOptions, needs: Needs) -> Result<Table> {
     let (schema, _) = open(format, options, None)?;
     let names: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
     let columns = Columns::find(options, &names, needs)?;
