@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::IdMaps;
 use crate::records::{EpochRecord, Metrics};
 use crate::{Error, Result, files};
 
@@ -124,8 +125,9 @@ impl RunDirectory {
     pub fn discard_unused(self) {
         if !self.has_state() {
             // Best effort: what cannot be removed does no harm.
-            for name in [CONFIG, METRICS, LOCK] {
-                std::fs::remove_file(self.file(name)).ok();
+            let files = [CONFIG, METRICS, LOCK].map(|name| self.file(name));
+            for path in files.into_iter().chain(IdMaps::paths(&self.path)) {
+                std::fs::remove_file(path).ok();
             }
             std::fs::remove_dir(&self.path).ok();
         }

@@ -91,6 +91,12 @@ fn mistakes_in_the_interactions_name_the_line() {
     refused("userID\titemID\n0\t1\n", &["no column `x_label`", "--split"]);
     let error = open(Path::new("/does/not/exist")).unwrap_err();
     assert!(error.contains("/does/not/exist: cannot read"), "{error}");
+    let file = folder(GOOD);
+    let error = open(&file.path().join("d.inter")).unwrap_err();
+    assert!(
+        error.contains("d.inter: is a file; expected a folder: `bm3-engine prepare"),
+        "{error}"
+    );
     let empty = tempfile::tempdir().unwrap();
     assert!(open(empty.path()).unwrap_err().contains("has no .inter file"));
     let two = folder(GOOD);

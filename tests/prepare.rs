@@ -241,3 +241,17 @@ fn items_without_features_are_an_error_unless_said_otherwise() {
     let input = raw.features(Some("A\nB\n"), &[1.0, f32::NAN]);
     raw.refused(|options| options.features = vec![input], &["row 1, column 0 is NaN"]);
 }
+
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn what_this_build_cannot_read_says_how_to_get_it() {
+    let raw = Raw::new("");
+    for (bytes, format) in [
+        (&b"PAR1\x15\x04"[..], "is Parquet,"),
+        (b"ARROW1\0\0", "is Arrow IPC,"),
+        (b"\xff\xff\xff\xff\x10\0\0\0", "is Arrow IPC,"),
+    ] {
+        fs::write(raw.path("raw.csv"), bytes).unwrap();
+        raw.refused(|_| {}, &["raw.csv", format, "--features parquet", "as CSV"]);
+    }
+}

@@ -378,6 +378,12 @@ fn raw_ids_come_back_in_recommendations() {
     fs::write(&users, "u, 3\nu, 4\n").unwrap();
     let lists = ask(&["--users", path(&users)]);
     assert!(lists.contains("\"u, 3\",1,thing "), "{lists}");
+    // The run has the ids too: those of the folder are not needed any more.
+    for name in ["u_id_mapping.csv", "i_id_mapping.csv"] {
+        assert_eq!(fs::read(run.join(name)).unwrap(), fs::read(data.join(name)).unwrap());
+        fs::remove_file(data.join(name)).unwrap();
+    }
+    assert_eq!(ask(&["--users", path(&users)]), lists);
     let numbered = ask(&["--users", "0", "--external-ids", "never"]);
     assert!(numbered.starts_with("user,rank,item\n0,1,"), "{numbered}");
     program(&["recommend", "--model", path(&run), "--users", "nobody"])

@@ -16,7 +16,8 @@ use super::output;
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct PrepareArguments {
-    /// The table: one interaction per line, separated by commas, tabs or what --delimiter says
+    /// The table: text, one interaction per line, separated by commas, tabs or what --delimiter
+    /// says; or Parquet or Arrow IPC, where the program is built with the feature `parquet`
     #[arg(long, value_name = "FILE", help_heading = "Interactions")]
     interactions: PathBuf,
     /// Column of the user's id, by name or by number from 1 [default: found by usual names, else 1]
@@ -103,6 +104,10 @@ Examples:
   A CSV of ratings with a header, features in the order of the item ids:
     bm3-engine prepare --interactions ratings.csv --min-rating 4 --feature image=image.npy \\
         --out data/mine
+
+  A Parquet table (after cargo build --release --features parquet), split by its times:
+    bm3-engine prepare --interactions events.parquet --user-column customer --item-column sku \\
+        --time-column at --split-method time --out data/shop
 
   A headless table, text features with ids of their own, the newest interactions for testing:
     bm3-engine prepare --interactions u.data --no-header --user-column 1 --item-column 2 \\

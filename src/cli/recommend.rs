@@ -34,8 +34,8 @@ pub struct RecommendArguments {
     /// Write the scores too
     #[arg(long)]
     scores: bool,
-    /// Whether users and items go by the ids of the original interactions, where the data folder
-    /// keeps them
+    /// Whether users and items go by the ids of the original interactions, where the run or the
+    /// data folder keeps them
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
     external_ids: ExternalIds,
 }
@@ -97,7 +97,7 @@ impl UserChoice {
 /// Which ids users and items go by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ExternalIds {
-    /// The original ones where the data folder keeps them, else numbers
+    /// The original ones where the run or the data folder keeps them, else numbers
     Auto,
     /// The numbers of the .inter file
     Never,
@@ -176,8 +176,8 @@ const USERS_AT_A_TIME: usize = 8192;
 
 /// Reads the model and the data and writes the lists.
 fn recommend(request: &RecommendRequest, backend: impl Backend) -> anyhow::Result<()> {
-    let (_, dataset, mut model) = request.model.load(backend)?;
-    let names = Names::read(request, dataset.users, dataset.items)?;
+    let (saved, dataset, mut model) = request.model.load(backend)?;
+    let names = Names::read(request, saved.fits(&dataset), dataset.users, dataset.items)?;
     let users = match &request.users {
         None => (0..dataset.users as u32).collect(),
         Some(ids) => names.users(ids)?,
@@ -304,12 +304,26 @@ struct Names {
 }
 
 impl Names {
-    /// The data folder's maps, where it has them and they are wanted.
-    fn read(request: &RecommendRequest, users: usize, items: usize) -> Result<Self> {
-        let directory = &request.model.config.data;
+    /// The maps kept with the model, where the data is what it was trained on, else those of the
+    /// data folder; where there are any and they are wanted.
+    fn read(
+        request: &RecommendRequest,
+        same_data: bool,
+        users: usize,
+        items: usize,
+    ) -> Result<Self> {
+        let mut directory = request.model.config.data.as_path();
         // A table of numbers has no place for other ids.
         let wanted = request.external_ids == ExternalIds::Auto && request.format != ListFormat::Npy;
-        let maps = if wanted { IdMaps::read(directory)? } else { None };
+        if !wanted {
+            return Ok(Self { maps: None, count: users });
+        }
+        let run = request.model.file.parent().filter(|_| same_data);
+        let mut maps = run.map(IdMaps::read).transpose()?.flatten();
+        match (&maps, run) {
+            (Some(_), Some(run)) => directory = run,
+            _ => maps = IdMaps::read(directory)?,
+        }
         if let Some(maps) = &maps
             && (maps.users.len() < users || maps.items.len() < items)
         {

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bm3_engine::config::{ConfigFile, RunConfig, RunSettings, TrainSettings};
+use bm3_engine::data::IdMaps;
 use bm3_engine::records::Observer;
 use bm3_engine::run::{CONFIG, RunDirectory, StopReason, Summary};
 use bm3_engine::train::{FitOptions, check_saved, fit as fit_model};
@@ -225,6 +226,7 @@ fn fit(
         }
     }
     config.write(&directory.file(CONFIG))?;
+    keep_ids(&config.data, directory.path(), request.face != Face::Quiet)?;
     let options = FitOptions {
         initial: config.init.as_deref(),
         resume: request.resume,
@@ -258,6 +260,23 @@ struct Resumable {
     #[source]
     error: Error,
     directory: PathBuf,
+}
+
+/// Keeps the original ids of the data folder, where it has them, beside the model: its numbers mean
+/// nothing without them.
+fn keep_ids(data: &Path, run: &Path, talks: bool) -> Result<()> {
+    match IdMaps::read(data) {
+        Ok(Some(maps)) => maps.write(run),
+        Ok(None) => Ok(()),
+        // Training needs none, and a foreign folder may have other files of these names.
+        Err(error) if error.is_input() => {
+            if talks {
+                eprintln!("warning: the original ids are not kept with the run: {error}");
+            }
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub fn long() -> &'static str {
              profile:  {}\n\
              compiler: {}\n\
              kernels:  {}\n\
+             tables:   {}\n\
              CPU:      {}",
             env!("CARGO_PKG_VERSION"),
             env!("BM3_GIT_COMMIT"),
@@ -22,6 +23,7 @@ pub fn long() -> &'static str {
             env!("BM3_PROFILE"),
             env!("BM3_RUSTC"),
             kernels(),
+            if cfg!(feature = "parquet") { "text, Parquet, Arrow IPC" } else { "text" },
             if extensions.is_empty() { "no extensions known".into() } else { extensions.join(" ") },
         )
     });

@@ -329,6 +329,13 @@ fn with_label(rows: &Interactions, labels: &[u8], label: u8) -> Pairs {
 /// The one `.inter` file of a folder, and its name without the ending.
 fn interactions_file(directory: &Path) -> Result<(PathBuf, String), DataError> {
     let folder = |problem: String| DataError::Folder { path: directory.to_owned(), problem };
+    if directory.is_file() {
+        return Err(folder(
+            "is a file; expected a folder: `bm3-engine prepare --interactions FILE --out DIR` \
+             makes one of a table"
+                .to_owned(),
+        ));
+    }
     let mut found: Vec<(PathBuf, String)> = entries(directory)?
         .into_iter()
         .filter(|path| path.extension().is_some_and(|ending| ending == "inter"))

@@ -4,6 +4,7 @@
 //! interactions, number users and items by first appearance, bring features into the order of the
 //! items. Everything is checked before the first file is written.
 
+mod columnar;
 mod features;
 mod filter;
 mod table;
@@ -15,12 +16,14 @@ use std::path::{Path, PathBuf};
 use crate::data::{FeatureFile, FeatureType, IdMaps};
 use crate::{Error, Result, files};
 use features::AlignedFeatures;
-use table::Table;
+use table::{Needs, Table};
+
+pub use columnar::ColumnarFormat;
 
 /// Where the interactions come from and how the table is read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TableOptions {
-    /// The file.
+    /// The file: delimited text, Parquet or Arrow IPC.
     pub path: PathBuf,
     /// The user's column, by name or by number from 1; found by usual names when absent.
     pub user_column: Option<String>,
@@ -30,9 +33,9 @@ pub struct TableOptions {
     pub rating_column: Option<String>,
     /// The time's column, likewise; only needed to split by time.
     pub time_column: Option<String>,
-    /// What separates columns; what the first line has when absent.
+    /// What separates columns of text; what the first line has when absent.
     pub delimiter: Option<u8>,
-    /// Whether the first line names the columns.
+    /// Whether the first line of text names the columns.
     pub has_header: bool,
 }
 
@@ -148,12 +151,14 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
         files::refuse_existing(outputs.all())?;
     }
     progress("reading interactions");
-    let needs_rating = options.min_rating.is_some();
-    let needs_time = options.split_method == SplitMethod::Time;
-    // Where there is a time and it orders the rows, one that cannot be read would misplace its row.
-    let time_decides = needs_time || options.split_method == SplitMethod::LeaveOneOut;
-    let Table { users, items, mut rows } =
-        Table::read(&options.table, needs_rating, needs_time, time_decides)?;
+    let by_time = options.split_method == SplitMethod::Time;
+    let needs = Needs {
+        rating: options.min_rating.is_some(),
+        time: by_time,
+        // Where it orders the rows, a time that cannot be read would misplace its row.
+        every_time: by_time || options.split_method == SplitMethod::LeaveOneOut,
+    };
+    let Table { users, items, mut rows } = Table::read(&options.table, needs)?;
     let mut stages = vec![("read", counts(&rows))];
     if let Some(least) = options.min_rating {
         rows.retain(|row| row.rating.is_some_and(|rating| rating >= least));
@@ -312,11 +317,46 @@ fn write_interactions(
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum PrepareError {
-    #[error("{}: is empty; expected one interaction a line", path.display())]
+    #[error("{}: is empty; expected one interaction a line or row", path.display())]
     Empty { path: PathBuf },
 
     #[error("{}: line {line}: {problem}", path.display())]
     Malformed { path: PathBuf, line: u64, problem: String },
+
+    #[error(
+        "{}: is {format}, and this program was built to read text; build it with `cargo build \
+         --release --features parquet`, or save the table as CSV",
+        path.display()
+    )]
+    NotBuiltFor { path: PathBuf, format: ColumnarFormat },
+
+    #[error("{}: not whole {format} ({problem}); write it again", path.display())]
+    BrokenTable { path: PathBuf, format: ColumnarFormat, problem: String },
+
+    #[error(
+        "{}: column `{column}`, the {what}'s, is of type {found}; expected {expected}",
+        path.display()
+    )]
+    ColumnType {
+        path: PathBuf,
+        column: String,
+        what: &'static str,
+        found: String,
+        expected: &'static str,
+    },
+
+    #[error(
+        "{}: row {row} (of 0, 1, …): column `{column}`, the {what}'s, is {found}; expected {expected}",
+        path.display()
+    )]
+    BadCell {
+        path: PathBuf,
+        row: usize,
+        column: String,
+        what: &'static str,
+        found: String,
+        expected: &'static str,
+    },
 
     #[error(
         "{}: no column for the {what}{}; found {found}; name it with {flag}",

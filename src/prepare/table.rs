@@ -1,10 +1,11 @@
-//! Raw interactions: delimited text with any ids.
+//! Raw interactions with any ids: delimited text here, Parquet and Arrow IPC in `columnar`.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
+use super::columnar::{self, ColumnarFormat};
 use super::{Interaction, PrepareError, TableOptions};
 use crate::data::excerpt;
 use crate::{Error, Result};
@@ -35,24 +36,53 @@ pub struct Table {
     pub rows: Vec<Interaction>,
 }
 
+/// What the rest of the preparation needs of a table.
+#[derive(Debug, Clone, Copy)]
+pub struct Needs {
+    /// A rating in every row.
+    pub rating: bool,
+    /// A column of times.
+    pub time: bool,
+    /// A time in every row, where there is a column of them.
+    pub every_time: bool,
+}
+
 /// Where the columns stand.
-struct Columns {
-    user: usize,
-    item: usize,
-    rating: Option<usize>,
-    time: Option<usize>,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Columns {
+    pub user: usize,
+    pub item: usize,
+    pub rating: Option<usize>,
+    pub time: Option<usize>,
 }
 
 impl Table {
-    /// Reads a file; a rating or a time that is needed must have a column and a number in it.
-    ///
-    /// With `time_decides`, every line must have a readable time where there is a column for it.
-    pub fn read(
-        options: &TableOptions,
-        needs_rating: bool,
-        needs_time: bool,
-        time_decides: bool,
-    ) -> Result<Self> {
+    /// Reads a file, text or what its first bytes say; a rating or a time that is needed must have a
+    /// column and a number in it.
+    pub fn read(options: &TableOptions, needs: Needs) -> Result<Self> {
+        let table = match ColumnarFormat::of(&options.path)? {
+            None => Self::read_text(options, needs)?,
+            Some(format) => {
+                let has_none = |flag, what: &str| {
+                    let problem = format!("{format} has {what} of its own; leave the flag out");
+                    Err(Error::setting(flag, problem))
+                };
+                if options.delimiter.is_some() {
+                    return has_none("--delimiter", "columns");
+                }
+                if !options.has_header {
+                    return has_none("--no-header", "names");
+                }
+                columnar::read(format, options, needs)?
+            }
+        };
+        if table.rows.is_empty() {
+            return Err(PrepareError::Empty { path: options.path.clone() }.into());
+        }
+        Ok(table)
+    }
+
+    fn read_text(options: &TableOptions, needs: Needs) -> Result<Self> {
         let path = &options.path;
         let delimiter = match options.delimiter {
             Some(delimiter) => delimiter,
@@ -70,7 +100,7 @@ impl Table {
             } else {
                 Vec::new()
             };
-            Columns::find(options, &names, needs_rating, needs_time)?
+            Columns::find(options, &names, needs)?
         };
         let (mut users, mut items) = (Ids::default(), Ids::default());
         let mut rows = Vec::new();
@@ -111,12 +141,9 @@ impl Table {
             rows.push(Interaction {
                 user: users.position(field(columns.user, "user")?),
                 item: items.position(field(columns.item, "item")?),
-                rating: number(columns.rating, "rating", needs_rating)?,
-                time: number(columns.time, "time", time_decides)?,
+                rating: number(columns.rating, "rating", needs.rating)?,
+                time: number(columns.time, "time", needs.every_time)?,
             });
-        }
-        if rows.is_empty() {
-            return Err(PrepareError::Empty { path: path.clone() }.into());
         }
         Ok(Self { users: users.names, items: items.names, rows })
     }
@@ -124,13 +151,13 @@ impl Table {
 
 /// Distinct ids in order of appearance.
 #[derive(Default)]
-struct Ids {
-    names: Vec<String>,
+pub(super) struct Ids {
+    pub names: Vec<String>,
     positions: HashMap<String, u32>,
 }
 
 impl Ids {
-    fn position(&mut self, name: &str) -> u32 {
+    pub fn position(&mut self, name: &str) -> u32 {
         if let Some(&position) = self.positions.get(name) {
             return position;
         }
@@ -142,12 +169,7 @@ impl Ids {
 }
 
 impl Columns {
-    fn find(
-        options: &TableOptions,
-        names: &[String],
-        needs_rating: bool,
-        needs_time: bool,
-    ) -> Result<Self> {
+    pub fn find(options: &TableOptions, names: &[String], needs: Needs) -> Result<Self> {
         let find = |wanted: &Option<String>, usual: &[&str], default: Option<usize>| {
             if let Some(wanted) = wanted {
                 let by_name = names.iter().position(|name| name.trim() == wanted);
@@ -187,9 +209,9 @@ impl Columns {
                 &options.rating_column,
                 RATING_NAMES,
                 "--rating-column",
-                needs_rating,
+                needs.rating,
             )?,
-            time: optional("time", &options.time_column, TIME_NAMES, "--time-column", needs_time)?,
+            time: optional("time", &options.time_column, TIME_NAMES, "--time-column", needs.time)?,
         })
     }
 }

@@ -1,0 +1,64 @@
+//! Raw interactions in columns: Parquet and Arrow IPC, where the feature `parquet` is built in.
+
+#[cfg(feature = "parquet")]
+mod read;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+#[cfg(feature = "parquet")]
+pub(super) use read::read;
+
+use crate::{Error, Result};
+
+/// The form of a file that is no text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ColumnarFormat {
+    /// Apache Parquet.
+    Parquet,
+    /// Arrow IPC as a file: `.arrow`, `.feather`.
+    ArrowFile,
+    /// Arrow IPC as a stream: `.arrows`.
+    ArrowStream,
+}
+
+impl fmt::Display for ColumnarFormat {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Parquet => "Parquet",
+            Self::ArrowFile | Self::ArrowStream => "Arrow IPC",
+        })
+    }
+}
+
+impl ColumnarFormat {
+    /// What a file's first bytes say; `None` for one that may be text.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read.
+    pub(super) fn of(path: &Path) -> Result<Option<Self>> {
+        let mut first = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(6).read_to_end(&mut first))
+            .map_err(|error| Error::io(path, "read", error))?;
+        Ok(match first.as_slice() {
+            [b'P', b'A', b'R', b'1', ..] => Some(Self::Parquet),
+            b"ARROW1" => Some(Self::ArrowFile),
+            // What a message of a stream begins with; in UTF-8 there are no such bytes.
+            [0xff, 0xff, 0xff, 0xff, ..] => Some(Self::ArrowStream),
+            _ => None,
+        })
+    }
+}
+
+/// Without the feature there is only to say how to get it.
+#[cfg(not(feature = "parquet"))]
+pub(super) fn read(
+    format: ColumnarFormat,
+    options: &super::TableOptions,
+    _: super::table::Needs,
+) -> Result<super::table::Table> {
+    Err(super::PrepareError::NotBuiltFor { path: options.path.clone(), format }.into())
+}

@@ -1,0 +1,327 @@
+//! Reading of Parquet and Arrow IPC tables, a batch of rows at a time.
+
+use std::fmt::{Display, Write};
+use std::fs::File;
+use std::io::BufReader;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{
+    Date32Type, Date64Type, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type,
+    Int64Type, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
+    TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+};
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_ipc::reader::{FileReader, StreamReader};
+use arrow_schema::{ArrowError, DataType, SchemaRef, TimeUnit};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use super::ColumnarFormat;
+use crate::data::excerpt;
+use crate::prepare::table::{Columns, Ids, Needs, Table};
+use crate::prepare::{Interaction, PrepareError, TableOptions};
+use crate::{Error, Result};
+
+/// Rows read at a time.
+const ROWS: usize = 1 << 16;
+
+/// What ids may be.
+const AN_ID: &str = "text or whole numbers";
+/// What ratings and times may be.
+const A_NUMBER: &str = "numbers, dates or times";
+
+type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
+
+/// Reads the columns that are wanted and no others.
+///
+/// # Errors
+/// A file that is not whole, a column that is missing or of a type that cannot be what it is wanted
+/// for, and the first row without what it needs.
+pub fn read(format: ColumnarFormat, options: &TableOptions, needs: Needs) -> Result<Table> {
+    // Apache's readers believe some of the offsets in a file, and panic where they are wrong. What
+    // a panic could leave half done is dropped with it.
+    catch_unwind(AssertUnwindSafe(|| read_columns(format, options, needs))).unwrap_or_else(
+        |panic| {
+            let message = panic.downcast_ref::<String>().map(String::as_str);
+            let message = message.or(panic.downcast_ref::<&str>().copied());
+            Err(broken(format, options, &message.unwrap_or("its reader gave up")))
+        },
+    )
+}
+
+fn read_columns(format: ColumnarFormat, options: &TableOptions, needs: Needs) -> Result<Table> {
+    let (schema, _) = open(format, options, None)?;
+    let names: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
+    let columns = Columns::find(options, &names, needs)?;
+    let mut wanted: Vec<usize> = [Some(columns.user), Some(columns.item), columns.rating]
+        .into_iter()
+        .chain([columns.time])
+        .flatten()
+        .collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let (_, batches) = open(format, options, Some(&wanted))?;
+
+    let mut reader = Reader {
+        options,
+        names: &names,
+        users: Ids::default(),
+        items: Ids::default(),
+        rows: Vec::new(),
+    };
+    for batch in batches {
+        let batch = batch.map_err(|error| broken(format, options, &error))?;
+        let column = |index: usize| {
+            let place = wanted.iter().position(|&other| other == index);
+            let array = place.and_then(|place| batch.columns().get(place));
+            // The readers keep the order of the file, in which `wanted` is.
+            array.ok_or_else(|| broken(format, options, &"a batch lacks a column"))
+        };
+        let optional = |index: Option<usize>| {
+            index.map(|index| Ok::<_, Error>((index, column(index)?))).transpose()
+        };
+        reader.add(
+            (columns.user, column(columns.user)?),
+            (columns.item, column(columns.item)?),
+            optional(columns.rating)?,
+            optional(columns.time)?,
+            needs,
+        )?;
+    }
+    let Reader { users, items, rows, .. } = reader;
+    Ok(Table { users: users.names, items: items.names, rows })
+}
+
+/// The schema of the whole file, and its rows with the columns `wanted`.
+fn open(
+    format: ColumnarFormat,
+    options: &TableOptions,
+    wanted: Option<&[usize]>,
+) -> Result<(SchemaRef, Batches)> {
+    let wrong = |error: &dyn Display| broken(format, options, error);
+    let path = &options.path;
+    let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
+    let projection = wanted.map(<[usize]>::to_vec);
+    Ok(match format {
+        ColumnarFormat::Parquet => {
+            let builder =
+                ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| wrong(&error))?;
+            let schema = builder.schema().clone();
+            let mask = match projection {
+                Some(wanted) => ProjectionMask::roots(builder.parquet_schema(), wanted),
+                None => ProjectionMask::all(),
+            };
+            let builder = builder.with_batch_size(ROWS).with_projection(mask);
+            (schema, Box::new(builder.build().map_err(|error| wrong(&error))?))
+        }
+        ColumnarFormat::ArrowFile => {
+            let reader = FileReader::try_new_buffered(file, projection);
+            let reader = reader.map_err(|error| wrong(&error))?;
+            (reader.schema(), Box::new(reader))
+        }
+        ColumnarFormat::ArrowStream => {
+            let reader = StreamReader::try_new(BufReader::new(file), projection);
+            let reader = reader.map_err(|error| wrong(&error))?;
+            (reader.schema(), Box::new(reader))
+        }
+    })
+}
+
+fn broken(format: ColumnarFormat, options: &TableOptions, problem: &dyn Display) -> Error {
+    let problem = excerpt_of(problem);
+    PrepareError::BrokenTable { path: options.path.clone(), format, problem }.into()
+}
+
+/// The message of a reader, on one line.
+fn excerpt_of(problem: &dyn Display) -> String {
+    problem.to_string().lines().next().unwrap_or_default().chars().take(200).collect()
+}
+
+struct Reader<'a> {
+    options: &'a TableOptions,
+    names: &'a [String],
+    users: Ids,
+    items: Ids,
+    rows: Vec<Interaction>,
+}
+
+/// A column's number and its values.
+type Column<'a> = (usize, &'a ArrayRef);
+
+impl Reader<'_> {
+    fn add(
+        &mut self,
+        user: Column<'_>,
+        item: Column<'_>,
+        rating: Option<Column<'_>>,
+        time: Option<Column<'_>>,
+        needs: Needs,
+    ) -> Result<()> {
+        let mut users = std::mem::take(&mut self.users);
+        let mut items = std::mem::take(&mut self.items);
+        let user_ids = self.ids(user, "user", &mut users)?;
+        let item_ids = self.ids(item, "item", &mut items)?;
+        let ratings = self.numbers(rating, "rating", needs.rating)?;
+        let times = self.numbers(time, "time", needs.every_time)?;
+        for (row, (user, item)) in user_ids.into_iter().zip(item_ids).enumerate() {
+            let of = |numbers: &Option<Vec<Option<f64>>>| numbers.as_ref().and_then(|all| all[row]);
+            let (rating, time) = (of(&ratings), of(&times));
+            self.rows.push(Interaction { user, item, rating, time });
+        }
+        (self.users, self.items) = (users, items);
+        Ok(())
+    }
+
+    fn bad_cell(
+        &self,
+        row: usize,
+        column: usize,
+        what: &'static str,
+        found: &str,
+        expected: &'static str,
+    ) -> Error {
+        let (path, row) = (self.options.path.clone(), self.rows.len() + row);
+        let column = excerpt(self.names[column].as_bytes());
+        let found = found.to_owned();
+        PrepareError::BadCell { path, row, column, what, found, expected }.into()
+    }
+
+    fn bad_type(
+        &self,
+        column: usize,
+        what: &'static str,
+        array: &dyn Array,
+        expected: &'static str,
+    ) -> Error {
+        let path = self.options.path.clone();
+        let column = excerpt(self.names[column].as_bytes());
+        let found = excerpt_of(array.data_type());
+        PrepareError::ColumnType { path, column, what, found, expected }.into()
+    }
+
+    /// The positions of a column's ids, which are trimmed as those of text are.
+    fn ids(
+        &self,
+        (column, array): Column<'_>,
+        what: &'static str,
+        ids: &mut Ids,
+    ) -> Result<Vec<u32>> {
+        let plain =
+            without_dictionary(array).ok_or_else(|| self.bad_type(column, what, array, AN_ID))?;
+        let mut positions = Vec::with_capacity(plain.len());
+        let mut take = |id: Option<&str>| match id.map(str::trim) {
+            Some(id) if !id.is_empty() => {
+                positions.push(ids.position(id));
+                Ok(())
+            }
+            Some(_) => Err(self.bad_cell(positions.len(), column, what, "empty", "an id")),
+            None => Err(self.bad_cell(positions.len(), column, what, "null", "an id")),
+        };
+        match plain.data_type() {
+            DataType::Utf8 => plain.as_string::<i32>().iter().try_for_each(take)?,
+            DataType::LargeUtf8 => plain.as_string::<i64>().iter().try_for_each(take)?,
+            DataType::Utf8View => plain.as_string_view().iter().try_for_each(take)?,
+            _ => {
+                let numbers = whole_numbers(&plain)
+                    .ok_or_else(|| self.bad_type(column, what, array, AN_ID))?;
+                let mut text = String::new();
+                for number in numbers {
+                    text.clear();
+                    match number {
+                        Some(number) => {
+                            // Writing to a string cannot fail.
+                            let _ = write!(text, "{number}");
+                            take(Some(&text))?;
+                        }
+                        None => take(None)?,
+                    }
+                }
+            }
+        }
+        Ok(positions)
+    }
+
+    /// A column's numbers; where they are `needed`, in every row.
+    fn numbers(
+        &self,
+        column: Option<Column<'_>>,
+        what: &'static str,
+        needed: bool,
+    ) -> Result<Option<Vec<Option<f64>>>> {
+        let Some((column, array)) = column else { return Ok(None) };
+        let Some(mut numbers) = numbers_of(array) else {
+            return match needed {
+                true => Err(self.bad_type(column, what, array, A_NUMBER)),
+                // Found by its name, and not asked for.
+                false => Ok(None),
+            };
+        };
+        for (row, number) in numbers.iter_mut().enumerate() {
+            if number.is_some_and(f64::is_finite) {
+                continue;
+            }
+            if needed {
+                let found = number.map_or("null".to_owned(), |number| number.to_string());
+                return Err(self.bad_cell(row, column, what, &found, "a number"));
+            }
+            *number = None;
+        }
+        Ok(Some(numbers))
+    }
+}
+
+/// The values themselves of a column that numbers its distinct ones (a category of pandas).
+fn without_dictionary(array: &ArrayRef) -> Option<ArrayRef> {
+    match array.as_any_dictionary_opt() {
+        None => Some(array.clone()),
+        Some(dictionary) => {
+            arrow_select::take::take(dictionary.values(), dictionary.keys(), None).ok()
+        }
+    }
+}
+
+fn whole_numbers(array: &ArrayRef) -> Option<Vec<Option<i128>>> {
+    macro_rules! of {
+        ($type:ty) => {
+            array.as_primitive::<$type>().iter().map(|value| value.map(i128::from)).collect()
+        };
+    }
+    Some(match array.data_type() {
+        DataType::Int8 => of!(Int8Type),
+        DataType::Int16 => of!(Int16Type),
+        DataType::Int32 => of!(Int32Type),
+        DataType::Int64 => of!(Int64Type),
+        DataType::UInt8 => of!(UInt8Type),
+        DataType::UInt16 => of!(UInt16Type),
+        DataType::UInt32 => of!(UInt32Type),
+        DataType::UInt64 => of!(UInt64Type),
+        _ => return None,
+    })
+}
+
+/// Numbers as they are; dates and times in seconds since 1970.
+fn numbers_of(array: &ArrayRef) -> Option<Vec<Option<f64>>> {
+    if let Some(numbers) = whole_numbers(array) {
+        return Some(numbers.into_iter().map(|value| value.map(|value| value as f64)).collect());
+    }
+    macro_rules! of {
+        ($type:ty, $convert:expr) => {
+            array.as_primitive::<$type>().iter().map(|value| value.map($convert)).collect()
+        };
+    }
+    Some(match array.data_type() {
+        DataType::Float16 => of!(Float16Type, |value| value.to_f64()),
+        DataType::Float32 => of!(Float32Type, f64::from),
+        DataType::Float64 => of!(Float64Type, |value| value),
+        DataType::Date32 => of!(Date32Type, |days| f64::from(days) * 86_400.0),
+        DataType::Date64 => of!(Date64Type, |milliseconds| milliseconds as f64 / 1e3),
+        DataType::Timestamp(unit, _) => match unit {
+            TimeUnit::Second => of!(TimestampSecondType, |count| count as f64),
+            TimeUnit::Millisecond => of!(TimestampMillisecondType, |count| count as f64 / 1e3),
+            TimeUnit::Microsecond => of!(TimestampMicrosecondType, |count| count as f64 / 1e6),
+            TimeUnit::Nanosecond => of!(TimestampNanosecondType, |count| count as f64 / 1e9),
+        },
+        _ => return None,
+    })
+}
