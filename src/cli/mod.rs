@@ -17,6 +17,7 @@ mod plan;
 mod prepare;
 mod progress;
 mod recommend;
+mod signals;
 mod synth;
 mod table;
 mod train;
@@ -79,6 +80,7 @@ enum Command {
 
 /// Parses the command line, runs the command and says how it ended.
 pub fn main() -> ExitCode {
+    signals::install();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -2,17 +2,17 @@
 
 use std::any::TypeId;
 use std::fmt;
-use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::OnceLock;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use memmap2::Mmap;
 use rayon::prelude::*;
 
 use super::error::DataError;
 use super::npy::Header;
+use crate::mapped::MappedFile;
 use crate::real::Real;
 
 /// The type in which features are stored.
@@ -58,11 +58,13 @@ pub struct FeatureMatrix {
     big_endian: bool,
     fortran: bool,
     storage: Storage,
+    /// [`FeatureMatrix::fingerprint`] of so many rows, once it was asked for.
+    fingerprint: OnceLock<(usize, u64)>,
 }
 
 #[derive(Debug)]
 enum Storage {
-    Mapped { path: PathBuf, map: Mmap, start: usize },
+    Mapped { file: MappedFile, start: usize },
     Memory(Vec<f32>),
 }
 
@@ -72,23 +74,16 @@ impl FeatureMatrix {
     /// # Errors
     /// What is wrong with the file; its length must be exactly what its header says.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let read = |error| DataError::read(path, error);
-        let file = File::open(path).map_err(read)?;
-        if file.metadata().map_err(read)?.is_dir() {
-            return Err(DataError::read(path, std::io::ErrorKind::IsADirectory.into()));
-        }
-        // SAFETY: the map is read-only. Another program that truncates the file while it is mapped
-        // would end this process with a bus error; files of a data set are not written while they
-        // are read.
-        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-        let header = Header::parse(&map, path)?;
+        let file = MappedFile::open(path).map_err(|error| DataError::read(path, error))?;
+        let header = Header::parse(&file, path)?;
         Ok(Self {
             rows: header.rows,
             columns: header.columns,
             dtype: header.dtype,
             big_endian: header.big_endian,
             fortran: header.fortran,
-            storage: Storage::Mapped { path: path.to_owned(), map, start: header.length },
+            storage: Storage::Mapped { file, start: header.length },
+            fingerprint: OnceLock::new(),
         })
     }
 
@@ -110,6 +105,7 @@ impl FeatureMatrix {
             big_endian: false,
             fortran: false,
             storage: Storage::Memory(values),
+            fingerprint: OnceLock::new(),
         })
     }
 
@@ -131,7 +127,7 @@ impl FeatureMatrix {
     /// The mapped file, if there is one.
     pub fn path(&self) -> Option<&Path> {
         match &self.storage {
-            Storage::Mapped { path, .. } => Some(path),
+            Storage::Mapped { file, .. } => Some(file.path()),
             Storage::Memory(_) => None,
         }
     }
@@ -143,7 +139,7 @@ impl FeatureMatrix {
 
     fn raw(&self) -> &[u8] {
         match &self.storage {
-            Storage::Mapped { map, start, .. } => &map[*start..],
+            Storage::Mapped { file, start } => &file[*start..],
             Storage::Memory(values) => bytemuck::cast_slice(values),
         }
     }
@@ -220,6 +216,47 @@ impl FeatureMatrix {
             }
             *out = convert(bytes);
         }
+    }
+
+    /// Refuses a file that was written to or truncated since it was mapped: what was read of it may be
+    /// anything.
+    ///
+    /// # Errors
+    /// [`DataError::Changed`].
+    pub fn check_unchanged(&self) -> Result<(), DataError> {
+        match &self.storage {
+            Storage::Mapped { file, .. } if !file.is_unchanged() => {
+                Err(DataError::Changed { path: file.path().to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A hash of the first `rows` rows: of the numbers, in whatever type and order they are stored.
+    ///
+    /// Rows are hashed side by side and their hashes in order, so it is the same on any number of
+    /// threads. All rows are read, the first time it is asked for.
+    pub fn fingerprint(&self, rows: usize) -> u64 {
+        let &(of_rows, hash) = self.fingerprint.get_or_init(|| (rows, self.hash(rows)));
+        if of_rows == rows { hash } else { self.hash(rows) }
+    }
+
+    fn hash(&self, rows: usize) -> u64 {
+        // Of two words that differ anywhere, the products differ in their upper halves.
+        let mix = |hash: u64, word: u64| {
+            let mixed = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            mixed ^ mixed >> 32
+        };
+        let of_row = |values: &mut Vec<f64>, row: usize| {
+            self.copy_row(row, 0..self.columns, values);
+            values.iter().fold(self.columns as u64, |hash, value| mix(hash, value.to_bits()))
+        };
+        let hashes: Vec<u64> = (0..rows)
+            .into_par_iter()
+            .with_min_len(16)
+            .map_init(|| vec![0.0f64; self.columns], of_row)
+            .collect();
+        hashes.into_iter().fold(rows as u64, mix)
     }
 
     /// Refuses NaN and infinities in the first `rows` rows, in parallel.
