@@ -5,22 +5,21 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::Path;
 
-use memmap2::Mmap;
 use safetensors::tensor::{Metadata, TensorInfo, View};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
+use crate::mapped::MappedFile;
 use crate::real::Real;
 use crate::records::{EpochRecord, Metrics};
 use crate::{Error, Result, files};
 
 /// The version of the files this crate writes; files of another one are refused.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// What a model belongs to; equal for everything one run writes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,8 +30,8 @@ pub struct Identity {
     pub dataset: String,
     /// The fingerprint of its pairs and splits.
     pub interactions_fingerprint: u64,
-    /// The fingerprint of its features.
-    pub features_fingerprint: u64,
+    /// The fingerprint of each modality's features.
+    pub features_fingerprints: Vec<u64>,
     /// U.
     pub users: usize,
     /// I.
@@ -145,8 +144,7 @@ pub fn write<T: Real>(
 /// A safetensors file, mapped.
 #[derive(Debug)]
 pub struct TensorFile {
-    path: std::path::PathBuf,
-    map: Mmap,
+    map: MappedFile,
     data_start: usize,
     metadata: Metadata,
 }
@@ -157,34 +155,46 @@ impl TensorFile {
     /// # Errors
     /// [`Error::Io`] when it cannot be read, [`Error::RunFile`] when it is not whole.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
-        // SAFETY: our files are replaced by renaming, never changed in place, so the mapped bytes
-        // stay as they are; a foreign program that truncates one while it is mapped would end
-        // this process with a bus error.
-        let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(path, "map", error))?;
+        let map = MappedFile::open(path).map_err(|error| Error::io(path, "read", error))?;
         let broken = |error: safetensors::SafeTensorError| {
             Error::run_file(path, format!("not a whole safetensors file ({error}); write it anew"))
         };
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(broken)?;
         SafeTensors::deserialize(&map).map_err(broken)?;
-        Ok(Self { path: path.to_owned(), map, data_start: header + 8, metadata })
+        Ok(Self { map, data_start: header + 8, metadata })
     }
 
     /// The record in the metadata.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when there is none, or one of another kind.
+    /// [`Error::RunFile`] when there is none, one of another kind, or of another format version.
     pub fn record<R: DeserializeOwned>(&self) -> Result<R> {
         let text = self.metadata.metadata().as_ref().and_then(|metadata| metadata.get("bm3"));
         let Some(text) = text else {
             return Err(Error::run_file(
-                &self.path,
+                self.path(),
                 "has no `bm3` entry in its metadata; expected a file that bm3-engine train wrote",
             ));
         };
-        serde_json::from_str(text).map_err(|error| {
-            Error::run_file(&self.path, format!("its `bm3` metadata cannot be read: {error}"))
-        })
+        let unreadable = |error: serde_json::Error| {
+            Error::run_file(self.path(), format!("its `bm3` metadata cannot be read: {error}"))
+        };
+        // The version first: a record of another one may have other fields.
+        let record: serde_json::Value = serde_json::from_str(text).map_err(unreadable)?;
+        match record["identity"]["format_version"].as_u64() {
+            Some(version) if version != u64::from(FORMAT_VERSION) => {
+                let problem = format!(
+                    "is of format version {version}; this program reads version {FORMAT_VERSION}: \
+                     use the version of the program that wrote it, or train again"
+                );
+                Err(Error::run_file(self.path(), problem))
+            }
+            _ => serde_json::from_value(record).map_err(unreadable),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.map.path()
     }
 
     /// The names of the tensors.
@@ -217,7 +227,7 @@ impl TensorFile {
                 .map(|&word| T::from_f64(f64::from_le_bytes(word)))
                 .collect()),
             other => Err(Error::run_file(
-                &self.path,
+                self.path(),
                 format!("tensor `{name}` is of type {other:?}; expected F32 or F64"),
             )),
         }
@@ -231,13 +241,13 @@ impl TensorFile {
         let (info, bytes) = self.bytes(name, &[rows])?;
         if info.dtype != Dtype::U32 {
             let problem = format!("tensor `{name}` is of type {:?}; expected U32", info.dtype);
-            return Err(Error::run_file(&self.path, problem));
+            return Err(Error::run_file(self.path(), problem));
         }
         let steps: Vec<u32> =
             bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect();
         if let Some(step) = steps.iter().find(|&&step| u64::from(step) > last) {
             let problem = format!("tensor `{name}` names step {step} of {last}; start a new run");
-            return Err(Error::run_file(&self.path, problem));
+            return Err(Error::run_file(self.path(), problem));
         }
         Ok(steps)
     }
@@ -253,12 +263,12 @@ impl TensorFile {
     fn bytes(&self, name: &str, shape: &[usize]) -> Result<(&TensorInfo, &[u8])> {
         let Some(info) = self.info(name) else {
             let problem = format!("has no tensor `{name}`; it has {}", self.names().join(", "));
-            return Err(Error::run_file(&self.path, problem));
+            return Err(Error::run_file(self.path(), problem));
         };
         if info.shape != shape {
             let problem =
                 format!("tensor `{name}` is of shape {:?}; expected {shape:?}", info.shape);
-            return Err(Error::run_file(&self.path, problem));
+            return Err(Error::run_file(self.path(), problem));
         }
         let (start, end) = info.data_offsets;
         Ok((info, &self.map[self.data_start + start..self.data_start + end]))
@@ -303,40 +313,49 @@ impl Identity {
     /// # Errors
     /// [`Error::RunFile`] for `path`.
     pub fn check(&self, expected: &Self, path: &Path) -> Result<()> {
-        let differ = |what: &str, found: &dyn std::fmt::Debug, expected: &dyn std::fmt::Debug| {
-            Err(Error::run_file(path, format!("{what} is {found:?}; expected {expected:?}")))
+        let differ = |what: &str, found: String, expected: String| {
+            Err(Error::run_file(path, format!("{what} is {found}; expected {expected}")))
         };
-        if self.format_version != expected.format_version {
-            return differ("its format version", &self.format_version, &expected.format_version);
-        }
-        if (self.users, self.items) != (expected.users, expected.items) {
-            let counts = |identity: &Self| (identity.users, identity.items);
-            return differ("its number of users and items", &counts(self), &counts(expected));
-        }
-        if self.modalities != expected.modalities {
-            return differ("its list of modalities", &self.modalities, &expected.modalities);
-        }
-        let settings = |identity: &Self| TrainConfig {
-            epochs: 0,
-            patience: 0,
-            top_k: Vec::new(),
-            ..identity.config.clone()
-        };
-        if settings(self) != settings(expected) {
-            let [found, expected] = [&self.config, &expected.config].map(|config| {
-                serde_json::to_value(config).unwrap_or_default().as_object().cloned()
-            });
-            for (key, value) in expected.unwrap_or_default() {
-                let found = found.as_ref().and_then(|found| found.get(&key));
-                if found != Some(&value) && !["epochs", "patience", "top_k"].contains(&&*key) {
-                    return differ(&format!("its setting {key}"), &found, &Some(value));
-                }
+        for (what, found, expected) in [
+            ("its number of users", self.users, expected.users),
+            ("its number of items", self.items, expected.items),
+        ] {
+            if found != expected {
+                return differ(what, found.to_string(), expected.to_string());
             }
         }
-        for (what, found, wanted) in [
-            ("interactions", self.interactions_fingerprint, expected.interactions_fingerprint),
-            ("features", self.features_fingerprint, expected.features_fingerprint),
-        ] {
+        if self.modalities != expected.modalities {
+            let words = |identity: &Self| {
+                let word = |(name, width): &(String, usize)| format!("{name} ({width} wide)");
+                let words: Vec<String> = identity.modalities.iter().map(word).collect();
+                if words.is_empty() { "empty".to_owned() } else { words.join(", ") }
+            };
+            return differ("its list of modalities", words(self), words(expected));
+        }
+        let settings = |identity: &Self| {
+            serde_json::to_value(&identity.config).unwrap_or_default().as_object().cloned()
+        };
+        let found = settings(self).unwrap_or_default();
+        for (key, expected) in settings(expected).unwrap_or_default() {
+            if ["epochs", "patience", "top_k"].contains(&&*key) {
+                continue;
+            }
+            let found = found.get(&key).cloned().unwrap_or_default();
+            if found != expected {
+                let what = format!("its setting {key}");
+                return differ(&what, found.to_string(), expected.to_string());
+            }
+        }
+        let interactions = (
+            "interactions".to_owned(),
+            self.interactions_fingerprint,
+            expected.interactions_fingerprint,
+        );
+        let fingerprints = self.features_fingerprints.iter().zip(&expected.features_fingerprints);
+        let features = self.modalities.iter().zip(fingerprints).map(|((name, _), prints)| {
+            (format!("features of modality `{name}`"), *prints.0, *prints.1)
+        });
+        for (what, found, wanted) in std::iter::once(interactions).chain(features) {
             if found != wanted {
                 let problem = format!(
                     "it was trained on other {what} (data set {}, fingerprint {found:016x}; this \

@@ -19,6 +19,7 @@ pub mod evaluate;
 mod fault;
 pub mod files;
 pub mod graph;
+pub mod mapped;
 pub mod memory;
 pub mod parameters;
 pub mod philox;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::backend::Backend;
-use crate::checkpoint::{FORMAT_VERSION, Identity, ModelRecord, TensorFile};
+use crate::checkpoint::{Identity, ModelRecord, TensorFile};
 use crate::data::Dataset;
 use crate::real::Real;
 use crate::run::MODEL;
@@ -30,14 +30,6 @@ impl SavedModel {
         let path = if path.is_dir() { path.join(MODEL) } else { path.to_owned() };
         let file = TensorFile::open(&path)?;
         let record: ModelRecord = file.record()?;
-        let version = record.identity.format_version;
-        if version != FORMAT_VERSION {
-            let problem = format!(
-                "is of format version {version}; this program reads {FORMAT_VERSION}: train again, \
-                 or use the program that wrote it"
-            );
-            return Err(Error::run_file(&path, problem));
-        }
         let saved = Self { file, path, record };
         saved.check()?;
         Ok(saved)

@@ -3,128 +3,18 @@
 
 #![cfg(unix)]
 
+mod runs;
+
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bm3_engine::checkpoint::{ModelRecord, StateRecord, TensorFile};
 use bm3_engine::philox::{Purpose, Stream};
+use runs::{Scene, names, said};
 
-const EPOCHS: usize = 12;
 const SIGKILL: i32 = 9;
-
-/// A data set that is read in no time, and an unbroken run on it.
-struct Scene {
-    directory: tempfile::TempDir,
-    whole: PathBuf,
-}
-
-impl Scene {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        write_data(&directory.path().join("data"));
-        let whole = directory.path().join("whole");
-        let scene = Self { directory, whole };
-        let output = scene.train(&scene.whole, None);
-        assert!(output.status.success(), "{output:?}");
-        scene
-    }
-
-    fn run(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    /// `train`, or `train --resume` where the run has begun.
-    fn command(&self, run: &Path) -> Command {
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"));
-        command.env("CUDA_VISIBLE_DEVICES", "").env_remove("RUST_LOG");
-        command.args(["train", "--quiet", "--checkpoint-seconds", "0", "--threads", "1"]);
-        if run.join("config.toml").is_file() {
-            command.arg("--resume").arg(run);
-        } else {
-            let epochs = EPOCHS.to_string();
-            command.arg("--data").arg(self.directory.path().join("data")).arg("--out").arg(run);
-            command.args(["--device", "cpu", "--epochs", &epochs, "--patience", "1000"]);
-            command.args(["--embedding-size", "8", "--batch-size", "32"]);
-            command.args(["--learning-rate", "0.02"]);
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    fn train(&self, run: &Path, fault: Option<&str>) -> Output {
-        self.command(run).envs(fault.map(|fault| ("BM3_TEST_FAULT", fault))).output().unwrap()
-    }
-
-    /// The run has ended: it is the unbroken one.
-    fn check(&self, run: &Path) {
-        for name in ["model.safetensors", "state.safetensors"] {
-            assert!(numbers(&self.whole.join(name)) == numbers(&run.join(name)), "{name} differs");
-        }
-        assert_eq!(untimed(&self.whole), untimed(run));
-        assert_eq!(names(&self.whole), names(run));
-        let settings = |run: &Path| fs::read_to_string(run.join("config.toml")).unwrap();
-        assert_eq!(settings(&self.whole), settings(run));
-    }
-}
-
-/// Some users of two tastes, items of two kinds, one modality.
-fn write_data(data: &Path) {
-    let (users, items, columns) = (24u32, 16u32, 6u32);
-    let stream = Stream::new(3, Purpose::Initial, 0, 0);
-    let mut table = "userID\titemID\tx_label\n".to_owned();
-    for (user, item) in (0..users).flat_map(|user| (0..items).map(move |item| (user, item))) {
-        let chance = if user % 2 == item % 2 { 0.8 } else { 0.1 };
-        if user % items == item || stream.uniform(u64::from(user * items + item)) < chance {
-            let label = if user % items == item { 0 } else { [0, 0, 1, 2][item as usize / 2 % 4] };
-            table += &format!("{user}\t{item}\t{label}\n");
-        }
-    }
-    fs::create_dir(data).unwrap();
-    fs::write(data.join("data.inter"), table).unwrap();
-    let header =
-        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({items}, {columns}), }}");
-    let mut npy = b"\x93NUMPY\x01\x00".to_vec();
-    npy.extend((header.len() as u16).to_le_bytes());
-    npy.extend(header.as_bytes());
-    for index in 0..items * columns {
-        let value = stream.normal(u64::from(index) + 10_000) as f32;
-        npy.extend(value.to_le_bytes());
-    }
-    fs::write(data.join("text_feat.npy"), npy).unwrap();
-}
-
-/// What a safetensors file holds after its header, which has wall times.
-fn numbers(path: &Path) -> Vec<u8> {
-    let bytes = fs::read(path).unwrap();
-    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    bytes[8 + header..].to_vec()
-}
-
-/// The epochs' records without their wall times.
-fn untimed(run: &Path) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let untimed = |line: &str| {
-        let mut record: serde_json::Value = serde_json::from_str(line).unwrap();
-        let fields = record.as_object_mut().unwrap();
-        fields.retain(|name, _| !name.ends_with("_seconds"));
-        record
-    };
-    text.lines().map(untimed).collect()
-}
-
-fn names(run: &Path) -> Vec<String> {
-    let entries = fs::read_dir(run).unwrap();
-    let mut names: Vec<String> =
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// `kill -9` at 200 moments, drawn anew each time, of runs that are resumed after each. Whatever is
 /// there is resumed by `--resume`, and each run that ends is the unbroken one.
@@ -172,6 +62,27 @@ fn has_points() -> bool {
     cfg!(debug_assertions)
 }
 
+/// Resumed for no further epoch, a run has the best model by its state, and none that was on its way.
+fn check_settled(scene: &Scene, run: &Path) {
+    let state = TensorFile::open(&run.join("state.safetensors")).unwrap();
+    let state: StateRecord = state.record().unwrap();
+    let mut command = scene.command(run);
+    let output = command.args(["--epochs", &state.epoch.to_string()]).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let model = TensorFile::open(&run.join("model.safetensors")).unwrap();
+    let model: ModelRecord = model.record().unwrap();
+    assert_eq!(Some(model.epoch), state.best.map(|best| best.epoch));
+    let others = names(run).into_iter().filter(|name| name.starts_with('.') && name != ".lock");
+    assert_eq!(others.count(), 0);
+    // As the run is to go on.
+    let settings = run.join("config.toml");
+    let text = fs::read_to_string(&settings).unwrap();
+    let whole = fs::read_to_string(scene.whole.join("config.toml")).unwrap();
+    let line = |text: &str| text.lines().find(|line| line.starts_with("epochs")).map(str::to_owned);
+    let (Some(now), Some(then)) = (line(&text), line(&whole)) else { panic!("{text}") };
+    fs::write(&settings, text.replace(&now, &then)).unwrap();
+}
+
 /// At each point of a run's writing in turn; then once more while it is resumed.
 #[test]
 fn a_run_ended_between_any_two_writes_goes_on_to_the_same_bits() {
@@ -181,11 +92,14 @@ fn a_run_ended_between_any_two_writes_goes_on_to_the_same_bits() {
     let scene = Scene::new();
     // Each checkpoint is written alike: the points of the first ones are all there are.
     let mut before_the_first = 0;
-    for point in 1..=60 {
+    for point in 1..=48 {
         let run = scene.run(&format!("point {point}"));
         let output = scene.train(&run, Some(&format!("kill:{point}")));
         assert!(output.status.signal().is_some(), "point {point}: {output:?}");
         before_the_first += usize::from(!run.join("state.safetensors").exists());
+        if run.join("state.safetensors").exists() {
+            check_settled(&scene, &run);
+        }
         let again = scene.train(&run, Some(&format!("kill:{}", 1 + point % 23)));
         assert!(again.status.signal().is_some(), "point {point}: {again:?}");
         let output = scene.train(&run, None);
@@ -203,7 +117,7 @@ fn a_disk_that_is_full_at_any_moment_loses_nothing() {
         return;
     }
     let scene = Scene::new();
-    for point in 1..=60 {
+    for point in 1..=48 {
         let run = scene.run(&format!("point {point}"));
         let output = scene.train(&run, Some(&format!("full:{point}")));
         let said = said(&output);

@@ -250,9 +250,10 @@ fn a_fingerprint_sees_every_part() {
         let directory = folder(GOOD);
         let file = npy_f32(3, 1, &[0.0, value, 0.0]);
         fs::write(directory.path().join("image_feat.npy"), file).unwrap();
-        open(directory.path()).unwrap().features_fingerprint()
+        open(directory.path()).unwrap().features_fingerprints()
     };
     assert_ne!(with(1.0), with(2.0));
+    assert_eq!(with(1.0).len(), 1);
 }
 
 #[test]
@@ -269,4 +270,33 @@ fn a_real_data_set_is_read() {
     let widths: Vec<usize> =
         dataset.modalities.iter().map(|modality| modality.features.columns()).collect();
     assert_eq!(widths, [512, 384]);
+}
+
+/// The same numbers are the same features, however they are stored; any other number is another.
+#[test]
+fn a_fingerprint_of_features_is_of_every_number() {
+    let (rows, columns) = (100, 3);
+    let values: Vec<f32> = (0..rows * columns).map(|index| index as f32 - 70.0).collect();
+    let of = |values: &[f32]| {
+        FeatureMatrix::from_f32(rows, columns, values.to_vec()).unwrap().fingerprint(rows)
+    };
+    let expected = of(&values);
+    let mut other = values.clone();
+    for place in [0, 1, 150, 298, 299] {
+        for (value, next) in [(0.25, -1.0), (-values[place], values[place])] {
+            other[place] = value;
+            assert_ne!(of(&other), expected, "{place}");
+            // Nor do two changes of one kind in a row undo one another.
+            let second = (place + 1) % other.len();
+            other[second] = if next == -1.0 { 0.25 } else { -values[second] };
+            assert_ne!(of(&other), expected, "{place}");
+            other.copy_from_slice(&values);
+        }
+    }
+    let matrix = FeatureMatrix::from_f32(rows, columns, values.clone()).unwrap();
+    assert_ne!(matrix.fingerprint(rows - 1), expected);
+    let path = folder(GOOD);
+    let file = path.path().join("image_feat.npy");
+    fs::write(&file, npy_f32(rows, columns, &values)).unwrap();
+    assert_eq!(FeatureMatrix::open(&file).unwrap().fingerprint(rows), expected);
 }

@@ -186,7 +186,7 @@ fn the_fingerprint_is_of_the_rows_and_not_of_the_files() {
     let fingerprint = |names: &[&str]| {
         let features = vec![("image".to_owned(), shards.files(names))];
         let options = DatasetOptions { features, ..DatasetOptions::default() };
-        Dataset::open(data.path(), &options).unwrap().features_fingerprint()
+        Dataset::open(data.path(), &options).unwrap().features_fingerprints()
     };
     let whole = fingerprint(&["all.npy"]);
     assert_eq!(fingerprint(&["a.npy", "b.safetensors", "c.npy"]), whole);

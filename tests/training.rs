@@ -251,14 +251,19 @@ fn a_state_of_something_else_is_refused_with_the_difference_named() {
         fit(backend, dataset, config, &directory, &options, &mut (), &stop).unwrap_err().to_string()
     };
     let error = attempt(&TrainConfig { dropout: 0.4, ..config() }, &dataset());
-    assert!(error.contains("its setting dropout"), "{error}");
+    assert!(error.contains("its setting dropout is 0.3; expected 0.4"), "{error}");
     let mut other = dataset();
     other.train.items.swap(0, 1);
     let error = attempt(&config(), &other);
     assert!(error.contains("trained on other interactions"), "{error}");
     other.modalities.pop();
     let error = attempt(&config(), &other);
-    assert!(error.contains("its list of modalities"), "{error}");
+    assert!(
+        error.contains(
+            "its list of modalities is image (24 wide), text (10 wide); expected image (24 wide)"
+        ),
+        "{error}"
+    );
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod plan;
 mod prepare;
 mod progress;
 mod recommend;
+mod signals;
 mod sweep;
 mod sweep_table;
 mod synth;
@@ -83,6 +84,7 @@ enum Command {
 
 /// Parses the command line, runs the command and says how it ended.
 pub fn main() -> ExitCode {
+    signals::install();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -274,21 +274,17 @@ impl Dataset {
         hash.0
     }
 
-    /// The same hash of the modalities: names, widths, and up to 64 evenly spaced rows of each.
-    pub fn features_fingerprint(&self) -> u64 {
-        let mut hash = Fingerprint::new();
-        for Modality { name, features } in &self.modalities {
-            name.bytes().for_each(|byte| hash.word(u64::from(byte)));
-            hash.word(features.columns() as u64);
-            let mut values = vec![0.0f64; features.columns()];
-            let samples = self.items.min(64);
-            for sample in 0..samples {
-                let row = sample * self.items / samples;
-                features.copy_row(row, 0..features.columns(), &mut values);
-                values.iter().for_each(|value| hash.word(value.to_bits()));
-            }
-        }
-        hash.0
+    /// A hash of each modality's features, of all its rows.
+    pub fn features_fingerprints(&self) -> Vec<u64> {
+        self.modalities.iter().map(|modality| modality.features.fingerprint(self.items)).collect()
+    }
+
+    /// Refuses feature files that were changed since they were opened.
+    ///
+    /// # Errors
+    /// [`DataError::Changed`].
+    pub fn check_unchanged(&self) -> Result<(), DataError> {
+        self.modalities.iter().try_for_each(|modality| modality.features.check_unchanged())
     }
 }
 

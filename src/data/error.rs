@@ -132,6 +132,9 @@ pub enum DataError {
     )]
     NonFinite { place: String, row: usize, column: usize, value: f64 },
 
+    #[error("{}: was changed while it was in use; put it back as it was, or start anew", path.display())]
+    Changed { path: PathBuf },
+
     #[error("{0}")]
     Parts(String),
 }
@@ -141,6 +144,7 @@ impl DataError {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Read { source, .. } => crate::error::is_missing(source),
+            Self::Changed { .. } => false,
             _ => true,
         }
     }

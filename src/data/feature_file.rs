@@ -1,14 +1,12 @@
 //! Where a table of features lies: a `.npy` file, or a tensor of a `.safetensors` file.
 
 use std::fmt;
-use std::fs::File;
 use std::path::{Path, PathBuf};
-
-use memmap2::Mmap;
 
 use super::error::DataError;
 use super::features::Form;
 use super::{npy, safetensors};
+use crate::mapped::MappedFile;
 
 /// A file of features, and which of its tensors is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,17 +59,9 @@ impl fmt::Display for FeatureFile {
 }
 
 /// Maps a file and finds the table in it.
-pub(super) fn map(file: &FeatureFile) -> Result<(Form, Mmap), DataError> {
+pub(super) fn map(file: &FeatureFile) -> Result<(Form, MappedFile), DataError> {
     let path = &file.path;
-    let read = |error| DataError::read(path, error);
-    let opened = File::open(path).map_err(read)?;
-    if opened.metadata().map_err(read)?.is_dir() {
-        return Err(DataError::read(path, std::io::ErrorKind::IsADirectory.into()));
-    }
-    // SAFETY: the map is read-only. Another program that truncates the file while it is mapped
-    // would end this process with a bus error; files of a data set are not written while they
-    // are read.
-    let map = unsafe { Mmap::map(&opened) }.map_err(read)?;
+    let map = MappedFile::open(path).map_err(|error| DataError::read(path, error))?;
     let form = if file.is_safetensors() {
         safetensors::find(&map, path, file.tensor.as_deref())?
     } else {

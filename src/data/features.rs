@@ -4,6 +4,7 @@ use std::any::TypeId;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -11,6 +12,7 @@ use rayon::prelude::*;
 
 use super::error::DataError;
 use super::feature_file::{self, FeatureFile};
+use crate::mapped::MappedFile;
 use crate::real::Real;
 
 /// The type in which features are stored.
@@ -77,6 +79,8 @@ pub struct FeatureMatrix {
     parts: Vec<Part>,
     /// The first row of each part.
     first_rows: Vec<usize>,
+    /// [`FeatureMatrix::fingerprint`] of so many rows, once they were all read.
+    fingerprint: OnceLock<(usize, u64)>,
 }
 
 /// The rows that lie in one file.
@@ -88,7 +92,7 @@ struct Part {
 
 #[derive(Debug)]
 enum Storage {
-    Mapped { file: FeatureFile, map: memmap2::Mmap },
+    Mapped { file: FeatureFile, map: MappedFile },
     Memory(Vec<f32>),
 }
 
@@ -167,7 +171,7 @@ impl FeatureMatrix {
             first_rows.push(rows);
             rows += part.form.rows;
         }
-        Ok(Self { rows, columns, dtype, parts, first_rows })
+        Ok(Self { rows, columns, dtype, parts, first_rows, fingerprint: OnceLock::new() })
     }
 
     /// The number of rows.
@@ -282,25 +286,92 @@ impl FeatureMatrix {
         rows: usize,
         progress: &mut dyn FnMut(usize),
     ) -> Result<(), DataError> {
+        let mut fingerprint = rows as u64;
         for (part, &first) in self.parts.iter().zip(&self.first_rows) {
             let rows = rows.saturating_sub(first).min(part.form.rows);
             let slice = part.rows_at_a_time();
             for start in (0..rows).step_by(slice) {
                 let slice = start..rows.min(start + slice);
                 progress(first + start);
-                if let Some((row, column)) = part.first_infinite(slice.clone()) {
-                    let row = first + row;
-                    let mut value = [0.0f64];
-                    self.copy_row(row, column..column + 1, &mut value);
-                    let place = self.place_of(row);
-                    return Err(DataError::NonFinite { place, row, column, value: value[0] });
+                match part.hash_finite(slice.clone()) {
+                    Ok(hashes) => fingerprint = hashes.into_iter().fold(fingerprint, mix),
+                    Err((row, column)) => {
+                        let row = first + row;
+                        let mut value = [0.0f64];
+                        self.copy_row(row, column..column + 1, &mut value);
+                        let place = self.place_of(row);
+                        return Err(DataError::NonFinite { place, row, column, value: value[0] });
+                    }
                 }
                 part.release(slice);
             }
         }
         progress(rows);
+        // Where it is set already, it was from the same rows.
+        self.fingerprint.set((rows, fingerprint)).ok();
         Ok(())
     }
+
+    /// A hash of the first `rows` rows: of the numbers in f32, in whatever type, order and files they
+    /// are stored.
+    ///
+    /// It is what the check for finite numbers comes by; all rows are read where that was not made.
+    pub fn fingerprint(&self, rows: usize) -> u64 {
+        match self.fingerprint.get() {
+            Some(&(of_rows, fingerprint)) if of_rows == rows => fingerprint,
+            _ => {
+                let hashes: Vec<u64> = (0..rows)
+                    .into_par_iter()
+                    .with_min_len(16)
+                    .map_init(Vec::new, |values, row| {
+                        let (part, row) = self.part_of(row);
+                        part.hash_row(row, values)
+                    })
+                    .collect();
+                hashes.into_iter().fold(rows as u64, mix)
+            }
+        }
+    }
+
+    /// Refuses files that were written to or truncated since they were mapped: what was read of them
+    /// may be anything.
+    ///
+    /// # Errors
+    /// [`DataError::Changed`].
+    pub fn check_unchanged(&self) -> Result<(), DataError> {
+        self.parts.iter().try_for_each(|part| match &part.storage {
+            Storage::Mapped { map, .. } if !map.is_unchanged() => {
+                Err(DataError::Changed { path: map.path().to_owned() })
+            }
+            _ => Ok(()),
+        })
+    }
+}
+
+/// A hash with another word in it: of words that differ anywhere, the products differ in their upper
+/// halves, which go into the lower ones.
+fn mix(hash: u64, word: u64) -> u64 {
+    let mixed = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ mixed >> 32
+}
+
+/// A row's numbers are hashed in so many lanes, which vectors of any width hold.
+const LANES: usize = 32;
+
+/// A hash of a row.
+fn hash_values(values: &[f32]) -> u64 {
+    // Each of these steps maps different words to different ones.
+    let step = |lane: &mut u32, value: f32| {
+        *lane = (*lane ^ value.to_bits()).wrapping_mul(0x9e37_79b1);
+        *lane ^= *lane >> 15;
+    };
+    let mut lanes = [0x243f_6a88u32; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &value)| step(lane, value));
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, &value)| step(lane, value));
+    lanes.into_iter().fold(values.len() as u64, |hash, lane| mix(hash, u64::from(lane)))
 }
 
 /// Bytes of rows that are read before their pages are released.
@@ -346,7 +417,6 @@ impl Part {
         }
     }
 
-    #[cfg(unix)]
     fn release(&self, rows: Range<usize>) {
         let Storage::Mapped { map, .. } = &self.storage else { return };
         let row_bytes = match self.form.fortran {
@@ -355,17 +425,8 @@ impl Part {
             false => self.form.columns * self.form.dtype.size(),
         };
         let (offset, length) = (self.form.start + rows.start * row_bytes, rows.len() * row_bytes);
-        // SAFETY: the rows lie in the map, which is read-only and of a file: a page that is dropped
-        // is read from the file again where anybody asks for it.
-        let released = unsafe {
-            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, length)
-        };
-        // Advice that a system does not take changes no result.
-        released.ok();
+        map.release(offset..offset + length);
     }
-
-    #[cfg(not(unix))]
-    fn release(&self, _: Range<usize>) {}
 
     fn copy_row<T: Real>(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
         if TypeId::of::<T>() == TypeId::of::<f32>() {
@@ -421,12 +482,12 @@ impl Part {
         }
     }
 
-    /// Row and column of the first number in some rows that is not finite.
-    fn first_infinite(&self, rows: Range<usize>) -> Option<(usize, usize)> {
+    /// The hashes of some rows, or row and column of their first number that is not finite.
+    fn hash_finite(&self, rows: Range<usize>) -> Result<Vec<u64>, (usize, usize)> {
         let columns = self.form.columns;
         // Rows of a Fortran table lie far apart: columns are walked instead, as they are stored.
         if self.form.fortran {
-            return (0..columns)
+            let first = (0..columns)
                 .into_par_iter()
                 .filter_map(|column| {
                     let mut value = [0.0f64];
@@ -436,28 +497,44 @@ impl Part {
                     })
                 })
                 .min();
+            if let Some(place) = first {
+                return Err(place);
+            }
         }
-        rows.into_par_iter()
-            .with_min_len(16)
-            .map_init(
-                || vec![0.0f32; columns],
-                |values, row| {
-                    let infinite = |value: &f32| !value.is_finite();
-                    let column = if let Some(stored) = self.row(FeatureType::F32, row) {
-                        first_where(stored, infinite)
-                    } else if let Some(stored) = self.row(FeatureType::F16, row) {
-                        first_where(stored, |half: &f16| half.to_bits() & 0x7c00 == 0x7c00)
-                    } else if let Some(stored) = self.row(FeatureType::Bf16, row) {
-                        first_where(stored, |half: &bf16| half.to_bits() & 0x7f80 == 0x7f80)
-                    } else {
-                        self.copy_row(row, 0..columns, values);
-                        first_where(values, infinite)
-                    };
-                    column.map(|column| (row, column))
-                },
-            )
-            .find_first(Option::is_some)
-            .flatten()
+        let hash = |values: &mut Vec<f32>, row| match self.first_infinite(row, values) {
+            Some(column) => Err((row, column)),
+            None => Ok(self.hash_row(row, values)),
+        };
+        // Of several rows with such a number, the first is told of.
+        let hashes: Vec<_> =
+            rows.into_par_iter().with_min_len(16).map_init(Vec::new, hash).collect();
+        hashes.into_iter().collect()
+    }
+
+    /// The column of a row's first number that is not finite in f32.
+    fn first_infinite(&self, row: usize, values: &mut Vec<f32>) -> Option<usize> {
+        let infinite = |value: &f32| !value.is_finite();
+        if let Some(stored) = self.row(FeatureType::F32, row) {
+            first_where(stored, infinite)
+        } else if let Some(stored) = self.row(FeatureType::F16, row) {
+            first_where(stored, |half: &f16| half.to_bits() & 0x7c00 == 0x7c00)
+        } else if let Some(stored) = self.row(FeatureType::Bf16, row) {
+            first_where(stored, |half: &bf16| half.to_bits() & 0x7f80 == 0x7f80)
+        } else {
+            values.resize(self.form.columns, 0.0);
+            self.copy_row(row, 0..self.form.columns, values);
+            first_where(values, infinite)
+        }
+    }
+
+    /// The hash of a row.
+    fn hash_row(&self, row: usize, values: &mut Vec<f32>) -> u64 {
+        if let Some(stored) = self.row(FeatureType::F32, row) {
+            return hash_values(stored);
+        }
+        values.resize(self.form.columns, 0.0);
+        self.copy_row(row, 0..self.form.columns, values);
+        hash_values(values)
     }
 }
 

@@ -1,12 +1,11 @@
 //! `.inter` files: tab-separated interactions with a header (SPEC §8).
 
-use std::fs::File;
 use std::path::Path;
 
-use memmap2::Mmap;
 use rayon::prelude::*;
 
 use super::error::{DataError, excerpt};
+use crate::mapped::MappedFile;
 
 /// The largest id accepted; tables have one row for every id up to the largest.
 pub const LARGEST_ID: u32 = (1 << 31) - 1;
@@ -43,16 +42,15 @@ struct Columns {
 /// # Errors
 /// The first malformed line in file order, or what is wrong with the file as a whole.
 pub fn read(path: &Path) -> Result<Interactions, DataError> {
-    let file = File::open(path).map_err(|error| DataError::read(path, error))?;
-    let length = file.metadata().map_err(|error| DataError::read(path, error))?.len();
-    if length == 0 {
+    let file = MappedFile::open(path).map_err(|error| DataError::read(path, error))?;
+    if file.is_empty() {
         return Err(DataError::NoHeader { path: path.to_owned() });
     }
-    // SAFETY: the map is read-only and dropped before this function returns. Another program that
-    // truncates the file meanwhile would end this process with a bus error; files of a data set
-    // are not written while they are read.
-    let map = unsafe { Mmap::map(&file) }.map_err(|error| DataError::read(path, error))?;
-    parse(&map, path, CHUNK)
+    let interactions = parse(&file, path, CHUNK)?;
+    match file.is_unchanged() {
+        true => Ok(interactions),
+        false => Err(DataError::Changed { path: path.to_owned() }),
+    }
 }
 
 /// [`read`] on bytes already at hand, cut into chunks of about `chunk` bytes.

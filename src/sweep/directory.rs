@@ -32,7 +32,7 @@ struct Record {
     version: String,
     dataset: String,
     interactions_fingerprint: u64,
-    features_fingerprint: u64,
+    features_fingerprints: Vec<u64>,
     grid: Vec<Axis>,
     seeds: Vec<u64>,
     /// As in `config.toml`.
@@ -74,7 +74,7 @@ impl SweepDirectory {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             dataset: dataset.name.clone(),
             interactions_fingerprint: dataset.interactions_fingerprint(),
-            features_fingerprint: dataset.features_fingerprint(),
+            features_fingerprints: dataset.features_fingerprints(),
             grid: plan.grid.clone(),
             seeds: plan.seeds.clone(),
             settings: serde_json::to_value(&plan.base).map_err(failed)?,
@@ -93,10 +93,21 @@ impl SweepDirectory {
     pub fn open(path: &Path, dataset: &Dataset) -> Result<Self> {
         let record = read(path)?;
         let directory = Self::lock(path)?;
-        for (what, found, expected) in [
-            ("interactions", record.interactions_fingerprint, dataset.interactions_fingerprint()),
-            ("features", record.features_fingerprint, dataset.features_fingerprint()),
-        ] {
+        let prints = |interactions: u64, features: &[u64]| {
+            let modalities = features.iter().map(|&print| ("features", print));
+            std::iter::once(("interactions", interactions)).chain(modalities).collect::<Vec<_>>()
+        };
+        let found = prints(record.interactions_fingerprint, &record.features_fingerprints);
+        let expected = prints(dataset.interactions_fingerprint(), &dataset.features_fingerprints());
+        if found.len() != expected.len() {
+            let problem = format!(
+                "was begun with {} modalities; these are {}",
+                found.len() - 1,
+                expected.len() - 1
+            );
+            return Err(Error::run_file(&path.join(SWEEP), problem));
+        }
+        for ((what, found), (_, expected)) in found.into_iter().zip(expected) {
             if found != expected {
                 let problem = format!(
                     "was begun on other {what} (data set {}, fingerprint {found:016x}; this one, \

@@ -17,6 +17,7 @@ use crate::config::TrainConfig;
 use crate::data::Dataset;
 use crate::parameters::Layout;
 use crate::real::Real;
+use crate::records::EpochRecord;
 use crate::run::{self, RunDirectory};
 use crate::step::{DenseState, Model, RawFeatures, adam_step, learning_rate};
 
@@ -48,8 +49,7 @@ impl<'a, B: Backend> Run<'a, B> {
         identity: Identity,
         directory: &'a RunDirectory,
     ) -> Result<Self> {
-        let (file, state) = saved_state(&identity, directory)?;
-        settle_model(directory, &state)?;
+        let Saved { file, state, records } = Saved::open(&identity, directory)?;
         let arena = |prefix: &str| -> Result<Vec<B::Real>> {
             let mut values = vec![B::Real::ZERO; layout.len()];
             for tensor in &layout.tensors {
@@ -75,22 +75,13 @@ impl<'a, B: Backend> Run<'a, B> {
         let model = Model::new(backend, config, layout, graph, &dense, features)?;
         let mut run = Self::with_model(model, dataset, config, identity, directory, place)?;
         let steps_per_epoch = run.steps_per_epoch(config);
-        run.records = run::read_records(directory.path(), state.epoch)?;
-        if run.records.len() as u64 != state.epoch {
-            let problem = format!(
-                "has records of {} epochs; the {} beside it is of epoch {}; {AS_IT_WAS}",
-                run.records.len(),
-                run::STATE,
-                state.epoch
-            );
-            return Err(Error::run_file(&directory.file(run::METRICS), problem));
-        }
         let losses = run.model.losses()?.len();
         state.check(steps_per_epoch, losses, &directory.file(run::STATE))?;
         let history = (0..state.step)
             .map(|step| adam_step(step + 1, learning_rate(config, step / steps_per_epoch)));
         run.model.set_history(&history.collect::<Vec<_>>())?;
         run.model.set_losses(&state.loss_sums)?;
+        run.records = records;
         run.best = state.best.map(|record| Best { record, unsaved: None });
         run.evaluations_since_best = state.evaluations_since_best;
         (run.epoch, run.step_in_epoch, run.step) = (state.epoch, state.step_in_epoch, state.step);
@@ -100,6 +91,9 @@ impl<'a, B: Backend> Run<'a, B> {
 
     /// Writes everything.
     pub(super) fn checkpoint(&mut self) -> Result<PathBuf> {
+        if self.identity.config.freeze_features {
+            self.dataset.check_unchanged()?;
+        }
         self.directory.write_records(&self.records)?;
         let next_model = self.directory.file(run::NEXT_MODEL);
         let has_next = self.save_best(&next_model)?;
@@ -178,8 +172,8 @@ impl<'a, B: Backend> Run<'a, B> {
     }
 }
 
-/// Refuses a directory whose state belongs to another data set or to other settings; whether it has
-/// one at all.
+/// Refuses a directory whose state belongs to another data set or to other settings, or whose files do
+/// not go together; whether it has a state at all.
 ///
 /// # Errors
 /// [`Error::RunFile`] naming the difference.
@@ -189,18 +183,39 @@ pub fn check_saved(
     directory: &RunDirectory,
 ) -> Result<bool> {
     if directory.has_state() {
-        saved_state(&super::identity(dataset, config), directory)?;
+        Saved::open(&super::identity(dataset, config), directory)?;
     }
     Ok(directory.has_state())
 }
 
-/// The state of a run that `identity` is of.
-fn saved_state(identity: &Identity, directory: &RunDirectory) -> Result<(TensorFile, StateRecord)> {
-    let path = directory.file(run::STATE);
-    let file = TensorFile::open(&path)?;
-    let state: StateRecord = file.record()?;
-    state.identity.check(identity, &path)?;
-    Ok((file, state))
+/// The last checkpoint of a run.
+struct Saved {
+    file: TensorFile,
+    state: StateRecord,
+    /// Those of the epochs up to it.
+    records: Vec<EpochRecord>,
+}
+
+impl Saved {
+    /// That of a run that `identity` is of, with its model in place.
+    fn open(identity: &Identity, directory: &RunDirectory) -> Result<Self> {
+        let path = directory.file(run::STATE);
+        let file = TensorFile::open(&path)?;
+        let state: StateRecord = file.record()?;
+        state.identity.check(identity, &path)?;
+        settle_model(directory, &state)?;
+        let records = run::read_records(directory.path(), state.epoch)?;
+        if records.len() as u64 != state.epoch {
+            let problem = format!(
+                "has records of {} epochs; the {} beside it is of epoch {}; {AS_IT_WAS}",
+                records.len(),
+                run::STATE,
+                state.epoch
+            );
+            return Err(Error::run_file(&directory.file(run::METRICS), problem));
+        }
+        Ok(Self { file, state, records })
+    }
 }
 
 /// Has `model.safetensors` be the best model of `state`: finishes what a process that was killed

@@ -85,7 +85,7 @@ pub fn identity(dataset: &Dataset, config: &TrainConfig) -> Identity {
         format_version: FORMAT_VERSION,
         dataset: dataset.name.clone(),
         interactions_fingerprint: dataset.interactions_fingerprint(),
-        features_fingerprint: dataset.features_fingerprint(),
+        features_fingerprints: dataset.features_fingerprints(),
         users: dataset.users,
         items: dataset.items,
         modalities: widths(dataset),
@@ -155,6 +155,8 @@ impl<'a, B: Backend> Run<'a, B> {
         directory: &'a RunDirectory,
         features: Option<String>,
     ) -> Result<Self> {
+        // Trained features have been read by now, and are not read again.
+        dataset.check_unchanged()?;
         let Dataset { users, items, ref train, .. } = *dataset;
         let batches = model.backend().batches(train, users, items, config.batch_size)?;
         let mut lengths = config.top_k.clone();

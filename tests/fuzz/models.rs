@@ -6,12 +6,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bm3_engine::Error;
+use bm3_engine::checkpoint::{StateRecord, TensorFile};
 use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
 use bm3_engine::data::{Dataset, DatasetOptions};
 use bm3_engine::run::{MODEL, RunDirectory, STATE};
 use bm3_engine::saved::SavedModel;
-use bm3_engine::train::{FitOptions, fit};
+use bm3_engine::train::{FitOptions, fit, identity};
 use tempfile::TempDir;
 
 use crate::harness::{Target, alone, corpus, fuzz, workshop};
@@ -139,5 +140,22 @@ fn state() {
                 },
             },
         ));
+    }
+}
+
+/// An input that is refused as another data set's reaches nothing of what it was saved for.
+#[test]
+fn the_saved_states_are_of_the_runs_that_are_resumed() {
+    for (freeze_features, name) in [(false, "state"), (true, "state-frozen")] {
+        let run = TinyRun::new(freeze_features);
+        let identity = identity(&run.dataset, &run.config);
+        let mut inputs = 0;
+        for entry in fs::read_dir(corpus(name)).unwrap() {
+            let path = entry.unwrap().path();
+            let state: StateRecord = TensorFile::open(&path).unwrap().record().unwrap();
+            state.identity.check(&identity, &path).unwrap();
+            inputs += 1;
+        }
+        assert!(inputs > 0);
     }
 }
