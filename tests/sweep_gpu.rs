@@ -388,7 +388,7 @@ fn the_program_sweeps_on_a_gpu() {
         return;
     }
     let done = program(&arguments).assert().success();
-    done.stderr(contains("tiny: 4 runs; 4 at a time; memory: up to "))
+    done.stderr(contains("tiny: 4 runs; 4 at a time; GPU memory: up to "))
         .stderr(contains("freeze-features=false,seed=1000: training on GPU 0 ("));
     let alone = text("alone");
     let frozen = ["--freeze-features", "--seed", "1000", "--out", &alone];
@@ -401,10 +401,8 @@ fn the_program_sweeps_on_a_gpu() {
         // Too little for two, by the margin that is left free.
         let few = text("few");
         let arguments = [&["sweep", "--out", &few][..], &common, &grid].concat();
-        program(&arguments)
-            .env("BM3_EMULATOR_MEMORY", "8000000")
-            .assert()
-            .success()
-            .stderr(contains("tiny: 4 runs; one at a time (memory does not hold 4, which need "));
+        program(&arguments).env("BM3_EMULATOR_MEMORY", "8000000").assert().success().stderr(
+            contains("tiny: 4 runs; one at a time (GPU memory does not hold 4, which need "),
+        );
     }
 }

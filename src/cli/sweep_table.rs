@@ -104,7 +104,7 @@ pub fn preview(runs: &[PlannedRun], room: &Room) -> String {
 
 /// How many runs there are at once, and the memory they need.
 pub fn describe(room: &Room) -> String {
-    let Room { lanes, shared, each, free, wanted } = room;
+    let Room { lanes, memory: whose, shared, each, free, wanted } = room;
     let at_once = match lanes.jobs {
         1 => "one at a time".to_owned(),
         jobs => format!("{jobs} at a time"),
@@ -116,9 +116,9 @@ pub fn describe(room: &Room) -> String {
     let free = free.map_or(String::new(), |free| format!(", of {} free", bytes(free)));
     let wanted = wanted.map_or(String::new(), |wanted| {
         let needed = shared + each * wanted as u64;
-        format!(" (memory does not hold {wanted}, which need {})", bytes(needed))
+        format!(" ({whose} does not hold {wanted}, which need {})", bytes(needed))
     });
-    format!("{at_once}{wanted}; memory: {memory}{free}")
+    format!("{at_once}{wanted}; {whose}: {memory}{free}")
 }
 
 #[cfg(test)]
@@ -199,6 +199,7 @@ layers  dropout    runs       valid R@20       test R@20       test N@20
     fn memory_that_does_not_hold_all_says_what_all_need() {
         let mut room = Room {
             lanes: Lanes { jobs: 8, threads: None },
+            memory: "GPU memory",
             shared: 2_000_000_000,
             each: 1_000_000_000,
             free: Some(80_000_000_000),
@@ -206,13 +207,13 @@ layers  dropout    runs       valid R@20       test R@20       test N@20
         };
         assert_eq!(
             describe(&room),
-            "8 at a time; memory: up to 1.0 GB each beside 2.0 GB that they share, of 80.0 GB free"
+            "8 at a time; GPU memory: up to 1.0 GB each beside 2.0 GB that they share, of 80.0 GB free"
         );
         (room.lanes.jobs, room.wanted, room.free) = (1, Some(8), Some(4_000_000_000));
         assert_eq!(
             describe(&room),
-            "one at a time (memory does not hold 8, which need 10.0 GB); memory: up to 1.0 GB each \
-             beside 2.0 GB that they share, of 4.0 GB free"
+            "one at a time (GPU memory does not hold 8, which need 10.0 GB); GPU memory: up to \
+             1.0 GB each beside 2.0 GB that they share, of 4.0 GB free"
         );
     }
 }

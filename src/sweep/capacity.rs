@@ -16,11 +16,16 @@ use crate::train::graph;
 /// driver is told otherwise (CUDA_DEVICE_MAX_CONNECTIONS).
 const GPU_JOBS: usize = 8;
 
+const HOST: &str = "memory";
+const GPU: &str = "GPU memory";
+
 /// How many runs are trained at once, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Room {
     /// How many, and with what.
     pub lanes: Lanes,
+    /// Whose memory is told of here, as a noun: the one that holds fewer runs.
+    pub memory: &'static str,
     /// Bytes that all runs share.
     pub shared: u64,
     /// The most bytes of a run beside them.
@@ -52,6 +57,7 @@ impl Room {
         let jobs = wanted.min(fitting).max(1);
         Self {
             lanes: Lanes { jobs, threads },
+            memory: HOST,
             shared,
             each,
             free,
@@ -84,7 +90,7 @@ pub fn on_cpu(
     Ok(Room::new(wanted, Some(threads), shared, each, available_memory()))
 }
 
-/// For a GPU: as many as `jobs` says, or [`GPU_JOBS`], where its memory holds them; also the
+/// For a GPU: as many as `jobs` says, or eight, where its memory and the host's hold them; also the
 /// backend that the runs' are [siblings](Cuda::sibling) of.
 ///
 /// Frozen features lie on the GPU once for all runs. Where they do not fit beside one run, runs
@@ -104,10 +110,14 @@ pub fn on_gpu(
     let free = free.saturating_sub(MARGIN);
     let mut graphs = BTreeMap::new();
     let mut tables: BTreeMap<(usize, StoredType), u64> = BTreeMap::new();
-    let (mut own, mut streaming) = (0, 0);
+    let (mut own, mut streaming, mut host) = (0, 0, 0);
     for run in one_of_each_configuration(runs) {
         let (dataset, config) = (dataset(run), &run.config.train);
-        let shares = Shares::of(&dataset, &graph(&dataset, config), config);
+        let graph = graph(&dataset, config);
+        let shares = Shares::of(&dataset, &graph, config);
+        let resident = FeatureStorage::Resident;
+        let all = MemoryPlan::on_gpu(&dataset, &graph, config, resident, 0)?;
+        host = host.max(all.host_total());
         own = own.max(shares.own);
         streaming = streaming.max(shares.streaming);
         for (modality, stored, bytes) in shares.tables {
@@ -122,13 +132,20 @@ pub fn on_gpu(
     let wanted = jobs.unwrap_or(GPU_JOBS).min(runs.len());
     let shared = graphs + tables.values().sum::<u64>();
     let cuda = cuda.sharing();
+    // All may be saved at the same time, for which the host holds a copy of each.
+    let on_host = Room::new(wanted, None, 0, host, available_memory());
+    let gpu = |shared, each| {
+        let room = Room::new(wanted, None, shared, each, Some(free));
+        let tighter = on_host.lanes.jobs < room.lanes.jobs;
+        if tighter { on_host.clone() } else { Room { memory: GPU, ..room } }
+    };
     if storage == FeatureStorage::Stream {
-        let room = Room::new(wanted, None, graphs, streaming, Some(free));
+        let room = gpu(graphs, streaming);
         // The part of one run, and what it counts although it is there already.
         let part = free.saturating_sub(graphs) / room.lanes.jobs as u64 + graphs + MARGIN;
         return Ok((room, cuda.keeping_features(storage).within(part)));
     }
-    let room = Room::new(wanted, None, shared, own, Some(free));
+    let room = gpu(shared, own);
     let holds_one = shared + own + own / SPARE_SHARE <= free;
     let storage = match storage {
         FeatureStorage::Auto if !holds_one => FeatureStorage::Auto,

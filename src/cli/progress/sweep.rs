@@ -220,7 +220,7 @@ impl Watcher for SweepReporter {
                 }
                 Event::Start(start) => {
                     if let Some(bars) = &mut state.bars {
-                        bars.begin(name, start.epochs);
+                        bars.begin(name, start.first_epoch, start.epochs);
                     } else {
                         let after = match start.first_epoch {
                             1 => String::new(),
@@ -284,11 +284,13 @@ impl Bars {
         if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} runs") {
             sweep.set_style(style.progress_chars("━╸─"));
         }
+        sweep.tick();
         Self { all, sweep, runs: HashMap::new() }
     }
 
-    fn begin(&mut self, run: &str, epochs: u64) {
+    fn begin(&mut self, run: &str, first_epoch: u64, epochs: u64) {
         let bar = self.all.insert_before(&self.sweep, ProgressBar::new(epochs));
+        bar.set_position(first_epoch.saturating_sub(1));
         if let Ok(style) = ProgressStyle::with_template("{prefix}  epoch {pos}/{len}  {wide_msg}") {
             bar.set_style(style);
         }
