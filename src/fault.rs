@@ -1,4 +1,5 @@
-//! Faults in the writing of files, for tests: in debug builds only, where `BM3_TEST_FAULT` asks for one.
+//! Faults in the writing of files, for tests: in debug builds only, where `BM3_TEST_FAULT` asks for
+//! one.
 //!
 //! [`crate::files`] passes a point before and after everything it does. `BM3_TEST_FAULT=kill:12` ends
 //! the process at the twelfth point, with nothing tidied up, as `kill -9` would; `full:12` has that

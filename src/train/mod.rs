@@ -1,5 +1,5 @@
-//! The training loop (SPEC §5, §7, §9): epochs, evaluation, early stopping; `initial` is how it begins,
-//! `checkpoints` how it is kept and goes on.
+//! The training loop (SPEC §5, §7, §9): epochs, evaluation, early stopping. `initial` is how it
+//! begins, `checkpoints` how it is kept and goes on.
 
 mod checkpoints;
 mod initial;
@@ -51,8 +51,8 @@ pub struct FitOptions<'a> {
 /// the summary says `interrupted`; resuming gives the bits of an unbroken run.
 ///
 /// # Errors
-/// [`Error::Setting`] for settings out of range, [`Error::RunFile`] for a state or initial values
-/// that do not fit, [`Error::NonFinite`], and failures to write.
+/// [`crate::Error::Setting`] for settings out of range, [`crate::Error::RunFile`] for a state or
+/// initial values that do not fit, [`crate::Error::NonFinite`], and failures to write.
 pub fn fit<B: Backend>(
     backend: B,
     dataset: &Dataset,
