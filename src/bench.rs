@@ -9,7 +9,7 @@ use crate::Result;
 use crate::backend::{Backend, Dropout};
 use crate::batch::EpochPlan;
 use crate::config::TrainConfig;
-use crate::data::Dataset;
+use crate::data::{Dataset, Modality};
 use crate::evaluate;
 use crate::profile::{Ceilings, Operation};
 use crate::step::{Model, RawFeatures, adam_step, learning_rate};
@@ -17,6 +17,9 @@ use crate::train::{self, STOPPING_LENGTH};
 
 /// Steps whose operations are timed one by one.
 const PROFILED_STEPS: u64 = 20;
+
+/// Times that features are copied.
+const UPLOADS: usize = 3;
 
 /// The median of several times, the least and the most, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -40,6 +43,15 @@ impl Spread {
         };
         Self { median, least: times[0], most: times[times.len() - 1] }
     }
+}
+
+/// Feature files, in the page cache by now, converted and copied to a device.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Upload {
+    /// Bytes of the files' rows.
+    pub file_bytes: u64,
+    /// The least seconds of several copies.
+    pub seconds: f64,
 }
 
 /// What was measured.
@@ -69,6 +81,9 @@ pub struct Measured {
     pub pairs_per_second: f64,
     /// The most bytes of the device's memory in use, where that is known; of the CPU, the process's.
     pub peak_memory: Option<u64>,
+    /// All features on their way to a device that has a memory of its own; nothing where they are
+    /// streamed.
+    pub upload: Option<Upload>,
     /// What the device does at most.
     pub ceilings: Ceilings,
     /// Steps that `operations` are of.
@@ -89,7 +104,8 @@ pub fn measure<B: Backend>(
 ) -> Result<Measured> {
     config.validate()?;
     let graph = train::graph(dataset, config);
-    backend.place_features(dataset, &graph, config)?;
+    let streamed = backend.place_features(dataset, &graph, config)?.is_some();
+    let upload = if streamed { None } else { upload(&backend, dataset)? };
     let features = dataset.modalities.iter().map(|modality| match config.freeze_features {
         true => RawFeatures::Frozen(modality.features.clone()),
         false => RawFeatures::Untrained(modality.features.clone()),
@@ -113,6 +129,7 @@ pub fn measure<B: Backend>(
     // Before memory is taken for the ceilings.
     let peak_memory = bench.model.backend().peak_memory();
     let ceilings = bench.model.backend().ceilings()?;
+    let upload = upload.filter(|_| ceilings.upload.is_some());
     let epoch_seconds = Spread::of(epochs);
     Ok(Measured {
         dataset: dataset.name.clone(),
@@ -127,10 +144,33 @@ pub fn measure<B: Backend>(
         steps_per_second: steps_per_epoch as f64 / epoch_seconds.median,
         pairs_per_second: pairs.users.len() as f64 / epoch_seconds.median,
         peak_memory,
+        upload,
         ceilings,
         profiled_steps: PROFILED_STEPS.min(steps_per_epoch),
         operations,
     })
+}
+
+/// Copies all features, and gives them back, a few times.
+fn upload<B: Backend>(backend: &B, dataset: &Dataset) -> Result<Option<Upload>> {
+    let bytes =
+        |modality: &Modality| modality.features.columns() * modality.features.dtype().size();
+    let file_bytes = dataset.modalities.iter().map(bytes).sum::<usize>() * dataset.items;
+    let mut least = f64::INFINITY;
+    for _ in 0..UPLOADS {
+        backend.synchronize()?;
+        let begun = Instant::now();
+        let features = dataset
+            .modalities
+            .iter()
+            .map(|modality| backend.frozen_features(modality.features.clone(), dataset.items));
+        let features = features.collect::<Result<Vec<_>>>()?;
+        backend.synchronize()?;
+        least = least.min(begun.elapsed().as_secs_f64());
+        drop(features);
+    }
+    let file_bytes = file_bytes as u64;
+    Ok((file_bytes > 0).then_some(Upload { file_bytes, seconds: least }))
 }
 
 struct Bench<'a, B: Backend> {

@@ -31,6 +31,9 @@ pub struct Ceilings {
     pub multiply_add: f64,
     /// The same of TF32 products on tensor cores, where there are some.
     pub tensor: Option<f64>,
+    /// Bytes per second of a copy from page-locked memory of the host, where the device has a memory
+    /// of its own.
+    pub upload: Option<f64>,
 }
 
 /// Adds a call to those of its kind.

@@ -457,3 +457,25 @@ fn too_little_memory_says_what_would_help() {
     assert!(text.contains("\n# Memory of the host:\n"), "{text}");
     text.parse::<toml::Table>().unwrap();
 }
+
+/// `bench` on a GPU also tells how fast features come to it, beside a plain copy.
+#[test]
+fn a_bench_measures_how_features_come_to_the_gpu() {
+    let Some(setting) = Setting::with_kernels() else { return };
+    let bench = |arguments: &[&str]| {
+        let data = setting.path("tiny");
+        let mut all = vec!["bench", "--data", &data, "--device", "0", "--repeats", "1"];
+        all.extend(arguments);
+        let output = setting.program(&all).assert().success().get_output().stdout.clone();
+        String::from_utf8(output).unwrap()
+    };
+    let small = ["--embedding-size", "4", "--batch-size", "4096"];
+    let object: Value = serde_json::from_str(&bench(&[&small[..], &["--json"]].concat())).unwrap();
+    let measured = &object["measured"];
+    // 200 items, 64 + 32 columns, in f32.
+    assert_eq!(measured["upload"]["file_bytes"], 200 * 96 * 4);
+    assert!(measured["upload"]["seconds"].as_f64().unwrap() > 0.0);
+    assert!(measured["ceilings"]["upload"].as_f64().unwrap() > 0.0);
+    let text = bench(&small);
+    assert!(text.contains("\nfeatures     ") && text.contains("copy from the host"), "{text}");
+}

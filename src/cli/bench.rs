@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use bm3_engine::bench::{Measured, Spread, measure};
+use bm3_engine::bench::{Measured, Spread, Upload, measure};
 use bm3_engine::config::{RunConfig, RunSettings, TrainSettings};
 use bm3_engine::profile::Operation;
 use bm3_engine::synth::{self, SynthOptions};
@@ -143,6 +143,20 @@ fn tables(measured: &Measured) -> String {
     );
     if let Some(tensor) = ceilings.tensor {
         let _ = write!(text, ", TF32 on tensor cores {:.1} TFLOP/s", tensor / 1e12);
+    }
+    if let Some(upload) = ceilings.upload {
+        let _ = write!(text, ", copy from the host {:.1} GB/s", upload / 1e9);
+        if let Some(Upload { file_bytes, seconds }) = measured.upload {
+            let rate = file_bytes as f64 / seconds;
+            let _ = write!(
+                text,
+                "\nfeatures     {} copied in {}: {:.1} GB/s of the files, {:.0}% of that copy",
+                output::bytes(file_bytes),
+                time(seconds),
+                rate / 1e9,
+                100.0 * rate / upload
+            );
+        }
     }
     let _ = writeln!(
         text,

@@ -44,7 +44,7 @@ pub fn ceilings() -> Ceilings {
         });
         (2 * CHAINS * ROUNDS * threads) as f64 / begun.elapsed().as_secs_f64()
     });
-    Ceilings { copy, multiply_add, tensor: None }
+    Ceilings { copy, multiply_add, tensor: None, upload: None }
 }
 
 vectorized! {

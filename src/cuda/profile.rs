@@ -1,10 +1,11 @@
 //! Kernels timed one by one, and the device's ceilings (`ceilings.cu`).
 
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use cudarc::driver::{CudaEvent, DriverError, sys};
 
-use super::device::Device;
+use super::device::{Device, Staging};
 use super::launch::{Launch, blocks, launch};
 use super::memory::Memory;
 use crate::Result;
@@ -34,6 +35,9 @@ const CHAINS: u64 = 8;
 const TILES: u64 = 4;
 /// Launches that are timed.
 const ATTEMPTS: usize = 5;
+/// Numbers that are copied from the host at most, and what its bytes are.
+const MOST_UPLOADED: usize = 1 << 24;
+const MARK: u8 = 0xa5;
 /// What memory is for, and what fails.
 const WHAT: &str = "measuring the device";
 
@@ -97,7 +101,31 @@ impl Device {
             arithmetic = self.arithmetic_ceilings(rounds)?;
         }
         let [(multiply_add, _), (tensor, _)] = arithmetic;
-        Ok(Ceilings { copy, multiply_add, tensor: Some(tensor) })
+        let upload = Some(self.upload_ceiling(4 * numbers.min(MOST_UPLOADED))?);
+        Ok(Ceilings { copy, multiply_add, tensor: Some(tensor), upload })
+    }
+
+    /// Bytes per second of the best of several copies of `bytes` bytes from page-locked memory.
+    fn upload_ceiling(self: &Arc<Self>, bytes: usize) -> Result<f64> {
+        let failed = |error| self.failed(WHAT.to_owned(), error);
+        let target = Memory::<u8>::new(self, bytes, WHAT)?;
+        let mut staging = Staging::new(self.stream(), bytes).map_err(failed)?;
+        staging.bytes(bytes).map_err(failed)?.fill(MARK);
+        let mut best = 0.0f64;
+        for _ in 0..ATTEMPTS {
+            self.synchronize()?;
+            let begun = Instant::now();
+            // SAFETY: the target has so many bytes, and this stream alone uses it.
+            unsafe { staging.copy_range(0..bytes, target.address_of(0)) }
+                .and_then(|()| staging.mark())
+                .map_err(failed)?;
+            self.synchronize()?;
+            best = best.max(bytes as f64 / begun.elapsed().as_secs_f64());
+        }
+        if target.read(bytes - 1..bytes)? != [MARK] {
+            return Err(self.refused(WHAT.to_owned(), "a copy is not what was copied".to_owned()));
+        }
+        Ok(best)
     }
 
     /// Bytes read and written per second, and seconds of a launch.

@@ -9,7 +9,8 @@ fn ceilings_are_measured_on_right_results() {
     on_device(|cuda| {
         // Wrong results are an error.
         let ceilings = cuda.ceilings().unwrap();
-        for rate in [ceilings.copy, ceilings.multiply_add, ceilings.tensor.unwrap()] {
+        let (tensor, upload) = (ceilings.tensor.unwrap(), ceilings.upload.unwrap());
+        for rate in [ceilings.copy, ceilings.multiply_add, tensor, upload] {
             assert!(rate.is_finite() && rate > 0.0, "{ceilings:?}");
         }
     });
