@@ -323,9 +323,9 @@ impl FeatureMatrix {
                 let hashes: Vec<u64> = (0..rows)
                     .into_par_iter()
                     .with_min_len(16)
-                    .map_init(Vec::new, |values, row| {
+                    .map_init(Vec::new, |converted, row| {
                         let (part, row) = self.part_of(row);
-                        part.hash_row(row, values)
+                        hash_values(part.row_in_f32(row, converted))
                     })
                     .collect();
                 hashes.into_iter().fold(rows as u64, mix)
@@ -484,26 +484,12 @@ impl Part {
 
     /// The hashes of some rows, or row and column of their first number that is not finite.
     fn hash_finite(&self, rows: Range<usize>) -> Result<Vec<u64>, (usize, usize)> {
-        let columns = self.form.columns;
-        // Rows of a Fortran table lie far apart: columns are walked instead, as they are stored.
-        if self.form.fortran {
-            let first = (0..columns)
-                .into_par_iter()
-                .filter_map(|column| {
-                    let mut value = [0.0f64];
-                    rows.clone().find_map(|row| {
-                        self.copy_row(row, column..column + 1, &mut value);
-                        (!value[0].is_finite()).then_some((row, column))
-                    })
-                })
-                .min();
-            if let Some(place) = first {
-                return Err(place);
+        let hash = |converted: &mut Vec<f32>, row| {
+            let values = self.row_in_f32(row, converted);
+            match first_infinite(values) {
+                Some(column) => Err((row, column)),
+                None => Ok(hash_values(values)),
             }
-        }
-        let hash = |values: &mut Vec<f32>, row| match self.first_infinite(row, values) {
-            Some(column) => Err((row, column)),
-            None => Ok(self.hash_row(row, values)),
         };
         // Of several rows with such a number, the first is told of.
         let hashes: Vec<_> =
@@ -511,36 +497,21 @@ impl Part {
         hashes.into_iter().collect()
     }
 
-    /// The column of a row's first number that is not finite in f32.
-    fn first_infinite(&self, row: usize, values: &mut Vec<f32>) -> Option<usize> {
-        let infinite = |value: &f32| !value.is_finite();
+    /// A row in f32: as it is stored, or converted in `converted`.
+    fn row_in_f32<'a>(&'a self, row: usize, converted: &'a mut Vec<f32>) -> &'a [f32] {
         if let Some(stored) = self.row(FeatureType::F32, row) {
-            first_where(stored, infinite)
-        } else if let Some(stored) = self.row(FeatureType::F16, row) {
-            first_where(stored, |half: &f16| half.to_bits() & 0x7c00 == 0x7c00)
-        } else if let Some(stored) = self.row(FeatureType::Bf16, row) {
-            first_where(stored, |half: &bf16| half.to_bits() & 0x7f80 == 0x7f80)
-        } else {
-            values.resize(self.form.columns, 0.0);
-            self.copy_row(row, 0..self.form.columns, values);
-            first_where(values, infinite)
+            return stored;
         }
-    }
-
-    /// The hash of a row.
-    fn hash_row(&self, row: usize, values: &mut Vec<f32>) -> u64 {
-        if let Some(stored) = self.row(FeatureType::F32, row) {
-            return hash_values(stored);
-        }
-        values.resize(self.form.columns, 0.0);
-        self.copy_row(row, 0..self.form.columns, values);
-        hash_values(values)
+        converted.resize(self.form.columns, 0.0);
+        self.copy_row(row, 0..self.form.columns, converted);
+        converted
     }
 }
 
-/// The first place of which something is true, by loops that do not stop at it: those compute many
-/// values at a time, and mostly there is none.
-fn first_where<T>(values: &[T], wrong: impl Fn(&T) -> bool) -> Option<usize> {
-    let any = values.iter().fold(false, |any, value| any | wrong(value));
-    any.then(|| values.iter().position(wrong)).flatten()
+/// The place of the first number that is not finite, by a loop that does not stop at it: it looks at
+/// many numbers at a time, and mostly there is none.
+fn first_infinite(values: &[f32]) -> Option<usize> {
+    let infinite = |value: &f32| !value.is_finite();
+    let any = values.iter().fold(false, |any, value| any | infinite(value));
+    any.then(|| values.iter().position(infinite)).flatten()
 }
