@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
 use crate::mapped::MappedFile;
+use crate::parameters::{Layout, TensorSlot};
 use crate::real::Real;
 use crate::records::{EpochRecord, Metrics};
 use crate::{Error, Result, files};
@@ -250,6 +251,24 @@ impl TensorFile {
             return Err(Error::run_file(self.path(), problem));
         }
         Ok(steps)
+    }
+
+    /// The dense tensors of a layout, each under its name with `prefix` before it, in one arena.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] when one is missing, of another shape, or neither F32 nor F64; memory is
+    /// asked for when all are there.
+    pub fn arena<T: Real>(&self, prefix: &str, layout: &Layout) -> Result<Vec<T>> {
+        let name = |tensor: &TensorSlot| format!("{prefix}{}", tensor.name);
+        for tensor in &layout.tensors {
+            self.check_shape(&name(tensor), &tensor.shape)?;
+        }
+        let mut values = vec![T::ZERO; layout.len()];
+        for tensor in &layout.tensors {
+            values[tensor.range.clone()]
+                .copy_from_slice(&self.reals(&name(tensor), &tensor.shape)?);
+        }
+        Ok(values)
     }
 
     /// Refuses a file in which a tensor is missing or of another shape.

@@ -75,14 +75,7 @@ impl SavedModel {
             return Err(Error::run_file(&self.path, problem));
         }
         let layout = layout_of(&identity.config, dataset, &identity.modalities);
-        for tensor in &layout.tensors {
-            self.file.check_shape(&tensor.name, &tensor.shape)?;
-        }
-        let mut parameters = vec![B::Real::ZERO; layout.len()];
-        for tensor in &layout.tensors {
-            parameters[tensor.range.clone()]
-                .copy_from_slice(&self.file.reals(&tensor.name, &tensor.shape)?);
-        }
+        let parameters: Vec<B::Real> = self.file.arena("", &layout)?;
         let zeros = vec![B::Real::ZERO; parameters.len()];
         let dense = DenseState { parameters, first: zeros.clone(), second: zeros };
         let graph = graph(dataset, &identity.config);

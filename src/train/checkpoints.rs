@@ -7,19 +7,18 @@
 use std::path::{Path, PathBuf};
 
 use super::{Best, Run, feature_sources, graph};
-use crate::{Error, Result, files};
-
-/// What to do about a run directory whose files do not go together.
-const AS_IT_WAS: &str = "give the directory as the run left it, or start again in another --out";
 use crate::backend::{Backend, FeatureState};
 use crate::checkpoint::{self, Identity, ModelRecord, StateRecord, Tensor, TensorFile};
 use crate::config::TrainConfig;
 use crate::data::Dataset;
 use crate::parameters::Layout;
-use crate::real::Real;
 use crate::records::EpochRecord;
 use crate::run::{self, RunDirectory};
 use crate::step::{DenseState, Model, RawFeatures, adam_step, learning_rate};
+use crate::{Error, Result, files};
+
+/// What to do about a run directory whose files do not go together.
+const AS_IT_WAS: &str = "give the directory as the run left it, or start again in another --out";
 
 /// Before the name of a tensor: Adam's first moments of it.
 const FIRST: &str = "optimizer.first.";
@@ -50,14 +49,7 @@ impl<'a, B: Backend> Run<'a, B> {
         directory: &'a RunDirectory,
     ) -> Result<Self> {
         let Saved { file, state, records } = Saved::open(&identity, directory)?;
-        let arena = |prefix: &str| -> Result<Vec<B::Real>> {
-            let mut values = vec![B::Real::ZERO; layout.len()];
-            for tensor in &layout.tensors {
-                let part = file.reals(&format!("{prefix}{}", tensor.name), &tensor.shape)?;
-                values[tensor.range.clone()].copy_from_slice(&part);
-            }
-            Ok(values)
-        };
+        let arena = |prefix: &str| file.arena(prefix, &layout);
         let dense =
             DenseState { parameters: arena("")?, first: arena(FIRST)?, second: arena(SECOND)? };
         let features = feature_sources(dataset, config, |index, modality| {

@@ -39,7 +39,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let place = backend.place_features(dataset, &graph, config)?;
         let model = match &initial {
             Some(initial) => {
-                let parameters = initial.dense(&layout)?;
+                let parameters: Vec<B::Real> = initial.file.arena("", &layout)?;
                 let zeros = vec![B::Real::ZERO; parameters.len()];
                 let dense = DenseState { parameters, first: zeros.clone(), second: zeros };
                 Model::new(backend, config, layout, graph, &dense, features)?
@@ -70,14 +70,5 @@ impl Initial {
             return Err(Error::run_file(path, problem));
         }
         Ok(Self { file })
-    }
-
-    fn dense<T: Real>(&self, layout: &Layout) -> Result<Vec<T>> {
-        let mut values = vec![T::ZERO; layout.len()];
-        for tensor in &layout.tensors {
-            values[tensor.range.clone()]
-                .copy_from_slice(&self.file.reals(&tensor.name, &tensor.shape)?);
-        }
-        Ok(values)
     }
 }
