@@ -4,13 +4,16 @@
 //! to the disk and renamed over the target: a reader, or a process killed at any moment, sees the
 //! old file or the new one, never a part.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use tempfile::NamedTempFile;
 
 use crate::{Error, Result, fault};
+
+/// The file of a directory that is locked while a process works in it.
+pub const LOCK: &str = ".lock";
 
 /// What the names of unfinished files begin with; also of those that the safetensors crate makes.
 pub const TEMPORARY_PREFIX: &str = ".tmp";
@@ -67,6 +70,29 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
         .and_then(|()| std::fs::rename(from, to))
         .map_err(|error| Error::io(to, "rename into", error))?;
     made_durable(directory_of(to))
+}
+
+/// Locks a directory against other processes, until the file that is returned is closed, by the
+/// system too when the process dies.
+///
+/// # Errors
+/// [`Error::RunFile`] with `busy` when another process has it; [`Error::Io`] naming the lock's file.
+pub fn lock(directory: &Path, busy: &str) -> Result<File> {
+    let path = directory.join(LOCK);
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| Error::io(&path, "create", error))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let problem = format!("{busy}; wait for it, or give another --out");
+            Err(Error::run_file(directory, problem))
+        }
+        Err(TryLockError::Error(error)) => Err(Error::io(&path, "lock", error)),
+    }
 }
 
 fn directory_of(path: &Path) -> &Path {

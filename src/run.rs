@@ -1,6 +1,6 @@
 //! The directory a run leaves: names, lock, records.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -22,8 +22,6 @@ pub const STATE: &str = "state.safetensors";
 pub(crate) const NEXT_MODEL: &str = ".next-model.safetensors";
 /// What came of it.
 pub const SUMMARY: &str = "summary.json";
-/// Locked while a process trains here.
-const LOCK: &str = ".lock";
 
 /// Why training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,22 +86,7 @@ impl RunDirectory {
             return Err(Error::run_file(path, problem));
         }
         std::fs::create_dir_all(path).map_err(|error| Error::io(path, "create", error))?;
-        let lock_path = path.join(LOCK);
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(|error| Error::io(&lock_path, "create", error))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let problem = "another process is training in this directory; wait for it, or \
-                               give another --out";
-                return Err(Error::run_file(path, problem));
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::io(&lock_path, "lock", error)),
-        }
+        let lock = files::lock(path, "another process is training in this directory")?;
         if !resume && path.join(STATE).exists() {
             let problem = format!(
                 "a run is already here; continue it with --resume {}, or give another --out",
@@ -125,7 +108,7 @@ impl RunDirectory {
     pub fn discard_unused(self) {
         if !self.has_state() {
             // Best effort: what cannot be removed does no harm.
-            let files = [CONFIG, METRICS, LOCK].map(|name| self.file(name));
+            let files = [CONFIG, METRICS, files::LOCK].map(|name| self.file(name));
             for path in files.into_iter().chain(IdMaps::paths(&self.path)) {
                 std::fs::remove_file(path).ok();
             }

@@ -1,6 +1,6 @@
 //! The directory of a sweep: `sweep.json`, the results, and the directories of its runs.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,6 @@ pub const SWEEP: &str = "sweep.json";
 pub const RESULTS_TABLE: &str = "results.csv";
 /// The same by configuration, with means and deviations.
 pub const RESULTS: &str = "results.json";
-/// Locked while a process works on the sweep.
-const LOCK: &str = ".lock";
 
 /// Of `sweep.json`.
 const FORMAT_VERSION: u32 = 1;
@@ -135,22 +133,8 @@ impl SweepDirectory {
     }
 
     fn lock(path: &Path) -> Result<Self> {
-        let lock_path = path.join(LOCK);
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(|error| Error::io(&lock_path, "create", error))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => {
-                let problem = "another process works on this sweep; wait for it, or give another \
-                               --out";
-                Err(Error::run_file(path, problem))
-            }
-            Err(TryLockError::Error(error)) => Err(Error::io(&lock_path, "lock", error)),
-        }
+        let lock = files::lock(path, "another process works on this sweep")?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
     /// The directory.
