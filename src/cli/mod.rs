@@ -82,6 +82,32 @@ enum Command {
     Completions(completions::CompletionsArguments),
 }
 
+/// Settings that a run to be continued has made already, by their identifiers here: changing them
+/// would make it another run. Those of a sweep are these, and when its runs stop.
+const FIXED_BY_A_RUN: [&str; 21] = [
+    "config",
+    "features",
+    "modalities",
+    "split",
+    "out",
+    "init",
+    "embedding_size",
+    "layers",
+    "propagation",
+    "self_loops",
+    "freeze_features",
+    "feature_type",
+    "dropout",
+    "reg_weight",
+    "cl_weight",
+    "learning_rate",
+    "learning_rate_decay",
+    "batch_size",
+    "top_k",
+    "seed",
+    "order",
+];
+
 /// Parses the command line, runs the command and says how it ended.
 pub fn main() -> ExitCode {
     signals::install();

@@ -15,7 +15,7 @@ use super::backend::{self, Device};
 use super::interrupt::{self, Interrupted};
 use super::progress::{Face, SweepReporter};
 use super::train::default_directory;
-use super::{output, sweep_table};
+use super::{FIXED_BY_A_RUN, output, sweep_table};
 
 /// Train a grid of configurations, several at once, and compare them
 ///
@@ -48,7 +48,8 @@ pub struct SweepArguments {
         long,
         value_name = "DIR",
         help_heading = "Sweep",
-        conflicts_with_all = FIXED_BY_A_SWEEP,
+        conflicts_with_all = FIXED_BY_A_RUN,
+        conflicts_with_all = ["epochs", "patience"],
     )]
     resume: Option<PathBuf>,
     /// Read settings from a TOML or YAML file, MMRec's included; flags win (may be repeated, the
@@ -86,34 +87,6 @@ Examples:
 The directory holds sweep.json, results.csv (a line for each run), results.json (by configuration,
 with means and standard deviations over the seeds) and the runs. A run that fails is named in the
 table, does not stop the others, and makes the exit code 1; --resume tries it again.";
-
-/// Settings that a sweep to be continued has made already, by their identifiers here. `grid` and
-/// `seeds` may be given again, and are compared.
-const FIXED_BY_A_SWEEP: [&str; 23] = [
-    "config",
-    "features",
-    "modalities",
-    "split",
-    "out",
-    "init",
-    "embedding_size",
-    "layers",
-    "propagation",
-    "self_loops",
-    "freeze_features",
-    "feature_type",
-    "dropout",
-    "reg_weight",
-    "cl_weight",
-    "learning_rate",
-    "learning_rate_decay",
-    "batch_size",
-    "epochs",
-    "patience",
-    "top_k",
-    "seed",
-    "order",
-];
 
 /// What is to be tried: everything the command line and the files say, checked.
 #[derive(Debug)]

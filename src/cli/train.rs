@@ -14,7 +14,7 @@ use bm3_engine::{Error, Result};
 use super::backend::with_backend;
 use super::interrupt::{self, Interrupted};
 use super::progress::{Face, Reporter};
-use super::{backend, plan};
+use super::{FIXED_BY_A_RUN, backend, plan};
 
 /// Train a model and leave it, with its settings and metrics, in a directory
 ///
@@ -37,6 +37,7 @@ pub struct TrainArguments {
         value_name = "RUNDIR",
         help_heading = "Run",
         conflicts_with_all = FIXED_BY_A_RUN,
+        conflicts_with = "dry_run",
     )]
     resume: Option<PathBuf>,
     /// Read the data, print the settings and the memory that the run would have, and stop
@@ -71,33 +72,6 @@ Examples:
 
   MMRec's settings as they are, with one value where they sweep:
     bm3-engine train --config overall.yaml --config BM3.yaml --data data/baby";
-
-/// Settings that a run to be continued has made already, by their identifiers here: changing them
-/// would make it another run.
-const FIXED_BY_A_RUN: [&str; 22] = [
-    "config",
-    "features",
-    "modalities",
-    "split",
-    "out",
-    "init",
-    "embedding_size",
-    "layers",
-    "propagation",
-    "self_loops",
-    "freeze_features",
-    "feature_type",
-    "dropout",
-    "reg_weight",
-    "cl_weight",
-    "learning_rate",
-    "learning_rate_decay",
-    "batch_size",
-    "top_k",
-    "seed",
-    "order",
-    "dry_run",
-];
 
 /// What is to be trained: everything the command line and the files say, checked.
 #[derive(Debug, PartialEq)]
@@ -449,7 +423,8 @@ mod tests {
         for argument in Command::command().get_arguments() {
             let identifier = argument.get_id().as_str();
             assert!(
-                allowed.contains(&identifier) != FIXED_BY_A_RUN.contains(&identifier),
+                allowed.contains(&identifier)
+                    != (FIXED_BY_A_RUN.contains(&identifier) || identifier == "dry_run"),
                 "{identifier}: decide whether it may be given with --resume"
             );
         }
