@@ -2,6 +2,7 @@
 //! step, the batch, the culprit and the last good checkpoint named, and that is what is kept.
 
 mod common;
+#[macro_use]
 mod emulator;
 
 use std::path::Path;
@@ -13,7 +14,6 @@ use bm3_engine::backend::Backend;
 use bm3_engine::batch::epoch_order;
 use bm3_engine::checkpoint::TensorFile;
 use bm3_engine::config::TrainConfig;
-use bm3_engine::cpu::Cpu;
 use bm3_engine::data::{Dataset, FeatureMatrix, Modality, Pairs};
 use bm3_engine::error::NonFinite;
 use bm3_engine::records::Observer;
@@ -90,20 +90,6 @@ fn failure<B: Backend>(
         Err(Error::NonFinite(failure)) => *failure,
         other => panic!("{other:?}"),
     }
-}
-
-/// Runs a body for each backend, named as a function that makes one.
-macro_rules! on_each_backend {
-    ($backend:ident => $body:expr) => {{
-        {
-            let $backend = Cpu::<f32>::new;
-            $body
-        }
-        if let Some(cuda) = emulator::cuda() {
-            let $backend = || cuda.clone();
-            $body
-        }
-    }};
 }
 
 /// Features so large that the item's row is not finite once it is projected: the step is that of the

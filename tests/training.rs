@@ -2,6 +2,7 @@
 //! software, interrupted, again, and on any number of threads.
 
 mod common;
+#[macro_use]
 mod emulator;
 
 use std::path::{Path, PathBuf};
@@ -83,20 +84,6 @@ impl Observer for StopAfter<'_> {
             self.stop.store(true, Ordering::Relaxed);
         }
     }
-}
-
-/// Runs a body for each backend, named as a function that makes one.
-macro_rules! on_each_backend {
-    ($backend:ident => $body:expr) => {{
-        {
-            let $backend = Cpu::<f32>::new;
-            $body
-        }
-        if let Some(cuda) = emulator::cuda() {
-            let $backend = || cuda.clone();
-            $body
-        }
-    }};
 }
 
 fn train<B: Backend>(

@@ -16,6 +16,21 @@ use std::sync::{Arc, OnceLock};
 
 use bm3_engine::cuda::{Capability, Cuda, CudaVersion, Device, KERNEL_NAMES, Kernels};
 
+/// Runs a body for each backend, named as a function that makes one.
+#[allow(unused_macros, reason = "each test uses a part")]
+macro_rules! on_each_backend {
+    ($backend:ident => $body:expr) => {{
+        {
+            let $backend = bm3_engine::cpu::Cpu::<f32>::new;
+            $body
+        }
+        if let Some(cuda) = emulator::cuda() {
+            let $backend = || cuda.clone();
+            $body
+        }
+    }};
+}
+
 /// Whether tests run on the machine's own GPU.
 pub fn on_gpu() -> bool {
     std::env::var_os("BM3_TEST_GPU").is_some_and(|value| value == "1")
