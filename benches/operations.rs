@@ -11,7 +11,7 @@ use bm3_engine::batch::{Batch, epoch_order};
 use bm3_engine::config::{Order, TrainConfig};
 use bm3_engine::cpu::Cpu;
 use bm3_engine::data::{Dataset, DatasetOptions};
-use bm3_engine::step::{DenseState, Model, RawFeatures, adam_step, fresh_features};
+use bm3_engine::step::{DenseState, DeviceModel, RawFeatures, adam_step, fresh_features};
 use bm3_engine::synth::{self, Shape, SynthOptions};
 use bm3_engine::{evaluate, train};
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
@@ -47,7 +47,7 @@ fn dataset() -> (tempfile::TempDir, Dataset) {
     (directory, dataset)
 }
 
-fn model(dataset: &Dataset, config: &TrainConfig) -> Model<Cpu<f32>> {
+fn model(dataset: &Dataset, config: &TrainConfig) -> DeviceModel<Cpu<f32>> {
     let layout = train::layout(dataset, config);
     let parameters: Vec<f32> = layout.initial_values(1);
     let zeros = vec![0.0; parameters.len()];
@@ -64,7 +64,7 @@ fn model(dataset: &Dataset, config: &TrainConfig) -> Model<Cpu<f32>> {
         })
         .collect();
     let graph = train::graph(dataset, config);
-    Model::new(Cpu::new(), config, layout, graph, &dense, features).expect("memory")
+    DeviceModel::new(Cpu::new(), config, layout, graph, &dense, features).expect("memory")
 }
 
 fn trained(dataset: &Dataset, features: &bm3_engine::data::FeatureMatrix) -> FeatureState<f32> {

@@ -177,6 +177,11 @@ impl TopK {
     /// Fills the end of a short list.
     pub const NO_ITEM: u32 = u32::MAX;
 
+    /// Lists of so many users without an item.
+    pub(crate) fn empty(users: usize, k: usize) -> Self {
+        Self { k, items: vec![Self::NO_ITEM; users * k], scores: vec![0.0; users * k] }
+    }
+
     /// The list of the user at `position`, without the filling.
     pub fn list(&self, position: usize) -> &[u32] {
         let row = &self.items[position * self.k..(position + 1) * self.k];

@@ -12,7 +12,7 @@ use crate::config::TrainConfig;
 use crate::data::{Dataset, Modality};
 use crate::evaluate;
 use crate::profile::{Ceilings, Operation};
-use crate::step::{Model, RawFeatures, adam_step, learning_rate};
+use crate::step::{DeviceModel, RawFeatures, adam_step, learning_rate};
 use crate::train::{self, STOPPING_LENGTH};
 
 /// Steps whose operations are timed one by one.
@@ -111,7 +111,7 @@ pub fn measure<B: Backend>(
         false => RawFeatures::Untrained(modality.features.clone()),
     });
     let layout = train::layout(dataset, config);
-    let model = Model::fresh(backend, config, layout, graph, features.collect())?;
+    let model = DeviceModel::fresh(backend, config, layout, graph, features.collect())?;
     let Dataset { users, items, train: pairs, .. } = dataset;
     let batches = model.backend().batches(pairs, *users, *items, config.batch_size)?;
     let steps_per_epoch = pairs.users.len().div_ceil(config.batch_size) as u64;
@@ -174,7 +174,7 @@ fn upload<B: Backend>(backend: &B, dataset: &Dataset) -> Result<Option<Upload>> 
 }
 
 struct Bench<'a, B: Backend> {
-    model: Model<B>,
+    model: DeviceModel<B>,
     batches: B::Batches,
     dataset: &'a Dataset,
     config: &'a TrainConfig,

@@ -20,7 +20,7 @@ use crate::records::{EpochRecord, Metrics};
 use crate::{Error, Result, files};
 
 /// The version of the files this crate writes; files of another one are refused.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// What a model belongs to; equal for everything one run writes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -194,7 +194,8 @@ impl TensorFile {
         }
     }
 
-    fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         self.map.path()
     }
 
@@ -239,18 +240,25 @@ impl TensorFile {
     /// # Errors
     /// [`Error::RunFile`] when it is missing, of another shape or type, or names a later step.
     pub fn steps(&self, name: &str, rows: usize, last: u64) -> Result<Vec<u32>> {
-        let (info, bytes) = self.bytes(name, &[rows])?;
-        if info.dtype != Dtype::U32 {
-            let problem = format!("tensor `{name}` is of type {:?}; expected U32", info.dtype);
-            return Err(Error::run_file(self.path(), problem));
-        }
-        let steps: Vec<u32> =
-            bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect();
+        let steps = self.counters(name, rows)?;
         if let Some(step) = steps.iter().find(|&&step| u64::from(step) > last) {
             let problem = format!("tensor `{name}` names step {step} of {last}; start a new run");
             return Err(Error::run_file(self.path(), problem));
         }
         Ok(steps)
+    }
+
+    /// A tensor of u32, `count` of them.
+    ///
+    /// # Errors
+    /// [`Error::RunFile`] when it is missing or of another shape or type.
+    pub fn counters(&self, name: &str, count: usize) -> Result<Vec<u32>> {
+        let (info, bytes) = self.bytes(name, &[count])?;
+        if info.dtype != Dtype::U32 {
+            let problem = format!("tensor `{name}` is of type {:?}; expected U32", info.dtype);
+            return Err(Error::run_file(self.path(), problem));
+        }
+        Ok(bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
     }
 
     /// The dense tensors of a layout, each under its name with `prefix` before it, in one arena.
@@ -292,6 +300,20 @@ impl TensorFile {
         let (start, end) = info.data_offsets;
         Ok((info, &self.map[self.data_start + start..self.data_start + end]))
     }
+}
+
+/// The tensors of an arena, each under its name with `prefix` before it.
+pub(crate) fn dense_tensors<'a, T>(
+    layout: &Layout,
+    prefix: &str,
+    arena: &'a [T],
+) -> Vec<Tensor<'a, T>> {
+    let tensor = |slot: &TensorSlot| Tensor {
+        name: format!("{prefix}{}", slot.name),
+        shape: slot.shape.clone(),
+        values: &arena[slot.range.clone()],
+    };
+    layout.tensors.iter().map(tensor).collect()
 }
 
 impl StateRecord {

@@ -86,6 +86,12 @@ impl Graph {
         self.neighbours(user).iter().filter_map(move |&node| node.checked_sub(users))
     }
 
+    /// The users of an item's training pairs, ascending.
+    pub fn users_of(&self, item: usize) -> impl Iterator<Item = u32> + '_ {
+        let users = self.users as u32;
+        self.neighbours(self.users + item).iter().copied().take_while(move |&node| node < users)
+    }
+
     /// (degree + 10⁻⁷)^-1/2 of a node, the factor that Â's value has from each end of an edge.
     pub fn scale(&self, node: usize) -> f64 {
         let degree = (self.offsets[node + 1] - self.offsets[node]) as f64;

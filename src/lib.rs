@@ -1,8 +1,40 @@
 //! BM3 trained and served by hand-written kernels.
 //!
 //! The crate computes one model family: BM3, "Bootstrap Latent Representations for Multi-modal
-//! Recommendation" (WWW 2023). [`data`] reads an MMRec folder, [`train`] fits a model on it and
-//! leaves a run directory, and the `bm3-engine` program wraps both.
+//! Recommendation" (WWW 2023), on the CPU or on an NVIDIA GPU. To embed it takes five types:
+//!
+//! - a [`Dataset`], of a folder in MMRec's layout ([`Dataset::open`]) or of what is in memory
+//!   ([`Dataset::builder`]);
+//! - a [`TrainConfig`], the settings, with serde and a [builder](TrainConfig::builder);
+//! - a [`Trainer`], which trains with them, calls back after each epoch, can be stopped and goes on;
+//! - a [`Model`], what comes of it: parameters in memory, saved and loaded;
+//! - a [`Recommender`], which answers: lists for users old and [new](Query::items), similar items,
+//!   scores, and [items without interactions](Recommender::score_cold_items).
+//!
+//! ```
+//! use bm3_engine::{Dataset, Query, Recommender, TrainConfig, Trainer};
+//!
+//! // Four users, five items; a text embedding of two numbers for each item.
+//! let dataset = Dataset::builder("shop")
+//!     .train(&[0, 0, 1, 1, 2, 2, 3, 3], &[0, 1, 1, 2, 2, 3, 3, 4])
+//!     .features("text", 2, [0.9, 0.1, 0.8, 0.2, 0.5, 0.5, 0.2, 0.8, 0.1, 0.9])
+//!     .build()?;
+//! let config = TrainConfig::builder().embedding_size(8).epochs(20).build()?;
+//! let trained = Trainer::new(config).fit(&dataset)?;
+//! let recommender = Recommender::new(trained.model.expect("was not stopped"))?;
+//!
+//! let list = recommender.top_k(0, 3)?;
+//! assert!(list.iter().all(|found| found.item > 1), "what user 0 has is left out");
+//! let visitor = recommender.search(&[Query::items(&[3, 4])], 2)?;
+//! assert_eq!(visitor.list(0).len(), 2);
+//! # Ok::<(), bm3_engine::Error>(())
+//! ```
+//!
+//! Errors are typed ([`Error`]); nothing is printed, no process ended, and what is worth knowing on
+//! the way is told as `tracing` events. CPU work runs in the rayon pool it is called from.
+//!
+//! Below these are the parts they are made of: [`step`] is the paper, top to bottom, written with the
+//! operations of a [`backend`]; [`cpu`] and [`cuda`] are the backends.
 
 #![warn(missing_docs)]
 
@@ -14,6 +46,7 @@ pub mod config;
 pub mod cpu;
 pub mod cuda;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod evaluate;
 mod fault;
@@ -21,21 +54,29 @@ pub mod files;
 pub mod graph;
 pub mod mapped;
 pub mod memory;
+pub mod model;
 pub mod parameters;
 pub mod philox;
 pub mod prepare;
 pub mod profile;
 pub mod real;
+pub mod recommender;
 pub mod records;
 pub mod run;
-pub mod saved;
 pub mod step;
 pub mod sweep;
 pub mod synth;
 pub mod train;
+pub mod trainer;
 pub mod watch;
 
+pub use config::{DeviceChoice, TrainConfig};
+pub use data::Dataset;
 pub use error::Error;
+pub use model::Model;
+pub use recommender::{Query, Recommender, ScoredItem};
+pub use train::Trained;
+pub use trainer::Trainer;
 
 /// The result of every fallible operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

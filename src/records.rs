@@ -162,7 +162,8 @@ pub struct RunStart {
     /// Training stops when more than this many evaluations in a row have not beaten the best.
     pub patience: u64,
     /// The run's directory.
-    pub directory: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
 }
 
 /// Receives a run's records as they happen. Every method may be left out.

@@ -21,10 +21,11 @@ use crate::records::Metrics;
 use crate::watch::Failure;
 
 /// A model on a device, with everything its training needs.
-pub struct Model<B: Backend> {
+pub struct DeviceModel<B: Backend> {
     backend: B,
     layout: Layout,
     settings: StepSettings,
+    interactions: Arc<Graph>,
     graph: B::Graph,
     parameters: B::Buffer,
     gradients: B::Buffer,
@@ -93,7 +94,7 @@ pub struct DenseState<T> {
     pub second: Vec<T>,
 }
 
-impl<B: Backend> Model<B> {
+impl<B: Backend> DeviceModel<B> {
     /// A model on `backend` with the initial values of `config`'s seed (SPEC §6), and one feature
     /// source for each modality.
     ///
@@ -111,7 +112,23 @@ impl<B: Backend> Model<B> {
             backend.zeros(layout.len())?,
             backend.zeros(layout.len())?,
         ];
-        Self::assemble(backend, config, layout, graph, dense, features)
+        Self::assemble(backend, config, layout, graph, dense, Some(features))
+    }
+
+    /// A model on `backend` that scores alone: it has no features, gradients or moments, so that it
+    /// can be neither trained nor projected.
+    ///
+    /// # Errors
+    /// Those of the device, when its memory does not suffice.
+    pub fn for_scoring(
+        backend: B,
+        config: &TrainConfig,
+        layout: Layout,
+        graph: Arc<Graph>,
+        parameters: &[B::Real],
+    ) -> Result<Self> {
+        let dense = [backend.upload(parameters)?, backend.zeros(0)?, backend.zeros(0)?];
+        Self::assemble(backend, config, layout, graph, dense, None)
     }
 
     /// A model on `backend`, from `dense` values and one feature source for each modality.
@@ -131,7 +148,7 @@ impl<B: Backend> Model<B> {
             backend.upload(&dense.first)?,
             backend.upload(&dense.second)?,
         ];
-        Self::assemble(backend, config, layout, graph, dense, features)
+        Self::assemble(backend, config, layout, graph, dense, Some(features))
     }
 
     fn assemble(
@@ -140,9 +157,14 @@ impl<B: Backend> Model<B> {
         layout: Layout,
         graph: Arc<Graph>,
         [parameters, first, second]: [B::Buffer; 3],
-        features: Vec<RawFeatures<B::Real>>,
+        features: Option<Vec<RawFeatures<B::Real>>>,
     ) -> Result<Self> {
         let elements = layout.nodes.len();
+        let (dense_gradients, node_gradients) = match &features {
+            Some(_) => (layout.len(), elements),
+            None => (0, 0),
+        };
+        let features = features.unwrap_or_default();
         if features.iter().any(|source| matches!(source, RawFeatures::Frozen(_))) {
             backend.store_features_as(config.feature_type)?;
         }
@@ -165,7 +187,7 @@ impl<B: Backend> Model<B> {
         };
         let workspace = Workspace {
             nodes: backend.zeros(elements)?,
-            node_gradient: backend.zeros(elements)?,
+            node_gradient: backend.zeros(node_gradients)?,
             layers: [backend.zeros(between)?, backend.zeros(between)?],
             neighbour_sums: zeros(printed)?,
             activations: zeros(printed)?,
@@ -179,9 +201,10 @@ impl<B: Backend> Model<B> {
                 reg_weight: config.reg_weight,
                 cl_weight: config.cl_weight,
             },
-            graph: backend.upload_graph(graph)?,
+            graph: backend.upload_graph(graph.clone())?,
+            interactions: graph,
             parameters,
-            gradients: backend.zeros(layout.len())?,
+            gradients: backend.zeros(dense_gradients)?,
             first,
             second,
             features,
@@ -205,8 +228,8 @@ impl<B: Backend> Model<B> {
 
     /// The steps of batches `numbers` of the epoch that `batches` is arranged for, each after
     /// `proceed` has said yes, until it says no; the outcome is how many were done. Their constants
-    /// have been [planned](Model::plan). A device that is not ahead of the host stops after a step in
-    /// which something was not finite; whichever device it is, [`Model::failure`] tells of that step.
+    /// have been [planned](DeviceModel::plan). A device that is not ahead of the host stops after a step in
+    /// which something was not finite; whichever device it is, [`DeviceModel::failure`] tells of that step.
     pub fn train(
         &mut self,
         batches: &mut B::Batches,
@@ -447,12 +470,12 @@ impl<B: Backend> Model<B> {
         self.top_k_of(&predicted, users, k)
     }
 
-    /// [`Model::top_k`] from the outcome of [`Model::predict_nodes`], for many calls.
+    /// [`DeviceModel::top_k`] from the outcome of [`DeviceModel::predict_nodes`], for many calls.
     pub fn top_k_of(&self, predicted: &B::Buffer, users: &[u32], k: usize) -> Result<TopK> {
         self.backend.read_lists(self.lists_of(predicted, users, k)?)
     }
 
-    /// The lists of [`Model::top_k`], left on the device for [`Model::metrics`].
+    /// The lists of [`DeviceModel::top_k`], left on the device for [`DeviceModel::metrics`].
     pub fn lists(&mut self, users: &[u32], k: usize) -> Result<B::Lists> {
         let predicted = self.predict_nodes()?;
         self.lists_of(&predicted, users, k)
@@ -474,7 +497,7 @@ impl<B: Backend> Model<B> {
         self.backend.metrics(split, users, lists, lengths)
     }
 
-    /// The sums of the loss terms of the steps since [`Model::set_losses`]: ui, iu, align and mask
+    /// The sums of the loss terms of the steps since [`DeviceModel::set_losses`]: ui, iu, align and mask
     /// of each modality, reg (unweighted).
     pub fn losses(&self) -> Result<Vec<f64>> {
         self.backend.read_losses(&self.losses)
@@ -488,6 +511,11 @@ impl<B: Backend> Model<B> {
     /// Makes the sums of the loss terms go on from `sums`.
     pub fn set_losses(&mut self, sums: &[f64]) -> Result<()> {
         self.backend.set_losses(&mut self.losses, sums)
+    }
+
+    /// The graph of the training interactions, as the host has it.
+    pub fn graph(&self) -> &Arc<Graph> {
+        &self.interactions
     }
 
     /// Where the dense parameters lie.
@@ -534,7 +562,7 @@ impl<B: Backend> Model<B> {
         self.backend.download(view(&self.workspace.nodes, 0..self.layout.nodes.len()))
     }
 
-    /// [`Model::predict_nodes`], read from the device.
+    /// [`DeviceModel::predict_nodes`], read from the device.
     pub fn predictions(&mut self) -> Result<Vec<B::Real>> {
         let predicted = self.predict_nodes()?;
         self.backend.download(view(&predicted, 0..self.layout.nodes.len()))
@@ -547,7 +575,7 @@ impl<B: Backend> Model<B> {
         self.features.iter().map(|features| self.backend.feature_state(features)).collect()
     }
 
-    /// The values of [`Model::feature_states`].
+    /// The values of [`DeviceModel::feature_states`].
     pub fn feature_values(&mut self) -> Result<Vec<Option<Vec<B::Real>>>> {
         self.replay_features()?;
         self.features.iter().map(|features| self.backend.feature_values(features)).collect()
@@ -628,7 +656,7 @@ pub fn learning_rate(config: &TrainConfig, epoch: u64) -> f64 {
     config.learning_rate * libm::pow(config.learning_rate_decay, epoch as f64 / 50.0)
 }
 
-/// The loss terms' names, in the order of [`Model::losses`].
+/// The loss terms' names, in the order of [`DeviceModel::losses`].
 pub fn loss_names(modalities: &[String]) -> Vec<String> {
     let mut names = vec!["ui".to_owned(), "iu".to_owned()];
     for modality in modalities {

@@ -19,7 +19,7 @@ use bm3_engine::evaluate;
 use bm3_engine::graph::Graph;
 use bm3_engine::parameters::Layout;
 use bm3_engine::real::Real;
-use bm3_engine::step::{DenseState, Model, RawFeatures, fresh_features};
+use bm3_engine::step::{DenseState, DeviceModel, RawFeatures, fresh_features};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -213,7 +213,7 @@ fn from_f64<T: Real>(values: &[f64]) -> Vec<T> {
     values.iter().map(|&value| T::from_f64(value)).collect()
 }
 
-fn model<B: Backend>(backend: B, case: &Case) -> (Model<B>, Arc<Graph>, TrainConfig) {
+fn model<B: Backend>(backend: B, case: &Case) -> (DeviceModel<B>, Arc<Graph>, TrainConfig) {
     let settings = &case.settings;
     let config = TrainConfig {
         embedding_size: settings.dim,
@@ -259,7 +259,7 @@ fn model<B: Backend>(backend: B, case: &Case) -> (Model<B>, Arc<Graph>, TrainCon
         settings.items,
         settings.self_loops,
     ));
-    let model = Model::new(backend, &config, layout, graph.clone(), &dense, features);
+    let model = DeviceModel::new(backend, &config, layout, graph.clone(), &dense, features);
     (model.expect("the device has room"), graph, config)
 }
 
@@ -298,7 +298,7 @@ fn check_graph<T: Real>(case: &Case, graph: &Graph, report: &mut Report) {
     report.compare::<T>(Kind::Graph, "adj_val", &found, case.real("adj_val"));
 }
 
-fn check_forward<B: Backend>(case: &Case, model: &mut Model<B>, report: &mut Report) {
+fn check_forward<B: Backend>(case: &Case, model: &mut DeviceModel<B>, report: &mut Report) {
     let users = case.settings.users * case.settings.dim;
     let nodes = to_f64(&model.nodes().expect("propagation"));
     report.compare::<B::Real>(Kind::Nodes, "H_u", &nodes[..users], case.real("H_u"));
@@ -334,7 +334,7 @@ fn check_losses<T: Real>(
     }
 }
 
-fn check_gradients<B: Backend>(case: &Case, model: &mut Model<B>, report: &mut Report) {
+fn check_gradients<B: Backend>(case: &Case, model: &mut DeviceModel<B>, report: &mut Report) {
     let gradients = to_f64(&model.gradients().expect("gradients"));
     for tensor in model.layout().tensors.clone() {
         let name = format!("step0_grad_{}", golden_name(&tensor.name));
@@ -353,7 +353,7 @@ fn check_gradients<B: Backend>(case: &Case, model: &mut Model<B>, report: &mut R
 
 fn check_parameters<B: Backend>(
     case: &Case,
-    model: &mut Model<B>,
+    model: &mut DeviceModel<B>,
     steps: usize,
     report: &mut Report,
 ) {
@@ -378,7 +378,7 @@ fn check_parameters<B: Backend>(
 
 fn check_evaluation<B: Backend>(
     case: &Case,
-    model: &mut Model<B>,
+    model: &mut DeviceModel<B>,
     steps: usize,
     report: &mut Report,
 ) {

@@ -18,44 +18,8 @@ use bm3_engine::philox::{Purpose, Stream};
 use bm3_engine::records::{EpochRecord, Observer};
 use bm3_engine::run::{self, RunDirectory, StopReason, Summary};
 use bm3_engine::train::{FitOptions, fit};
-use common::Problem;
+use common::{Problem, groups as dataset};
 use proptest::prelude::*;
-
-/// A data set with something to learn: items of a user's group are preferred.
-fn dataset() -> Dataset {
-    let (users, items) = (60u32, 40u32);
-    let stream = Stream::new(5, Purpose::Initial, 0, 0);
-    let [mut train, mut valid, mut test] = [(); 3].map(|()| Pairs::default());
-    for user in 0..users {
-        for item in 0..items {
-            let draw = stream.uniform(u64::from(user * items + item));
-            let chance = if user % 4 == item % 4 { 0.7 } else { 0.05 };
-            // The diagonal keeps every user and item in training.
-            if draw < chance || user % items == item {
-                let split = match (item / 4) % 8 {
-                    0 if user % items != item => &mut valid,
-                    1 if user % items != item => &mut test,
-                    _ => &mut train,
-                };
-                split.users.push(user);
-                split.items.push(item);
-            }
-        }
-    }
-    let modality = |name: &str, columns: u32| {
-        let values = (0..items * columns)
-            .map(|index| {
-                let (item, column) = (index / columns, index % columns);
-                let noise = stream.normal(u64::from(index) + 1_000_000) as f32;
-                0.3 * noise + if item % 4 == column % 4 { 1.0 } else { 0.0 }
-            })
-            .collect();
-        let features = FeatureMatrix::from_f32(items as usize, columns as usize, values);
-        Modality { name: name.to_owned(), features: features.unwrap().into() }
-    };
-    let modalities = vec![modality("image", 24), modality("text", 10)];
-    Dataset::from_parts("groups", train, &valid, &test, modalities).unwrap()
-}
 
 fn config() -> TrainConfig {
     TrainConfig {
@@ -355,7 +319,8 @@ fn follow<B: Backend<Real = f32>>(
         .collect();
     let graph = bm3_engine::train::graph(dataset, &config);
     let mut model =
-        bm3_engine::step::Model::new(backend(), &config, layout, graph, &dense, features).unwrap();
+        bm3_engine::step::DeviceModel::new(backend(), &config, layout, graph, &dense, features)
+            .unwrap();
     let names: Vec<String> =
         dataset.modalities.iter().map(|modality| modality.name.clone()).collect();
     let names = bm3_engine::step::loss_names(&names);

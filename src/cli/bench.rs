@@ -7,8 +7,9 @@ use bm3_engine::bench::{Measured, Spread, Upload, measure};
 use bm3_engine::config::{RunConfig, RunSettings, TrainSettings};
 use bm3_engine::profile::Operation;
 use bm3_engine::synth::{self, SynthOptions};
+use bm3_engine::with_backend;
 
-use super::backend::{self, with_backend};
+use super::backend;
 use super::output;
 use super::synth::Shape;
 

@@ -1,12 +1,12 @@
 //! `bm3-engine evaluate`
 
-use bm3_engine::Error;
 use bm3_engine::backend::Backend;
 use bm3_engine::config::{ascending, validate_top_k};
 use bm3_engine::records::Metrics;
+use bm3_engine::{Error, with_backend};
 use clap::ValueEnum;
 
-use super::backend::{open, with_backend};
+use super::backend::open;
 use super::model::{ModelArguments, ModelRequest};
 use super::output;
 use super::table::metrics_table;
@@ -72,9 +72,9 @@ pub fn run(arguments: &EvaluateArguments) -> anyhow::Result<()> {
         validate_top_k(top_k)?;
     }
     let model = arguments.model.request()?;
-    super::use_threads(model.config.threads)?;
+    super::use_threads(model.threads)?;
     let request = EvaluateRequest { model, split: arguments.split, top_k };
-    let device = open(request.model.config.device, true)?;
+    let device = open(request.model.device, true)?;
     let metrics = with_backend!(device, backend => evaluate(&request, backend))?;
     let split = request.split.name();
     if arguments.json {
@@ -86,7 +86,7 @@ pub fn run(arguments: &EvaluateArguments) -> anyhow::Result<()> {
 
 /// Reads the model and the data and measures.
 fn evaluate(request: &EvaluateRequest, backend: impl Backend) -> anyhow::Result<Metrics> {
-    let (saved, dataset, mut model) = request.model.load(backend)?;
+    let (model, dataset) = request.model.model_and_interactions()?;
     let (split, label) = match request.split {
         SplitName::Valid => (&dataset.valid, 1),
         SplitName::Test => (&dataset.test, 2),
@@ -95,14 +95,15 @@ fn evaluate(request: &EvaluateRequest, backend: impl Backend) -> anyhow::Result<
         let problem = format!(
             "`{}` found, but {} has no interaction with x_label {label} of a user it trains on",
             request.split.name(),
-            request.model.config.data.display()
+            dataset.name
         );
         return Err(Error::setting("--split", problem).into());
     }
-    let lengths = request.top_k.as_ref().unwrap_or(&saved.record.identity.config.top_k);
+    let lengths = request.top_k.as_ref().unwrap_or(&model.config().top_k);
     // Validated: there is one length at least.
     let longest = lengths.iter().copied().max().unwrap_or(1);
     // As training measures: the same bits.
+    let mut model = model.on(backend)?;
     let lists = model.lists(&split.users, longest)?;
     Ok(model.metrics(split, &split.users, &lists, lengths)?)
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use bm3_engine::checkpoint::{StateRecord, TensorFile};
 use bm3_engine::config::RunConfig;
 use bm3_engine::data::{DataError, Dataset, DatasetOptions, FeatureMatrix, Modality, SplitRatio};
+use bm3_engine::model::Model;
 use bm3_engine::run::Summary;
-use bm3_engine::saved::SavedModel;
 use bm3_engine::{Error, Result, run};
 use serde_json::{Map, Value, json};
 
@@ -100,7 +100,7 @@ fn inspect_run(directory: &Path) -> Result<Value> {
     let state: Option<StateRecord> =
         state.is_file().then(|| TensorFile::open(&state)?.record()).transpose()?;
     let model = directory.join(run::MODEL);
-    let model = model.is_file().then(|| SavedModel::open(&model)).transpose()?;
+    let model = model.is_file().then(|| Model::load(&model)).transpose()?;
     let summary = directory.join(run::SUMMARY);
     let summary = std::fs::read_to_string(&summary).ok();
     let summary = summary.and_then(|text| serde_json::from_str::<Summary>(&text).ok());
@@ -114,9 +114,9 @@ fn inspect_run(directory: &Path) -> Result<Value> {
             "last epoch": state.last,
         })),
         "best model": model.map(|model| json!({
-            "epoch": model.record.epoch,
-            "valid": model.record.valid,
-            "test": model.record.test,
+            "epoch": model.record().epoch,
+            "valid": model.record().valid,
+            "test": model.record().test,
         })),
         "ended by": summary.as_ref().map(|summary| summary.stopped_by),
         "seconds in training": summary.as_ref().map(|summary| summary.train_seconds),

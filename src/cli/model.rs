@@ -1,16 +1,15 @@
 //! The flags of every command that uses a trained model.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use bm3_engine::backend::Backend;
-use bm3_engine::config::{DeviceChoice, RunConfig, RunSettings, TrainSettings};
+use bm3_engine::config::{ConfigFile, DeviceChoice, RunConfig, RunSettings, TrainSettings};
 use bm3_engine::data::Dataset;
+use bm3_engine::model::Model;
+use bm3_engine::recommender::Recommender;
 use bm3_engine::run::{CONFIG, MODEL};
-use bm3_engine::saved::SavedModel;
-use bm3_engine::step::Model;
 use bm3_engine::{Error, Result};
 
-use super::backend::interactions;
+use super::backend;
 
 /// Which model, on which data, computed where.
 #[derive(Debug, clap::Args)]
@@ -18,7 +17,8 @@ pub struct ModelArguments {
     /// The model: a run's directory, or a model.safetensors
     #[arg(long, value_name = "RUNDIR|FILE")]
     model: PathBuf,
-    /// The data it was trained on, if that has moved [default: where the run found it]
+    /// The data it was trained on, if that has moved, or newer interactions of the same users and
+    /// items
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Where to compute: `cpu`, a GPU's number, or `auto`: GPU 0 if it can be used, else the CPU
@@ -29,25 +29,24 @@ pub struct ModelArguments {
     threads: Option<usize>,
 }
 
-/// A model's file and what is needed to read its data.
+/// A model's file, and what the command line says about its data and where to compute.
 #[derive(Debug, PartialEq)]
 pub struct ModelRequest {
     /// The `model.safetensors`.
     pub file: PathBuf,
-    /// The run's settings, with `data`, `device` and `threads` of this command. Of a file that is
-    /// not in a run's directory, `train` and `modalities` are the defaults: the file's own record
-    /// has the model's.
-    pub config: RunConfig,
-    /// Whether `config` is the model's run's, rather than defaults.
-    pub has_run: bool,
+    /// The data folder, where one was given.
+    pub data: Option<PathBuf>,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// CPU threads.
+    pub threads: Option<usize>,
 }
 
 impl ModelArguments {
-    /// Finds the model and its settings.
+    /// Finds the model.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when there is no model, [`Error::Setting`] when nothing names the data,
-    /// and errors of the run's settings file.
+    /// [`Error::RunFile`] when there is none.
     pub fn request(&self) -> Result<ModelRequest> {
         let file = if self.model.is_dir() { self.model.join(MODEL) } else { self.model.clone() };
         if !file.is_file() {
@@ -56,46 +55,84 @@ impl ModelArguments {
             );
             return Err(Error::run_file(&file, problem));
         }
-        let settings = file.parent().unwrap_or(Path::new("")).join(CONFIG);
-        let has_run = settings.is_file();
-        let mut config = if has_run {
-            RunConfig::read(&settings)?
-        } else {
-            let run = RunSettings { data: self.data.clone(), ..RunSettings::default() };
-            RunConfig::new(&TrainSettings::default(), &run)?
-        };
-        if let Some(data) = &self.data {
-            config.data =
-                std::path::absolute(data).map_err(|error| Error::io(data, "find", error))?;
-        }
-        config.device = self.device;
-        config.threads = self.threads;
-        Ok(ModelRequest { file, config, has_run })
+        let (device, threads) = (self.device, self.threads);
+        Ok(ModelRequest { file, data: self.data.clone(), device, threads })
     }
 }
 
 impl ModelRequest {
-    /// The model's file, the interactions of its data set, and the model on a device.
+    /// The model; with the interactions of the data folder, where one was given.
     ///
     /// # Errors
-    /// What is wrong with the model or the data, or that they do not belong together; those of the
-    /// device.
-    pub fn load<B: Backend>(&self, backend: B) -> Result<(SavedModel, Dataset, Model<B>)> {
-        let saved = SavedModel::open(&self.file)?;
-        let mut config = self.config.clone();
-        if !self.has_run {
-            config.train = saved.record.identity.config.clone();
+    /// What is wrong with the model or the data, or that they do not belong together.
+    pub fn model(&self) -> Result<Model> {
+        let model = Model::load(&self.file)?;
+        if self.data.is_none() {
+            return Ok(model);
         }
-        let dataset = interactions(&config)?;
-        let model = saved.load(backend, &dataset)?;
-        if !saved.fits(&dataset) {
-            eprintln!(
-                "warning: {} has other interactions than the model was trained on; its scores \
-                 come from these",
-                config.data.display()
-            );
+        Ok(self.with_its_interactions(model)?.0)
+    }
+
+    /// The model and the interactions of its data set: of the folder given, else of the run's.
+    ///
+    /// # Errors
+    /// As [`ModelRequest::model`], and [`Error::Setting`] where nothing names the data.
+    pub fn model_and_interactions(&self) -> Result<(Model, Dataset)> {
+        self.with_its_interactions(Model::load(&self.file)?)
+    }
+
+    /// The model, made ready to answer; where `by_features`, items without interactions are scored by
+    /// their features.
+    ///
+    /// # Errors
+    /// As [`ModelRequest::model`]; those of the device, and of the features.
+    pub fn recommender(&self, by_features: bool) -> Result<Recommender> {
+        let model = self.model()?;
+        let mut frozen = Vec::new();
+        if by_features && model.config().freeze_features {
+            frozen = backend::dataset(&self.settings(&model)?, true)?.modalities;
         }
-        Ok((saved, dataset, model))
+        let mut recommender = Recommender::on_device(model, backend::open(self.device, true)?)?;
+        if by_features {
+            recommender.score_cold_items(&frozen)?;
+        }
+        Ok(recommender)
+    }
+
+    /// The folder of the data: the one given, else that of the run, where the run has one.
+    pub fn data_folder(&self) -> Option<PathBuf> {
+        let run = || RunConfig::read(&self.run_settings()).ok().map(|config| config.data);
+        self.data.clone().or_else(run)
+    }
+
+    fn run_settings(&self) -> PathBuf {
+        self.file.with_file_name(CONFIG)
+    }
+
+    /// The settings of the model's run with the data folder that was given. Of a model that is not in a
+    /// run's directory, all but its own settings are the defaults.
+    fn settings(&self, model: &Model) -> Result<RunConfig> {
+        let path = self.run_settings();
+        let file = if path.is_file() { ConfigFile::read(&path)? } else { ConfigFile::default() };
+        let given = RunSettings { data: self.data.clone(), ..RunSettings::default() };
+        let mut config = RunConfig::new(&TrainSettings::default(), &given.or(file.run))?;
+        config.train = model.config().clone();
+        Ok(config)
+    }
+
+    fn with_its_interactions(&self, model: Model) -> Result<(Model, Dataset)> {
+        let config = self.settings(&model)?;
+        let dataset = backend::interactions(&config)?;
+        if model.fits(&dataset) {
+            return Ok((model, dataset));
+        }
+        let model = model.with_interactions(&dataset)?;
+        eprintln!(
+            "warning: {} has other interactions than the model was trained on; its scores come from \
+             these",
+            config.data.display()
+        );
+        Ok((model, dataset))
     }
 }
 
@@ -121,21 +158,17 @@ mod tests {
         let (model, settings) = (directory.path().join(MODEL), directory.path().join(CONFIG));
         std::fs::write(&model, "").unwrap();
         let run = directory.path().to_str().unwrap();
-
-        let error = request(&["--model", run]).unwrap_err();
-        assert!(error.to_string().starts_with("--data: not given"), "{error}");
-        assert!(!request(&["--model", run, "--data", "/d"]).unwrap().has_run);
-
+        assert_eq!(request(&["--model", run]).unwrap().data_folder(), None);
         std::fs::write(settings, "data = '/there'\nlayers = 2\nthreads = 8\n").unwrap();
         for path in [run, model.to_str().unwrap()] {
             let found = request(&["--model", path]).unwrap();
-            assert_eq!((found.file, found.has_run), (model.clone(), true));
-            assert_eq!(found.config.data, Path::new("/there"));
-            assert_eq!((found.config.train.layers, found.config.threads), (2, None));
+            assert_eq!(found.data_folder(), Some("/there".into()));
+            // How a run was computed decides nothing about what is done with its model.
+            assert_eq!((found.file, found.data, found.threads), (model.clone(), None, None));
         }
         let moved = request(&["--model", run, "--data", "/here", "--device", "cpu"]).unwrap();
-        assert_eq!(moved.config.data, Path::new("/here"));
-        assert_eq!(moved.config.device, DeviceChoice::Cpu);
+        assert_eq!(moved.data_folder(), Some("/here".into()));
+        assert_eq!(moved.device, DeviceChoice::Cpu);
     }
 
     #[test]

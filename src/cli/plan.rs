@@ -4,11 +4,13 @@ use std::fmt::Write;
 
 use bm3_engine::backend::Backend;
 use bm3_engine::config::RunConfig;
+use bm3_engine::device::Device;
 use bm3_engine::error::SAVES_DEVICE_MEMORY;
 use bm3_engine::memory::{MemoryLine, MemoryPlan};
 use bm3_engine::train::graph;
+use bm3_engine::with_backend;
 
-use super::backend::{self, Device, with_backend};
+use super::backend;
 use super::output;
 
 /// Prints the settings of a run and what it would hold in memory, as TOML with comments, and writes

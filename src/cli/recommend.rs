@@ -6,14 +6,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use bm3_engine::backend::{Backend, TopK};
+use bm3_engine::backend::TopK;
 use bm3_engine::config::validate_top_k;
 use bm3_engine::data::{IdMaps, NpyElement, NpyWriter};
+use bm3_engine::model::Model;
 use bm3_engine::{Error, Result, files};
 use clap::ValueEnum;
 use serde_json::Value;
 
-use super::backend::{open, with_backend};
 use super::model::{ModelArguments, ModelRequest};
 
 /// Write the best items for each of some users
@@ -34,6 +34,10 @@ pub struct RecommendArguments {
     /// Write the scores too
     #[arg(long)]
     scores: bool,
+    /// Score items without training interactions by their features, instead of by what training has
+    /// left of their embeddings
+    #[arg(long)]
+    cold_items: bool,
     /// Whether users and items go by the ids of the original interactions, where the run or the
     /// data folder keeps them
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
@@ -149,13 +153,14 @@ pub struct RecommendRequest {
     pub scores: bool,
     /// Which ids users and items go by.
     pub external_ids: ExternalIds,
+    /// Whether items without interactions are scored by their features.
+    pub cold_items: bool,
 }
 
 pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
     let request = request(arguments)?;
-    super::use_threads(request.model.config.threads)?;
-    let device = open(request.model.config.device, true)?;
-    with_backend!(device, backend => recommend(&request, backend))
+    super::use_threads(request.model.threads)?;
+    recommend(&request)
 }
 
 fn request(arguments: &RecommendArguments) -> Result<RecommendRequest> {
@@ -168,25 +173,26 @@ fn request(arguments: &RecommendArguments) -> Result<RecommendRequest> {
         out: arguments.out.clone(),
         scores: arguments.scores,
         external_ids: arguments.external_ids,
+        cold_items: arguments.cold_items,
     })
 }
 
 /// Users whose lists are made at a time: memory does not grow with the number of users.
 const USERS_AT_A_TIME: usize = 8192;
 
-/// Reads the model and the data and writes the lists.
-fn recommend(request: &RecommendRequest, backend: impl Backend) -> anyhow::Result<()> {
-    let (saved, dataset, mut model) = request.model.load(backend)?;
-    let names = Names::read(request, saved.fits(&dataset), dataset.users, dataset.items)?;
+/// Reads the model and writes the lists.
+fn recommend(request: &RecommendRequest) -> anyhow::Result<()> {
+    let recommender = request.model.recommender(request.cold_items)?;
+    let all_users = recommender.model().users();
+    let names = Names::read(request, recommender.model())?;
     let users = match &request.users {
-        None => (0..dataset.users as u32).collect(),
+        None => (0..all_users as u32).collect(),
         Some(ids) => names.users(ids)?,
     };
-    let predicted = model.predict_nodes()?;
     let mut lists = |write: &mut dyn FnMut(&[u32], &TopK) -> Result<()>| {
         users
             .chunks(USERS_AT_A_TIME)
-            .try_for_each(|users| write(users, &model.top_k_of(&predicted, users, request.top_k)?))
+            .try_for_each(|users| write(users, &recommender.top_k_batch(users, request.top_k)?))
     };
     let Some(path) = &request.out else {
         let mut stdout = std::io::stdout().lock();
@@ -304,25 +310,21 @@ struct Names {
 }
 
 impl Names {
-    /// The maps kept with the model, where the data is what it was trained on, else those of the
-    /// data folder; where there are any and they are wanted.
-    fn read(
-        request: &RecommendRequest,
-        same_data: bool,
-        users: usize,
-        items: usize,
-    ) -> Result<Self> {
-        let mut directory = request.model.config.data.as_path();
+    /// The maps kept with the model, where its interactions are those it was trained on, else those of
+    /// the data folder; where there are any and they are wanted.
+    fn read(request: &RecommendRequest, model: &Model) -> Result<Self> {
+        let (users, items) = (model.users(), model.items());
         // A table of numbers has no place for other ids.
         let wanted = request.external_ids == ExternalIds::Auto && request.format != ListFormat::Npy;
         if !wanted {
             return Ok(Self { maps: None, count: users });
         }
-        let run = request.model.file.parent().filter(|_| same_data);
+        let run = request.model.file.parent().filter(|_| model.is_as_trained());
+        let mut directory = run.map(Path::to_owned).unwrap_or_default();
         let mut maps = run.map(IdMaps::read).transpose()?.flatten();
-        match (&maps, run) {
-            (Some(_), Some(run)) => directory = run,
-            _ => maps = IdMaps::read(directory)?,
+        if let (None, Some(data)) = (&maps, request.model.data_folder()) {
+            maps = IdMaps::read(&data)?;
+            directory = data;
         }
         if let Some(maps) = &maps
             && (maps.users.len() < users || maps.items.len() < items)
@@ -333,7 +335,7 @@ impl Names {
                 maps.users.len(),
                 maps.items.len()
             );
-            return Err(Error::run_file(directory, problem));
+            return Err(Error::run_file(&directory, problem));
         }
         Ok(Self { maps, count: users })
     }

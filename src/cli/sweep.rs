@@ -8,10 +8,11 @@ use std::time::SystemTime;
 use bm3_engine::backend::Backend;
 use bm3_engine::config::{Axis, ConfigFile, RunConfig, RunSettings, TrainSettings, seeds};
 use bm3_engine::data::Dataset;
+use bm3_engine::device::Device;
 use bm3_engine::sweep::{self, Outcome, Plan, PlannedRun, Results, Room, Sweep, SweepDirectory};
 use bm3_engine::{Error, Result};
 
-use super::backend::{self, Device};
+use super::backend;
 use super::interrupt::{self, Interrupted};
 use super::progress::{Face, SweepReporter};
 use super::train::default_directory;

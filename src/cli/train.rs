@@ -9,9 +9,8 @@ use bm3_engine::data::IdMaps;
 use bm3_engine::records::Observer;
 use bm3_engine::run::{CONFIG, RunDirectory, StopReason, Summary};
 use bm3_engine::train::{FitOptions, check_saved, fit as fit_model};
-use bm3_engine::{Error, Result};
+use bm3_engine::{Error, Result, with_backend};
 
-use super::backend::with_backend;
 use super::interrupt::{self, Interrupted};
 use super::progress::{Face, Reporter};
 use super::{FIXED_BY_A_RUN, backend, plan};

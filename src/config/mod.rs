@@ -5,6 +5,7 @@
 //! [`TrainSettings`] and [`RunSettings`], in which everything is optional: one of each is read from
 //! a file ([`ConfigFile`]), one from the command line, and the latter wins.
 
+mod builder;
 mod choices;
 mod feature_source;
 mod file;
@@ -20,6 +21,7 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+pub use builder::TrainConfigBuilder;
 pub use choices::{DeviceChoice, ModalityChoice, SplitRatio};
 pub use feature_source::FeatureSource;
 pub use file::ConfigFile;

@@ -290,6 +290,11 @@ macro_rules! tile_for {
             columns: usize,
         ) {
             let b = b.as_chunks::<$columns>().0;
+            if rows == 1 {
+                // As a search for one user has it: a whole tile would do the work of all its rows.
+                let lane = [&a[0][..b.len()]];
+                return tile::<T, { $fused }, 1, $columns>(lane, b, c, stride, 1, columns);
+            }
             let lanes: [&[T]; $rows] = std::array::from_fn(|lane| &a[lane][..b.len()]);
             tile::<T, { $fused }, $rows, $columns>(lanes, b, c, stride, rows, columns);
         }

@@ -21,9 +21,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use projection::CpuFeatures;
+pub(crate) use projection::predict_features;
 use rayon::prelude::*;
 pub use simd::{InstructionSet, instruction_set};
 pub use spmm::CpuGraph;
+pub(crate) use top_k::{ItemIndex, product};
 
 use crate::backend::{
     AdamStep, Backend, BatchRooms, Dropout, FeatureState, LossShape, Rooms, SavedFeatures,

@@ -115,6 +115,22 @@ pub fn predict<T: Real>(x: &[T], weight: &[T], bias: &[T], p: &mut [T]) {
     multiply(&Matrix::new(x, width), &weight, p);
 }
 
+/// p(Z_m) of the first `rows` rows of some features, rows × d: weight d × D_m and bias d of the
+/// projection, then of the predictor.
+pub fn predict_features(
+    features: &Arc<FeatureMatrix>,
+    rows: usize,
+    projection: [&[f32]; 2],
+    predictor: [&[f32]; 2],
+) -> Vec<f32> {
+    let items: Vec<u32> = (0..rows as u32).collect();
+    let mut z = vec![0.0; rows * projection[1].len()];
+    project(&CpuFeatures::Frozen(features.clone()), &items, projection[0], projection[1], &mut z);
+    let mut predicted = vec![0.0; z.len()];
+    predict(&z, predictor[0], predictor[1], &mut predicted);
+    predicted
+}
+
 /// dW `=` daᵀ x and db `=` Σ da, one after the other in `gradient`; dx `=` da W.
 pub fn predict_backward<T: Real>(
     output_gradient: &[T],

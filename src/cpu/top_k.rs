@@ -11,7 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::matrix::{Matrix, Packed, Rows, multiply_block};
-use super::simd::vectorized;
+use super::simd::{multiply_add, vectorized};
 use crate::backend::TopK;
 use crate::graph::Graph;
 use crate::real::Real;
@@ -82,63 +82,105 @@ fn better_first<T: Real>(left: &(T, u32), right: &(T, u32)) -> Ordering {
 
 /// The `k` best items of each of `users`, their training items left out; `predicted` is N × d.
 pub fn top_k<T: Real>(graph: &Graph, predicted: &[T], users: &[u32], k: usize) -> TopK {
-    let items = graph.items();
     let width = predicted.len() / graph.nodes().max(1);
-    let mut best =
-        TopK { k, items: vec![TopK::NO_ITEM; users.len() * k], scores: vec![0.0; users.len() * k] };
-    if users.is_empty() || items == 0 || width == 0 {
-        return best;
+    if width == 0 {
+        return TopK::empty(users.len(), k);
     }
-    let item_rows = Matrix::new(&predicted[graph.users() * width..], width);
-    let packed = Packed::from_transposed(&item_rows, items, width);
+    let index = ItemIndex::new(&predicted[graph.users() * width..], width);
     let rows = UserRows { predicted: Matrix::new(predicted, width), users };
-    best.items
-        .par_chunks_mut(USERS_PER_TASK * k)
-        .zip(best.scores.par_chunks_mut(USERS_PER_TASK * k))
-        .enumerate()
-        .for_each_init(
-            || vec![T::ZERO; USERS_PER_TASK * ITEM_BLOCK.min(items)],
-            |tile, (task, (out_items, out_scores))| {
-                let first = task * USERS_PER_TASK;
-                let users = &users[first..(first + USERS_PER_TASK).min(users.len())];
-                let lists = best_of_users(graph, &rows, first, users, &packed, k, tile);
-                for ((list, items), scores) in
-                    lists.into_iter().zip(out_items.chunks_mut(k)).zip(out_scores.chunks_mut(k))
-                {
-                    for ((entry, item), score) in list.into_iter().zip(items).zip(scores) {
-                        *item = entry.1;
-                        *score = entry.0.to_f64();
-                    }
-                }
-            },
-        );
-    best
+    index.search_rows(&rows, users.len(), |query| graph.items_of(users[query] as usize), k)
 }
 
-/// The lists of the users of one task.
-fn best_of_users<T: Real>(
-    graph: &Graph,
-    rows: &UserRows<'_, T>,
-    first: usize,
-    users: &[u32],
+/// The rows of all items, packed once for many searches.
+pub struct ItemIndex<T> {
+    packed: Packed<T>,
+    width: usize,
+}
+
+impl<T: Real> ItemIndex<T> {
+    /// Packs I × d rows of `width` d, at least 1.
+    pub fn new(items: &[T], width: usize) -> Self {
+        let rows = Matrix::new(items, width);
+        Self { packed: Packed::from_transposed(&rows, items.len() / width, width), width }
+    }
+
+    /// The `k` best items for each row of `queries` (q × d), those of its mask left out: `masked(q)`
+    /// gives them ascending.
+    ///
+    /// A few queries are answered on the thread that asks, more in its rayon pool; the bits are the
+    /// same.
+    pub fn search<I: Iterator<Item = u32>>(
+        &self,
+        queries: &[T],
+        masked: impl Fn(usize) -> I + Sync,
+        k: usize,
+    ) -> TopK {
+        let rows = Matrix::new(queries, self.width);
+        self.search_rows(&rows, queries.len() / self.width, masked, k)
+    }
+
+    fn search_rows<I: Iterator<Item = u32>>(
+        &self,
+        rows: &impl Rows<T>,
+        queries: usize,
+        masked: impl Fn(usize) -> I + Sync,
+        k: usize,
+    ) -> TopK {
+        let mut best = TopK::empty(queries, k);
+        let items = self.packed.columns();
+        if queries == 0 || items == 0 {
+            return best;
+        }
+        let tile = || vec![T::ZERO; USERS_PER_TASK.min(queries) * ITEM_BLOCK.min(items)];
+        let answer = |tile: &mut Vec<T>, task: usize, items: &mut [u32], scores: &mut [f64]| {
+            let first = task * USERS_PER_TASK;
+            let queries = first..(first + USERS_PER_TASK).min(queries);
+            let lists = best_of_queries(rows, queries, &self.packed, &masked, k, tile);
+            for ((list, items), scores) in
+                lists.into_iter().zip(items.chunks_mut(k)).zip(scores.chunks_mut(k))
+            {
+                for ((entry, item), score) in list.into_iter().zip(items).zip(scores) {
+                    *item = entry.1;
+                    *score = entry.0.to_f64();
+                }
+            }
+        };
+        if queries <= USERS_PER_TASK {
+            // To wake another thread takes longer than most such searches.
+            answer(&mut tile(), 0, &mut best.items, &mut best.scores);
+            return best;
+        }
+        best.items
+            .par_chunks_mut(USERS_PER_TASK * k)
+            .zip(best.scores.par_chunks_mut(USERS_PER_TASK * k))
+            .enumerate()
+            .for_each_init(tile, |tile, (task, (items, scores))| answer(tile, task, items, scores));
+        best
+    }
+}
+
+/// The lists of the queries of one task.
+fn best_of_queries<T: Real, I: Iterator<Item = u32>>(
+    rows: &impl Rows<T>,
+    queries: Range<usize>,
     packed: &Packed<T>,
+    masked: &impl Fn(usize) -> I,
     k: usize,
     tile: &mut [T],
 ) -> Vec<Vec<(T, u32)>> {
-    let masked = T::from_f64(f64::NEG_INFINITY);
-    let mut masks: Vec<_> =
-        users.iter().map(|&user| graph.items_of(user as usize).peekable()).collect();
-    let mut best: Vec<Best<T>> = users.iter().map(|_| Best::new(k)).collect();
+    let left_out = T::from_f64(f64::NEG_INFINITY);
+    let mut masks: Vec<_> = queries.clone().map(|query| masked(query).peekable()).collect();
+    let mut best: Vec<Best<T>> = queries.clone().map(|_| Best::new(k)).collect();
     for start in (0..packed.columns()).step_by(ITEM_BLOCK) {
         let block = start..(start + ITEM_BLOCK).min(packed.columns());
-        let tile = &mut tile[..users.len() * block.len()];
+        let tile = &mut tile[..queries.len() * block.len()];
         tile.fill(T::ZERO);
-        multiply_block(rows, first, packed, block.clone(), tile);
+        multiply_block(rows, queries.start, packed, block.clone(), tile);
         for ((scores, mask), best) in
             tile.chunks_exact_mut(block.len()).zip(&mut masks).zip(&mut best)
         {
             while let Some(item) = mask.next_if(|&item| (item as usize) < block.end) {
-                scores[item as usize - block.start] = masked;
+                scores[item as usize - block.start] = left_out;
             }
             keep_best(scores, block.start as u32, best);
         }
@@ -163,4 +205,22 @@ vectorized! {
             }
         }
     }
+}
+
+vectorized! {
+    fn dot<T: Real>(query: &[T], item: &[T], product: &mut T) {
+        let mut sum = T::ZERO;
+        for (&left, &right) in query.iter().zip(item) {
+            sum = multiply_add::<T, FUSED>(left, right, sum);
+        }
+        // As a search adds it to a score that is 0: −0 becomes 0.
+        *product = T::ZERO + sum;
+    }
+}
+
+/// The product of a query's row and an item's, to the bits of [`ItemIndex::search`].
+pub fn product<T: Real>(query: &[T], item: &[T]) -> T {
+    let mut product = T::ZERO;
+    dot(query, item, &mut product);
+    product
 }

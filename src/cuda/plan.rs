@@ -1,6 +1,6 @@
 //! What a training run asks of a GPU's memory, counted before it starts.
 //!
-//! It follows [`crate::step::Model`], [`crate::train::fit`] and the wrappers beside this file
+//! It follows [`crate::step::DeviceModel`], [`crate::train::fit`] and the wrappers beside this file
 //! allocation by allocation; `tests/gpu_memory.rs` has runs succeed with just as much memory, and
 //! fail with a little less. The driver hands memory out in larger pieces, and its own share (context,
 //! code) is gone from the free memory before the first of these is asked for.

@@ -47,10 +47,40 @@ impl CudaLists {
     }
 }
 
+/// Users, items, and which items each user's list leaves out.
+pub(super) struct Masked<'a> {
+    /// Rows before the items' rows.
+    pub users: usize,
+    /// Items' rows.
+    pub items: usize,
+    /// A bound for each user, and the last one, into `neighbours`.
+    pub offsets: &'a Memory<u32>,
+    /// Nodes: items are numbered after the users; ascending within a user.
+    pub neighbours: &'a Memory<u32>,
+}
+
 /// The `k` best items of each of `users`.
 pub(super) fn top_k(
     device: &Arc<Device>,
     graph: &CudaGraph,
+    predicted: Address,
+    width: usize,
+    users: &[u32],
+    k: usize,
+) -> Result<CudaLists> {
+    let masked = Masked {
+        users: graph.graph.users(),
+        items: graph.graph.items(),
+        offsets: &graph.offsets,
+        neighbours: &graph.neighbours,
+    };
+    ranked(device, &masked, predicted, width, users, k)
+}
+
+/// The `k` best items of each of `users`; `predicted`: (users + items) × d.
+pub(super) fn ranked(
+    device: &Arc<Device>,
+    masked: &Masked<'_>,
     predicted: Address,
     width: usize,
     users: &[u32],
@@ -62,7 +92,7 @@ pub(super) fn top_k(
     }
     let capacity = (k + ITEMS).next_power_of_two();
     let users_per_block = (KEYS / capacity).min(USERS);
-    let (all_users, items) = (graph.graph.users(), graph.graph.items());
+    let (all_users, items) = (masked.users, masked.items);
     let ids = Memory::from_slice(device, users, "users to be scored")?;
     let lists = CudaLists {
         k,
@@ -87,8 +117,8 @@ pub(super) fn top_k(
             all_users as u32,
             items as u32,
             width as u32,
-            &graph.offsets,
-            &graph.neighbours,
+            masked.offsets,
+            masked.neighbours,
             k as u32,
             capacity as u32,
             users_per_block as u32,

@@ -157,7 +157,8 @@ impl Dataset {
                 Ok(Modality { name, features })
             })
             .collect::<Result<Vec<_>, DataError>>()?;
-        let mut dataset = Self::assemble(&name, train, &valid, &test, modalities, progress)?;
+        let mut dataset =
+            Self::assemble(&name, train, [&valid, &test], (0, 0), modalities, progress)?;
         warnings.append(&mut dataset.warnings);
         dataset.warnings = warnings;
         Ok(dataset)
@@ -175,14 +176,15 @@ impl Dataset {
         test: &Pairs,
         modalities: Vec<Modality>,
     ) -> Result<Self, DataError> {
-        Self::assemble(name, train, valid, test, modalities, &mut |_, _, _| ())
+        Self::assemble(name, train, [valid, test], (0, 0), modalities, &mut |_, _, _| ())
     }
 
-    fn assemble(
+    /// A data set of at least so many users and items.
+    pub(super) fn assemble(
         name: &str,
         train: Pairs,
-        valid: &Pairs,
-        test: &Pairs,
+        [valid, test]: [&Pairs; 2],
+        (least_users, least_items): (usize, usize),
         mut modalities: Vec<Modality>,
         progress: &mut dyn FnMut(&str, u64, u64),
     ) -> Result<Self, DataError> {
@@ -198,7 +200,8 @@ impl Dataset {
             let largest = splits.iter().flat_map(|pairs| ids(pairs)).max();
             largest.map_or(0, |&largest| largest as usize + 1)
         };
-        let (users, items) = (size(|pairs| &pairs.users), size(|pairs| &pairs.items));
+        let users = size(|pairs| &pairs.users).max(least_users);
+        let items = size(|pairs| &pairs.items).max(least_items);
         let mut warnings = Vec::new();
         let (trained_users, trained_items) = (
             marks(users, train.users.iter()),

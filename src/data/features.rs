@@ -4,7 +4,7 @@ use std::any::TypeId;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -90,10 +90,21 @@ struct Part {
     storage: Storage,
 }
 
-#[derive(Debug)]
 enum Storage {
     Mapped { file: FeatureFile, map: MappedFile },
-    Memory(Vec<f32>),
+    Memory(Arc<SharedNumbers>),
+}
+
+/// Numbers that somebody else holds: a vector, an array of another language.
+pub type SharedNumbers = dyn AsRef<[f32]> + Send + Sync;
+
+impl fmt::Debug for Storage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mapped { file, .. } => write!(formatter, "Mapped({file})"),
+            Self::Memory(_) => formatter.write_str("Memory"),
+        }
+    }
 }
 
 impl FeatureMatrix {
@@ -143,10 +154,23 @@ impl FeatureMatrix {
     /// # Errors
     /// When `values` are not rows × columns numbers.
     pub fn from_f32(rows: usize, columns: usize, values: Vec<f32>) -> Result<Self, DataError> {
-        if rows.checked_mul(columns) != Some(values.len()) || columns == 0 {
+        Self::from_shared(rows, columns, Arc::new(values))
+    }
+
+    /// A table in memory that others hold too, row-major; it is not copied. Its numbers stay what
+    /// they are as long as it lives.
+    ///
+    /// # Errors
+    /// When `values` are not rows × columns numbers.
+    pub fn from_shared(
+        rows: usize,
+        columns: usize,
+        values: Arc<SharedNumbers>,
+    ) -> Result<Self, DataError> {
+        let count = (*values).as_ref().len();
+        if rows.checked_mul(columns) != Some(count) || columns == 0 {
             return Err(DataError::Parts(format!(
-                "{} feature values were given for {rows} rows × {columns} columns",
-                values.len()
+                "{count} feature values were given for {rows} rows × {columns} columns"
             )));
         }
         let form = Form {
@@ -388,7 +412,7 @@ impl Part {
     fn raw(&self) -> &[u8] {
         match &self.storage {
             Storage::Mapped { map, .. } => &map[self.form.start..],
-            Storage::Memory(values) => bytemuck::cast_slice(values),
+            Storage::Memory(values) => bytemuck::cast_slice((**values).as_ref()),
         }
     }
 

@@ -191,12 +191,16 @@ fn parse_id(field: &[u8]) -> Option<u32> {
     u32::try_from(id).ok().filter(|&id| id <= LARGEST_ID)
 }
 
+/// Whether an id is far beyond what so many interactions can need.
+pub(super) fn absurd_id(id: u32, interactions: usize) -> bool {
+    id as usize > interactions.saturating_mul(IDS_PER_LINE).saturating_add(SPARE_IDS)
+}
+
 /// Refuses ids that would make tables absurdly larger than the data.
 fn check_sizes(rows: &Interactions, path: &Path) -> Result<(), DataError> {
     let lines = rows.users.len();
-    let limit = lines.saturating_mul(IDS_PER_LINE).saturating_add(SPARE_IDS);
     for (ids, column) in [(&rows.users, "userID"), (&rows.items, "itemID")] {
-        if let Some(row) = ids.iter().position(|&id| id as usize > limit) {
+        if let Some(row) = ids.iter().position(|&id| absurd_id(id, lines)) {
             let (line, found) = (row + 2, ids[row]);
             return Err(DataError::AbsurdId { path: path.to_owned(), line, column, found, lines });
         }

@@ -1,5 +1,6 @@
 //! Data sets on disk and in memory (SPEC §8).
 
+mod builder;
 mod dataset;
 mod error;
 mod feature_file;
@@ -11,11 +12,12 @@ mod npy_writer;
 mod safetensors;
 mod split;
 
+pub use builder::DatasetBuilder;
 pub use dataset::{Dataset, DatasetOptions, Modality, Pairs, Split};
 pub use error::DataError;
 pub(crate) use error::excerpt;
 pub use feature_file::FeatureFile;
-pub use features::{FeatureMatrix, FeatureType};
+pub use features::{FeatureMatrix, FeatureType, SharedNumbers};
 pub use id_map::IdMaps;
 pub use inter::{Interactions, LARGEST_ID, read as read_interactions};
 pub use npy_writer::{NpyElement, NpyWriter};

@@ -4,18 +4,21 @@
 //! then: the records, which may go on beyond it, and the best model, under a name of its own. Whoever
 //! is killed between the state's renaming and the model's leaves the second for the next process.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{Best, Run, feature_sources, graph};
+use super::{Best, Run, Snapshot, Trained, feature_sources, graph};
 use crate::backend::{Backend, FeatureState};
-use crate::checkpoint::{self, Identity, ModelRecord, StateRecord, Tensor, TensorFile};
+use crate::checkpoint::{
+    self, Identity, ModelRecord, StateRecord, Tensor, TensorFile, dense_tensors,
+};
 use crate::config::TrainConfig;
 use crate::data::Dataset;
+use crate::model::Model;
 use crate::parameters::Layout;
-use crate::records::EpochRecord;
-use crate::run::{self, RunDirectory};
-use crate::step::{DenseState, Model, RawFeatures, adam_step, learning_rate};
-use crate::{Error, Result, files};
+use crate::records::{EpochRecord, Observer};
+use crate::run::{self, RunDirectory, Summary};
+use crate::step::{DenseState, DeviceModel, RawFeatures, adam_step, learning_rate};
+use crate::{Error, Result, files, model};
 
 /// What to do about a run directory whose files do not go together.
 const AS_IT_WAS: &str = "give the directory as the run left it, or start again in another --out";
@@ -26,18 +29,6 @@ const FIRST: &str = "optimizer.first.";
 const SECOND: &str = "optimizer.second.";
 /// Before the name of trained features: the step up to which each row is current.
 const TOUCHED: &str = "optimizer.touched.";
-
-fn dense_tensors<'a, T>(layout: &Layout, prefix: &str, arena: &'a [T]) -> Vec<Tensor<'a, T>> {
-    layout
-        .tensors
-        .iter()
-        .map(|tensor| Tensor {
-            name: format!("{prefix}{}", tensor.name),
-            shape: tensor.shape.clone(),
-            values: &arena[tensor.range.clone()],
-        })
-        .collect()
-}
 
 impl<'a, B: Backend> Run<'a, B> {
     pub(super) fn resume(
@@ -64,8 +55,8 @@ impl<'a, B: Backend> Run<'a, B> {
         })?;
         let graph = graph(dataset, config);
         let place = backend.place_features(dataset, &graph, config)?;
-        let model = Model::new(backend, config, layout, graph, &dense, features)?;
-        let mut run = Self::with_model(model, dataset, config, identity, directory, place)?;
+        let model = DeviceModel::new(backend, config, layout, graph, &dense, features)?;
+        let mut run = Self::with_model(model, dataset, config, identity, Some(directory), place)?;
         let steps_per_epoch = run.steps_per_epoch(config);
         let losses = run.model.losses()?.len();
         state.check(steps_per_epoch, losses, &directory.file(run::STATE))?;
@@ -81,46 +72,67 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok(run)
     }
 
-    /// Writes everything.
-    pub(super) fn checkpoint(&mut self) -> Result<PathBuf> {
+    /// Writes everything, where the run is kept.
+    pub(super) fn checkpoint(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let Some(directory) = self.directory else { return Ok(()) };
         if self.identity.config.freeze_features {
             self.dataset.check_unchanged()?;
         }
-        self.directory.write_records(&self.records)?;
-        let next_model = self.directory.file(run::NEXT_MODEL);
+        self.write_records()?;
+        let next_model = directory.file(run::NEXT_MODEL);
         let has_next = self.save_best(&next_model)?;
-        let path = self.directory.file(run::STATE);
+        let path = directory.file(run::STATE);
         self.save_state(&path)?;
         if has_next {
-            files::rename(&next_model, &self.directory.file(run::MODEL))?;
+            files::rename(&next_model, &directory.file(run::MODEL))?;
         }
         if let Some(best) = &mut self.best {
             best.unsaved = None;
         }
         self.saved = Some(self.step);
-        Ok(path)
+        observer.checkpoint(&path);
+        Ok(())
+    }
+
+    /// Writes the records of the epochs so far, where the run is kept.
+    pub(super) fn write_records(&self) -> Result<()> {
+        self.directory.map_or(Ok(()), |directory| directory.write_records(&self.records))
     }
 
     /// Writes the best model where it is not yet saved; whether it had to.
     fn save_best(&self, path: &Path) -> Result<bool> {
         let Some(best) = &self.best else { return Ok(false) };
         let Some(snapshot) = &best.unsaved else { return Ok(false) };
-        let record = ModelRecord {
-            identity: self.identity.clone(),
-            epoch: best.record.epoch,
-            valid: best.record.valid.clone(),
-            test: best.record.test.clone(),
-        };
-        let layout = self.model.layout();
-        let mut tensors = dense_tensors(layout, "", &snapshot.dense);
-        for (modality, values) in layout.modalities.iter().zip(&snapshot.features) {
-            if let Some(values) = values {
-                let shape = vec![layout.items, modality.columns];
-                tensors.push(Tensor { name: modality.features_name(), shape, values });
-            }
-        }
-        checkpoint::write(path, &record, &tensors, &[])?;
+        let (layout, graph) = (self.model.layout(), self.model.graph());
+        let record = self.model_record(&best.record);
+        model::write(path, &record, layout, &snapshot.dense, &snapshot.features, graph)?;
         Ok(true)
+    }
+
+    fn model_record(&self, best: &EpochRecord) -> ModelRecord {
+        ModelRecord {
+            identity: self.identity.clone(),
+            epoch: best.epoch,
+            valid: best.valid.clone(),
+            test: best.test.clone(),
+        }
+    }
+
+    /// What is left of a run that is over.
+    pub(super) fn into_trained(mut self, summary: Summary) -> Result<Trained> {
+        let model = match (self.best.take(), self.directory) {
+            (None, _) => None,
+            (Some(Best { record, unsaved: Some(snapshot) }), _) => {
+                let record = self.model_record(&record);
+                let (layout, graph) = (self.model.layout().clone(), self.model.graph().clone());
+                let Snapshot { dense, features } = snapshot;
+                Some(Model::new(record, layout, &dense, features, graph))
+            }
+            (Some(_), directory) => {
+                directory.map(|directory| Model::load(directory.path())).transpose()?
+            }
+        };
+        Ok(Trained { model, summary, records: self.records })
     }
 
     fn save_state(&mut self, path: &Path) -> Result<()> {

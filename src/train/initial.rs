@@ -10,7 +10,7 @@ use crate::data::Dataset;
 use crate::parameters::Layout;
 use crate::real::Real;
 use crate::run::RunDirectory;
-use crate::step::{DenseState, Model, RawFeatures, fresh_features};
+use crate::step::{DenseState, DeviceModel, RawFeatures, fresh_features};
 use crate::{Error, Result};
 
 impl<'a, B: Backend> Run<'a, B> {
@@ -20,7 +20,7 @@ impl<'a, B: Backend> Run<'a, B> {
         config: &TrainConfig,
         layout: Layout,
         identity: Identity,
-        directory: &'a RunDirectory,
+        directory: Option<&'a RunDirectory>,
         initial: Option<&Path>,
     ) -> Result<Self> {
         let initial = initial.map(|path| Initial::open(path, &layout)).transpose()?;
@@ -42,9 +42,9 @@ impl<'a, B: Backend> Run<'a, B> {
                 let parameters: Vec<B::Real> = initial.file.arena("", &layout)?;
                 let zeros = vec![B::Real::ZERO; parameters.len()];
                 let dense = DenseState { parameters, first: zeros.clone(), second: zeros };
-                Model::new(backend, config, layout, graph, &dense, features)?
+                DeviceModel::new(backend, config, layout, graph, &dense, features)?
             }
-            None => Model::fresh(backend, config, layout, graph, features)?,
+            None => DeviceModel::fresh(backend, config, layout, graph, features)?,
         };
         Self::with_model(model, dataset, config, identity, directory, place)
     }

@@ -20,11 +20,12 @@ use crate::data::Dataset;
 use crate::error::NonFinite;
 use crate::evaluate;
 use crate::graph::Graph;
+use crate::model::Model;
 use crate::parameters::Layout;
 use crate::real::Real;
 use crate::records::{EpochRecord, Metrics, Observer, RunStart};
 use crate::run::{self, RunDirectory, StopReason, Summary};
-use crate::step::{Model, RawFeatures, adam_step, learning_rate, loss_names, total_loss};
+use crate::step::{DeviceModel, RawFeatures, adam_step, learning_rate, loss_names, total_loss};
 use crate::watch::{Failure, Place};
 
 /// The list length whose recall decides which epoch is best.
@@ -39,7 +40,8 @@ pub struct FitOptions<'a> {
     /// A safetensors file of initial values, under the names of SPEC §1. All dense tensors must be
     /// in it; raw features may be.
     pub initial: Option<&'a Path>,
-    /// Continues from the directory's state; from the beginning where there is none yet.
+    /// Continues from the directory's state; from the beginning where there is none yet, or no
+    /// directory.
     pub resume: bool,
     /// The least time between two checkpoints.
     pub checkpoint_interval: Duration,
@@ -62,21 +64,64 @@ pub fn fit<B: Backend>(
     observer: &mut dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Summary> {
+    let keep = Some(directory);
+    run(backend, dataset, config, keep, options, observer, stop).map(|(summary, _)| summary)
+}
+
+/// As [`fit`], in memory alone where there is no directory; what training leaves comes back.
+///
+/// # Errors
+/// Those of [`fit`].
+pub fn fit_model<B: Backend>(
+    backend: B,
+    dataset: &Dataset,
+    config: &TrainConfig,
+    directory: Option<&RunDirectory>,
+    options: &FitOptions<'_>,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Trained> {
+    let (summary, run) = run(backend, dataset, config, directory, options, observer, stop)?;
+    run.into_trained(summary)
+}
+
+/// What training leaves.
+#[derive(Debug, Clone)]
+pub struct Trained {
+    /// The model of the best validation epoch, or of the last one without a validation split; `None`
+    /// when training was stopped before the end of its first epoch.
+    pub model: Option<Model>,
+    /// What came of it.
+    pub summary: Summary,
+    /// One for each epoch.
+    pub records: Vec<EpochRecord>,
+}
+
+fn run<'a, B: Backend>(
+    backend: B,
+    dataset: &'a Dataset,
+    config: &TrainConfig,
+    directory: Option<&'a RunDirectory>,
+    options: &FitOptions<'_>,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+) -> Result<(Summary, Run<'a, B>)> {
     config.validate()?;
     let identity = identity(dataset, config);
     let layout = layout(dataset, config);
-    let mut run = if options.resume && directory.has_state() {
-        Run::resume(backend, dataset, config, layout, identity, directory)?
-    } else {
-        Run::begin(backend, dataset, config, layout, identity, directory, options.initial)?
+    let mut run = match directory {
+        Some(directory) if options.resume && directory.has_state() => {
+            Run::resume(backend, dataset, config, layout, identity, directory)?
+        }
+        _ => Run::begin(backend, dataset, config, layout, identity, directory, options.initial)?,
     };
     observer.start(&run.start(config));
     let result = run.train(config, options, observer, stop);
     // An error leaves the last checkpoint; what is known of the epochs is kept as well.
-    if result.is_err() {
+    if let (Err(_), Some(directory)) = (&result, directory) {
         directory.write_records(&run.records).ok();
     }
-    result
+    result.map(|summary| (summary, run))
 }
 
 /// What a model trained on `dataset` with `config` belongs to.
@@ -123,12 +168,13 @@ struct Snapshot<T> {
 }
 
 struct Run<'a, B: Backend> {
-    model: Model<B>,
+    model: DeviceModel<B>,
     batches: B::Batches,
     /// Where the device has the features, in words.
     features: Option<String>,
     dataset: &'a Dataset,
-    directory: &'a RunDirectory,
+    /// Where the run is kept, if it is.
+    directory: Option<&'a RunDirectory>,
     identity: Identity,
     /// The list lengths measured: those asked for, and [`STOPPING_LENGTH`].
     lengths: Vec<usize>,
@@ -148,11 +194,11 @@ struct Run<'a, B: Backend> {
 
 impl<'a, B: Backend> Run<'a, B> {
     fn with_model(
-        model: Model<B>,
+        model: DeviceModel<B>,
         dataset: &'a Dataset,
         config: &TrainConfig,
         identity: Identity,
-        directory: &'a RunDirectory,
+        directory: Option<&'a RunDirectory>,
         features: Option<String>,
     ) -> Result<Self> {
         // Trained features have been read by now, and are not read again.
@@ -203,7 +249,7 @@ impl<'a, B: Backend> Run<'a, B> {
             first_epoch: self.epoch + 1,
             epochs: config.epochs,
             patience: config.patience,
-            directory: self.directory.path().to_owned(),
+            directory: self.directory.map(|directory| directory.path().to_owned()),
         }
     }
 
@@ -234,17 +280,19 @@ impl<'a, B: Backend> Run<'a, B> {
             self.records.push(record);
             let now = Instant::now();
             if now >= checkpoint_due {
-                observer.checkpoint(&self.checkpoint()?);
+                self.checkpoint(observer)?;
                 checkpoint_due = Instant::now() + options.checkpoint_interval;
                 records_due = Instant::now() + RECORDS_INTERVAL;
             } else if now >= records_due {
-                self.directory.write_records(&self.records)?;
+                self.write_records()?;
                 records_due = Instant::now() + RECORDS_INTERVAL;
             }
         };
-        observer.checkpoint(&self.checkpoint()?);
+        self.checkpoint(observer)?;
         let summary = self.summary(stopped_by);
-        self.directory.write_summary(&summary)?;
+        if let Some(directory) = self.directory {
+            directory.write_summary(&summary)?;
+        }
         Ok(summary)
     }
 
@@ -382,7 +430,7 @@ impl<'a, B: Backend> Run<'a, B> {
             pairs: positions.len(),
             first_pairs: positions.iter().take(3).map(pair).collect(),
             what,
-            checkpoint: self.saved.map(|step| (self.directory.file(run::STATE), step)),
+            checkpoint: self.saved.and_then(|step| Some((self.directory?.file(run::STATE), step))),
         })
     }
 

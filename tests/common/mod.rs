@@ -7,12 +7,12 @@ use bm3_engine::backend::Backend;
 use bm3_engine::batch::Batch;
 use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
-use bm3_engine::data::{FeatureMatrix, Pairs};
+use bm3_engine::data::{Dataset, FeatureMatrix, Modality, Pairs};
 use bm3_engine::graph::Graph;
 use bm3_engine::parameters::Layout;
 use bm3_engine::philox::{Purpose, Stream};
 use bm3_engine::real::Real;
-use bm3_engine::step::{DenseState, Model, RawFeatures, fresh_features};
+use bm3_engine::step::{DenseState, DeviceModel, RawFeatures, fresh_features};
 use proptest::prelude::*;
 
 /// A small training problem, everything in it drawn from `seed`.
@@ -114,11 +114,11 @@ impl Problem {
         }
     }
 
-    pub fn model<T: Real>(&self) -> Model<Cpu<T>> {
+    pub fn model<T: Real>(&self) -> DeviceModel<Cpu<T>> {
         self.try_model(Cpu::new()).expect("room")
     }
 
-    pub fn try_model<B: Backend>(&self, backend: B) -> bm3_engine::Result<Model<B>> {
+    pub fn try_model<B: Backend>(&self, backend: B) -> bm3_engine::Result<DeviceModel<B>> {
         let layout = self.layout();
         let parameters: Vec<B::Real> =
             self.parameters().iter().map(|&x| B::Real::from_f64(x)).collect();
@@ -138,6 +138,42 @@ impl Problem {
             })
             .collect();
         let graph = Arc::new(self.graph());
-        Model::new(backend, &self.config, layout, graph, &dense, features)
+        DeviceModel::new(backend, &self.config, layout, graph, &dense, features)
     }
+}
+
+/// A data set with something to learn: items of a user's group are preferred.
+pub fn groups() -> Dataset {
+    let (users, items) = (60u32, 40u32);
+    let stream = Stream::new(5, Purpose::Initial, 0, 0);
+    let [mut train, mut valid, mut test] = [(); 3].map(|()| Pairs::default());
+    for user in 0..users {
+        for item in 0..items {
+            let draw = stream.uniform(u64::from(user * items + item));
+            let chance = if user % 4 == item % 4 { 0.7 } else { 0.05 };
+            // The diagonal keeps every user and item in training.
+            if draw < chance || user % items == item {
+                let split = match (item / 4) % 8 {
+                    0 if user % items != item => &mut valid,
+                    1 if user % items != item => &mut test,
+                    _ => &mut train,
+                };
+                split.users.push(user);
+                split.items.push(item);
+            }
+        }
+    }
+    let modality = |name: &str, columns: u32| {
+        let values = (0..items * columns)
+            .map(|index| {
+                let (item, column) = (index / columns, index % columns);
+                let noise = stream.normal(u64::from(index) + 1_000_000) as f32;
+                0.3 * noise + if item % 4 == column % 4 { 1.0 } else { 0.0 }
+            })
+            .collect();
+        let features = FeatureMatrix::from_f32(items as usize, columns as usize, values);
+        Modality { name: name.to_owned(), features: features.unwrap().into() }
+    };
+    let modalities = vec![modality("image", 24), modality("text", 10)];
+    Dataset::from_parts("groups", train, &valid, &test, modalities).unwrap()
 }

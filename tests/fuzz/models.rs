@@ -10,8 +10,8 @@ use bm3_engine::checkpoint::{StateRecord, TensorFile};
 use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
 use bm3_engine::data::{Dataset, DatasetOptions};
+use bm3_engine::model::Model;
 use bm3_engine::run::{MODEL, RunDirectory, STATE};
-use bm3_engine::saved::SavedModel;
 use bm3_engine::train::{FitOptions, fit, identity};
 use tempfile::TempDir;
 
@@ -95,9 +95,9 @@ fn model() {
     let alone = alone();
     let (trained, frozen) = (TinyRun::new(false), TinyRun::new(true));
     let read = |path: &Path| {
-        let saved = SavedModel::open(path)?;
-        saved.fits(&trained.dataset);
-        saved.load(Cpu::<f32>::new(), &trained.dataset)?;
+        let model = Model::load(path)?;
+        model.fits(&trained.dataset);
+        model.on(Cpu::<f32>::new())?.predictions()?;
         Ok(())
     };
     assert_both(&fuzz(

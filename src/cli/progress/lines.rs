@@ -24,8 +24,10 @@ pub fn start(run: &RunStart) -> Vec<String> {
             grouped(run.test_pairs),
         ),
         format!("{} parameters, on {}", grouped(run.parameters), run.device),
-        format!("run {}", run.directory.display()),
     ];
+    if let Some(directory) = &run.directory {
+        lines.push(format!("run {}", directory.display()));
+    }
     if let Some(features) = &run.features {
         lines.insert(2, features.clone());
     }

@@ -148,9 +148,9 @@ impl Reporter {
 
 impl Observer for Reporter {
     fn start(&mut self, run: &RunStart) {
-        if run.first_epoch > 1 {
+        if let Some(directory) = run.directory.as_ref().filter(|_| run.first_epoch > 1) {
             // Only for show: without them the best epoch is that of this process.
-            let earlier = read_records(&run.directory, run.first_epoch - 1).unwrap_or_default();
+            let earlier = read_records(directory, run.first_epoch - 1).unwrap_or_default();
             self.best = earlier.iter().rev().find_map(Best::of);
         }
         match self.face {

@@ -74,7 +74,7 @@ fn shown(face: Face) -> (String, String) {
         device: "CPU, 2 threads".into(),
         first_epoch: 1,
         epochs: 2,
-        directory: "runs/baby".into(),
+        directory: Some("runs/baby".into()),
         ..RunStart::default()
     });
     reporter.epoch(&record(1, 0.0812, true));
@@ -156,7 +156,7 @@ fn a_continued_run_knows_its_best_epoch() {
     let talk = Kept::default();
     let mut reporter = Reporter::on(Face::Plain, Box::new(Kept::default()), Box::new(talk.clone()));
     let directory = directory.path().to_owned();
-    reporter.start(&RunStart { first_epoch: 4, directory, ..RunStart::default() });
+    reporter.start(&RunStart { first_epoch: 4, directory: Some(directory), ..RunStart::default() });
     reporter.epoch(&record(4, 0.06, false));
     assert!(talk.text().contains("continuing after epoch 3"), "{}", talk.text());
     assert!(talk.text().contains("best .0700@2"), "{}", talk.text());

@@ -1,0 +1,277 @@
+//! Items without interactions, scored by their features.
+//!
+//! The losses (8) make the predicted features p(Z_m) of an item point where its row H_i points, so
+//! that for an item nobody has interacted with yet the mean over its modalities of p(Z_m) stands for
+//! it. Two things are made good before: modalities are of different spread (on lfm2k audio's is three
+//! times text's, and would drown it), and p(Z_m) is larger than p(H_i) and lies around another centre.
+//! With c(·) for centring and scaling over the items that have interactions,
+//!
+//!   x = mean over m of c(p(Z_m)),   row = mean p(H_i) + spread of p(H_i) · c(x),
+//!
+//! where the spread is the root of the mean squared distance from the mean. Centring moves all of a
+//! user's scores by one number, so among cold items the order is that of the mean of p(Z_m)/spread_m.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Index, Recommender};
+use crate::cpu;
+use crate::data::{FeatureMatrix, Modality};
+use crate::parameters::ModalityLayout;
+use crate::{Error, Result};
+
+/// Centre and spread of rows.
+#[derive(Debug, Clone)]
+struct Moments {
+    mean: Vec<f64>,
+    spread: f64,
+}
+
+/// What features become rows by.
+#[derive(Debug, Clone)]
+pub(super) struct Calibration {
+    /// Of p(Z_m), by modality.
+    modalities: Vec<Moments>,
+    /// Of the mean of the centred and scaled p(Z_m).
+    mean: Moments,
+    /// Of p(H_i).
+    rows: Moments,
+    /// Of H_i.
+    nodes: Moments,
+}
+
+impl Moments {
+    /// Of the rows of `items` in `rows`, which are `width` wide.
+    fn of(rows: &[f32], width: usize, items: &[u32]) -> Self {
+        let count = items.len().max(1) as f64;
+        let row = |&item: &u32| &rows[item as usize * width..][..width];
+        let mut mean = vec![0.0; width];
+        for row in items.iter().map(row) {
+            mean.iter_mut().zip(row).for_each(|(mean, &x)| *mean += f64::from(x) / count);
+        }
+        let square = |row: &[f32]| -> f64 {
+            row.iter().zip(&mean).map(|(&x, &mean)| (f64::from(x) - mean).powi(2)).sum()
+        };
+        let spread = (items.iter().map(row).map(square).sum::<f64>() / count).sqrt();
+        Self { mean, spread }
+    }
+
+    /// (x − mean) / spread, of every row; 0 where there is no spread.
+    fn standardized(&self, rows: &[f32]) -> Vec<f32> {
+        let scale = if self.spread > 0.0 { 1.0 / self.spread } else { 0.0 };
+        let means = self.mean.iter().cycle();
+        rows.iter().zip(means).map(|(&x, mean)| ((f64::from(x) - mean) * scale) as f32).collect()
+    }
+
+    /// mean + spread · x, of every row.
+    fn restored(&self, rows: &[f32]) -> Vec<f32> {
+        let means = self.mean.iter().cycle();
+        rows.iter()
+            .zip(means)
+            .map(|(&x, mean)| (mean + self.spread * f64::from(x)) as f32)
+            .collect()
+    }
+}
+
+impl Recommender {
+    /// The items without training interactions, ascending; those added after training among them.
+    ///
+    /// Until [`Recommender::score_cold_items`] the model's own have the rows that training has left
+    /// them, as evaluation has it (SPEC §9): made of an embedding that no interaction has moved.
+    pub fn cold_items(&self) -> &[u32] {
+        &self.cold
+    }
+
+    /// Scores the model's items without training interactions by their features from now on; the
+    /// outcome is how many there are.
+    ///
+    /// `frozen` are the features that the model was trained with where those are inputs of it
+    /// (`freeze_features`); trained ones are the model's own, and `frozen` may be empty.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a model without modalities or without training interactions, and for
+    /// features that are missing or not those of the training; those of the device.
+    pub fn score_cold_items(&mut self, frozen: &[Modality]) -> Result<usize> {
+        let (calibration, standard) = self.calibrate(frozen)?;
+        let d = self.width();
+        let own: Vec<u32> = self
+            .cold
+            .iter()
+            .copied()
+            .filter(|&item| (item as usize) < self.model.items())
+            .collect();
+        for &item in &own {
+            let range = item as usize * d..(item as usize + 1) * d;
+            let x = &standard[range.clone()];
+            self.item_rows[range.clone()].copy_from_slice(&calibration.rows.restored(x));
+            self.item_nodes[range].copy_from_slice(&calibration.nodes.restored(x));
+        }
+        self.calibration = Some(calibration);
+        self.renew_indexes()?;
+        Ok(own.len())
+    }
+
+    /// Adds items by their features: a table for each of the model's modalities, all with as many rows;
+    /// row n becomes the item numbered n after those there are. The outcome is their numbers.
+    ///
+    /// A model whose features are inputs of it must have seen them by
+    /// [`Recommender::score_cold_items`] first, so that the new ones can be compared with them.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for tables that are missing, too many, or of other widths or numbers of
+    /// rows, and as [`Recommender::score_cold_items`]; [`Error::Data`] for features that are not
+    /// finite.
+    pub fn add_items(&mut self, features: &[Modality]) -> Result<Range<u32>> {
+        let calibration = match &self.calibration {
+            Some(calibration) => calibration.clone(),
+            None if self.model.config().freeze_features => {
+                let problem = "those the model was trained with are not known to it; give them to \
+                               score_cold_items first";
+                return Err(Error::setting("features", problem));
+            }
+            None => self.calibrate(&[])?.0,
+        };
+        let tables = self.tables(features, "of the new items")?;
+        let count = tables.first().map_or(0, |table| table.rows());
+        if let Some(other) = tables.iter().find(|table| table.rows() != count) {
+            let problem = format!(
+                "tables of {count} and {} rows found, one row for each new item \
+                                   in every modality expected",
+                other.rows()
+            );
+            return Err(Error::setting("features", problem));
+        }
+        let first = self.items() as u32;
+        if u32::try_from(self.items() + count).is_err() {
+            return Err(Error::setting("features", "more items found than 32 bits can number"));
+        }
+        tables.iter().try_for_each(|table| table.check_finite(count))?;
+        let standard = calibration.standard(&self.predicted(&tables, count));
+        self.item_rows.extend(calibration.rows.restored(&standard));
+        self.item_nodes.extend(calibration.nodes.restored(&standard));
+        let added = first..first + count as u32;
+        self.cold.extend(added.clone());
+        self.calibration = Some(calibration);
+        self.renew_indexes()?;
+        Ok(added)
+    }
+
+    fn renew_indexes(&mut self) -> Result<()> {
+        self.index = Index::new(&self.device, &self.item_rows, self.width())?;
+        self.similar.take();
+        Ok(())
+    }
+
+    /// The calibration, and c(x) of the model's items, I × d.
+    fn calibrate(&self, frozen: &[Modality]) -> Result<(Calibration, Vec<f32>)> {
+        let (model, d) = (&self.model, self.width());
+        let layout = model.layout();
+        if layout.modalities.is_empty() {
+            let problem = "none found in the model; items without interactions are scored by \
+                           modalities that it was trained with";
+            return Err(Error::setting("features", problem));
+        }
+        let known: Vec<u32> = (0..model.items() as u32)
+            .filter(|item| self.cold.binary_search(item).is_err())
+            .collect();
+        let tables = match model.config().freeze_features {
+            true => self.frozen_tables(frozen)?,
+            false => (0..layout.modalities.len())
+                .map(|modality| {
+                    let values = model.features(modality)?.unwrap_or_default();
+                    let columns = layout.modalities[modality].columns;
+                    Ok(Arc::new(FeatureMatrix::from_f32(model.items(), columns, values)?))
+                })
+                .collect::<Result<Vec<_>>>()?,
+        };
+        let predicted = self.predicted(&tables, model.items());
+        let modalities: Vec<Moments> =
+            predicted.iter().map(|rows| Moments::of(rows, d, &known)).collect();
+        let x = mean_of_standardized(&modalities, &predicted);
+        let calibration = Calibration {
+            modalities,
+            mean: Moments::of(&x, d, &known),
+            rows: Moments::of(&self.item_rows, d, &known),
+            nodes: Moments::of(&self.item_nodes, d, &known),
+        };
+        let standard = calibration.mean.standardized(&x);
+        Ok((calibration, standard))
+    }
+
+    /// The features of the training, held against the model's fingerprints.
+    fn frozen_tables(&self, given: &[Modality]) -> Result<Vec<Arc<FeatureMatrix>>> {
+        let tables = self.tables(given, "the model was trained with")?;
+        let fingerprints = &self.model.record().identity.features_fingerprints;
+        for ((table, fingerprint), modality) in
+            tables.iter().zip(fingerprints).zip(&self.model.layout().modalities)
+        {
+            let rows = self.model.items();
+            if table.rows() < rows || table.fingerprint(rows) != *fingerprint {
+                let problem = format!(
+                    "{}: not the features that the model was trained with; give those",
+                    table.place()
+                );
+                return Err(Error::setting(format!("modality {}", modality.name), problem));
+            }
+        }
+        Ok(tables)
+    }
+
+    /// One table for each of the model's modalities, of its width.
+    fn tables(&self, given: &[Modality], whose: &str) -> Result<Vec<Arc<FeatureMatrix>>> {
+        let modalities = &self.model.layout().modalities;
+        let unknown =
+            given.iter().find(|given| modalities.iter().all(|slot| slot.name != given.name));
+        if let Some(unknown) = unknown {
+            let names: Vec<&str> = modalities.iter().map(|slot| &*slot.name).collect();
+            let problem = format!("not a modality of the model, which has {}", names.join(", "));
+            return Err(Error::setting(format!("modality {}", unknown.name), problem));
+        }
+        modalities
+            .iter()
+            .map(|slot| {
+                let wrong =
+                    |problem| Err(Error::setting(format!("modality {}", slot.name), problem));
+                let Some(table) = given.iter().find(|given| given.name == slot.name) else {
+                    return wrong(format!("no features found; give those {whose}"));
+                };
+                let columns = table.features.columns();
+                if columns != slot.columns {
+                    return wrong(format!("{columns} columns found, {} expected", slot.columns));
+                }
+                Ok(table.features.clone())
+            })
+            .collect()
+    }
+
+    /// p(Z_m) of the first `rows` rows of each table, rows × d each.
+    fn predicted(&self, tables: &[Arc<FeatureMatrix>], rows: usize) -> Vec<Vec<f32>> {
+        let model = &self.model;
+        let part = |range: &Range<usize>| model.arena(range);
+        let layout = model.layout();
+        let predictor = [part(&layout.predictor_weight), part(&layout.predictor_bias)];
+        let of = |(slot, table): (&ModalityLayout, &Arc<FeatureMatrix>)| {
+            let projection = [part(&slot.weight), part(&slot.bias)];
+            cpu::predict_features(table, rows, projection, predictor)
+        };
+        layout.modalities.iter().zip(tables).map(of).collect()
+    }
+}
+
+impl Calibration {
+    /// c(x) from p(Z_m) by modality.
+    fn standard(&self, predicted: &[Vec<f32>]) -> Vec<f32> {
+        self.mean.standardized(&mean_of_standardized(&self.modalities, predicted))
+    }
+}
+
+/// Mean over the modalities of c(p(Z_m)).
+fn mean_of_standardized(moments: &[Moments], predicted: &[Vec<f32>]) -> Vec<f32> {
+    let mut mean = vec![0.0f32; predicted.first().map_or(0, Vec::len)];
+    for (moments, rows) in moments.iter().zip(predicted) {
+        for (mean, x) in mean.iter_mut().zip(moments.standardized(rows)) {
+            *mean += x / predicted.len() as f32;
+        }
+    }
+    mean
+}

@@ -1,0 +1,334 @@
+//! Serving a trained model: lists for users, old and new, similar items, scores, cold items.
+
+mod cold;
+mod index;
+mod query;
+
+use std::sync::{Arc, OnceLock};
+
+use cold::Calibration;
+use index::Index;
+pub(crate) use index::Masks;
+pub use query::Query;
+use query::Whom;
+
+use crate::backend::TopK;
+use crate::config::{DeviceChoice, MAX_TOP_K};
+use crate::data::Split;
+use crate::device::Device;
+use crate::model::Model;
+use crate::records::Metrics;
+use crate::{Error, Result, cpu, evaluate, with_backend};
+
+/// An item and its score for somebody.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScoredItem {
+    /// The item.
+    pub item: u32,
+    /// Equation (10), or a cosine where items are compared.
+    pub score: f32,
+}
+
+/// A trained model, ready to answer.
+///
+/// Answers take `&self`, so that any number of threads may ask at a time: on the CPU each computes
+/// on its own, on a GPU those that wait are answered together. An answer's bits depend on the model
+/// and the question alone.
+pub struct Recommender {
+    model: Arc<Model>,
+    device: Device,
+    /// p(H_u), U × d.
+    user_rows: Vec<f32>,
+    /// What p(H_u) is multiplied with, I' × d: p(H_i), or what stands for it.
+    item_rows: Vec<f32>,
+    /// H_i, I' × d, or what stands for it.
+    item_nodes: Vec<f32>,
+    /// Items without training interactions, ascending.
+    cold: Vec<u32>,
+    calibration: Option<Calibration>,
+    index: Index,
+    /// Items by the cosines of their rows, once they are asked for.
+    similar: OnceLock<Index>,
+}
+
+impl Recommender {
+    /// Makes `model` answer on the CPU.
+    pub fn new(model: impl Into<Arc<Model>>) -> Result<Self> {
+        Self::on(model, DeviceChoice::Cpu)
+    }
+
+    /// Makes `model` answer on a device.
+    ///
+    /// # Errors
+    /// Those of [`Device::open`], and [`Error::DeviceMemory`] where the model has no room.
+    pub fn on(model: impl Into<Arc<Model>>, device: DeviceChoice) -> Result<Self> {
+        Self::on_device(model, Device::open(device)?.0)
+    }
+
+    /// Makes `model` answer on a device that is open.
+    ///
+    /// # Errors
+    /// [`Error::DeviceMemory`] where the model has no room.
+    pub fn on_device(model: impl Into<Arc<Model>>, device: Device) -> Result<Self> {
+        let model = model.into();
+        let (nodes, mut predicted) = with_backend!(device.clone(), backend => {
+            let mut on_device = model.on(backend)?;
+            (on_device.nodes()?, on_device.predictions()?)
+        });
+        let user_elements = model.users() * model.embedding_size();
+        let item_rows = predicted.split_off(user_elements);
+        let has_none = |item: &u32| model.graph().users_of(*item as usize).next().is_none();
+        let cold = (0..model.items() as u32).filter(has_none).collect();
+        Ok(Self {
+            index: Index::new(&device, &item_rows, model.embedding_size())?,
+            user_rows: predicted,
+            item_rows,
+            item_nodes: nodes[user_elements..].to_vec(),
+            cold,
+            calibration: None,
+            similar: OnceLock::new(),
+            model,
+            device,
+        })
+    }
+
+    /// The `k` best items for a user, best first, her training items left out; fewer where there are
+    /// not so many.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a user or a `k` (1 to 1024) out of range; those of the device.
+    pub fn top_k(&self, user: u32, k: usize) -> Result<Vec<ScoredItem>> {
+        Ok(scored_items(&self.search(&[Query::user(user)], k)?, 0))
+    }
+
+    /// The lists of [`Recommender::top_k`] for many users.
+    ///
+    /// # Errors
+    /// Those of [`Recommender::top_k`].
+    pub fn top_k_batch(&self, users: &[u32], k: usize) -> Result<TopK> {
+        let queries: Vec<_> = users.iter().map(|&user| Query::user(user)).collect();
+        self.search(&queries, k)
+    }
+
+    /// The `k` best items for each query.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a user, an item or a `k` (1 to 1024) out of range, and for a query
+    /// without items; those of the device.
+    pub fn search(&self, queries: &[Query<'_>], k: usize) -> Result<TopK> {
+        check_k(k)?;
+        let mut masks = Masks::new();
+        let mut rows = Vec::with_capacity(queries.len() * self.width());
+        for query in queries {
+            self.push_row(query.whom, &mut rows)?;
+            self.check_items(query.excluded)?;
+            match (query.with_seen, query.whom) {
+                (true, _) => masks.push(std::iter::empty(), query.excluded),
+                (false, Whom::User(user)) => {
+                    masks.push(self.model.graph().items_of(user as usize), query.excluded);
+                }
+                (false, Whom::Items(items)) => {
+                    let both = [items, query.excluded].concat();
+                    masks.push(std::iter::empty(), &both);
+                }
+            }
+        }
+        self.index.search(rows, masks, k)
+    }
+
+    /// The best `k` of `candidates` (repeats count once) for a query, best first, ties by lower number:
+    /// what a shelf of chosen items, such as [`Recommender::cold_items`], shows. What the query's user
+    /// has interacted with is left out as in [`Recommender::search`].
+    ///
+    /// # Errors
+    /// Those of [`Recommender::search`].
+    pub fn rank(&self, query: Query<'_>, candidates: &[u32], k: usize) -> Result<Vec<ScoredItem>> {
+        check_k(k)?;
+        self.check_items(candidates)?;
+        self.check_items(query.excluded)?;
+        let mut row = Vec::new();
+        self.push_row(query.whom, &mut row)?;
+        let seen: Vec<u32> = match query.whom {
+            _ if query.with_seen => Vec::new(),
+            Whom::User(user) => self.model.graph().items_of(user as usize).collect(),
+            Whom::Items(items) => items.to_vec(),
+        };
+        let mut left: Vec<u32> = candidates.to_vec();
+        left.retain(|item| !seen.contains(item) && !query.excluded.contains(item));
+        left.sort_unstable();
+        left.dedup();
+        let mut ranked: Vec<ScoredItem> = left
+            .into_iter()
+            .map(|item| ScoredItem { item, score: cpu::product(&row, self.item_row(item)) })
+            .collect();
+        // Stable: of equal scores the lower number stays first.
+        ranked.sort_by(|left, right| right.score.total_cmp(&left.score));
+        ranked.truncate(k);
+        Ok(ranked)
+    }
+
+    /// The scores of pairs (users\[n\], items\[n\]), seen or not: the bits that lists have.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for slices of different lengths and for numbers out of range.
+    pub fn scores(&self, users: &[u32], items: &[u32]) -> Result<Vec<f32>> {
+        if users.len() != items.len() {
+            let problem =
+                format!("{} users and {} items found, pairs expected", users.len(), items.len());
+            return Err(Error::setting("items", problem));
+        }
+        self.check_items(items)?;
+        let mut row = Vec::new();
+        let score = |(&user, &item): (&u32, &u32)| {
+            row.clear();
+            self.push_row(Whom::User(user), &mut row)?;
+            Ok(cpu::product(&row, self.item_row(item)))
+        };
+        users.iter().zip(items).map(score).collect()
+    }
+
+    /// The `k` items nearest to `item` by the cosine of their rows, itself left out, best first.
+    ///
+    /// # Errors
+    /// As [`Recommender::top_k`].
+    pub fn similar_items(&self, item: u32, k: usize) -> Result<Vec<ScoredItem>> {
+        Ok(scored_items(&self.similar_items_batch(&[item], k)?, 0))
+    }
+
+    /// The lists of [`Recommender::similar_items`] for many items.
+    ///
+    /// # Errors
+    /// As [`Recommender::top_k`].
+    pub fn similar_items_batch(&self, items: &[u32], k: usize) -> Result<TopK> {
+        check_k(k)?;
+        self.check_items(items)?;
+        let index = match self.similar.get() {
+            Some(index) => index,
+            None => {
+                let mut rows = self.item_rows.clone();
+                rows.chunks_exact_mut(self.width()).for_each(normalize);
+                let index = Index::new(&self.device, &rows, self.width())?;
+                // Where another thread was faster, its index is the same.
+                self.similar.get_or_init(|| index)
+            }
+        };
+        let mut masks = Masks::new();
+        let mut queries = Vec::with_capacity(items.len() * self.width());
+        for &item in items {
+            masks.push(std::iter::once(item), &[]);
+            let start = queries.len();
+            queries.extend_from_slice(self.item_row(item));
+            normalize(&mut queries[start..]);
+        }
+        index.search(queries, masks, k)
+    }
+
+    /// The metrics of `split` at each of `lengths` (1 to 1024, ascending), as training measures them
+    /// (SPEC §9): each user's training items are left out.
+    ///
+    /// # Errors
+    /// Those of [`Recommender::search`].
+    pub fn evaluate(&self, split: &Split, lengths: &[usize]) -> Result<Metrics> {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let lists = self.top_k_batch(&split.users, longest)?;
+        Ok(evaluate::metrics(split, &split.users, &lists, lengths))
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The number of items, those added after training among them.
+    pub fn items(&self) -> usize {
+        self.item_rows.len() / self.width()
+    }
+
+    /// d.
+    pub fn width(&self) -> usize {
+        self.model.embedding_size()
+    }
+
+    /// p(H_u), U × d: a score is the product of a row of it and one of [`Recommender::item_rows`].
+    pub fn user_rows(&self) -> &[f32] {
+        &self.user_rows
+    }
+
+    /// What users' rows are multiplied with, I × d: p(H_i), or what stands for it where items are
+    /// scored by their features; items added after training follow the model's.
+    pub fn item_rows(&self) -> &[f32] {
+        &self.item_rows
+    }
+
+    fn item_row(&self, item: u32) -> &[f32] {
+        let start = item as usize * self.width();
+        &self.item_rows[start..start + self.width()]
+    }
+
+    /// Appends the row that stands for somebody.
+    fn push_row(&self, whom: Whom<'_>, rows: &mut Vec<f32>) -> Result<()> {
+        let d = self.width();
+        match whom {
+            Whom::User(user) => {
+                let users = self.model.users();
+                if user as usize >= users {
+                    return Err(out_of_range("user", user, users));
+                }
+                rows.extend_from_slice(&self.user_rows[user as usize * d..][..d]);
+            }
+            Whom::Items(items) => {
+                self.check_items(items)?;
+                if items.is_empty() {
+                    let problem = "none found; a new user is known by one item at least";
+                    return Err(Error::setting("items", problem));
+                }
+                // In one order, whatever order they were given in, so that the sum is one as well.
+                let mut items = items.to_vec();
+                items.sort_unstable();
+                items.dedup();
+                let mut sum = vec![0.0f64; d];
+                for &item in &items {
+                    let node = &self.item_nodes[item as usize * d..][..d];
+                    sum.iter_mut().zip(node).for_each(|(sum, &x)| *sum += f64::from(x));
+                }
+                rows.extend(sum.into_iter().map(|sum| (sum / items.len() as f64) as f32));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_items(&self, items: &[u32]) -> Result<()> {
+        match items.iter().find(|&&item| item as usize >= self.items()) {
+            Some(&item) => Err(out_of_range("item", item, self.items())),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_k(k: usize) -> Result<()> {
+    if (1..=MAX_TOP_K).contains(&k) {
+        return Ok(());
+    }
+    Err(Error::setting("k", format!("{k} found, 1 to {MAX_TOP_K} expected")))
+}
+
+fn out_of_range(what: &str, found: u32, count: usize) -> Error {
+    let largest = count.saturating_sub(1);
+    Error::setting(what, format!("{found} found, a number from 0 to {largest} expected"))
+}
+
+/// The list at a position.
+fn scored_items(top: &TopK, position: usize) -> Vec<ScoredItem> {
+    let scores = &top.scores[position * top.k..];
+    // Scores are of type f32 in the first place.
+    let scored = |(&item, &score): (&u32, &f64)| ScoredItem { item, score: score as f32 };
+    top.list(position).iter().zip(scores).map(scored).collect()
+}
+
+/// Makes a row's length 1, where it is not 0.
+fn normalize(row: &mut [f32]) {
+    let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+    if norm > 0.0 {
+        row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+    }
+}

@@ -1,0 +1,50 @@
+//! Whom a list is for, and what it leaves out.
+
+/// A question for a list of items.
+///
+/// What its user has interacted with in training, or the items it is made of, are left out unless
+/// [`Query::with_seen`] is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Query<'a> {
+    pub(super) whom: Whom<'a>,
+    pub(super) excluded: &'a [u32],
+    pub(super) with_seen: bool,
+}
+
+/// Whom a list is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whom<'a> {
+    /// A user of the training data.
+    User(u32),
+    /// Somebody who has interacted with these items.
+    Items(&'a [u32]),
+}
+
+impl<'a> Query<'a> {
+    /// For a user of the training data, by number.
+    pub fn user(user: u32) -> Self {
+        Self { whom: Whom::User(user), excluded: &[], with_seen: false }
+    }
+
+    /// For somebody the model was not trained on, who has interacted with these items (at least one;
+    /// the order decides nothing, repeats count once).
+    ///
+    /// Scores come from the mean of the items' rows of H: the loss of equation (6) makes a user's
+    /// predicted row p(H_u) point where the rows H_i of her items point, so that their mean stands
+    /// in its place.
+    pub fn items(items: &'a [u32]) -> Self {
+        Self { whom: Whom::Items(items), excluded: &[], with_seen: false }
+    }
+
+    /// Leaves out these items as well, in any order.
+    #[must_use]
+    pub fn excluding(self, items: &'a [u32]) -> Self {
+        Self { excluded: items, ..self }
+    }
+
+    /// Recommends items that were interacted with, too.
+    #[must_use]
+    pub fn with_seen(self) -> Self {
+        Self { with_seen: true, ..self }
+    }
+}

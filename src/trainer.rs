@@ -1,0 +1,234 @@
+//! Training a model from a program: settings, a data set, and what to do after each epoch.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::backend::Backend;
+use crate::config::{DeviceChoice, FeatureStorage, TrainConfig};
+use crate::data::Dataset;
+use crate::device::Device;
+use crate::records::{EpochRecord, Observer, RunStart};
+use crate::run::{CONFIG, RunDirectory};
+use crate::train::{FitOptions, Trained, fit_model};
+use crate::{Error, Result, files, with_backend};
+
+/// Trains models with given settings.
+///
+/// ```
+/// use bm3_engine::{Dataset, TrainConfig, Trainer};
+///
+/// let dataset = Dataset::builder("tiny")
+///     .train(&[0, 0, 1, 1, 2], &[0, 1, 1, 2, 3])
+///     .valid(&[0, 1], &[2, 3])
+///     .features("text", 2, vec![0.1, 0.2, 0.3, 0.1, 0.5, 0.4, 0.2, 0.9])
+///     .build()?;
+/// let config = TrainConfig { embedding_size: 8, epochs: 3, ..TrainConfig::default() };
+/// let trained = Trainer::new(config).fit(&dataset)?;
+/// assert_eq!(trained.records.len(), 3);
+/// # Ok::<(), bm3_engine::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Trainer {
+    config: TrainConfig,
+    device: DeviceChoice,
+    feature_storage: FeatureStorage,
+    threads: Option<usize>,
+    directory: Option<PathBuf>,
+    resume: bool,
+    checkpoint_interval: Duration,
+    initial: Option<PathBuf>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Trainer {
+    /// Trains with `config` on the CPU, on all threads of the rayon pool it is called from, in memory
+    /// alone.
+    pub fn new(config: TrainConfig) -> Self {
+        Self {
+            config,
+            device: DeviceChoice::Cpu,
+            feature_storage: FeatureStorage::default(),
+            threads: None,
+            directory: None,
+            resume: false,
+            checkpoint_interval: Duration::from_secs(30),
+            initial: None,
+            stop: Arc::default(),
+        }
+    }
+
+    /// Where to compute.
+    #[must_use]
+    pub fn device(self, device: DeviceChoice) -> Self {
+        Self { device, ..self }
+    }
+
+    /// Where frozen features lie on a GPU.
+    #[must_use]
+    pub fn feature_storage(self, feature_storage: FeatureStorage) -> Self {
+        Self { feature_storage, ..self }
+    }
+
+    /// Trains on so many CPU threads of its own, at least 1; no result depends on it.
+    #[must_use]
+    pub fn threads(self, threads: usize) -> Self {
+        Self { threads: Some(threads), ..self }
+    }
+
+    /// Keeps the run in a directory, as the program does: settings, metrics, the best model and
+    /// checkpoints. One that has a run already is refused.
+    #[must_use]
+    pub fn directory(self, path: impl Into<PathBuf>) -> Self {
+        Self { directory: Some(path.into()), resume: false, ..self }
+    }
+
+    /// Goes on with the run in a directory, to the bits of one that was never stopped; begins it where
+    /// nothing was saved yet.
+    #[must_use]
+    pub fn resume(self, path: impl Into<PathBuf>) -> Self {
+        Self { directory: Some(path.into()), resume: true, ..self }
+    }
+
+    /// The least time between two checkpoints, 30 seconds unless said otherwise.
+    #[must_use]
+    pub fn checkpoint_interval(self, interval: Duration) -> Self {
+        Self { checkpoint_interval: interval, ..self }
+    }
+
+    /// Starts from the tensors of a safetensors file, under the names of SPEC §1, instead of random
+    /// ones.
+    #[must_use]
+    pub fn initial(self, path: impl Into<PathBuf>) -> Self {
+        Self { initial: Some(path.into()), ..self }
+    }
+
+    /// A flag that any thread may set: training finishes the step in flight, saves, and ends.
+    #[must_use]
+    pub fn stop_when(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop, ..self }
+    }
+
+    /// Trains.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for settings out of range, [`Error::RunFile`] for a directory that does not
+    /// suit, [`Error::NonFinite`], those of the device, and failures to write.
+    pub fn fit(&self, dataset: &Dataset) -> Result<Trained> {
+        self.fit_with(dataset, |_| ControlFlow::Continue(()))
+    }
+
+    /// Trains, and calls `after_epoch` after each epoch; training ends when it breaks, with everything
+    /// saved, as by [`Trainer::stop_when`].
+    ///
+    /// # Errors
+    /// Those of [`Trainer::fit`].
+    pub fn fit_with(
+        &self,
+        dataset: &Dataset,
+        after_epoch: impl FnMut(&EpochRecord) -> ControlFlow<()> + Send,
+    ) -> Result<Trained> {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let observer = AfterEpoch { after_epoch, stopped: stopped.clone(), stop: &self.stop };
+        self.observed(dataset, observer, &stopped)
+    }
+
+    fn observed(
+        &self,
+        dataset: &Dataset,
+        mut observer: impl Observer + Send,
+        stop: &AtomicBool,
+    ) -> Result<Trained> {
+        let mut train = || self.train(dataset, &mut observer, stop);
+        let Some(threads) = self.threads else { return train() };
+        if threads == 0 {
+            return Err(Error::setting("threads", "0 found, a number from 1 expected"));
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.map_err(|error| Error::setting("threads", format!("{threads}: {error}")))?
+            .install(train)
+    }
+
+    fn train(
+        &self,
+        dataset: &Dataset,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Trained> {
+        self.config.validate()?;
+        let (device, passed_over) = Device::open(self.device)?;
+        if let Some(reason) = passed_over {
+            tracing::warn!(%reason, "computing on the CPU because GPU 0 cannot be used");
+        }
+        let directory = self.open_directory()?;
+        let options = FitOptions {
+            initial: self.initial.as_deref(),
+            resume: self.resume,
+            checkpoint_interval: self.checkpoint_interval,
+        };
+        let device = device.keeping_features(self.feature_storage);
+        let result = with_backend!(device, backend => {
+            tracing::info!(device = backend.describe(), dataset = dataset.name, "training");
+            fit_model(
+                backend, dataset, &self.config, directory.as_ref(), &options, observer, stop,
+            )
+        });
+        if let (true, Err(error), Some(directory)) = (!self.resume, &result, directory)
+            && (error.is_input() || matches!(error, Error::DeviceMemory { .. }))
+        {
+            directory.discard_unused();
+        }
+        result
+    }
+
+    fn open_directory(&self) -> Result<Option<RunDirectory>> {
+        let Some(path) = &self.directory else { return Ok(None) };
+        let directory = RunDirectory::open(path, self.resume)?;
+        let settings = directory.file(CONFIG);
+        // A run of the program has more settings in its file, which stay.
+        if !settings.is_file() {
+            self.write_settings(&settings)?;
+        }
+        Ok(Some(directory))
+    }
+
+    /// Keeps the settings as the program does, as far as they are known here.
+    fn write_settings(&self, path: &Path) -> Result<()> {
+        let table = toml::to_string(&self.config)
+            .map_err(|error| Error::setting("config", format!("cannot be kept: {error}")))?;
+        let text = format!(
+            "# The settings of a run of bm3-engine {}, begun by another program than its own: no \
+             data folder is known.\n\n{table}",
+            env!("CARGO_PKG_VERSION")
+        );
+        files::write_bytes_atomic(path, text.as_bytes())
+    }
+}
+
+/// Calls back after each epoch, and hands a flag of the caller's on.
+struct AfterEpoch<'a, F> {
+    after_epoch: F,
+    stopped: Arc<AtomicBool>,
+    stop: &'a AtomicBool,
+}
+
+impl<F: FnMut(&EpochRecord) -> ControlFlow<()>> Observer for AfterEpoch<'_, F> {
+    fn start(&mut self, _: &RunStart) {
+        self.step(0, 0, 0);
+    }
+
+    fn step(&mut self, _: u64, _: u64, _: u64) {
+        if self.stop.load(Ordering::Relaxed) {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn epoch(&mut self, record: &EpochRecord) {
+        tracing::info!(epoch = record.epoch, best = record.best, "epoch");
+        if (self.after_epoch)(record).is_break() {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
+    }
+}
