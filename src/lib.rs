@@ -49,6 +49,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod evaluate;
+pub mod export;
 mod fault;
 pub mod files;
 pub mod graph;

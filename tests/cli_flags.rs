@@ -8,11 +8,13 @@ use assert_cmd::cargo::cargo_bin_cmd;
 use predicates::prelude::*;
 use predicates::str::{contains, is_empty, starts_with};
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 12] = [
     "train",
     "sweep",
     "evaluate",
     "recommend",
+    "similar",
+    "export",
     "prepare",
     "synth",
     "inspect",

@@ -9,16 +9,20 @@ mod bench;
 mod completions;
 mod devices;
 mod evaluate;
+mod export;
 mod inspect;
 mod interrupt;
+mod lists;
 mod loading;
 mod model;
+mod names;
 mod output;
 mod plan;
 mod prepare;
 mod progress;
 mod recommend;
 mod signals;
+mod similar;
 mod sweep;
 mod sweep_table;
 mod synth;
@@ -74,6 +78,8 @@ enum Command {
     Sweep(Box<sweep::SweepArguments>),
     Evaluate(evaluate::EvaluateArguments),
     Recommend(recommend::RecommendArguments),
+    Similar(similar::SimilarArguments),
+    Export(export::ExportArguments),
     Prepare(Box<prepare::PrepareArguments>),
     Synth(synth::SynthArguments),
     Inspect(inspect::InspectArguments),
@@ -126,6 +132,8 @@ pub fn main() -> ExitCode {
         Command::Sweep(arguments) => sweep::run(arguments),
         Command::Evaluate(arguments) => evaluate::run(arguments),
         Command::Recommend(arguments) => recommend::run(arguments),
+        Command::Similar(arguments) => similar::run(arguments),
+        Command::Export(arguments) => export::run(arguments),
         Command::Prepare(arguments) => prepare::run(arguments),
         Command::Synth(arguments) => synth::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),

@@ -25,7 +25,7 @@ impl NpyElement {
     }
 }
 
-/// Writes a two-dimensional array in C order, format version 1.0, a part at a time.
+/// Writes an array of one or two dimensions in C order, format version 1.0, a part at a time.
 #[derive(Debug)]
 pub struct NpyWriter<W> {
     writer: W,
@@ -38,14 +38,22 @@ impl<W: Write> NpyWriter<W> {
     ///
     /// # Errors
     /// Those of `writer`.
-    pub fn new(
-        mut writer: W,
-        element: NpyElement,
-        rows: usize,
-        columns: usize,
-    ) -> io::Result<Self> {
+    pub fn new(writer: W, element: NpyElement, rows: usize, columns: usize) -> io::Result<Self> {
+        let shape = format!("({rows}, {columns})");
+        Self::shaped(writer, element, &shape, rows as u64 * columns as u64)
+    }
+
+    /// Writes the header of an array of one dimension.
+    ///
+    /// # Errors
+    /// Those of `writer`.
+    pub fn vector(writer: W, element: NpyElement, length: usize) -> io::Result<Self> {
+        Self::shaped(writer, element, &format!("({length},)"), length as u64)
+    }
+
+    fn shaped(mut writer: W, element: NpyElement, shape: &str, missing: u64) -> io::Result<Self> {
         let dictionary = format!(
-            "{{'descr': '{}', 'fortran_order': False, 'shape': ({rows}, {columns}), }}",
+            "{{'descr': '{}', 'fortran_order': False, 'shape': {shape}, }}",
             element.descr()
         );
         // Magic, version and length take 10 bytes, the line's end 1; elements start at a multiple
@@ -55,7 +63,7 @@ impl<W: Write> NpyWriter<W> {
         // Two 20-digit numbers fit easily.
         writer.write_all(&(length as u16).to_le_bytes())?;
         writeln!(writer, "{dictionary:width$}", width = length - 1)?;
-        Ok(Self { writer, element, missing: rows as u64 * columns as u64 })
+        Ok(Self { writer, element, missing })
     }
 
     /// Writes floating-point elements, in the array's type.

@@ -1,0 +1,275 @@
+//! Lists of items, and how they are written: CSV, JSON lines, `.npy`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use bm3_engine::backend::TopK;
+use bm3_engine::config::validate_top_k;
+use bm3_engine::data::{NpyElement, NpyWriter};
+use bm3_engine::model::Model;
+use bm3_engine::{Error, Result, files};
+use serde_json::Value;
+
+use super::model::ModelRequest;
+use super::names::{ExternalIds, Kind, Names};
+
+/// The flags of every command that writes lists.
+#[derive(Debug, clap::Args)]
+pub struct ListArguments {
+    /// Items of a list: 1 to 1024
+    #[arg(long, value_name = "K", default_value_t = 20)]
+    pub top_k: usize,
+    /// Write to this file: .csv, .jsonl or .npy [default: CSV on standard output]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Write the scores too
+    #[arg(long)]
+    pub scores: bool,
+    /// Score items without training interactions by their features, instead of by what training has
+    /// left of their embeddings
+    #[arg(long)]
+    pub cold_items: bool,
+    /// Whether users and items go by the ids of the original interactions, where the run or the
+    /// data folder keeps them
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
+    pub external_ids: ExternalIds,
+}
+
+/// How lists are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListFormat {
+    /// One line per list and rank.
+    Csv,
+    /// One JSON object per list.
+    Jsonl,
+    /// One row per list.
+    Npy,
+}
+
+impl ListFormat {
+    /// What a file's ending says.
+    fn of(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|ending| ending.to_str()) {
+            Some("csv") => Ok(Self::Csv),
+            Some("jsonl") => Ok(Self::Jsonl),
+            Some("npy") => Ok(Self::Npy),
+            _ => {
+                let problem = format!(
+                    "`{}` found, a file that ends in .csv, .jsonl or .npy expected",
+                    path.display()
+                );
+                Err(Error::setting("--out", problem))
+            }
+        }
+    }
+}
+
+/// What lists are of, how long they are and where they go.
+#[derive(Debug, PartialEq)]
+pub struct ListRequest {
+    /// Whose lists they are: users' of items, or items' of items like them.
+    pub kind: Kind,
+    /// Items of a list.
+    pub top_k: usize,
+    /// The file; `None` for standard output.
+    pub out: Option<PathBuf>,
+    /// The form of the file.
+    pub format: ListFormat,
+    /// Whether scores are written too.
+    pub scores: bool,
+    /// Whether items without interactions are scored by their features.
+    pub cold_items: bool,
+    /// Which ids users and items go by.
+    pub external_ids: ExternalIds,
+}
+
+/// Lists that are made at a time: memory does not grow with their number.
+const LISTS_AT_A_TIME: usize = 8192;
+
+/// What makes the lists of some users or items.
+pub type Answer<'a> = dyn FnMut(&[u32]) -> Result<TopK> + 'a;
+
+impl ListArguments {
+    /// The request for lists of this kind.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a length out of range, and a file of an unknown form.
+    pub fn request(&self, kind: Kind) -> Result<ListRequest> {
+        validate_top_k(&[self.top_k])?;
+        Ok(ListRequest {
+            kind,
+            format: self.out.as_deref().map_or(Ok(ListFormat::Csv), ListFormat::of)?,
+            top_k: self.top_k,
+            out: self.out.clone(),
+            scores: self.scores,
+            cold_items: self.cold_items,
+            external_ids: self.external_ids,
+        })
+    }
+}
+
+impl ListRequest {
+    /// What users and items go by in these lists.
+    ///
+    /// # Errors
+    /// What is wrong with the maps of ids.
+    pub fn names(&self, request: &ModelRequest, model: &Model) -> Result<Names> {
+        match self.format {
+            // A table of numbers has no place for other ids.
+            ListFormat::Npy => Ok(Names::numbers(model)),
+            _ => Names::wanted(self.external_ids, request, model),
+        }
+    }
+
+    /// Writes the lists of `whose`.
+    ///
+    /// # Errors
+    /// Those of `answer`, and failures to write.
+    pub fn write(&self, whose: &[u32], names: &Names, answer: &mut Answer<'_>) -> Result<()> {
+        let Some(path) = &self.out else {
+            let mut stdout = std::io::stdout().lock();
+            return self.text(&mut stdout, Path::new("standard output"), whose, names, answer);
+        };
+        if self.format == ListFormat::Npy {
+            return self.npy(path, whose, answer);
+        }
+        files::write_atomic(path, |writer| self.text(writer, path, whose, names, answer))
+    }
+
+    fn text(
+        &self,
+        writer: &mut dyn Write,
+        path: &Path,
+        whose: &[u32],
+        names: &Names,
+        answer: &mut Answer<'_>,
+    ) -> Result<()> {
+        match self.format {
+            ListFormat::Csv => self.csv(writer, path, whose, names, answer),
+            _ => self.json(writer, path, whose, names, answer),
+        }
+    }
+
+    /// What the items of a list are called.
+    fn found(&self) -> &'static str {
+        match self.kind {
+            Kind::User => "item",
+            Kind::Item => "similar",
+        }
+    }
+
+    fn csv(
+        &self,
+        writer: &mut dyn Write,
+        path: &Path,
+        whose: &[u32],
+        names: &Names,
+        answer: &mut Answer<'_>,
+    ) -> Result<()> {
+        let wrong = |error: std::io::Error| Error::io(path, "write", error);
+        // The system's own error, so that a closed pipe is known as one.
+        let csv_wrong = |error: csv::Error| match error.into_kind() {
+            csv::ErrorKind::Io(source) => wrong(source),
+            other => wrong(std::io::Error::other(format!("{other:?}"))),
+        };
+        let mut table = csv::Writer::from_writer(writer);
+        let columns = [self.kind.word(), "rank", self.found(), "score"];
+        let count = if self.scores { 4 } else { 3 };
+        table.write_record(&columns[..count]).map_err(csv_wrong)?;
+        for whose in whose.chunks(LISTS_AT_A_TIME) {
+            let top = answer(whose)?;
+            for (position, &of) in whose.iter().enumerate() {
+                let scores = &top.scores[position * top.k..];
+                for (rank, (&item, score)) in top.list(position).iter().zip(scores).enumerate() {
+                    let fields = [
+                        names.name(self.kind, of),
+                        (rank + 1).to_string(),
+                        names.name(Kind::Item, item),
+                        score.to_string(),
+                    ];
+                    table.write_record(&fields[..count]).map_err(csv_wrong)?;
+                }
+            }
+        }
+        table.flush().map_err(wrong)
+    }
+
+    fn json(
+        &self,
+        writer: &mut dyn Write,
+        path: &Path,
+        whose: &[u32],
+        names: &Names,
+        answer: &mut Answer<'_>,
+    ) -> Result<()> {
+        let wrong = |error: std::io::Error| Error::io(path, "write", error);
+        let found = match self.kind {
+            Kind::User => "items",
+            Kind::Item => "similar",
+        };
+        let mut writer = std::io::BufWriter::new(writer);
+        for whose in whose.chunks(LISTS_AT_A_TIME) {
+            let top = answer(whose)?;
+            for (position, &of) in whose.iter().enumerate() {
+                let list = top.list(position);
+                let mut line = serde_json::Map::new();
+                line.insert(self.kind.word().into(), names.value(self.kind, of));
+                let items = list.iter().map(|&item| names.value(Kind::Item, item)).collect();
+                line.insert(found.into(), Value::Array(items));
+                if self.scores {
+                    let scores = &top.scores[position * top.k..][..list.len()];
+                    line.insert("scores".into(), scores.into());
+                }
+                writeln!(writer, "{}", Value::Object(line)).map_err(wrong)?;
+            }
+        }
+        writer.flush().map_err(wrong)
+    }
+
+    /// Items as a lists × K table of 64-bit integers, -1 where a list is short; scores as f32 beside.
+    fn npy(&self, path: &Path, whose: &[u32], answer: &mut Answer<'_>) -> Result<()> {
+        let (rows, k) = (whose.len(), self.top_k);
+        let mut all_scores: Vec<f32> = Vec::new();
+        files::write_atomic(path, |writer| {
+            let wrong = |error| Error::io(path, "write", error);
+            let mut npy = NpyWriter::new(writer, NpyElement::I64, rows, k).map_err(wrong)?;
+            for whose in whose.chunks(LISTS_AT_A_TIME) {
+                let top = answer(whose)?;
+                let number = |&item: &u32| if item == TopK::NO_ITEM { -1 } else { i64::from(item) };
+                let items: Vec<i64> = top.items.iter().map(number).collect();
+                if self.scores {
+                    all_scores.extend(top.scores.iter().map(|&score| score as f32));
+                }
+                npy.write_i64(&items).map_err(wrong)?;
+            }
+            npy.finish().map(|_| ()).map_err(wrong)
+        })?;
+        if !self.scores {
+            return Ok(());
+        }
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let scores_path = path.with_file_name(format!("{stem}_scores.npy"));
+        files::write_atomic(&scores_path, |writer| {
+            let wrong = |error| Error::io(&scores_path, "write", error);
+            let mut npy = NpyWriter::new(writer, NpyElement::F32, rows, k).map_err(wrong)?;
+            npy.write_f32(&all_scores).map_err(wrong)?;
+            npy.finish().map(|_| ()).map_err(wrong)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ending_of_the_file_decides_its_form() {
+        assert_eq!(ListFormat::of(Path::new("a.csv")).unwrap(), ListFormat::Csv);
+        assert_eq!(ListFormat::of(Path::new("a.b.jsonl")).unwrap(), ListFormat::Jsonl);
+        assert_eq!(ListFormat::of(Path::new("a.npy")).unwrap(), ListFormat::Npy);
+        for path in ["a", "a.txt", "csv"] {
+            let error = ListFormat::of(Path::new(path)).unwrap_err().to_string();
+            assert!(error.starts_with("--out: `"), "{error}");
+        }
+    }
+}
