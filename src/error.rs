@@ -68,8 +68,8 @@ pub enum Error {
 
     /// A device has too little memory.
     #[error(
-        "{device}: no room for {what}: {} needed, {} of {} free; {SAVES_DEVICE_MEMORY}, end other \
-         programs on the device, or compute with --device cpu",
+        "{device}: no room for {what}: {} needed, {} of {} free; {advice}end other programs on the \
+         device, or compute with --device cpu",
         bytes(*needed), bytes(*free), bytes(*total)
     )]
     DeviceMemory {
@@ -83,6 +83,8 @@ pub enum Error {
         free: u64,
         /// Bytes in all.
         total: u64,
+        /// What else would help, as the beginning of a list.
+        advice: String,
     },
 
     /// A device failed.
@@ -115,6 +117,16 @@ impl Error {
     /// An [`Error::RunFile`] for `path`.
     pub fn run_file(path: &Path, problem: impl Into<String>) -> Self {
         Self::RunFile { path: path.to_owned(), problem: problem.into() }
+    }
+
+    /// The error of a device on which nothing is trained: settings of a training are no help.
+    pub(crate) fn without_advice(self) -> Self {
+        match self {
+            Self::DeviceMemory { device, what, needed, free, total, .. } => {
+                Self::DeviceMemory { device, what, needed, free, total, advice: String::new() }
+            }
+            other => other,
+        }
     }
 
     /// Whether the cause is what the user gave (a file, a flag), rather than the machine.

@@ -67,7 +67,8 @@ impl Model {
     /// # Errors
     /// [`Error::Io`] when it is not there, [`Error::RunFile`] when it is no model of ours, one of
     /// another format version, or its record and tensors do not belong together.
-    pub fn load(path: &Path) -> Result<Self> {
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let path = if path.is_dir() { path.join(MODEL) } else { path.to_owned() };
         let file = TensorFile::open(&path)?;
         let record: ModelRecord = file.record()?;
@@ -85,7 +86,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn save(&self, path: &Path) -> Result<()> {
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
         let features: Vec<Option<Vec<f32>>> = (0..self.layout.modalities.len())
             .map(|modality| self.features(modality))
             .collect::<Result<_>>()?;

@@ -8,11 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bm3_engine::backend::{Backend, Dropout};
 use bm3_engine::batch::EpochPlan;
-use bm3_engine::config::Order;
+use bm3_engine::config::{Order, TrainConfig};
 use bm3_engine::cuda::{Capability, Cuda, CudaVersion, Device, Kernels, Unusable, gpus};
 use bm3_engine::data::Split;
 use bm3_engine::step::adam_step;
-use bm3_engine::{Error, Result};
+use bm3_engine::{Error, Model, Recommender, Result, Trainer};
 use common::Problem;
 use emulator::Emulator;
 
@@ -159,6 +159,24 @@ fn work(problem: &Problem) -> Result<()> {
     Ok(())
 }
 
+/// Lists on a new device, of more queries than a launch takes, from two callers at a time.
+fn serve(model: &Model) -> Result<()> {
+    let cuda = Cuda::new(Device::open(0, Some(&emulator::kernels()))?);
+    let recommender = Recommender::on_device(model.clone(), bm3_engine::device::Device::Gpu(cuda))?;
+    recommender.top_k_batch(&[1; 4100], 2)?;
+    recommender.similar_items(3, 2)?;
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| recommender.top_k(0, 3));
+        let own = recommender.top_k(1, 2);
+        other.join().expect("no panic").and(own).map(|_| ())
+    })
+}
+
+fn trained() -> Model {
+    let config = TrainConfig { embedding_size: 8, epochs: 1, ..TrainConfig::default() };
+    Trainer::new(config).fit(&common::groups()).unwrap().model.unwrap()
+}
+
 fn problem(freeze_features: bool) -> Problem {
     let mut problem = Problem::example();
     problem.config.freeze_features = freeze_features;
@@ -197,9 +215,12 @@ fn every_call_of_the_driver_may_fail() {
         "cuGraphInstantiateWithFlags",
         "cuGraphLaunch",
     ];
-    for problem in [problem(false), problem(true)] {
+    let model = trained();
+    let works: [&dyn Fn() -> Result<()>; 3] =
+        [&|| work(&problem(false)), &|| work(&problem(true)), &|| serve(&model)];
+    for work in works {
         alone.reset();
-        work(&problem).expect("nothing fails");
+        work().expect("nothing fails");
         assert_eq!(alone.emulator.used(), 0, "memory is left");
         for function in functions {
             let mut failures = 0;
@@ -207,7 +228,7 @@ fn every_call_of_the_driver_may_fail() {
             for call in 1.. {
                 alone.set("FAIL", function);
                 alone.set("FAIL_AT", &call.to_string());
-                let outcome = work(&problem);
+                let outcome = work();
                 alone.reset();
                 assert_eq!(alone.emulator.used(), 0, "{function} {call}: memory is left");
                 let Err(error) = outcome else { break };
@@ -256,6 +277,26 @@ fn any_memory_may_be_too_little() {
         memory += 256;
     }
     assert!(refused.len() > 5, "{refused:?}");
+}
+
+/// A model that a GPU has no room for is refused, with no word of settings that train another one.
+#[test]
+fn a_model_too_large_to_serve_is_refused() {
+    let Some(alone) = Alone::new() else { return };
+    let model = trained();
+    let mut refused = std::collections::BTreeSet::new();
+    for memory in (1024..).step_by(4096) {
+        alone.set("MEMORY", &memory.to_string());
+        let outcome = serve(&model);
+        alone.reset();
+        assert_eq!(alone.emulator.used(), 0);
+        let Err(error) = outcome else { break };
+        let text = error.to_string();
+        let Error::DeviceMemory { what, .. } = error else { panic!("{text}") };
+        assert!(text.contains("free; end other programs on the device"), "{text}");
+        refused.insert(what);
+    }
+    assert!(refused.contains("the rows of all items"), "{refused:?}");
 }
 
 /// A kernel that fails is named by what waits for it, and everything after fails as well.

@@ -163,7 +163,7 @@ fn what_is_excluded_is_left_out_and_what_was_seen_can_be_asked_for() {
 }
 
 #[test]
-fn a_new_user_is_the_mean_of_her_items_rows() {
+fn a_new_user_is_the_weighted_mean_of_her_items_rows() {
     let dataset = groups();
     let model = trained(&dataset, TrainConfig { epochs: 40, ..config() });
     let nodes = model.on(Cpu::<f32>::new()).unwrap().nodes().unwrap();
@@ -171,9 +171,12 @@ fn a_new_user_is_the_mean_of_her_items_rows() {
         let d = recommender.width();
         let items = [9, 1, 25, 9];
         let node = |item: usize, column: usize| f64::from(nodes[(60 + item) * d + column]);
-        let row: Vec<f32> = (0..d)
-            .map(|column| ((node(1, column) + node(9, column) + node(25, column)) / 3.0) as f32)
-            .collect();
+        let weight = |item: usize| 1.0 / (model.graph().users_of(item).count() as f64).sqrt();
+        let mean = |column: usize| {
+            let sum: f64 = [1, 9, 25].iter().map(|&i| weight(i) * node(i, column)).sum();
+            (sum / [1, 9, 25].into_iter().map(weight).sum::<f64>()) as f32
+        };
+        let row: Vec<f32> = (0..d).map(mean).collect();
         let expected = by_definition(&recommender, &row, &items, 10);
         let found = recommender.search(&[Query::items(&items)], 10).unwrap();
         let (ids, scores): (Vec<u32>, Vec<f64>) = list(&found, 0).into_iter().unzip();

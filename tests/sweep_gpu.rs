@@ -320,7 +320,14 @@ fn a_run_that_finds_no_memory_waits_for_the_others() {
     let calls = AtomicUsize::new(0);
     let no_room = || {
         let (device, what) = ("GPU 0".to_owned(), "rows".to_owned());
-        Err(Error::DeviceMemory { device, what, needed: 2, free: 1, total: 9 })
+        Err(Error::DeviceMemory {
+            device,
+            what,
+            needed: 2,
+            free: 1,
+            total: 9,
+            advice: String::new(),
+        })
     };
     let backend = || match calls.fetch_add(1, Ordering::SeqCst) {
         0 => {

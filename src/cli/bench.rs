@@ -1,25 +1,29 @@
 //! `bm3-engine bench`
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use bm3_engine::bench::{Measured, Spread, Upload, measure};
+use bm3_engine::bench::{Measured, Serving, Spread, Upload, measure, measure_serving};
 use bm3_engine::config::{RunConfig, RunSettings, TrainSettings};
 use bm3_engine::profile::Operation;
 use bm3_engine::synth::{self, SynthOptions};
-use bm3_engine::with_backend;
+use bm3_engine::{Error, Model, Recommender, with_backend};
 
 use super::backend;
 use super::output;
 use super::synth::Shape;
 
-/// Measure how fast this machine trains and evaluates, as a whole and operation by operation
+/// Measure how fast this machine trains and evaluates, as a whole and operation by operation, or how
+/// fast a model answers
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct BenchArguments {
     /// Measure on a made-up data set of a known size, instead of on --data
-    #[arg(long, value_enum, conflicts_with = "data", required_unless_present = "data")]
+    #[arg(long, value_enum, conflicts_with = "data", required_unless_present_any = ["data", "model"])]
     shape: Option<Shape>,
+    /// Measure how fast this model answers: a run's directory, or a model.safetensors
+    #[arg(long, value_name = "RUNDIR|FILE", conflicts_with_all = ["data", "shape"])]
+    model: Option<PathBuf>,
     #[command(flatten)]
     run: BenchRun,
     #[command(flatten)]
@@ -58,6 +62,7 @@ Examples:
   bm3-engine bench --shape baby
   bm3-engine bench --shape electronics --device 0 --freeze-features --json
   bm3-engine bench --data data/baby --layers 2
+  bm3-engine bench --model runs/baby --top-k 20
 
 Times are medians, with the least and the most behind them. The ceilings (a copy in memory, fused
 multiply-adds) are measured in the same run. Operations are timed one by one in some steps and one
@@ -67,6 +72,9 @@ are what must move at least, much of it from caches. Only figures of one run on 
 pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
     let BenchRun { data, modalities, device, feature_storage, threads } = &arguments.run;
     super::use_threads(*threads)?;
+    if let Some(model) = &arguments.model {
+        return serving(arguments, model);
+    }
     let folder = tempfile::tempdir()?;
     let data = match (data, arguments.shape) {
         (Some(data), _) => data.clone(),
@@ -103,6 +111,62 @@ pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
     } else {
         output::print(&tables(&measured))
     }
+}
+
+/// How fast a model answers.
+fn serving(arguments: &BenchArguments, model: &Path) -> anyhow::Result<()> {
+    let k = match arguments.train.top_k.as_deref() {
+        None => 20,
+        Some(&[k]) => k,
+        Some(several) => {
+            let problem = format!("{} lengths found, one of a list expected", several.len());
+            return Err(Error::setting("--top-k", problem).into());
+        }
+    };
+    let model = Model::load(model)?;
+    let device = backend::open(arguments.run.device.unwrap_or_default(), true)?;
+    let name = device.describe();
+    let recommender = Recommender::on_device(model, device)?;
+    let measured = measure_serving(&recommender, name, k)?;
+    if arguments.json {
+        let version = env!("CARGO_PKG_VERSION");
+        output::print_json(&serde_json::json!({ "version": version, "measured": measured }))
+    } else {
+        output::print(&serving_table(&measured))
+    }
+}
+
+fn serving_table(measured: &Serving) -> String {
+    let Serving { device, users, items, embedding_size, top_k, single, batches, callers } =
+        measured;
+    let mut text = format!(
+        "{users} users, {items} items, d = {embedding_size}; lists of {top_k}\non {device}\n\n\
+         one user       half in {}, 99 of 100 in {}\n",
+        time(single.p50),
+        time(single.p99)
+    );
+    // Writing to a string does not fail.
+    for rate in batches {
+        let _ = writeln!(
+            text,
+            "batch of {:<5} {:.0} users per second, {} a batch",
+            rate.users,
+            rate.users_per_second,
+            time(rate.seconds.median)
+        );
+    }
+    for rate in callers {
+        let _ = writeln!(
+            text,
+            "{} caller{}      {:.0} users per second, half in {}, 99 of 100 in {}",
+            rate.callers,
+            if rate.callers == 1 { " " } else { "s" },
+            rate.users_per_second,
+            time(rate.latency.p50),
+            time(rate.latency.p99)
+        );
+    }
+    text
 }
 
 /// The whole, then a line for each operation.

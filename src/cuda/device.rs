@@ -16,6 +16,7 @@ use super::kernels::{Kernels, NAMES};
 use super::launch::{Address, Arguments, Launch};
 use super::memory::Memory;
 use super::profile::Recorded;
+use crate::error::SAVES_DEVICE_MEMORY;
 use crate::{Error, Result};
 
 /// A GPU that runs the kernels of `kernels/`.
@@ -173,7 +174,8 @@ impl Device {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 let (free, total) = self.memory().unwrap_or((0, 0));
                 let (what, needed) = (what.to_owned(), bytes as u64);
-                Error::DeviceMemory { device: self.describe(), what, needed, free, total }
+                let advice = format!("{SAVES_DEVICE_MEMORY}, ");
+                Error::DeviceMemory { device: self.describe(), what, needed, free, total, advice }
             }
             _ => self.failed(format!("allocating {bytes} bytes for {what}"), error),
         })

@@ -203,12 +203,13 @@ impl Worker {
 /// The error of several searches, for one of them.
 fn repeated(error: &Error) -> Error {
     match error {
-        Error::DeviceMemory { device, what, needed, free, total } => Error::DeviceMemory {
+        Error::DeviceMemory { device, what, needed, free, total, .. } => Error::DeviceMemory {
             device: device.clone(),
             what: what.clone(),
             needed: *needed,
             free: *free,
             total: *total,
+            advice: String::new(),
         },
         Error::DeviceOperation { device, operation, problem } => Error::DeviceOperation {
             device: device.clone(),

@@ -96,15 +96,13 @@ impl DatasetBuilder {
         columns: usize,
         values: impl Into<Vec<f32>>,
     ) -> Self {
-        let values = values.into();
-        let rows = values.len() / columns.max(1);
-        match FeatureMatrix::from_f32(rows, columns, values) {
-            Ok(features) => self.modality(name, features),
+        match Modality::new(name, columns, values) {
+            Ok(modality) => self.modalities.push(modality),
             Err(problem) => {
                 self.problem.get_or_insert(problem);
-                self
             }
         }
+        self
     }
 
     /// Adds a modality from an array of items × D_m, copied.

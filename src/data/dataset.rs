@@ -79,6 +79,23 @@ pub struct Modality {
     pub features: Arc<FeatureMatrix>,
 }
 
+impl Modality {
+    /// Features in memory: `columns` D_m, `values` row-major, row i for item i.
+    ///
+    /// # Errors
+    /// [`DataError::Parts`] when the values do not make whole rows.
+    pub fn new(
+        name: impl Into<String>,
+        columns: usize,
+        values: impl Into<Vec<f32>>,
+    ) -> Result<Self, DataError> {
+        let values = values.into();
+        let rows = values.len() / columns.max(1);
+        let features = Arc::new(FeatureMatrix::from_f32(rows, columns, values)?);
+        Ok(Self { name: name.into(), features })
+    }
+}
+
 /// Everything a model is trained and measured on.
 #[derive(Debug, Clone)]
 pub struct Dataset {

@@ -1,10 +1,10 @@
 //! Item rows on a device, searched for those with the highest product with a query.
 
-use crate::Result;
 use crate::backend::TopK;
 use crate::cpu::ItemIndex;
 use crate::cuda::CudaIndex;
 use crate::device::Device;
+use crate::{Error, Result};
 
 /// The items that each of some queries leaves out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +71,9 @@ impl Index {
     pub fn new(device: &Device, items: &[f32], width: usize) -> Result<Self> {
         Ok(match device {
             Device::Cpu(_) => Self::Cpu(ItemIndex::new(items, width)),
-            Device::Gpu(gpu) => Self::Gpu(CudaIndex::new(gpu, items, width)?),
+            Device::Gpu(gpu) => {
+                Self::Gpu(CudaIndex::new(gpu, items, width).map_err(Error::without_advice)?)
+            }
         })
     }
 

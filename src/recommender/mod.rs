@@ -53,6 +53,9 @@ pub struct Recommender {
 
 impl Recommender {
     /// Makes `model` answer on the CPU.
+    ///
+    /// # Errors
+    /// None so far: those of [`Recommender::on`] come from devices.
     pub fn new(model: impl Into<Arc<Model>>) -> Result<Self> {
         Self::on(model, DeviceChoice::Cpu)
     }
@@ -70,7 +73,10 @@ impl Recommender {
     /// # Errors
     /// [`Error::DeviceMemory`] where the model has no room.
     pub fn on_device(model: impl Into<Arc<Model>>, device: Device) -> Result<Self> {
-        let model = model.into();
+        Self::placed(model.into(), device).map_err(Error::without_advice)
+    }
+
+    fn placed(model: Arc<Model>, device: Device) -> Result<Self> {
         let (nodes, mut predicted) = with_backend!(device.clone(), backend => {
             let mut on_device = model.on(backend)?;
             (on_device.nodes()?, on_device.predictions()?)
@@ -148,13 +154,15 @@ impl Recommender {
         self.check_items(query.excluded)?;
         let mut row = Vec::new();
         self.push_row(query.whom, &mut row)?;
-        let seen: Vec<u32> = match query.whom {
+        let mut left_out: Vec<u32> = match query.whom {
             _ if query.with_seen => Vec::new(),
             Whom::User(user) => self.model.graph().items_of(user as usize).collect(),
             Whom::Items(items) => items.to_vec(),
         };
+        left_out.extend_from_slice(query.excluded);
+        left_out.sort_unstable();
         let mut left: Vec<u32> = candidates.to_vec();
-        left.retain(|item| !seen.contains(item) && !query.excluded.contains(item));
+        left.retain(|item| left_out.binary_search(item).is_err());
         left.sort_unstable();
         left.dedup();
         let mut ranked: Vec<ScoredItem> = left
@@ -287,14 +295,26 @@ impl Recommender {
                 items.sort_unstable();
                 items.dedup();
                 let mut sum = vec![0.0f64; d];
+                let mut weights = 0.0;
                 for &item in &items {
+                    let weight = self.weight(item);
                     let node = &self.item_nodes[item as usize * d..][..d];
-                    sum.iter_mut().zip(node).for_each(|(sum, &x)| *sum += f64::from(x));
+                    sum.iter_mut().zip(node).for_each(|(sum, &x)| *sum += weight * f64::from(x));
+                    weights += weight;
                 }
-                rows.extend(sum.into_iter().map(|sum| (sum / items.len() as f64) as f32));
+                rows.extend(sum.into_iter().map(|sum| (sum / weights) as f32));
             }
         }
         Ok(())
+    }
+
+    /// 1/√degree of an item: what Â has from its end of an edge. One without interactions counts as one
+    /// with one.
+    fn weight(&self, item: u32) -> f64 {
+        let graph = self.model.graph();
+        let known = (item as usize) < graph.items();
+        let degree = if known { graph.users_of(item as usize).count() } else { 0 };
+        1.0 / (degree.max(1) as f64).sqrt()
     }
 
     fn check_items(&self, items: &[u32]) -> Result<()> {

@@ -29,9 +29,10 @@ impl<'a> Query<'a> {
     /// For somebody the model was not trained on, who has interacted with these items (at least one;
     /// the order decides nothing, repeats count once).
     ///
-    /// Scores come from the mean of the items' rows of H: the loss of equation (6) makes a user's
-    /// predicted row p(H_u) point where the rows H_i of her items point, so that their mean stands
-    /// in its place.
+    /// In the place of a row p(H_u) stands the mean of the items' rows H_i, each weighted by 1/√degree
+    /// as in Â: the loss of equation (6) makes p(H_u) point where the rows of the user's items point.
+    /// On Last.fm-2K this does as well for users left out of training as training on them
+    /// (`examples/cold_start.rs`).
     pub fn items(items: &'a [u32]) -> Self {
         Self { whom: Whom::Items(items), excluded: &[], with_seen: false }
     }

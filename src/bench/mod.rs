@@ -1,9 +1,12 @@
 //! How fast a device trains and evaluates, and how close each operation comes to what the device
 //! could do.
 
+mod serving;
+
 use std::time::Instant;
 
 use serde::Serialize;
+pub use serving::{BatchRate, CallerRate, Latency, Serving, measure_serving};
 
 use crate::Result;
 use crate::backend::{Backend, Dropout};
