@@ -80,6 +80,30 @@ fn a_run_serves_without_its_data() {
     );
 }
 
+/// Figures of `bench --model` belong together.
+#[test]
+fn a_bench_measures_answers() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = run(directory.path());
+    let arguments = ["bench", "--model", &run, "--repeats", "1", "--top-k", "7"];
+    let text = output(&[&arguments[..], &["--json"]].concat());
+    let measured = &serde_json::from_str::<serde_json::Value>(&text).unwrap()["measured"];
+    assert_eq!(measured["top_k"], 7);
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    assert!(number(&measured["single"]["p50"]) <= number(&measured["single"]["p99"]));
+    for rate in measured["batches"].as_array().unwrap() {
+        let product = number(&rate["users_per_second"]) * number(&rate["seconds"]["median"]);
+        assert!((product / number(&rate["users"]) - 1.0).abs() < 1e-9);
+    }
+    assert_eq!(measured["callers"].as_array().unwrap().len(), 4);
+    let table = output(&arguments);
+    assert!(table.contains("one user") && table.contains("8 callers"), "{table}");
+    program(&["bench", "--model", &run, "--top-k", "5,10"])
+        .assert()
+        .code(2)
+        .stderr(contains("--top-k: 2 lengths found"));
+}
+
 #[test]
 fn exports_hold_the_rows_that_scores_are_products_of() {
     let directory = tempfile::tempdir().unwrap();

@@ -8,8 +8,6 @@ use super::Spread;
 use crate::recommender::Recommender;
 use crate::{Error, Result};
 
-/// Time that each figure is measured over, about.
-const WINDOW: Duration = Duration::from_secs(2);
 /// Single answers that are timed at most.
 const MOST_ANSWERS: usize = 200_000;
 /// Users of a batch.
@@ -78,23 +76,28 @@ pub struct Serving {
     pub callers: Vec<CallerRate>,
 }
 
-/// Measures lists of `k` items for users in an order without pattern.
+/// Measures lists of `k` items for users in an order without pattern, each figure over about `window`.
 ///
 /// # Errors
 /// Those of the answers; [`Error::Setting`] for a model without users.
-pub fn measure_serving(recommender: &Recommender, device: String, k: usize) -> Result<Serving> {
+pub fn measure_serving(
+    recommender: &Recommender,
+    device: String,
+    k: usize,
+    window: Duration,
+) -> Result<Serving> {
     let users = recommender.model().users();
     if users == 0 {
         return Err(Error::setting("--model", "a model without users found"));
     }
     // To warm up, and to see what a single answer takes.
     recommender.top_k(0, k)?;
-    let single = answers(recommender, users, k, 0, Instant::now() + WINDOW)?;
+    let single = answers(recommender, users, k, 0, Instant::now() + window)?;
     let batches = BATCHES
         .iter()
         .map(|&size| {
             let batch: Vec<u32> = (0..size).map(|place| user_at(place, users)).collect();
-            let (mut times, end) = (Vec::new(), Instant::now() + WINDOW);
+            let (mut times, end) = (Vec::new(), Instant::now() + window);
             while times.len() < 3 || Instant::now() < end {
                 let start = Instant::now();
                 recommender.top_k_batch(&batch, k)?;
@@ -108,7 +111,7 @@ pub fn measure_serving(recommender: &Recommender, device: String, k: usize) -> R
     let callers = CALLERS
         .iter()
         .map(|&callers| {
-            let end = Instant::now() + WINDOW;
+            let end = Instant::now() + window;
             let each: Vec<Result<Vec<f64>>> = std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..callers)
                     .map(|caller| {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bm3_engine::bench::{Measured, Serving, Spread, Upload, measure, measure_serving};
 use bm3_engine::config::{RunConfig, RunSettings, TrainSettings};
@@ -28,7 +29,7 @@ pub struct BenchArguments {
     run: BenchRun,
     #[command(flatten)]
     train: TrainSettings,
-    /// Epochs and evaluations that are timed, after one of each to warm up
+    /// Epochs and evaluations that are timed, after one of each to warm up; with --model, 0.4 s each
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
     /// Print one JSON object instead of tables
@@ -68,6 +69,9 @@ Times are medians, with the least and the most behind them. The ceilings (a copy
 multiply-adds) are measured in the same run. Operations are timed one by one in some steps and one
 evaluation, so that they add up to more than the steps that follow each other without a stop; bytes
 are what must move at least, much of it from caches. Only figures of one run on one machine compare.";
+
+/// How long answers are timed for a figure, at one repeat.
+const WINDOW: Duration = Duration::from_millis(400);
 
 pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
     let BenchRun { data, modalities, device, feature_storage, threads } = &arguments.run;
@@ -127,7 +131,7 @@ fn serving(arguments: &BenchArguments, model: &Path) -> anyhow::Result<()> {
     let device = backend::open(arguments.run.device.unwrap_or_default(), true)?;
     let name = device.describe();
     let recommender = Recommender::on_device(model, device)?;
-    let measured = measure_serving(&recommender, name, k)?;
+    let measured = measure_serving(&recommender, name, k, WINDOW * arguments.repeats)?;
     if arguments.json {
         let version = env!("CARGO_PKG_VERSION");
         output::print_json(&serde_json::json!({ "version": version, "measured": measured }))
