@@ -16,6 +16,7 @@ mod model;
 mod output;
 mod plan;
 mod prepare;
+mod profiling;
 mod progress;
 mod recommend;
 mod signals;
