@@ -27,6 +27,7 @@ pub mod prepare;
 pub mod profile;
 pub mod real;
 pub mod records;
+pub mod report;
 pub mod run;
 pub mod saved;
 pub mod step;

@@ -8,7 +8,7 @@ use assert_cmd::cargo::cargo_bin_cmd;
 use predicates::prelude::*;
 use predicates::str::{contains, is_empty, starts_with};
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "train",
     "sweep",
     "evaluate",
@@ -16,6 +16,7 @@ const COMMANDS: [&str; 10] = [
     "prepare",
     "synth",
     "inspect",
+    "report",
     "bench",
     "devices",
     "completions",

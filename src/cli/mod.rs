@@ -19,6 +19,7 @@ mod prepare;
 mod profiling;
 mod progress;
 mod recommend;
+mod report;
 mod signals;
 mod sweep;
 mod sweep_table;
@@ -78,6 +79,7 @@ enum Command {
     Prepare(Box<prepare::PrepareArguments>),
     Synth(synth::SynthArguments),
     Inspect(inspect::InspectArguments),
+    Report(report::ReportArguments),
     Bench(Box<bench::BenchArguments>),
     Devices(devices::DevicesArguments),
     Completions(completions::CompletionsArguments),
@@ -130,6 +132,7 @@ pub fn main() -> ExitCode {
         Command::Prepare(arguments) => prepare::run(arguments),
         Command::Synth(arguments) => synth::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Report(arguments) => report::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Devices(arguments) => devices::run(arguments),
         Command::Completions(arguments) => completions::run(arguments),

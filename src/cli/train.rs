@@ -75,8 +75,9 @@ Examples:
     bm3-engine train --config runs/first/config.toml --seed 7 --out runs/second
     bm3-engine train --resume runs/first --epochs 2000
 
-  See what a run's time goes to:
+  See how a run went, and what its time goes to:
     bm3-engine train --data data/baby --out runs/baby --profile
+    bm3-engine report runs/baby
 
   MMRec's settings as they are, with one value where they sweep:
     bm3-engine train --config overall.yaml --config BM3.yaml --data data/baby";
