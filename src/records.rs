@@ -179,7 +179,8 @@ pub trait Observer {
     fn step(&mut self, _epoch: u64, _step_in_epoch: u64, _steps_per_epoch: u64) {}
     /// An epoch is trained and evaluated.
     fn epoch(&mut self, _record: &EpochRecord) {}
-    /// Whether the operations of `epoch` are to be timed one by one, which changes no result.
+    /// Whether the operations of `epoch` are to be timed one by one, which changes no result. On the
+    /// CPU they are those of the whole process, so that runs beside this one are among them.
     fn wants_profile(&self, _epoch: u64) -> bool {
         false
     }

@@ -292,6 +292,18 @@ fn assert_reads(read: &Value, epoch: u64, values: &[f64]) {
     }
 }
 
+/// The lines of so many epochs, each with the values of one.
+fn many_epochs(record: &Value, epochs: u64) -> String {
+    let line = |epoch: u64| {
+        let mut record = record.clone();
+        record["epoch"] = epoch.into();
+        record["learning_rate"] = 0.001.into();
+        record["loss"]["total"] = ((epoch as f64 / 7.0).sin() + 2.0).into();
+        format!("{record}\n")
+    };
+    (1..=epochs).map(line).collect()
+}
+
 #[test]
 fn a_reader_sees_every_curve_in_a_browser() {
     let Some(browser) = Browser::find() else { return };
@@ -342,6 +354,25 @@ fn a_reader_sees_every_curve_in_a_browser() {
         assert_reads(&found["pointer"], 12, &values);
     }
     assert_well_drawn(&browser.look(&page(&[&short], "short.html"), 500, &[]), 500, &[]);
+
+    // A name from outside is a name, whatever it says.
+    let evil = scene.file("<img src=x onerror=problems.push(1)>");
+    fs::rename(&short, &evil).unwrap();
+    let found = browser.look(&page(&[&evil], "evil.html"), 800, &[]);
+    assert_well_drawn(&found, 800, &[]);
+    assert_eq!(found["title"], "<img src=x onerror=problems.push(1)>");
+
+    // Of many epochs as many points as can be seen; the last one among them.
+    let long = scene.file("long");
+    fs::create_dir(&long).unwrap();
+    fs::write(long.join("metrics.jsonl"), many_epochs(&kept[11], 20_000)).unwrap();
+    let long = page(&[&long], "long.html");
+    let bytes = fs::metadata(&long).unwrap().len();
+    assert!(bytes < 700_000, "{bytes}");
+    let found = browser.look(&long, 1280, &[]);
+    assert_eq!((found["charts"].as_u64(), found["curves"].as_u64()), (Some(13), Some(42)));
+    assert_eq!(found["overlaps"], serde_json::json!([]));
+    assert_reads(&found["pointer"], 20_000, &of_recall(&kept[11]));
 
     // As pictures, to be looked at where a folder is given.
     let folder = std::env::var_os("BM3_SCREENSHOTS").map(PathBuf::from);

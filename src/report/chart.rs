@@ -15,6 +15,8 @@ const LEFT: f64 = 54.0;
 const RIGHT: f64 = 396.0;
 const TOP: f64 = 20.0;
 const BOTTOM: f64 = 212.0;
+/// About the width of a digit.
+const LETTER: f64 = 6.5;
 /// The least distance of two labels at the curves' ends.
 const LABEL_GAP: f64 = 11.0;
 
@@ -191,7 +193,11 @@ impl Axes {
             let (x, y) = (LEFT - 6.0, tenths(self.y.at(*tick) + 3.5));
             write!(text, "<text class=\"y\" x=\"{x}\" y=\"{y}\">{label}</text>")?;
         }
-        let ticks = scale::ticks(across, 6, true);
+        // There may be nearly twice as many as are asked for.
+        let letters = format!("{:.0}", across.1).len() as f64;
+        let room = (RIGHT - LEFT) / (LETTER * letters + LETTER);
+        let wanted = ((room / 1.75) as usize).clamp(2, 6);
+        let ticks = scale::ticks(across, wanted, true);
         for (tick, label) in ticks.iter().zip(scale::labels(&ticks)) {
             let x = tenths(self.x.at(*tick));
             write!(text, "<path class=\"tick\" d=\"M{x} {BOTTOM}v4\"/>")?;

@@ -6,6 +6,7 @@
   const box = element => element.getBoundingClientRect();
   const found = {
     width: innerWidth,
+    title: document.querySelector("h1").textContent,
     scroll: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     resources: performance.getEntriesByType("resource").map(entry => entry.name),
     background: getComputedStyle(document.body).backgroundColor,
@@ -58,7 +59,7 @@
   const axis = box(svg.querySelector(".axis"));
   const tip = figure.querySelector(".tip");
   const read = () => [...tip.querySelectorAll("b, span")].map(part => part.textContent);
-  const at = { clientX: axis.right - 1, clientY: axis.top - 20, bubbles: true };
+  const at = { clientX: axis.right + 1, clientY: axis.top - 20, bubbles: true };
   svg.dispatchEvent(new PointerEvent("pointermove", at));
   found.pointer = read();
   const { left, right, width, height } = box(tip), around = box(figure);
