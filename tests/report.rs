@@ -361,6 +361,11 @@ fn a_reader_sees_every_curve_in_a_browser() {
     let found = browser.look(&page(&[&evil], "evil.html"), 800, &[]);
     assert_well_drawn(&found, 800, &[]);
     assert_eq!(found["title"], "<img src=x onerror=problems.push(1)>");
+    // Also where the script writes it, at the epoch that both have.
+    let found = browser.look(&page(&[&evil, &first], "evil.html"), 800, &[]);
+    assert_well_drawn(&found, 800, &[]);
+    let named = "1 <img src=x onerror=problems.push(1)>, valid";
+    assert!(found["keyboard"].as_array().unwrap().contains(&named.into()), "{found}");
 
     // Of many epochs as many points as can be seen; the last one among them.
     let long = scene.file("long");
