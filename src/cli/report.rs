@@ -17,7 +17,7 @@ pub struct ReportArguments {
     #[arg(required = true, value_name = "RUNDIR")]
     runs: Vec<PathBuf>,
     /// The file [default: report.html, in RUNDIR where there is one, else here]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// The page's title [default: the run's name, or how many runs there are]
     #[arg(long, value_name = "TEXT")]

@@ -5,6 +5,7 @@
 //! written here: straight axes and lines are little work, and a file of them stays small enough to
 //! be sent around.
 
+mod axes;
 mod chart;
 #[cfg(test)]
 mod colours_tests;
