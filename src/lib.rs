@@ -63,6 +63,7 @@ pub mod profile;
 pub mod real;
 pub mod recommender;
 pub mod records;
+pub mod report;
 pub mod run;
 pub mod step;
 pub mod sweep;

@@ -5,10 +5,10 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// All calls of one kind of operation together.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Operation {
     /// The operation's name; on a GPU the kernel's.
     pub name: String,
@@ -20,6 +20,49 @@ pub struct Operation {
     pub bytes: u64,
     /// The operations on floating-point numbers.
     pub flops: u64,
+}
+
+/// The operations of one epoch of a run, timed one by one: `profile.json` of its directory.
+///
+/// They are those of the epoch's steps and of its evaluation. Timing them takes longer than doing
+/// them, so that the epoch's own seconds are not those of other epochs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Profile {
+    /// The program's version.
+    pub version: String,
+    /// The device, in words.
+    pub device: String,
+    /// The epoch, from 1.
+    pub epoch: u64,
+    /// The epoch's steps that were timed: all of them, unless the epoch was resumed in its middle.
+    pub steps: u64,
+    /// Wall time of these steps, in seconds.
+    pub train_seconds: f64,
+    /// Wall time of the epoch's evaluation, in seconds.
+    pub evaluate_seconds: f64,
+    /// The operations, those that took longest first.
+    pub operations: Vec<ProfiledOperation>,
+}
+
+/// An operation among others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProfiledOperation {
+    /// Its calls, together.
+    #[serde(flatten)]
+    pub operation: Operation,
+    /// Its part of the seconds of all operations, 0 to 1.
+    pub share: f64,
+}
+
+impl ProfiledOperation {
+    /// Operations with their shares, those that took longest first.
+    pub fn rank(mut operations: Vec<Operation>) -> Vec<Self> {
+        operations.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        let all: f64 = operations.iter().map(|operation| operation.seconds).sum();
+        let share = |seconds: f64| if all > 0.0 { seconds / all } else { 0.0 };
+        let ranked = |operation: Operation| Self { share: share(operation.seconds), operation };
+        operations.into_iter().map(ranked).collect()
+    }
 }
 
 /// What a device was found to do at most.
@@ -98,4 +141,26 @@ pub(crate) fn record<E>(work: impl FnOnce() -> Result<(), E>) -> Result<Vec<Oper
     IS_ON.store(false, Ordering::Relaxed);
     outcome?;
     Ok(std::mem::take(&mut *RECORDED.lock().unwrap_or_else(PoisonError::into_inner)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operation(name: &str, seconds: f64) -> Operation {
+        Operation { name: name.to_owned(), calls: 2, seconds, bytes: 8, flops: 4 }
+    }
+
+    #[test]
+    fn operations_are_ranked_by_their_seconds() {
+        let ranked = ProfiledOperation::rank(vec![operation("a", 1.0), operation("b", 3.0)]);
+        let found: Vec<_> =
+            ranked.iter().map(|ranked| (&*ranked.operation.name, ranked.share)).collect();
+        assert_eq!(found, [("b", 0.75), ("a", 0.25)]);
+        assert_eq!(ProfiledOperation::rank(vec![operation("a", 0.0)])[0].share, 0.0);
+        let json = serde_json::to_string(&ranked[0]).unwrap();
+        let expected = r#"{"name":"b","calls":2,"seconds":3.0,"bytes":8,"flops":4,"share":0.75}"#;
+        assert_eq!(json, expected);
+        assert_eq!(serde_json::from_str::<ProfiledOperation>(&json).unwrap(), ranked[0]);
+    }
 }

@@ -11,6 +11,8 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::profile::Profile;
+
 /// The four ranking metrics of one split, each at every list length (SPEC §9).
 ///
 /// In JSON this is one flat object, by list length and then by metric:
@@ -122,6 +124,10 @@ pub struct EpochRecord {
     pub evaluate_seconds: f64,
     /// Whether no earlier epoch has a higher validation Recall@20.
     pub best: bool,
+    /// Whether the epoch's operations were timed one by one, which takes longer: its seconds are not
+    /// those of other epochs. Left out of the JSON where they were not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub profiled: bool,
 }
 
 impl EpochRecord {
@@ -174,6 +180,13 @@ pub trait Observer {
     fn step(&mut self, _epoch: u64, _step_in_epoch: u64, _steps_per_epoch: u64) {}
     /// An epoch is trained and evaluated.
     fn epoch(&mut self, _record: &EpochRecord) {}
+    /// Whether the operations of `epoch` are to be timed one by one, which changes no result. On the
+    /// CPU they are those of the whole process, so that runs beside this one are among them.
+    fn wants_profile(&self, _epoch: u64) -> bool {
+        false
+    }
+    /// The operations of an epoch for which [`Observer::wants_profile`] said yes.
+    fn profile(&mut self, _profile: &Profile) {}
     /// A checkpoint is safely on disk.
     fn checkpoint(&mut self, _path: &Path) {}
 }
@@ -272,10 +285,11 @@ mod tests {
             train_seconds: 0.25,
             evaluate_seconds: 0.125,
             best: true,
+            profiled: false,
         };
         let json = serde_json::to_string(&record).unwrap();
         assert!(json.contains(r#""loss":{"total":0.30000000000000004,"ui":"#), "{json}");
-        assert!(!json.contains("test"), "{json}");
+        assert!(!json.contains("test") && !json.contains("profiled"), "{json}");
         assert_eq!(serde_json::from_str::<EpochRecord>(&json).unwrap(), record);
         assert_eq!(record.loss_term("reg"), Some(5e-324));
         assert_eq!(record.valid.unwrap().recall_at(20), Some(0.2));

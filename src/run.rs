@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::data::IdMaps;
+use crate::profile::Profile;
 use crate::records::{EpochRecord, Metrics};
 use crate::{Error, Result, files};
 
@@ -20,6 +21,8 @@ pub const MODEL: &str = "model.safetensors";
 pub const STATE: &str = "state.safetensors";
 /// The next `model.safetensors`, until the state that it belongs to is written.
 pub(crate) const NEXT_MODEL: &str = ".next-model.safetensors";
+/// The operations of one epoch, timed one by one; where that was asked for.
+pub const PROFILE: &str = "profile.json";
 /// What came of it.
 pub const SUMMARY: &str = "summary.json";
 
@@ -108,7 +111,7 @@ impl RunDirectory {
     pub fn discard_unused(self) {
         if !self.has_state() {
             // Best effort: what cannot be removed does no harm.
-            let files = [CONFIG, METRICS, files::LOCK].map(|name| self.file(name));
+            let files = [CONFIG, METRICS, PROFILE, files::LOCK].map(|name| self.file(name));
             for path in files.into_iter().chain(IdMaps::paths(&self.path)) {
                 std::fs::remove_file(path).ok();
             }
@@ -141,8 +144,17 @@ impl RunDirectory {
 
     /// Writes the summary.
     pub fn write_summary(&self, summary: &Summary) -> Result<()> {
-        let path = self.file(SUMMARY);
-        let mut text = serde_json::to_string_pretty(summary)
+        self.write_json(SUMMARY, summary)
+    }
+
+    /// Writes the operations of an epoch.
+    pub fn write_profile(&self, profile: &Profile) -> Result<()> {
+        self.write_json(PROFILE, profile)
+    }
+
+    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        let path = self.file(name);
+        let mut text = serde_json::to_string_pretty(value)
             .map_err(|error| Error::io(&path, "write", error.into()))?;
         text.push('\n');
         files::write_bytes_atomic(&path, text.as_bytes())

@@ -8,7 +8,7 @@ use assert_cmd::cargo::cargo_bin_cmd;
 use predicates::prelude::*;
 use predicates::str::{contains, is_empty, starts_with};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "train",
     "sweep",
     "evaluate",
@@ -18,6 +18,7 @@ const COMMANDS: [&str; 12] = [
     "prepare",
     "synth",
     "inspect",
+    "report",
     "bench",
     "devices",
     "completions",

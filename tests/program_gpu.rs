@@ -252,6 +252,23 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
         .stderr(contains("its setting feature_type is"));
 }
 
+/// Every launch of the epoch is timed, also those that are otherwise recorded once for many.
+#[test]
+fn a_profile_changes_no_bit_of_a_run() {
+    let Some(setting) = Setting::with_kernels() else { return };
+    let settings = ["--device", "0", "--batch-size", "700"];
+    setting.train("plain", &settings).assert().success();
+    setting.train("timed", &settings).arg("--profile").assert().success();
+    assert!(
+        setting.bytes("plain", "model.safetensors") == setting.bytes("timed", "model.safetensors")
+    );
+    let profile: Value = serde_json::from_slice(&setting.bytes("timed", "profile.json")).unwrap();
+    assert_eq!((profile["epoch"].as_u64(), profile["steps"].as_u64()), (Some(2), Some(8)));
+    let operations = profile["operations"].as_array().unwrap();
+    let calls = |name: &str| operations.iter().find(|o| o["name"] == name).map(|o| &o["calls"]);
+    assert_eq!(calls("next_batch"), Some(&8.into()), "{profile}");
+}
+
 #[test]
 fn a_number_that_a_type_cannot_hold_is_named() {
     let Some(setting) = Setting::with_kernels() else { return };

@@ -19,8 +19,10 @@ mod names;
 mod output;
 mod plan;
 mod prepare;
+mod profiling;
 mod progress;
 mod recommend;
+mod report;
 mod signals;
 mod similar;
 mod sweep;
@@ -83,6 +85,7 @@ enum Command {
     Prepare(Box<prepare::PrepareArguments>),
     Synth(synth::SynthArguments),
     Inspect(inspect::InspectArguments),
+    Report(report::ReportArguments),
     Bench(Box<bench::BenchArguments>),
     Devices(devices::DevicesArguments),
     Completions(completions::CompletionsArguments),
@@ -137,6 +140,7 @@ pub fn main() -> ExitCode {
         Command::Prepare(arguments) => prepare::run(arguments),
         Command::Synth(arguments) => synth::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Report(arguments) => report::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Devices(arguments) => devices::run(arguments),
         Command::Completions(arguments) => completions::run(arguments),

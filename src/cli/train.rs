@@ -12,6 +12,7 @@ use bm3_engine::train::{FitOptions, check_saved, fit as fit_model};
 use bm3_engine::{Error, Result, with_backend};
 
 use super::interrupt::{self, Interrupted};
+use super::profiling::Profiling;
 use super::progress::{Face, Reporter};
 use super::{FIXED_BY_A_RUN, backend, plan};
 
@@ -39,6 +40,10 @@ pub struct TrainArguments {
         conflicts_with = "dry_run",
     )]
     resume: Option<PathBuf>,
+    /// Time the operations of one epoch one by one and leave them as profile.json in the run's
+    /// directory: of the second epoch that is trained, or of the only one; no result changes
+    #[arg(long, help_heading = "Output")]
+    profile: bool,
     /// Read the data, print the settings and the memory that the run would have, and stop
     #[arg(long, help_heading = "Output")]
     dry_run: bool,
@@ -69,6 +74,10 @@ Examples:
     bm3-engine train --config runs/first/config.toml --seed 7 --out runs/second
     bm3-engine train --resume runs/first --epochs 2000
 
+  See how a run went, and what its time goes to:
+    bm3-engine train --data data/baby --out runs/baby --profile
+    bm3-engine report runs/baby
+
   MMRec's settings as they are, with one value where they sweep:
     bm3-engine train --config overall.yaml --config BM3.yaml --data data/baby";
 
@@ -83,6 +92,8 @@ pub struct TrainRequest {
     pub resume: bool,
     /// Print what would be done instead of doing it.
     pub dry_run: bool,
+    /// Time the operations of an epoch.
+    pub profile: bool,
     /// How progress is shown.
     pub face: Face,
 }
@@ -124,6 +135,7 @@ fn request(arguments: &TrainArguments) -> Result<(TrainRequest, Vec<String>)> {
         out,
         resume: arguments.resume.is_some(),
         dry_run: arguments.dry_run,
+        profile: arguments.profile,
         face: Face::choose(arguments.json, arguments.quiet),
     };
     Ok((request, notices))
@@ -205,9 +217,12 @@ fn fit(
         resume: request.resume,
         checkpoint_interval: Duration::from_secs(config.checkpoint_seconds),
     };
+    let mut observer = Profiling::new(observer, &directory, request.profile);
     let result = with_backend!(device, backend => fit_model(
-        backend, &dataset, &config.train, &directory, &options, observer, interrupted,
+        backend, &dataset, &config.train, &directory, &options, &mut observer, interrupted,
     ));
+    // The model counts for more: its own failure is told first.
+    let result = result.and_then(|summary| observer.finish().map(|()| summary));
     let in_vain = |error: &Error| error.is_input() || matches!(error, Error::DeviceMemory { .. });
     if !request.resume && result.as_ref().is_err_and(in_vain) {
         directory.discard_unused();
@@ -322,6 +337,7 @@ mod tests {
             "--patience=4",
             "--top-k=20,5,20",
             "--seed=1",
+            "--profile",
             "--dry-run",
             "--json",
         ])
@@ -335,7 +351,7 @@ mod tests {
         assert_eq!(request.config.checkpoint_seconds, 5);
         assert!(request.config.init.unwrap().ends_with("s.safetensors"));
         assert_eq!(request.out, Some("o".into()));
-        assert!(request.dry_run);
+        assert!(request.dry_run && request.profile);
         assert_eq!(request.face, Face::Json);
         // Each differs from its default, so that a flag that does not arrive is seen.
         let json = |config: &TrainConfig| match serde_json::to_value(config).unwrap() {
@@ -415,6 +431,7 @@ mod tests {
             "epochs",
             "patience",
             "checkpoint_seconds",
+            "profile",
             "json",
             "quiet",
             "help",

@@ -369,7 +369,8 @@ impl CudaBatches {
     /// See [`crate::backend::Backend::each_batch`].
     ///
     /// The first batch's launches are made one by one, and may allocate; the second one's are
-    /// recorded as a graph, which then serves this batch and all after it.
+    /// recorded as a graph, which then serves this batch and all after it. Where launches are timed,
+    /// all are made one by one.
     pub(super) fn each(
         &mut self,
         device: &Arc<Device>,
@@ -407,7 +408,7 @@ impl CudaBatches {
             if let Some(feed) = &mut feed {
                 feed.begin(number)?;
             }
-            if number == numbers.start {
+            if number == numbers.start || device.times_launches() {
                 self.advance(device)?;
                 step(&self.batch)?;
             } else {

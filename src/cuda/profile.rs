@@ -66,6 +66,11 @@ impl Device {
         recorded.operations().map_err(failed)
     }
 
+    /// Whether somebody wants to know how long launches take; recorded ones would not tell.
+    pub(super) fn times_launches(&self) -> bool {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Surrounds a launch with events, where anybody wants to know.
     pub(super) fn timed(
         &self,

@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod initial;
+mod profiled;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -273,7 +274,7 @@ impl<'a, B: Backend> Run<'a, B> {
             if self.epoch >= config.epochs {
                 break StopReason::Epochs;
             }
-            let Some(record) = self.train_epoch(config, observer, stop)? else {
+            let Some(record) = self.observed_epoch(config, observer, stop)? else {
                 break StopReason::Interrupted;
             };
             observer.epoch(&record);
@@ -367,6 +368,7 @@ impl<'a, B: Backend> Run<'a, B> {
             train_seconds,
             evaluate_seconds: 0.0,
             best,
+            profiled: false,
         };
         if best {
             // First, so that two snapshots are never held at once.

@@ -60,6 +60,7 @@ fn record(epoch: u64, recall: f64, best: bool) -> EpochRecord {
         train_seconds: 0.5,
         evaluate_seconds: 0.03,
         best,
+        profiled: false,
     }
 }
 

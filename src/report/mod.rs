@@ -1,0 +1,60 @@
+//! A picture of runs: one HTML file with their curves, metrics, settings and time by operation.
+//!
+//! [`read_runs`] reads run directories, [`render`] makes the page, which needs no other file, no
+//! network and, but for values that are read out under the pointer, no script. Its charts are SVG
+//! written here: straight axes and lines are little work, and a file of them stays small enough to
+//! be sent around.
+
+mod axes;
+mod chart;
+#[cfg(test)]
+mod colours_tests;
+mod curves;
+mod number;
+mod page;
+mod read;
+mod scale;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod thin;
+mod timing;
+
+use std::io::Read;
+use std::path::Path;
+
+pub use page::{MARKER, render};
+pub use read::{ReportedRun, read_runs};
+
+use crate::{Error, Result, files};
+
+/// The usual name of a report.
+pub const REPORT: &str = "report.html";
+
+/// Writes a report, atomically.
+///
+/// # Errors
+/// [`Error::Setting`] for `--out` where another file than a report is in its place, unless it may
+/// be `replaced`; [`Error::Io`].
+pub fn write(path: &Path, report: &str, replaced: bool) -> Result<()> {
+    if !replaced && !is_absent_or_report(path)? {
+        let problem = format!(
+            "{} is no report; add --force to write over it, or give another file",
+            path.display()
+        );
+        return Err(Error::setting("--out", problem));
+    }
+    files::write_bytes_atomic(path, report.as_bytes())
+}
+
+fn is_absent_or_report(path: &Path) -> Result<bool> {
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(Error::io(path, "read", error)),
+    };
+    let mut start = Vec::new();
+    let read = file.take(MARKER.len() as u64).read_to_end(&mut start);
+    read.map_err(|error| Error::io(path, "read", error))?;
+    Ok(start == MARKER.as_bytes())
+}

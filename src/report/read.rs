@@ -1,0 +1,252 @@
+//! The directories of runs, as a report reads them.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::profile::Profile;
+use crate::records::{EpochRecord, Metrics};
+use crate::run::{CONFIG, METRICS, PROFILE, SUMMARY, Summary, read_records};
+use crate::sweep::{SWEEP, SweepDirectory};
+use crate::{Error, Result};
+
+/// A run, finished or not, one epoch long at least.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReportedRun {
+    /// What it is called: the end of its directory's path that no other run's has.
+    pub name: String,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Its settings by the names of their flags, as `config.toml` has them; none where there is no
+    /// such file.
+    pub settings: Vec<(String, String)>,
+    /// Its epochs, ascending.
+    pub records: Vec<EpochRecord>,
+    /// What came of it, where it has ended.
+    pub summary: Option<Summary>,
+    /// The operations of one epoch, where they were timed.
+    pub profile: Option<Profile>,
+}
+
+impl ReportedRun {
+    /// Reads the directory of a run.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it, or a file of it, cannot be read; [`Error::RunFile`] naming the file
+    /// and the line that are not what a run leaves, or when no epoch is there.
+    pub fn read(directory: &Path) -> Result<Self> {
+        must_be_directory(directory)?;
+        let path = directory.join(METRICS);
+        if !path.exists() {
+            let problem = format!(
+                "no run to report on: there is no {METRICS} in it; give the directory of a run \
+                 that has trained an epoch"
+            );
+            return Err(Error::run_file(directory, problem));
+        }
+        let records = read_records(directory, u64::MAX)?;
+        let Some(last) = records.last() else {
+            return Err(Error::run_file(&path, "no epoch yet: nothing to report on"));
+        };
+        let ascends = |pair: &[EpochRecord]| pair[0].epoch < pair[1].epoch;
+        if let Some(index) = records.windows(2).position(|pair| !ascends(pair)) {
+            let (before, after) = (records[index].epoch, records[index + 1].epoch);
+            let line = index + 2;
+            let problem = format!("line {line}: epoch {after} found after epoch {before}");
+            return Err(Error::run_file(&path, problem));
+        }
+        // Of an earlier process, where the run goes on.
+        let summary: Option<Summary> = json(&directory.join(SUMMARY), "a run's summary")?;
+        let summary = summary.filter(|summary| summary.epochs >= last.epoch);
+        Ok(Self {
+            name: String::new(),
+            directory: directory.to_owned(),
+            settings: settings(&directory.join(CONFIG))?,
+            records,
+            summary,
+            profile: json(&directory.join(PROFILE), "the profile of an epoch")?,
+        })
+    }
+
+    /// The best epoch by validation Recall@20; the last one where there is no validation split.
+    pub fn best(&self) -> Option<&EpochRecord> {
+        self.records.iter().rev().find(|record| record.best)
+    }
+
+    /// The data set's name: the summary's, else that of the data's folder.
+    pub fn dataset(&self) -> Option<&str> {
+        let folder = || Path::new(self.setting("data")?).file_name()?.to_str();
+        self.summary.as_ref().map(|summary| &*summary.dataset).or_else(folder)
+    }
+
+    /// The device, in words, where it is known.
+    pub fn device(&self) -> Option<&str> {
+        let profiled = || self.profile.as_ref().map(|profile| &*profile.device);
+        self.summary.as_ref().map(|summary| &*summary.device).or_else(profiled)
+    }
+
+    /// A setting by the name of its flag.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
+    }
+}
+
+/// A metric at a list length, where it was measured.
+pub fn metric(metrics: Option<&Metrics>, name: &str, k: usize) -> Option<f64> {
+    let metrics = metrics?;
+    let position = metrics.top_k.iter().position(|&length| length == k)?;
+    let (_, values) = metrics.by_name().into_iter().find(|(known, _)| *known == name)?;
+    values.get(position).copied()
+}
+
+/// Reads the runs in these directories, in this order; of a sweep's directory those of its runs
+/// that have trained an epoch.
+///
+/// # Errors
+/// Those of [`ReportedRun::read`] and [`SweepDirectory::plan`]; [`Error::RunFile`] for a sweep of
+/// which no run has trained an epoch.
+pub fn read_runs<P: AsRef<Path>>(directories: &[P]) -> Result<Vec<ReportedRun>> {
+    let mut runs = Vec::new();
+    for directory in directories {
+        let directory = directory.as_ref();
+        if !directory.join(SWEEP).is_file() {
+            runs.push(ReportedRun::read(directory)?);
+            continue;
+        }
+        let before = runs.len();
+        for planned in SweepDirectory::plan(directory)?.runs()? {
+            let run = directory.join(planned.name);
+            // Written when the first epochs are there, and never empty.
+            if run.join(METRICS).is_file() {
+                runs.push(ReportedRun::read(&run)?);
+            }
+        }
+        if runs.len() == before {
+            let problem = "no run of this sweep has trained an epoch yet: nothing to report on";
+            return Err(Error::run_file(directory, problem));
+        }
+    }
+    name(&mut runs);
+    Ok(runs)
+}
+
+/// Gives each run as much of the end of its path as tells it from the others.
+fn name(runs: &mut [ReportedRun]) {
+    let absolute =
+        |run: &ReportedRun| run.directory.canonicalize().unwrap_or_else(|_| run.directory.clone());
+    let paths: Vec<PathBuf> = runs.iter().map(absolute).collect();
+    let most = paths.iter().map(|path| path.iter().count()).max().unwrap_or(0);
+    for parts in 1..=most {
+        let names: Vec<String> = paths.iter().map(|path| end(path, parts)).collect();
+        let mut times: HashMap<&str, usize> = HashMap::new();
+        names.iter().for_each(|name| *times.entry(name).or_default() += 1);
+        for (run, name) in runs.iter_mut().zip(&names) {
+            // The same directory, given twice, has one name in the end.
+            if run.name.is_empty() && (times[&**name] == 1 || parts == most) {
+                run.name.clone_from(name);
+            }
+        }
+    }
+}
+
+/// The last `parts` parts of a path.
+fn end(path: &Path, parts: usize) -> String {
+    let all: Vec<_> = path.iter().collect();
+    all[all.len().saturating_sub(parts)..].iter().collect::<PathBuf>().display().to_string()
+}
+
+fn must_be_directory(path: &Path) -> Result<()> {
+    let found = std::fs::metadata(path).map_err(|error| Error::io(path, "read", error))?;
+    if !found.is_dir() {
+        return Err(Error::run_file(path, "a file found, the directory of a run expected"));
+    }
+    Ok(())
+}
+
+/// The text of a file, where there is one.
+fn text(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(path, "read", error)),
+    }
+}
+
+/// What a JSON file says, where there is one.
+fn json<T: serde::de::DeserializeOwned>(path: &Path, what: &str) -> Result<Option<T>> {
+    let Some(text) = text(path)? else { return Ok(None) };
+    // The parser's message ends with line and column.
+    let parsed = serde_json::from_str(&text);
+    parsed.map_err(|error| Error::run_file(path, format!("not {what}: {error}"))).map(Some)
+}
+
+/// The keys and values of a `config.toml`. They are shown, not used, so that those of another
+/// version of this program, or of data that has gone, are none the worse.
+fn settings(path: &Path) -> Result<Vec<(String, String)>> {
+    let Some(text) = text(path)? else { return Ok(Vec::new()) };
+    let table: toml::Table = toml::from_str(&text).map_err(|error| {
+        let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or(""));
+        let line = before.matches('\n').count() + 1;
+        Error::run_file(path, format!("line {line}: {}", error.message()))
+    })?;
+    let mut settings = Vec::new();
+    for (key, value) in table {
+        match value {
+            toml::Value::Table(table) => {
+                let inner = table.into_iter().map(|(name, value)| (format!("{key}.{name}"), value));
+                settings.extend(inner.map(|(name, value)| (name, word(&value))));
+            }
+            value => settings.push((key.replace('_', "-"), word(&value))),
+        }
+    }
+    Ok(settings)
+}
+
+fn word(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Array(list) => list.iter().map(word).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(paths: &[&str]) -> Vec<String> {
+        let run = |path: &&str| ReportedRun {
+            name: String::new(),
+            directory: path.into(),
+            settings: Vec::new(),
+            records: Vec::new(),
+            summary: None,
+            profile: None,
+        };
+        let mut runs: Vec<ReportedRun> = paths.iter().map(run).collect();
+        name(&mut runs);
+        runs.into_iter().map(|run| run.name).collect()
+    }
+
+    #[test]
+    fn runs_have_the_shortest_names_that_tell_them_apart() {
+        assert_eq!(named(&["/none/runs/a", "/none/runs/b"]), ["a", "b"]);
+        assert_eq!(named(&["/none/x/a", "/none/y/a", "/none/y/b"]), ["x/a", "y/a", "b"]);
+        assert_eq!(named(&["/none/a", "/none/a"]), ["/none/a", "/none/a"]);
+    }
+
+    #[test]
+    fn settings_are_shown_as_they_stand() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(CONFIG);
+        assert_eq!(settings(&path).unwrap(), []);
+        let text = "data = '/d'\ntop_k = [5, 20]\ndropout = 0.5\n\n[features]\na_b = ['x', 'y']\n";
+        std::fs::write(&path, text).unwrap();
+        let found = settings(&path).unwrap();
+        let expected =
+            [("data", "/d"), ("top-k", "5, 20"), ("dropout", "0.5"), ("features.a_b", "x, y")];
+        assert_eq!(found, expected.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        std::fs::write(&path, "a = 1\nb = \n").unwrap();
+        let error = settings(&path).unwrap_err().to_string();
+        assert!(error.contains("config.toml: line 2: "), "{error}");
+    }
+}

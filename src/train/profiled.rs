@@ -1,0 +1,44 @@
+//! An epoch whose operations are timed one by one, where who observes the run wants to know.
+
+use std::sync::atomic::AtomicBool;
+
+use super::Run;
+use crate::Result;
+use crate::backend::Backend;
+use crate::config::TrainConfig;
+use crate::profile::{Profile, ProfiledOperation};
+use crate::records::{EpochRecord, Observer};
+
+impl<B: Backend> Run<'_, B> {
+    /// [`Run::train_epoch`], timed where that is wanted; the results are the same to the bit.
+    pub(super) fn observed_epoch(
+        &mut self,
+        config: &TrainConfig,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Option<EpochRecord>> {
+        let epoch = self.epoch + 1;
+        if !observer.wants_profile(epoch) {
+            return self.train_epoch(config, observer, stop);
+        }
+        let backend = self.model.backend().clone();
+        let (steps_before, mut record) = (self.step, None);
+        let operations = backend.profile(&mut || {
+            record = self.train_epoch(config, observer, stop)?;
+            Ok(())
+        })?;
+        // An epoch that was interrupted is one when it is resumed.
+        let Some(record) = &mut record else { return Ok(None) };
+        record.profiled = true;
+        observer.profile(&Profile {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            device: backend.describe(),
+            epoch,
+            steps: self.step - steps_before,
+            train_seconds: record.train_seconds,
+            evaluate_seconds: record.evaluate_seconds,
+            operations: ProfiledOperation::rank(operations),
+        });
+        Ok(Some(record.clone()))
+    }
+}
