@@ -31,8 +31,8 @@ impl<'a> Query<'a> {
     ///
     /// In the place of a row p(H_u) stands the mean of the items' rows H_i, each weighted by 1/√degree
     /// as in Â: the loss of equation (6) makes p(H_u) point where the rows of the user's items point.
-    /// On Last.fm-2K this does as well for users left out of training as training on them
-    /// (`examples/cold_start.rs`).
+    /// On Last.fm-2K users left out of training are served nearly as well by it (Recall@20 .322) as by
+    /// training on them (.336; `examples/cold_start.rs`).
     pub fn items(items: &'a [u32]) -> Self {
         Self { whom: Whom::Items(items), excluded: &[], with_seen: false }
     }
