@@ -2,7 +2,7 @@
 # Builds what tests/gpu/run.sh runs on a machine that has a GPU and no cargo: the program and the
 # tests of the kernels, stripped, into target/gpu/bin.
 #
-#   tests/gpu/build.sh [TARGET ...]      test targets [kernels golden training streaming]
+#   tests/gpu/build.sh [TARGET ...]      test targets [kernels golden training streaming recommender]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export BM3_REQUIRE_CUDA=1
@@ -13,7 +13,7 @@ rm -rf "$bin"
 mkdir -p "$bin"
 cargo build --release --locked --bin bm3-engine
 cp target/release/bm3-engine "$bin"
-[ $# -gt 0 ] || set -- kernels golden training streaming
+[ $# -gt 0 ] || set -- kernels golden training streaming recommender
 programs=$(python3 tests/emulator/test_binaries.py --release "$@")
 for program in $programs; do
   name=$(basename "$program")

@@ -1,29 +1,31 @@
 #!/usr/bin/env bash
 # Everything there is to run on a GPU, from the programs that tests/gpu/build.sh collected:
 #
-#   tests/gpu/run.sh [STAGE ...]      machine tests training sweep sanitizers peer [all]
+#   tests/gpu/run.sh [STAGE ...]      machine tests training sweep serving sanitizers peer [all]
 #
 #   machine     the GPU, its driver, and what the program says of itself
 #   tests       the kernels' tests and the golden cases, on GPU 0
 #   training    a run on GPU 0 and one on the CPU agree; two runs on the GPU are the same to the bit
 #   sweep       eight runs at once and one after another: the same bits, and how much faster
+#   serving     how fast a model answers, on the GPU and on the CPU
 #   sanitizers  compute-sanitizer over the tests and a short training
 #   peer        time per step beside PyTorch, where python3 has it
 #
 # Needs bash, coreutils and python3. A failing step does not stop later ones; the exit code is 1 when
 # any failed. OUT [target/gpu] receives log.txt and summary.md. BM3_TEST_DATA names a data folder
 # for the training [../shared/data/lfm2k, or else a made-up set], BM3_TEST_EPOCHS its length [30],
-# BM3_TEST_SHAPE the made-up set for the sweep and the peer [baby].
+# BM3_TEST_SHAPE the made-up set for the sweep and the peer [baby], BM3_TEST_SERVING_SHAPE for serving
+# [electronics].
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 bin=target/gpu/bin
 engine=$bin/bm3-engine
 out=${OUT:-target/gpu}
-[ $# -gt 0 ] || set -- machine tests training sweep sanitizers peer
+[ $# -gt 0 ] || set -- machine tests training sweep serving sanitizers peer
 for stage in "$@"; do
   case $stage in
-    machine | tests | training | sweep | sanitizers | peer) ;;
+    machine | tests | training | sweep | serving | sanitizers | peer) ;;
     *) echo "unknown stage: $stage" >&2; exit 2 ;;
   esac
 done
@@ -118,6 +120,17 @@ sweep() {
   done
 }
 
+serving() {
+  local device shape=${BM3_TEST_SERVING_SHAPE:-electronics}
+  step "a data set for serving" 120 "$engine" synth --shape "$shape" --image 0 --text 0 --out "$work/serving-set"
+  step "a model for serving" 300 "$engine" train --data "$work/serving-set" --device 0 --modalities none --epochs 1 \
+    --out "$work/serving" --quiet
+  for device in 0 cpu; do
+    step "how fast it answers on $device" 120 "$engine" bench --model "$work/serving" --device "$device"
+    sed -n "/^== how fast it answers on $device/,\$p" "$log" | grep -E 'users, |^on |one user|batch of|caller' >>"$work/figures" || true
+  done
+}
+
 sanitizers() {
   local tool program
   if ! command -v compute-sanitizer >/dev/null; then
@@ -142,7 +155,7 @@ peer() {
   fi
   step "a data set for the peer" 120 "$engine" synth --shape "${BM3_TEST_SHAPE:-baby}" --out "$work/peer"
   step "engine and peer in turn" 500 python3 benches/compare.py --data "$work/peer" --engine "$engine" --device 0 --operations
-  sed -n '/^Milliseconds per step/,/^== /p' "$log" | grep -v '^== ' >"$work/figures" || true
+  sed -n '/^Milliseconds per step/,/^== /p' "$log" | grep -v '^== ' >>"$work/figures" || true
 }
 
 {
