@@ -5,13 +5,14 @@ mod common;
 mod emulator;
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bm3_engine::backend::TopK;
 use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
-use bm3_engine::data::{Dataset, FeatureMatrix, Modality};
+use bm3_engine::data::{Dataset, DatasetOptions, FeatureMatrix, Modality};
 use bm3_engine::device::Device;
 use bm3_engine::run::StopReason;
 use bm3_engine::{Model, Query, Recommender, ScoredItem, Trainer};
@@ -292,6 +293,48 @@ fn cold_items_are_found_by_their_features() {
             assert_eq!(new_user.items[0] % 4, 17 % 4);
         }
     }
+}
+
+/// On a real data set: a tenth of the items without any interaction, found again by their features.
+#[test]
+fn cold_items_of_a_real_data_set_are_found() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/lfm2k");
+    if !folder.is_dir() {
+        println!("skipped: {} is not there", folder.display());
+        return;
+    }
+    let whole = Dataset::open(&folder, &DatasetOptions::default()).unwrap();
+    let hidden = |item: u32| item % 10 == 3;
+    let pairs = || whole.train.users.iter().copied().zip(whole.train.items.iter().copied());
+    let (users, items): (Vec<u32>, Vec<u32>) = pairs().filter(|&(_, item)| !hidden(item)).unzip();
+    let mut builder = Dataset::builder("cold").train(&users, &items);
+    for modality in &whole.modalities {
+        builder = builder.modality(&modality.name, modality.features.clone());
+    }
+    let dataset = builder.at_least(whole.users, whole.items).build().unwrap();
+    let model = trained(&dataset, TrainConfig { epochs: 30, ..TrainConfig::default() });
+    let mut recommender = Recommender::new(model).unwrap();
+    recommender.score_cold_items(&[]).unwrap();
+    let candidates: Vec<u32> = (0..whole.items as u32).filter(|&item| hidden(item)).collect();
+    let (mut recall, mut by_chance, mut count) = (0.0, 0.0, 0.0);
+    for user in 0..whole.users as u32 {
+        let wanted: Vec<u32> = pairs()
+            .filter(|&(other, item)| other == user && hidden(item))
+            .map(|(_, item)| item)
+            .collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        let list = recommender.rank(Query::user(user), &candidates, 20).unwrap();
+        let hits = list.iter().filter(|found| wanted.contains(&found.item)).count();
+        recall += hits as f64 / wanted.len() as f64;
+        by_chance += 20.0 / candidates.len() as f64;
+        count += 1.0;
+    }
+    // Nobody knows how popular they would be: by popularity is by chance.
+    let (recall, by_chance) = (recall / count, by_chance / count);
+    println!("Recall@20 of hidden items: {recall:.3}, by chance {by_chance:.3}");
+    assert!(recall > 2.5 * by_chance, "{recall} {by_chance}");
 }
 
 #[test]
