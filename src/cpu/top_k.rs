@@ -98,6 +98,9 @@ pub struct ItemIndex<T> {
 }
 
 impl<T: Real> ItemIndex<T> {
+    /// Queries that are answered on the thread that asks.
+    pub const TASK: usize = USERS_PER_TASK;
+
     /// Packs I × d rows of `width` d, at least 1.
     pub fn new(items: &[T], width: usize) -> Self {
         let rows = Matrix::new(items, width);

@@ -13,31 +13,22 @@ use super::device::Device;
 use super::memory::Memory;
 use super::ranking::{Masked, ranked};
 use crate::backend::TopK;
-use crate::recommender::Masks;
+use crate::recommender::{Search, apart};
 use crate::{Error, Result};
 
 /// Queries of one launch: enough blocks for every multiprocessor, with lists of any length.
 const QUERIES: usize = 4096;
 
-/// What the thread that works with the device is asked for.
-struct Search {
-    /// q × d.
-    queries: Vec<f32>,
-    masks: Masks,
-    k: usize,
+/// A search, and who waits for it.
+struct Waiting {
+    search: Search,
     answer: SyncSender<Result<TopK>>,
-}
-
-impl Search {
-    fn count(&self) -> usize {
-        self.masks.offsets.len() - 1
-    }
 }
 
 /// The rows of all items on a device.
 pub(crate) struct CudaIndex {
     /// `None` once it is being dropped, which ends the thread.
-    searches: Option<Sender<Search>>,
+    searches: Option<Sender<Waiting>>,
     worker: Option<JoinHandle<()>>,
     device: String,
 }
@@ -67,11 +58,12 @@ impl CudaIndex {
         Ok(Self { searches: Some(searches), worker: Some(worker), device: name })
     }
 
-    /// The `k` best items for each row of `queries`, what its mask names left out.
+    /// The lists of a search.
     ///
     /// # Errors
     /// Those of the device.
-    pub fn search(&self, mut queries: Vec<f32>, mut masks: Masks, k: usize) -> Result<TopK> {
+    pub fn search(&self, search: Search) -> Result<TopK> {
+        let Search { mut queries, mut masks, k } = search;
         let count = masks.offsets.len() - 1;
         if count == 0 {
             return Ok(TopK::empty(0, k));
@@ -81,10 +73,11 @@ impl CudaIndex {
         while masks.offsets.len() - 1 > QUERIES {
             let later = queries.split_off(QUERIES * width);
             let (first, rest) = masks.split(QUERIES);
-            parts.push(self.ask(std::mem::replace(&mut queries, later), first, k)?);
+            let queries = std::mem::replace(&mut queries, later);
+            parts.push(self.ask(Search { queries, masks: first, k })?);
             masks = rest;
         }
-        parts.push(self.ask(queries, masks, k)?);
+        parts.push(self.ask(Search { queries, masks, k })?);
         let mut all = TopK::empty(0, k);
         for answer in parts {
             let lists = answer.recv().map_err(|_| self.ended())??;
@@ -95,10 +88,9 @@ impl CudaIndex {
     }
 
     /// Asks for the lists of at most [`QUERIES`] queries.
-    fn ask(&self, queries: Vec<f32>, masks: Masks, k: usize) -> Result<Receiver<Result<TopK>>> {
+    fn ask(&self, search: Search) -> Result<Receiver<Result<TopK>>> {
         let (answer, answered) = sync_channel(1);
-        let search = Search { queries, masks, k, answer };
-        let sent = self.searches.as_ref().map(|searches| searches.send(search));
+        let sent = self.searches.as_ref().map(|searches| searches.send(Waiting { search, answer }));
         match sent {
             Some(Ok(())) => Ok(answered),
             _ => Err(self.ended()),
@@ -132,71 +124,54 @@ struct Worker {
 }
 
 impl Worker {
-    fn work(mut self, waiting: &Receiver<Search>) {
+    fn work(mut self, waiting: &Receiver<Waiting>) {
         let mut next = None;
         while let Some(first) = next.take().or_else(|| waiting.recv().ok()) {
-            let mut count = first.count();
-            let mut searches = vec![first];
-            while let Ok(search) = waiting.try_recv() {
-                if count + search.count() > QUERIES {
-                    next = Some(search);
+            let mut count = first.search.count();
+            let mut searches: Vec<Waiting> = vec![first];
+            while let Ok(other) = waiting.try_recv() {
+                if count + other.search.count() > QUERIES {
+                    next = Some(other);
                     break;
                 }
-                count += search.count();
-                searches.push(search);
+                count += other.search.count();
+                searches.push(other);
             }
-            self.answer(searches);
+            self.answer(&searches);
         }
     }
 
     /// Answers some searches by one launch. A caller that does not wait any more misses nothing.
-    fn answer(&mut self, searches: Vec<Search>) {
-        let k = searches.iter().map(|search| search.k).max().unwrap_or(1);
-        match self.lists(&searches, k) {
-            Ok(lists) => {
-                let mut first = 0;
-                for search in searches {
-                    let rows = first..first + search.count();
-                    first = rows.end;
-                    // The beginning of a longer list is the shorter one.
-                    let cut = |row: usize| row * k..row * k + search.k;
-                    let items = rows.clone().flat_map(|row| &lists.items[cut(row)]).copied();
-                    let scores = rows.flat_map(|row| &lists.scores[cut(row)]).copied();
-                    let (items, scores) = (items.collect(), scores.collect());
-                    search.answer.send(Ok(TopK { k: search.k, items, scores })).ok();
-                }
-            }
-            Err(error) => {
-                for search in &searches {
-                    search.answer.send(Err(repeated(&error))).ok();
-                }
-            }
+    fn answer(&mut self, searches: &[Waiting]) {
+        let all = Search::together(searches.iter().map(|waiting| &waiting.search));
+        let lists = self.lists(&all);
+        let mut first = 0;
+        for Waiting { search, answer } in searches {
+            let own = match &lists {
+                Ok(lists) => Ok(apart(lists, first, search)),
+                Err(error) => Err(repeated(error)),
+            };
+            first += search.count();
+            answer.send(own).ok();
         }
     }
 
-    fn lists(&mut self, searches: &[Search], k: usize) -> Result<TopK> {
-        let queries: Vec<f32> =
-            searches.iter().flat_map(|search| &search.queries).copied().collect();
-        let (mut offsets, mut neighbours) = (vec![0u32], Vec::new());
-        for search in searches {
-            for query in 0..search.count() {
-                // The kernel knows items as the nodes after the queries.
-                let nodes = search.masks.of(query).iter().map(|&item| QUERIES as u32 + item);
-                neighbours.extend(nodes);
-                offsets.push(neighbours.len() as u32);
-            }
-        }
+    fn lists(&mut self, search: &Search) -> Result<TopK> {
+        let Search { queries, masks, k } = search;
+        let offsets = &masks.offsets;
+        // The kernel knows items as the nodes after the queries.
+        let neighbours: Vec<u32> = masks.items.iter().map(|&item| QUERIES as u32 + item).collect();
         let count = offsets.len() - 1;
-        self.rows.write(0, &queries, "the rows of queries")?;
+        self.rows.write(0, queries, "the rows of queries")?;
         let what = "what lists leave out";
         let masked = Masked {
             users: QUERIES,
             items: self.rows.len() / self.width - QUERIES,
-            offsets: &Memory::from_slice(&self.device, &offsets, what)?,
+            offsets: &Memory::from_slice(&self.device, offsets, what)?,
             neighbours: &Memory::from_slice(&self.device, &neighbours, what)?,
         };
         let ids: Vec<u32> = (0..count as u32).collect();
-        ranked(&self.device, &masked, self.rows.address_of(0), self.width, &ids, k)?.read()
+        ranked(&self.device, &masked, self.rows.address_of(0), self.width, &ids, *k)?.read()
     }
 }
 

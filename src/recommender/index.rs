@@ -1,7 +1,8 @@
 //! Item rows on a device, searched for those with the highest product with a query.
 
+use super::together::Search;
+use super::turns::Turns;
 use crate::backend::TopK;
-use crate::cpu::ItemIndex;
 use crate::cuda::CudaIndex;
 use crate::device::Device;
 use crate::{Error, Result};
@@ -57,8 +58,8 @@ impl Masks {
 
 /// Item rows, ready to be searched by any number of threads at a time.
 pub(crate) enum Index {
-    /// Every caller searches on a thread of its own: they share nothing that changes.
-    Cpu(ItemIndex<f32>),
+    /// Callers search on their own threads, and for each other when they are too many.
+    Cpu(Turns),
     /// Callers are answered together, as many as wait.
     Gpu(CudaIndex),
 }
@@ -70,7 +71,7 @@ impl Index {
     /// [`crate::Error::DeviceMemory`] where they have no room there.
     pub fn new(device: &Device, items: &[f32], width: usize) -> Result<Self> {
         Ok(match device {
-            Device::Cpu(_) => Self::Cpu(ItemIndex::new(items, width)),
+            Device::Cpu(_) => Self::Cpu(Turns::new(items, width)),
             Device::Gpu(gpu) => {
                 Self::Gpu(CudaIndex::new(gpu, items, width).map_err(Error::without_advice)?)
             }
@@ -84,10 +85,8 @@ impl Index {
     /// Those of the device.
     pub fn search(&self, queries: Vec<f32>, masks: Masks, k: usize) -> Result<TopK> {
         match self {
-            Self::Cpu(index) => {
-                Ok(index.search(&queries, |query| masks.of(query).iter().copied(), k))
-            }
-            Self::Gpu(index) => index.search(queries, masks, k),
+            Self::Cpu(turns) => Ok(turns.search(Search { queries, masks, k })),
+            Self::Gpu(index) => index.search(Search { queries, masks, k }),
         }
     }
 }

@@ -3,6 +3,8 @@
 mod cold;
 mod index;
 mod query;
+mod together;
+mod turns;
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,6 +13,7 @@ use index::Index;
 pub(crate) use index::Masks;
 pub use query::Query;
 use query::Whom;
+pub(crate) use together::{Search, apart};
 
 use crate::backend::TopK;
 use crate::config::{DeviceChoice, MAX_TOP_K};
@@ -31,9 +34,9 @@ pub struct ScoredItem {
 
 /// A trained model, ready to answer.
 ///
-/// Answers take `&self`, so that any number of threads may ask at a time: on the CPU each computes
-/// on its own, on a GPU those that wait are answered together. An answer's bits depend on the model
-/// and the question alone.
+/// Answers take `&self`, so that any number of threads may ask at a time. On the CPU each computes on its
+/// own as long as there are processors; those that wait, there and on a GPU, are answered together. An
+/// answer's bits depend on the model and the question alone.
 pub struct Recommender {
     model: Arc<Model>,
     device: Device,

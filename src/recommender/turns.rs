@@ -1,0 +1,167 @@
+//! Searches on the CPU by callers at the same time.
+//!
+//! As long as there are no more callers than processors, each searches on its own thread, at once. When
+//! there are more, the others wait for a turn instead of taking the processors from each other, and
+//! whoever gets the next one searches for those that wait beside it as well: the items' rows are read
+//! once for all of them. The lock is held while a caller comes or goes, never while one searches.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::together::{Search, apart};
+use crate::backend::TopK;
+use crate::cpu::ItemIndex;
+
+/// Queries of one turn: what one task of the index takes.
+const QUERIES: usize = ItemIndex::<f32>::TASK;
+
+/// The rows of all items, and whose turn it is.
+pub(crate) struct Turns {
+    index: ItemIndex<f32>,
+    /// Callers that may search at a time.
+    lanes: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Callers that search.
+    running: usize,
+    waiting: VecDeque<Waiting>,
+}
+
+struct Waiting {
+    search: Search,
+    answer: SyncSender<Answer>,
+}
+
+/// What a caller that waits is told.
+enum Answer {
+    /// Another one has searched for it.
+    Lists(TopK),
+    /// It has the turn: its own search, and those that it makes as well.
+    Turn(Search, Vec<Waiting>),
+}
+
+impl Turns {
+    /// Takes I × d rows.
+    pub fn new(items: &[f32], width: usize) -> Self {
+        let lanes = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { index: ItemIndex::new(items, width), lanes, state: Mutex::default() }
+    }
+
+    /// The lists of a search.
+    pub fn search(&self, search: Search) -> TopK {
+        if search.count() > QUERIES {
+            // It has the rayon pool, which shares the processors as well as turns do.
+            return self.lists(&search);
+        }
+        let mut state = self.state();
+        if state.running < self.lanes {
+            state.running += 1;
+            drop(state);
+            return self.turn(search, Vec::new());
+        }
+        let (answer, answered) = sync_channel(1);
+        state.waiting.push_back(Waiting { search, answer });
+        drop(state);
+        match answered.recv() {
+            Ok(Answer::Lists(lists)) => lists,
+            Ok(Answer::Turn(search, others)) => self.turn(search, others),
+            // Whoever has taken the request answers it, or has ended by a panic.
+            Err(_) => panic!("a thread that searched for several callers has ended"),
+        }
+    }
+
+    /// Searches for the caller and for others, and hands the turn on.
+    fn turn(&self, own: Search, others: Vec<Waiting>) -> TopK {
+        let _next = Next(self);
+        if others.is_empty() {
+            return self.lists(&own);
+        }
+        let all = std::iter::once(&own).chain(others.iter().map(|waiting| &waiting.search));
+        let lists = self.lists(&Search::together(all));
+        let mut first = own.count();
+        for Waiting { search, answer } in &others {
+            // It waits until it is answered.
+            answer.send(Answer::Lists(apart(&lists, first, search))).ok();
+            first += search.count();
+        }
+        apart(&lists, 0, &own)
+    }
+
+    fn lists(&self, search: &Search) -> TopK {
+        let masked = |query| search.masks.of(query).iter().copied();
+        self.index.search(&search.queries, masked, search.k)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing is left half done by a panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Hands a turn on when it is over, be it by a panic.
+struct Next<'a>(&'a Turns);
+
+impl Drop for Next<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        let Some(Waiting { search, answer }) = state.waiting.pop_front() else {
+            state.running -= 1;
+            return;
+        };
+        let mut count = search.count();
+        let mut others = Vec::new();
+        while let Some(next) = state.waiting.front() {
+            count += next.search.count();
+            if count > QUERIES {
+                break;
+            }
+            others.extend(state.waiting.pop_front());
+        }
+        drop(state);
+        // It waits until it is answered.
+        answer.send(Answer::Turn(search, others)).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::super::Masks;
+    use super::*;
+
+    /// Searches of any sizes by many callers: each has its own lists, and no turn is lost.
+    #[test]
+    fn callers_have_their_own_lists_and_turns_end() {
+        let width = 4;
+        let items: Vec<f32> = (0..400 * width).map(|n| ((n * 37) % 101) as f32 - 50.0).collect();
+        let turns = Turns { lanes: 1, ..Turns::new(&items, width) };
+        let search = |seed: usize| {
+            let count = 1 + seed % 3;
+            let queries = (0..count * width).map(|n| ((n + seed) * 31 % 17) as f32).collect();
+            let mut masks = Masks::new();
+            (0..count).for_each(|n| masks.push([(seed + n) as u32].into_iter(), &[7]));
+            Search { queries, masks, k: 1 + seed % 5 }
+        };
+        let callers = 12;
+        let barrier = Barrier::new(callers);
+        std::thread::scope(|scope| {
+            for caller in 0..callers {
+                let (turns, barrier, search) = (&turns, &barrier, &search);
+                scope.spawn(move || {
+                    barrier.wait();
+                    for round in 0..200 {
+                        let seed = caller * 17 + round;
+                        assert!(turns.search(search(seed)) == turns.lists(&search(seed)));
+                    }
+                });
+            }
+        });
+        let state = turns.state();
+        assert_eq!((state.running, state.waiting.len()), (0, 0));
+    }
+}
