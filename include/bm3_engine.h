@@ -110,8 +110,8 @@ typedef struct bm3_features {
     const char *files;
 } bm3_features;
 
-// Lists of items, one after the other: list n is items[offsets[n]] up to, and without,
-// items[offsets[n + 1]].
+// Lists of items, one after the other: list n is `items[offsets[n]]` up to, and without,
+// `items[offsets[n + 1]]`.
 typedef struct bm3_lists {
     // One more than there are lists: ascending, from 0 to `items_len`.
     const size_t *offsets;
@@ -179,7 +179,7 @@ bm3_status bm3_dataset_sizes(const struct bm3_dataset *dataset, size_t *users, s
 // `bm3_dataset_builder_free` frees it where that is not wanted any more.
 bm3_status bm3_dataset_builder_new(const char *name, struct bm3_dataset_builder **builder);
 
-// Adds interactions: user users[n] with item items[n], for n below `pairs_len`. They are copied.
+// Adds interactions: user `users[n]` with item `items[n]`, for n below `pairs_len`. They are copied.
 // `split` is one of `bm3_split`.
 bm3_status bm3_dataset_builder_add_pairs(struct bm3_dataset_builder *builder,
                                          int32_t split,

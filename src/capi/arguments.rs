@@ -10,8 +10,8 @@ use super::status::Failure;
 use crate::config::{ConfigFile, DeviceChoice, FeatureSource};
 use crate::data::{FeatureMatrix, Modality};
 
-/// Lists of items, one after the other: list n is items[offsets[n]] up to, and without,
-/// items[offsets[n + 1]].
+/// Lists of items, one after the other: list n is `items[offsets[n]]` up to, and without,
+/// `items[offsets[n + 1]]`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct bm3_lists {

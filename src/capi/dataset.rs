@@ -121,7 +121,7 @@ pub unsafe extern "C" fn bm3_dataset_builder_new(
     })
 }
 
-/// Adds interactions: user users[n] with item items[n], for n below `pairs_len`. They are copied.
+/// Adds interactions: user `users[n]` with item `items[n]`, for n below `pairs_len`. They are copied.
 /// `split` is one of `bm3_split`.
 ///
 /// # Safety

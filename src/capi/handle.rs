@@ -164,7 +164,7 @@ mod tests {
         // SAFETY: handles of these tests are used by one thread, and not after they were freed.
         unsafe {
             assert_eq!(*borrow(pointer).unwrap(), 7);
-            change(pointer, |value| Ok(*value += 1)).unwrap();
+            assert_eq!(change(pointer, |value| Ok(std::mem::replace(value, 8))).unwrap(), 7);
             assert_eq!(take(&raw mut pointer).unwrap(), Some(8));
             assert!(pointer.is_null());
             assert_eq!(take(&raw mut pointer).unwrap(), None);
