@@ -30,6 +30,8 @@
 //! # Ok::<(), bm3_engine::Error>(())
 //! ```
 //!
+//! C has the same by the functions of `capi` (feature `capi`) and `include/bm3_engine.h`.
+//!
 //! Errors are typed ([`Error`]); nothing is printed, no process ended, and what is worth knowing on
 //! the way is told as `tracing` events. CPU work runs in the rayon pool it is called from.
 //!
@@ -41,6 +43,8 @@
 pub mod backend;
 pub mod batch;
 pub mod bench;
+#[cfg(feature = "capi")]
+pub mod capi;
 pub mod checkpoint;
 pub mod config;
 pub mod cpu;

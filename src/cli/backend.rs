@@ -2,7 +2,7 @@
 
 use bm3_engine::Result;
 use bm3_engine::config::{DeviceChoice, RunConfig};
-use bm3_engine::data::{Dataset, DatasetOptions, SplitRatio};
+use bm3_engine::data::{Dataset, DatasetOptions};
 use bm3_engine::device::Device;
 
 use super::loading::Loading;
@@ -37,8 +37,7 @@ pub fn open_for(config: &RunConfig, talks: bool) -> Result<Device> {
 /// # Errors
 /// What is wrong with the folder.
 pub fn dataset(config: &RunConfig, talks: bool) -> Result<Dataset> {
-    let modalities = config.modalities.names().map(<[String]>::to_vec);
-    read(config, modalities, talks)
+    read(config, config.dataset_options(), talks)
 }
 
 /// The interactions of a run's data set alone: all that scoring needs.
@@ -46,19 +45,11 @@ pub fn dataset(config: &RunConfig, talks: bool) -> Result<Dataset> {
 /// # Errors
 /// What is wrong with the folder.
 pub fn interactions(config: &RunConfig) -> Result<Dataset> {
-    read(config, Some(Vec::new()), false)
+    let options = DatasetOptions { modalities: Some(Vec::new()), ..config.dataset_options() };
+    read(config, options, false)
 }
 
-fn read(config: &RunConfig, modalities: Option<Vec<String>>, talks: bool) -> Result<Dataset> {
-    let features =
-        config.features.iter().map(|source| (source.name.clone(), source.files.clone())).collect();
-    let split = config.split.map(|shares| SplitRatio {
-        train: shares.train,
-        valid: shares.valid,
-        test: shares.test,
-        seed: config.train.seed,
-    });
-    let options = DatasetOptions { features, modalities, split };
+fn read(config: &RunConfig, options: DatasetOptions, talks: bool) -> Result<Dataset> {
     Ok(Dataset::open_with(&config.data, &options, &mut Loading::new(talks).reading())?)
 }
 

@@ -55,6 +55,23 @@ impl ConfigFile {
         Ok(config)
     }
 
+    /// Reads the text of a TOML file, for programs that have settings elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] named `settings`, otherwise as [`ConfigFile::read`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let (mut config, mut mmrec) = (Self::default(), MmrecKeys::default());
+        let as_setting = |error| match error {
+            Error::RunFile { problem, .. } => Error::setting("settings", problem),
+            other => other,
+        };
+        config.add(Path::new("settings.toml"), text, &mut mmrec).map_err(as_setting)?;
+        mmrec
+            .finish(&config.train, &mut config.run, &mut config.notices)
+            .map_err(|(key, problem)| Error::setting("settings", format!("{key}: {problem}")))?;
+        Ok(config)
+    }
+
     /// Takes the keys of one file.
     fn add(&mut self, path: &Path, text: &str, mmrec: &mut MmrecKeys) -> Result<()> {
         let at = |written: &str, problem: &str| {

@@ -371,3 +371,17 @@ fn files_that_are_none() {
     }
     assert_eq!(read("a.yaml", "seed:\nlayers: null\n").unwrap(), ConfigFile::default());
 }
+
+#[test]
+fn a_text_is_read_as_a_toml_file_is() {
+    let text = "layers = 2\ndevice = 1\nn_layers = 3";
+    let file = problem("run.toml", text).replace("run.toml: ", "settings: ");
+    let error = ConfigFile::parse(text).unwrap_err();
+    assert!(error.is_input());
+    assert_eq!(error.to_string(), file);
+    let text = "layers = 2\ndevice = 1\nseed = [7]";
+    assert_eq!(ConfigFile::parse(text).unwrap(), read("run.toml", text).unwrap());
+    assert_eq!(ConfigFile::parse("").unwrap(), ConfigFile::default());
+    let error = ConfigFile::parse("layer = 2").unwrap_err().to_string();
+    assert_eq!(error, "settings: line 1: layer: is not a setting; did you mean `layers`?");
+}

@@ -11,6 +11,7 @@ use super::{
     ConfigFile, DeviceChoice, FeatureSource, FeatureStorage, ModalityChoice, RunSettings,
     SplitRatio, TrainConfig, TrainSettings, keys,
 };
+use crate::data::{self, DatasetOptions};
 use crate::run::CONFIG;
 use crate::{Error, Result, files};
 
@@ -103,6 +104,22 @@ impl RunConfig {
             ));
         }
         Ok(())
+    }
+
+    /// What of the data folder is read, and how; a split is keyed by the run's seed.
+    pub fn dataset_options(&self) -> DatasetOptions {
+        let features = self.features.iter();
+        let split = |shares: SplitRatio| data::SplitRatio {
+            train: shares.train,
+            valid: shares.valid,
+            test: shares.test,
+            seed: self.train.seed,
+        };
+        DatasetOptions {
+            features: features.map(|source| (source.name.clone(), source.files.clone())).collect(),
+            modalities: self.modalities.names().map(<[String]>::to_vec),
+            split: self.split.map(split),
+        }
     }
 
     /// Reads what [`RunConfig::write`] wrote.

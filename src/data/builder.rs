@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::inter::absurd_id;
+use super::inter::{LARGEST_ID, absurd_id};
 use super::{DataError, Dataset, FeatureMatrix, Interactions, Modality, Pairs, SplitRatio};
 
 /// Gathers a [`Dataset`] from slices; [`DatasetBuilder::build`] makes the checks that reading a folder
@@ -157,6 +157,14 @@ impl DatasetBuilder {
             }
         }
         let sizes = (self.users, self.items);
+        if sizes.0.max(sizes.1) > LARGEST_ID as usize + 1 {
+            return Err(DataError::Parts(format!(
+                "at least {} users and {} items found, at most {} of either expected",
+                sizes.0,
+                sizes.1,
+                LARGEST_ID as usize + 1
+            )));
+        }
         let splits = [&valid, &test];
         Dataset::assemble(&self.name, train, splits, sizes, self.modalities, &mut |_, _, _| ())
     }
@@ -201,6 +209,7 @@ mod tests {
         assert!(problem(builder().features("a", 0, [0.0; 7])).contains("0 columns"));
         assert!(problem(builder().features("a", 2, [0.0; 4])).contains("has 2 rows"));
         assert!(problem(builder().features("a", 1, [f32::NAN; 3])).contains("NaN"));
+        assert!(problem(builder().at_least(1, usize::MAX)).contains("at most 2147483648"));
         let twice = builder().features("a", 1, [0.0; 3]).features("a", 1, [0.0; 3]);
         assert!(problem(twice).contains("given twice"));
     }

@@ -1,0 +1,239 @@
+//! What models are trained on.
+
+use std::ffi::c_char;
+
+use super::arguments::{Out, array, bm3_features, modality, path, settings, text};
+use super::handle::{Kind, borrow, change, give, take};
+use super::status::{Failure, bm3_status, call};
+use crate::Dataset;
+use crate::config::RunConfig;
+use crate::data::DatasetBuilder;
+
+/// A data set: interactions by split, and the features of the items.
+pub struct bm3_dataset(());
+
+/// A data set in the making.
+pub struct bm3_dataset_builder(());
+
+impl Kind for bm3_dataset {
+    type Value = Dataset;
+    const WORD: u64 = u64::from_be_bytes(*b"bm3 data");
+    const NAME: &'static str = "bm3_dataset";
+}
+
+impl Kind for bm3_dataset_builder {
+    type Value = DatasetBuilder;
+    const WORD: u64 = u64::from_be_bytes(*b"bm3build");
+    const NAME: &'static str = "bm3_dataset_builder";
+}
+
+/// What interactions are for; the numbers are those of the column x_label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum bm3_split {
+    /// To train on.
+    BM3_TRAIN = 0,
+    /// To be found while training decides when to stop.
+    BM3_VALID = 1,
+    /// To be found, deciding nothing.
+    BM3_TEST = 2,
+}
+
+/// Opens a data folder in MMRec's layout.
+///
+/// `settings` may have the settings `modalities`, `split`, `seed` (of the split) and `features` of the
+/// program's --config files, in TOML, as "modalities = ['text']"; those of training are for
+/// `bm3_train`, so that one text does for both. NULL is none. `bm3_dataset_free` frees what is put
+/// into `dataset`.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_dataset_open(
+    folder: *const c_char,
+    settings: *const c_char,
+    dataset: *mut *mut bm3_dataset,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller's.
+        let (out, folder, mut settings) = unsafe {
+            (Out::handle("dataset", dataset)?, path("folder", folder)?, self::settings(settings)?)
+        };
+        settings.run.data = Some(folder);
+        let config = RunConfig::new(&settings.train, &settings.run)?;
+        give(Dataset::open(&config.data, &config.dataset_options())?, &out);
+        Ok(())
+    })
+}
+
+/// Frees a data set and sets the pointer to NULL; NULL, and a pointer to NULL, are left alone.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_dataset_free(dataset: *mut *mut bm3_dataset) -> bm3_status {
+    // SAFETY: the caller's.
+    call(|| unsafe { take(dataset) }.map(drop))
+}
+
+/// How many users and items there are. Each of the two may be NULL.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_dataset_sizes(
+    dataset: *const bm3_dataset,
+    users: *mut usize,
+    items: *mut usize,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller's.
+        let dataset = unsafe { borrow(dataset) }?;
+        for (name, place, size) in
+            [("users", users, dataset.users), ("items", items, dataset.items)]
+        {
+            // SAFETY: the caller's.
+            if let Some(out) = unsafe { Out::optional(name, place) }? {
+                out.set(size);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Begins a data set of this name from what is in memory.
+///
+/// `bm3_dataset_builder_finish` makes a data set of what is put into `builder`;
+/// `bm3_dataset_builder_free` frees it where that is not wanted any more.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_dataset_builder_new(
+    name: *const c_char,
+    builder: *mut *mut bm3_dataset_builder,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller's.
+        let (out, name) = unsafe { (Out::handle("builder", builder)?, text("name", name)?) };
+        give(Dataset::builder(name), &out);
+        Ok(())
+    })
+}
+
+/// Adds interactions: user `users[n]` with item `items[n]`, for n below `pairs_len`. They are copied.
+/// `split` is one of `bm3_split`.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_dataset_builder_add_pairs(
+    builder: *mut bm3_dataset_builder,
+    split: i32,
+    users: *const u32,
+    items: *const u32,
+    pairs_len: usize,
+) -> bm3_status {
+    const TRAIN: i32 = bm3_split::BM3_TRAIN as i32;
+    const VALID: i32 = bm3_split::BM3_VALID as i32;
+    const TEST: i32 = bm3_split::BM3_TEST as i32;
+    call(|| {
+        let add = match split {
+            TRAIN => DatasetBuilder::train,
+            VALID => DatasetBuilder::valid,
+            TEST => DatasetBuilder::test,
+            _ => {
+                let problem = format!("{split} found, BM3_TRAIN, BM3_VALID or BM3_TEST expected");
+                return Err(Failure::argument("split", problem));
+            }
+        };
+        // SAFETY: the caller's.
+        unsafe {
+            let users = array("users", users, pairs_len)?;
+            let items = array("items", items, pairs_len)?;
+            with(builder, |builder| Ok(add(builder, users, items)))
+        }
+    })
+}
+
+/// Adds a modality: a row of features for each item.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_dataset_builder_add_features(
+    builder: *mut bm3_dataset_builder,
+    features: *const bm3_features,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller's.
+        unsafe {
+            let modality = modality("features", features)?;
+            with(builder, |builder| Ok(builder.modality(modality.name, modality.features)))
+        }
+    })
+}
+
+/// Counts at least so many users and items, whether they have interactions or not.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_dataset_builder_at_least(
+    builder: *mut bm3_dataset_builder,
+    users: usize,
+    items: usize,
+) -> bm3_status {
+    // SAFETY: the caller's.
+    call(|| unsafe { with(builder, |builder| Ok(builder.at_least(users, items))) })
+}
+
+/// Makes a data set of what was added, and frees the builder, also where the parts do not make one:
+/// no training interaction, ids far beyond what so many interactions can need, too few rows of
+/// features, numbers in them that are not finite. Both pointers are set.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_dataset_builder_finish(
+    builder: *mut *mut bm3_dataset_builder,
+    dataset: *mut *mut bm3_dataset,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller's.
+        let (out, parts) = unsafe { (Out::handle("dataset", dataset)?, take(builder)?) };
+        let parts = parts.ok_or_else(|| Failure::argument("builder", "NULL found"))?;
+        give(parts.build()?, &out);
+        Ok(())
+    })
+}
+
+/// Frees a builder and sets the pointer to NULL; NULL, and a pointer to NULL, are left alone.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_dataset_builder_free(
+    builder: *mut *mut bm3_dataset_builder,
+) -> bm3_status {
+    // SAFETY: the caller's.
+    call(|| unsafe { take(builder) }.map(drop))
+}
+
+/// Passes a builder through one of its methods.
+///
+/// # Safety
+/// Those of [`change`].
+unsafe fn with(
+    builder: *mut bm3_dataset_builder,
+    method: impl FnOnce(DatasetBuilder) -> Result<DatasetBuilder, Failure>,
+) -> Result<(), Failure> {
+    // SAFETY: as this function's own.
+    unsafe {
+        change(builder, |value| {
+            let builder = std::mem::replace(value, Dataset::builder(""));
+            *value = method(builder)?;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,252 @@
+//! Lists and scores.
+
+use super::arguments::{Buffer, Lists, array, bm3_lists, flags};
+use super::handle::borrow;
+use super::recommender::bm3_recommender;
+use super::status::{Failure, bm3_status, call};
+use crate::backend::TopK;
+use crate::{Query, Recommender, ScoredItem};
+
+/// Fills a list that is short; the score beside it is minus infinity.
+pub const BM3_NO_ITEM: u32 = u32::MAX;
+const _: () = assert!(BM3_NO_ITEM == TopK::NO_ITEM);
+
+/// A flag: lists have what the user has interacted with in training as well, or the items given.
+pub const BM3_WITH_SEEN: u32 = 1;
+
+/// Where lists and their scores go.
+struct Places<'a> {
+    items: Buffer<'a, u32>,
+    scores: Option<Buffer<'a, f32>>,
+}
+
+impl Places<'_> {
+    /// Of `lists` lists of `k` items.
+    ///
+    /// # Safety
+    /// Those of [`Buffer::new`].
+    unsafe fn new(
+        (lists, k): (usize, usize),
+        (items, items_len): (*mut u32, usize),
+        (scores, scores_len): (*mut f32, usize),
+    ) -> Result<Self, Failure> {
+        let count = lists.checked_mul(k);
+        // SAFETY: as this function's own.
+        unsafe {
+            Ok(Self {
+                items: Buffer::new("items", items, items_len, count)?,
+                scores: Buffer::optional("scores", scores, scores_len, count)?,
+            })
+        }
+    }
+
+    /// Writes lists of many.
+    fn fill(&self, top: &TopK) {
+        self.items.fill(top.items.iter().copied());
+        if let Some(scores) = &self.scores {
+            let score = |(&item, &score): (&u32, &f64)| match item {
+                BM3_NO_ITEM => f32::NEG_INFINITY,
+                // Scores are of type f32 in the first place.
+                _ => score as f32,
+            };
+            scores.fill(top.items.iter().zip(&top.scores).map(score));
+        }
+    }
+
+    /// Writes one list.
+    fn fill_one(&self, list: &[ScoredItem]) {
+        let no_item = ScoredItem { item: BM3_NO_ITEM, score: f32::NEG_INFINITY };
+        let filled = || list.iter().copied().chain(std::iter::repeat(no_item));
+        self.items.fill(filled().map(|found| found.item));
+        if let Some(scores) = &self.scores {
+            scores.fill(filled().map(|found| found.score));
+        }
+    }
+}
+
+/// A query with what a caller wants of it.
+fn asked<'a>(query: Query<'a>, excluded: &'a [u32], flags: u32) -> Query<'a> {
+    let query = query.excluding(excluded);
+    if flags & BM3_WITH_SEEN != 0 { query.with_seen() } else { query }
+}
+
+/// The `k` best items for each of some users, 1 to 1024, without those that they have interacted with
+/// in training (`flags`: BM3_WITH_SEEN leaves them in).
+///
+/// `excluded` has one list for each user of what is left out besides; NULL is none. `items` has room
+/// for users_len times k items, user after user; `scores` for as many scores, or is NULL with a length
+/// of 0. Where a user's list is short, BM3_NO_ITEM fills it in `items`, minus infinity in `scores`.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_recommend(
+    recommender: *const bm3_recommender,
+    users: *const u32,
+    users_len: usize,
+    excluded: *const bm3_lists,
+    k: usize,
+    flags: u32,
+    items: *mut u32,
+    items_len: usize,
+    scores: *mut f32,
+    scores_len: usize,
+) -> bm3_status {
+    call(|| {
+        let flags = self::flags(flags, BM3_WITH_SEEN)?;
+        // SAFETY: the caller's.
+        let (recommender, users, excluded, places) = unsafe {
+            (
+                borrow(recommender)?,
+                array("users", users, users_len)?,
+                Lists::optional("excluded", excluded, users_len)?,
+                Places::new((users_len, k), (items, items_len), (scores, scores_len))?,
+            )
+        };
+        let query = |(position, &user): (usize, &u32)| {
+            let excluded = excluded.as_ref().map_or(&[][..], |lists| lists.get(position));
+            asked(Query::user(user), excluded, flags)
+        };
+        let queries: Vec<Query<'_>> = users.iter().enumerate().map(query).collect();
+        places.fill(&recommender.search(&queries, k)?);
+        Ok(())
+    })
+}
+
+/// The `k` best items for each of some users that the model was not trained on, by what they have
+/// interacted with: `histories` has a list for each of them, of one item at least.
+///
+/// The items of a user's list are left out (`flags`: BM3_WITH_SEEN leaves them in). All else is as in
+/// `bm3_recommend`.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_recommend_for_items(
+    recommender: *const bm3_recommender,
+    histories: *const bm3_lists,
+    excluded: *const bm3_lists,
+    k: usize,
+    flags: u32,
+    items: *mut u32,
+    items_len: usize,
+    scores: *mut f32,
+    scores_len: usize,
+) -> bm3_status {
+    call(|| {
+        let flags = self::flags(flags, BM3_WITH_SEEN)?;
+        // SAFETY: the caller's.
+        let (recommender, histories, excluded, places) = unsafe {
+            let histories = Lists::new("histories", histories)?;
+            let count = histories.len();
+            (
+                borrow(recommender)?,
+                histories,
+                Lists::optional("excluded", excluded, count)?,
+                Places::new((count, k), (items, items_len), (scores, scores_len))?,
+            )
+        };
+        let query = |position| {
+            let excluded = excluded.as_ref().map_or(&[][..], |lists| lists.get(position));
+            asked(Query::items(histories.get(position)), excluded, flags)
+        };
+        let queries: Vec<Query<'_>> = (0..histories.len()).map(query).collect();
+        places.fill(&recommender.search(&queries, k)?);
+        Ok(())
+    })
+}
+
+/// The `k` items nearest to each of some items, by the cosine of their rows, itself left out.
+///
+/// `items` has room for of_len times k items; all else is as in `bm3_recommend`.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_similar_items(
+    recommender: *const bm3_recommender,
+    of: *const u32,
+    of_len: usize,
+    k: usize,
+    items: *mut u32,
+    items_len: usize,
+    scores: *mut f32,
+    scores_len: usize,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller's.
+        let (recommender, of, places) = unsafe {
+            (
+                borrow(recommender)?,
+                array("of", of, of_len)?,
+                Places::new((of_len, k), (items, items_len), (scores, scores_len))?,
+            )
+        };
+        places.fill(&recommender.similar_items_batch(of, k)?);
+        Ok(())
+    })
+}
+
+/// The best `k` of some candidates for a user; repeats count once. What the user has interacted with
+/// in training is left out (`flags`: BM3_WITH_SEEN leaves it in).
+///
+/// `items` has room for k items; all else is as in `bm3_recommend`.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_rank(
+    recommender: *const bm3_recommender,
+    user: u32,
+    candidates: *const u32,
+    candidates_len: usize,
+    k: usize,
+    flags: u32,
+    items: *mut u32,
+    items_len: usize,
+    scores: *mut f32,
+    scores_len: usize,
+) -> bm3_status {
+    call(|| {
+        let flags = self::flags(flags, BM3_WITH_SEEN)?;
+        // SAFETY: the caller's.
+        let (recommender, candidates, places) = unsafe {
+            (
+                borrow(recommender)?,
+                array("candidates", candidates, candidates_len)?,
+                Places::new((1, k), (items, items_len), (scores, scores_len))?,
+            )
+        };
+        let query = asked(Query::user(user), &[], flags);
+        places.fill_one(&recommender.rank(query, candidates, k)?);
+        Ok(())
+    })
+}
+
+/// The scores of pairs of a user and an item, seen or not: the bits that lists have. `users`, `items`
+/// and `scores` are of length `pairs_len`.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_scores(
+    recommender: *const bm3_recommender,
+    users: *const u32,
+    items: *const u32,
+    scores: *mut f32,
+    pairs_len: usize,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller's.
+        let (recommender, users, items, places): (&Recommender, _, _, _) = unsafe {
+            (
+                borrow(recommender)?,
+                array("users", users, pairs_len)?,
+                array("items", items, pairs_len)?,
+                Buffer::new("scores", scores, pairs_len, Some(pairs_len))?,
+            )
+        };
+        places.fill(recommender.scores(users, items)?.into_iter());
+        Ok(())
+    })
+}

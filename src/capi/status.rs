@@ -1,0 +1,135 @@
+//! How a call ended, and in words.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::Error;
+use crate::data::DataError;
+
+/// How a call ended; the numbers are the exit codes of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum bm3_status {
+    /// Done.
+    BM3_OK = 0,
+    /// The machine or the library failed.
+    BM3_FAILURE = 1,
+    /// Something is wrong with what was given: an argument, a setting, a file.
+    BM3_BAD_INPUT = 2,
+    /// Training was stopped by its callback.
+    BM3_INTERRUPTED = 130,
+}
+
+/// Why a call does not end with BM3_OK.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The library's error.
+    Error(Error),
+    /// Training was stopped: where, in words.
+    Interrupted(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<DataError> for Failure {
+    fn from(error: DataError) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl Failure {
+    /// An argument that cannot be used.
+    pub fn argument(name: &str, problem: impl Into<String>) -> Self {
+        Self::Error(Error::setting(name, problem))
+    }
+}
+
+thread_local! {
+    static LAST_ERROR: RefCell<CString> = RefCell::default();
+}
+
+/// Does the work of a call: its failure, or panic, becomes a status and this thread's last error.
+pub(super) fn call(work: impl FnOnce() -> Result<(), Failure>) -> bm3_status {
+    // What a panic leaves half-changed is a handle, which `handle::change` then closes for good.
+    let (status, message) = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(())) => return bm3_status::BM3_OK,
+        Ok(Err(Failure::Interrupted(message))) => (bm3_status::BM3_INTERRUPTED, message),
+        Ok(Err(Failure::Error(error))) => match error.is_input() {
+            true => (bm3_status::BM3_BAD_INPUT, error.to_string()),
+            false => (bm3_status::BM3_FAILURE, error.to_string()),
+        },
+        Err(panic) => {
+            let text = match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
+                (Some(text), _) => text,
+                (None, Some(text)) => *text,
+                (None, None) => "no reason given",
+            };
+            (bm3_status::BM3_FAILURE, format!("a fault of bm3-engine, please report it: {text}"))
+        }
+    };
+    let message = CString::new(message.replace('\0', "\u{fffd}")).unwrap_or_default();
+    // A thread that is ending has nobody left who could ask.
+    LAST_ERROR.try_with(|last| last.replace(message)).ok();
+    status
+}
+
+/// What went wrong in this thread's last call that did not end with BM3_OK, in one sentence with what
+/// was found and what was expected; an empty text where there was none.
+///
+/// The text is the library's, and there until the thread's next call that fails.
+#[unsafe(no_mangle)]
+pub extern "C" fn bm3_last_error() -> *const c_char {
+    LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+}
+
+/// The library's version, as "0.1.0".
+#[unsafe(no_mangle)]
+pub extern "C" fn bm3_version() -> *const c_char {
+    const VERSION: &CStr =
+        match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+            Ok(version) => version,
+            Err(_) => panic!("a version has no NUL"),
+        };
+    VERSION.as_ptr()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn last_error() -> String {
+        // SAFETY: the text is there until the next call that fails, which is not during this one.
+        unsafe { CStr::from_ptr(bm3_last_error()) }.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_call_ends_with_a_status_and_a_text() {
+        assert_eq!(last_error(), "");
+        let wrong = || Err(Failure::argument("k", "0\0 found"));
+        assert_eq!(call(wrong), bm3_status::BM3_BAD_INPUT);
+        assert_eq!(last_error(), "k: 0\u{fffd} found");
+        assert_eq!(call(|| Ok(())), bm3_status::BM3_OK);
+        assert_eq!(last_error(), "k: 0\u{fffd} found", "what went well changes no text");
+        let full = std::io::ErrorKind::StorageFull.into();
+        let failed = || Err(Error::io("x".as_ref(), "write", full).into());
+        assert_eq!(call(failed), bm3_status::BM3_FAILURE);
+        assert!(last_error().starts_with("x: cannot write"));
+        let of_another_thread = std::thread::spawn(last_error).join().unwrap();
+        assert_eq!(of_another_thread, "");
+    }
+
+    #[test]
+    fn a_panic_ends_at_the_boundary() {
+        assert_eq!(call(|| panic!("at {}", 7)), bm3_status::BM3_FAILURE);
+        assert!(last_error().ends_with("please report it: at 7"), "{}", last_error());
+        assert_eq!(call(|| panic!("plain")), bm3_status::BM3_FAILURE);
+        assert!(last_error().ends_with("plain"));
+        assert_eq!(call(|| std::panic::panic_any(7)), bm3_status::BM3_FAILURE);
+        assert!(last_error().ends_with("no reason given"));
+    }
+}
