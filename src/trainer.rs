@@ -158,6 +158,7 @@ impl Trainer {
         stop: &AtomicBool,
     ) -> Result<Trained> {
         self.config.validate()?;
+        self.feature_storage.validate(&self.config)?;
         let (device, passed_over) = Device::open(self.device)?;
         if let Some(reason) = passed_over {
             tracing::warn!(%reason, "computing on the CPU because GPU 0 cannot be used");

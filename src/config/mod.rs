@@ -69,6 +69,23 @@ pub enum FeatureStorage {
     Stream,
 }
 
+impl FeatureStorage {
+    /// Whether features of this training can lie there.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming `--feature-storage`.
+    pub fn validate(self, config: &TrainConfig) -> Result<()> {
+        if self == Self::Stream && !config.freeze_features {
+            return Err(Error::setting(
+                "--feature-storage",
+                "stream found, auto or resident for features that are trained (--freeze-features \
+                 keeps them as inputs) expected",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// The type in which frozen features lie on a GPU. Numbers that lose digits in it change results.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

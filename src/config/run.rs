@@ -96,14 +96,7 @@ impl RunConfig {
     /// [`Error::Setting`] with the flag's name, the value found and what is expected.
     pub fn validate(&self) -> Result<()> {
         self.train.validate()?;
-        if self.feature_storage == FeatureStorage::Stream && !self.train.freeze_features {
-            return Err(Error::setting(
-                "--feature-storage",
-                "stream found, auto or resident for features that are trained (--freeze-features \
-                 keeps them as inputs) expected",
-            ));
-        }
-        Ok(())
+        self.feature_storage.validate(&self.train)
     }
 
     /// What of the data folder is read, and how; a split is keyed by the run's seed.

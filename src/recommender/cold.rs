@@ -100,14 +100,15 @@ impl Recommender {
             .copied()
             .filter(|&item| (item as usize) < self.model.items())
             .collect();
+        let (mut rows, mut nodes) = (self.item_rows.clone(), self.item_nodes.clone());
         for &item in &own {
             let range = item as usize * d..(item as usize + 1) * d;
             let x = &standard[range.clone()];
-            self.item_rows[range.clone()].copy_from_slice(&calibration.rows.restored(x));
-            self.item_nodes[range].copy_from_slice(&calibration.nodes.restored(x));
+            rows[range.clone()].copy_from_slice(&calibration.rows.restored(x));
+            nodes[range].copy_from_slice(&calibration.nodes.restored(x));
         }
+        self.replace_items(rows, nodes)?;
         self.calibration = Some(calibration);
-        self.renew_indexes()?;
         Ok(own.len())
     }
 
@@ -147,18 +148,20 @@ impl Recommender {
         }
         tables.iter().try_for_each(|table| table.check_finite(count))?;
         let standard = calibration.standard(&self.predicted(&tables, count));
-        self.item_rows.extend(calibration.rows.restored(&standard));
-        self.item_nodes.extend(calibration.nodes.restored(&standard));
+        let rows = [&self.item_rows[..], &calibration.rows.restored(&standard)].concat();
+        let nodes = [&self.item_nodes[..], &calibration.nodes.restored(&standard)].concat();
+        self.replace_items(rows, nodes)?;
         let added = first..first + count as u32;
         self.cold.extend(added.clone());
         self.calibration = Some(calibration);
-        self.renew_indexes()?;
         Ok(added)
     }
 
-    fn renew_indexes(&mut self) -> Result<()> {
-        self.index = Index::new(&self.device, &self.item_rows, self.width())?;
+    /// Answers with these rows from now on; where they have no room, with what it had.
+    fn replace_items(&mut self, rows: Vec<f32>, nodes: Vec<f32>) -> Result<()> {
+        self.index = Index::new(&self.device, &rows, self.width())?;
         self.similar.take();
+        (self.item_rows, self.item_nodes) = (rows, nodes);
         Ok(())
     }
 
