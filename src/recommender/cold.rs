@@ -100,10 +100,11 @@ impl Recommender {
             .copied()
             .filter(|&item| (item as usize) < self.model.items())
             .collect();
+        let item_rows = Arc::make_mut(&mut self.item_rows);
         for &item in &own {
             let range = item as usize * d..(item as usize + 1) * d;
             let x = &standard[range.clone()];
-            self.item_rows[range.clone()].copy_from_slice(&calibration.rows.restored(x));
+            item_rows[range.clone()].copy_from_slice(&calibration.rows.restored(x));
             self.item_nodes[range].copy_from_slice(&calibration.nodes.restored(x));
         }
         self.calibration = Some(calibration);
@@ -147,7 +148,7 @@ impl Recommender {
         }
         tables.iter().try_for_each(|table| table.check_finite(count))?;
         let standard = calibration.standard(&self.predicted(&tables, count));
-        self.item_rows.extend(calibration.rows.restored(&standard));
+        Arc::make_mut(&mut self.item_rows).extend(calibration.rows.restored(&standard));
         self.item_nodes.extend(calibration.nodes.restored(&standard));
         let added = first..first + count as u32;
         self.cold.extend(added.clone());
