@@ -1,9 +1,12 @@
 //! The engine's errors as Python's.
 
+use std::io;
 use std::path::Path;
 
 use pyo3::PyErr;
-use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{
+    PyFileNotFoundError, PyMemoryError, PyOSError, PyPermissionError, PyRuntimeError, PyValueError,
+};
 
 use crate::Error;
 use crate::data::DataError;
@@ -18,12 +21,8 @@ pyo3::create_exception!(
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
         match &error {
-            Error::Io { path, action, source } => {
-                system(path, action, source).unwrap_or_else(|| plain(&error))
-            }
-            Error::Data(DataError::Read { path, source }) => {
-                system(path, "read", source).unwrap_or_else(|| plain(&error))
-            }
+            Error::Io { path, action, source } => system(&error, path, action, source),
+            Error::Data(DataError::Read { path, source }) => system(&error, path, "read", source),
             _ => plain(&error),
         }
     }
@@ -44,12 +43,22 @@ fn plain(error: &Error) -> PyErr {
     }
 }
 
-/// What the system refused; of the number Python makes the class, as `FileNotFoundError`.
-fn system(path: &Path, action: &str, source: &std::io::Error) -> Option<PyErr> {
-    let number = source.raw_os_error()?;
-    let reason = source.to_string();
-    let reason = reason.split(" (os error").next().unwrap_or_default();
-    Some(PyOSError::new_err((number, format!("cannot {action}: {reason}"), path.to_owned())))
+/// What the system refused. Of its number Python makes the class, as `FileNotFoundError`.
+fn system(error: &Error, path: &Path, action: &str, source: &io::Error) -> PyErr {
+    if let Some(number) = source.raw_os_error() {
+        let reason = source.to_string();
+        let reason = reason.split(" (os error").next().unwrap_or_default();
+        let path = path.as_os_str().to_owned();
+        return PyOSError::new_err((number, format!("cannot {action}: {reason}"), path));
+    }
+    // Wrapped by somebody who has added what it was about.
+    let message = error.to_string();
+    match source.kind() {
+        io::ErrorKind::NotFound => PyFileNotFoundError::new_err(message),
+        io::ErrorKind::PermissionDenied => PyPermissionError::new_err(message),
+        _ if error.is_input() => PyValueError::new_err(message),
+        _ => PyOSError::new_err(message),
+    }
 }
 
 /// A message with the program's flags as the parameters that they are in Python: `--batch-size`
