@@ -240,6 +240,20 @@ def test_wrong_arguments_are_refused(data, tmp_path):
             call()
 
 
+def test_messages_name_parameters_and_leave_paths_alone(data, tmp_path):
+    path = tmp_path / "--out" / "a--b.npy"
+    path.parent.mkdir()
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError) as raised:
+        BM3(**settings()).fit(data.users, data.items, {"image": path})
+    assert str(raised.value).startswith(f"{path}: not a .npy file")
+    model = BM3(**settings(learning_rate=1e30))
+    with pytest.raises(bm3_engine.Error, match=r"^step \d+ .*; lower learning_rate, or"):
+        model.fit(data.users, data.items, data.features)
+    with pytest.raises(bm3_engine.NotFittedError):
+        model.recommend(0)
+
+
 @given(
     st.lists(st.one_of(st.integers(-5, 2**33), st.floats(), st.just(2**31 - 1)), min_size=1, max_size=6)
 )
