@@ -182,17 +182,24 @@ impl Lists {
 /// Items (-1 where a list is short) and scores (NaN there), each queries × K.
 pub type PyLists<'py> = (Bound<'py, PyArray2<i32>>, Bound<'py, PyArray2<f32>>);
 
-/// Lists as arrays: the items are handed over, not copied.
-pub fn lists(py: Python<'_>, top: TopK, queries: usize) -> PyResult<PyLists<'_>> {
+/// Items, -1 where a list is short, and scores, NaN there. The items are not copied.
+pub fn converted(top: TopK) -> (Vec<i32>, Vec<f32>) {
     let score = |(&item, score): (&u32, f64)| match item {
         TopK::NO_ITEM => f32::NAN,
         // Scores are of type f32 in the first place.
         _ => score as f32,
     };
-    let scores: Vec<f32> = top.items.iter().zip(top.scores).map(score).collect();
+    let scores = top.items.iter().zip(top.scores).map(score).collect();
     // `NO_ITEM` has all bits set, which is -1; items are fewer than 2³¹ (`LARGEST_ID`).
-    let items: Vec<i32> = bytemuck::cast_vec(top.items);
-    let shape = [queries, top.k];
+    (bytemuck::cast_vec(top.items), scores)
+}
+
+/// Lists as arrays, which the numbers are handed over to.
+pub fn lists(
+    py: Python<'_>,
+    (items, scores): (Vec<i32>, Vec<f32>),
+    shape: [usize; 2],
+) -> PyResult<PyLists<'_>> {
     Ok((
         PyArray1::from_vec(py, items).reshape(shape)?,
         PyArray1::from_vec(py, scores).reshape(shape)?,

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::arrays::{self, Features};
+use super::pool::Pool;
 use crate::Dataset;
 use crate::data::{DatasetOptions, FeatureFile, Split, SplitRatio};
 
@@ -44,7 +45,8 @@ impl PyDataset {
             modalities,
             split,
         };
-        let dataset = py.detach(|| Dataset::open(&folder, &options))?;
+        let pool = Pool::new(None)?;
+        let dataset = py.detach(|| pool.install(|| Ok(Dataset::open(&folder, &options)?)))?;
         Ok(Self { dataset: Arc::new(dataset) })
     }
 
@@ -70,7 +72,8 @@ impl PyDataset {
             // Rows of features are items, also those that nobody has interacted with.
             items = rows.unwrap_or(0);
         }
-        let dataset = py.detach(|| {
+        let pool = Pool::new(None)?;
+        let gather = || {
             let mut builder = Dataset::builder("arrays").at_least(users, items);
             builder = match share > 0.0 {
                 true => {
@@ -82,8 +85,9 @@ impl PyDataset {
             for modality in modalities {
                 builder = builder.modality(modality.name, modality.features);
             }
-            builder.valid(&valid.0, &valid.1).test(&test.0, &test.1).build()
-        })?;
+            Ok(builder.valid(&valid.0, &valid.1).test(&test.0, &test.1).build()?)
+        };
+        let dataset = py.detach(|| pool.install(gather))?;
         Ok(Self { dataset: Arc::new(dataset) })
     }
 

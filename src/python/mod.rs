@@ -9,6 +9,7 @@ mod dataset;
 mod devices;
 mod error;
 mod model;
+mod pool;
 mod settings;
 mod training;
 

@@ -9,7 +9,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::arrays::{self, Features, GivenLists, Lists, PyLists};
+use super::pool::Pool;
 use super::settings;
+use crate::backend::TopK;
 use crate::config::{DeviceChoice, ascending};
 use crate::data::{LARGEST_ID, Modality};
 use crate::{Error, Model, Query, Recommender, Result};
@@ -20,12 +22,15 @@ type Ids<'py> = PyReadonlyArray1<'py, u32>;
 /// Items and scores of one list.
 type PyList<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<f32>>);
 
+/// So many queries are answered on the thread that asks, as the engine does.
+const FEW: usize = 16;
+
 /// A trained model on a device.
 #[pyclass(frozen, name = "Model", module = "bm3_engine._native")]
 pub struct PyModel {
     model: Arc<Model>,
     device: DeviceChoice,
-    pool: Option<rayon::ThreadPool>,
+    pool: Pool,
     /// Made by the first question, so that a model can be saved wherever it can be held.
     recommender: OnceLock<RwLock<Recommender>>,
 }
@@ -37,7 +42,7 @@ impl PyModel {
             let problem = format!("{} found, {LARGEST_ID} at most expected", model.items());
             return Err(Error::setting("items", problem));
         }
-        let pool = settings::pool(threads)?;
+        let pool = Pool::new(threads)?;
         Ok(Self { model: Arc::new(model), device, pool, recommender: OnceLock::new() })
     }
 
@@ -45,19 +50,12 @@ impl PyModel {
         if let Some(recommender) = self.recommender.get() {
             return Ok(recommender);
         }
-        let made = Recommender::on(self.model.clone(), self.device)?;
+        let made = self.pool.install(|| Recommender::on(self.model.clone(), self.device))?;
         // Where another thread was faster, its recommender is the same.
         Ok(self.recommender.get_or_init(|| RwLock::new(made)))
     }
 
-    fn in_pool<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
-    }
-
-    /// Asks, while other Python threads run.
+    /// Asks on this thread, while other Python threads run.
     fn ask<T: Send>(
         &self,
         py: Python<'_>,
@@ -67,7 +65,26 @@ impl PyModel {
             let recommender = self.recommender()?.read().unwrap_or_else(PoisonError::into_inner);
             question(&recommender)
         };
-        Ok(py.detach(|| self.in_pool(answer))?)
+        Ok(py.detach(answer)?)
+    }
+
+    /// Asks for the lists of so many queries.
+    fn ask_lists<'py>(
+        &self,
+        py: Python<'py>,
+        count: usize,
+        question: impl FnOnce(&Recommender) -> Result<TopK> + Send,
+    ) -> PyResult<PyLists<'py>> {
+        let (lists, k) = self.ask(py, |recommender| {
+            let top = match count {
+                // To wake another thread takes longer.
+                ..=FEW => question(recommender)?,
+                _ => self.pool.install(|| question(recommender))?,
+            };
+            let k = top.k;
+            Ok((arrays::converted(top), k))
+        })?;
+        arrays::lists(py, lists, [count, k])
     }
 
     /// Changes what is answered; waits for the answers in flight.
@@ -78,9 +95,11 @@ impl PyModel {
     ) -> PyResult<T> {
         let changed = || {
             let recommender = self.recommender()?;
-            work(&mut recommender.write().unwrap_or_else(PoisonError::into_inner))
+            let mut guard = recommender.write().unwrap_or_else(PoisonError::into_inner);
+            let recommender: &mut Recommender = &mut guard;
+            self.pool.install(|| work(recommender))
         };
-        Ok(py.detach(|| self.in_pool(changed))?)
+        Ok(py.detach(changed)?)
     }
 }
 
@@ -207,8 +226,8 @@ impl PyModel {
         k: usize,
     ) -> PyResult<PyLists<'py>> {
         let items = arrays::copied(&items);
-        let top = self.ask(py, |recommender| recommender.similar_items_batch(&items, k))?;
-        arrays::lists(py, top, items.len())
+        let question = |recommender: &Recommender| recommender.similar_items_batch(&items, k);
+        self.ask_lists(py, items.len(), question)
     }
 
     /// Scores of pairs.
@@ -235,8 +254,9 @@ impl PyModel {
         crate::config::validate_top_k(&lengths)
             .map_err(|error| Error::setting("k", error.to_string().replace("--top-k: ", "")))?;
         let (users, items) = (arrays::copied(&users), arrays::copied(&items));
-        let metrics =
-            self.ask(py, |recommender| recommender.evaluate_pairs(&users, &items, &lengths))?;
+        let metrics = self.ask(py, |recommender| {
+            self.pool.install(|| recommender.evaluate_pairs(&users, &items, &lengths))
+        })?;
         let named = PyDict::new(py);
         for (position, k) in metrics.top_k.iter().enumerate() {
             for (name, values) in metrics.by_name() {
@@ -305,8 +325,7 @@ impl PyModel {
             .map(|position| query(position).excluding(excluded.of(position)))
             .map(|query| if with_seen { query.with_seen() } else { query })
             .collect();
-        let top = self.ask(py, |recommender| recommender.search(&queries, k))?;
-        arrays::lists(py, top, count)
+        self.ask_lists(py, count, |recommender| recommender.search(&queries, k))
     }
 }
 

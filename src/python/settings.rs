@@ -7,8 +7,8 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::Error;
 use crate::config::{DeviceChoice, TrainConfig, ascending};
-use crate::{Error, Result};
 
 /// The settings in a dictionary, checked; those that it lacks are the defaults.
 pub fn config(settings: &Bound<'_, PyDict>) -> PyResult<TrainConfig> {
@@ -85,14 +85,4 @@ impl<'py> Setting<'_, 'py> {
         let found = self.value.repr().map_or_else(|_| "?".to_owned(), |found| found.to_string());
         PyValueError::new_err(format!("{}: {found} found, {expected} expected", self.name))
     }
-}
-
-/// A pool of so many threads; `None` where all of the machine are used.
-pub fn pool(threads: Option<usize>) -> Result<Option<rayon::ThreadPool>> {
-    let Some(threads) = threads else { return Ok(None) };
-    if threads == 0 {
-        return Err(Error::setting("threads", "0 found, a number from 1 expected"));
-    }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    pool.map(Some).map_err(|error| Error::setting("threads", format!("{threads}: {error}")))
 }

@@ -46,13 +46,12 @@ pub fn train(
     let device = settings::device(device)?;
     let storage = Setting { name: "feature_storage", value: feature_storage }.choice()?;
     let stop = Arc::new(AtomicBool::new(false));
+    // Threads of its own, for the reason that `Pool` has.
     let mut trainer = Trainer::new(settings::config(settings)?)
         .device(device)
         .feature_storage(storage)
+        .threads(threads.unwrap_or_else(rayon::current_num_threads))
         .stop_when(stop.clone());
-    if let Some(threads) = threads {
-        trainer = trainer.threads(threads);
-    }
     trainer = match (directory, resume) {
         (Some(directory), true) => trainer.resume(directory),
         (Some(directory), false) => trainer.directory(directory),

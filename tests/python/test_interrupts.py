@@ -94,3 +94,54 @@ def test_threads_may_ask_at_the_same_time(model):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_other_threads_run_while_lists_are_made(model):
+    done = threading.Event()
+    spent = []
+
+    def ask():
+        begun = time.monotonic()
+        model.recommend(np.arange(2_000_000) % 60, k=5)
+        spent.append(time.monotonic() - begun)
+        done.set()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    longest, last = 0.0, time.monotonic()
+    while not done.is_set():
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    thread.join()
+    assert longest < max(0.3 * spent[0], 0.2)
+
+
+FORKS = """
+    import multiprocessing
+    import numpy as np
+    from bm3_engine import BM3
+
+    random = np.random.default_rng(0)
+    users, items = random.integers(0, 50, 900), random.integers(0, 40, 900)
+
+    def train():
+        return BM3(embedding_size=8, epochs=2, device="cpu").fit(users, items)
+
+    model = train()
+
+    def ask(_):
+        return (model.recommend(range(50))[0] == train().recommend(range(50))[0]).all()
+
+    model.recommend(range(50))
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert all(pool.map_async(ask, range(4)).get(60))
+    print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_forked_processes_train_and_ask():
+    """A child has none of its parent's threads, and must not wait for them."""
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORKS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "done\n", done.stderr
