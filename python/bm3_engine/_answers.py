@@ -103,9 +103,7 @@ class Answers:
         )
         return _shaped(found, one, return_scores)
 
-    def rank(
-        self, user: int, candidates: ArrayLike, k: int = 10, *, with_seen: bool = False
-    ) -> Scored:
+    def rank(self, user: int, candidates: ArrayLike, k: int = 10, *, with_seen: bool = False) -> Scored:
         """The best of some items for one user: what a shelf of chosen items shows.
 
         Parameters
@@ -125,8 +123,10 @@ class Answers:
         scores : float32 array, shape (m,)
         """
         items = _arrays.ids(candidates, "candidates")
-        number = int(_arrays.ids(np.asarray(user).reshape(-1), "user")[0])
-        return self._trained().rank(number, items, _arrays.count(k, "k"), bool(with_seen))
+        asked, one = _arrays.scalar_or_ids(user, "user")
+        if not one:
+            raise ValueError(f"user: {len(asked)} found, one expected")
+        return self._trained().rank(int(asked[0]), items, _arrays.count(k, "k"), bool(with_seen))
 
     def similar_items(self, items: ArrayLike, k: int = 10) -> Scored:
         """The items nearest to items by the cosine of their embeddings, themselves left out.

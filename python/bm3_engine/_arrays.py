@@ -152,8 +152,7 @@ def _table(value: Any, name: str) -> NDArray[np.float32] | list[str]:
         raise TypeError(f"features[{name!r}]: values of type {array.dtype} found, numbers expected")
     if array.ndim != 2:
         raise ValueError(
-            f"features[{name!r}]: an array of {array.ndim} dimensions found, 2 expected: a row for "
-            "each item"
+            f"features[{name!r}]: an array of {array.ndim} dimensions found, 2 expected: a row for each item"
         )
     contiguous = np.ascontiguousarray(array, dtype=np.float32)
     # A copy of an array that lies at an odd address.

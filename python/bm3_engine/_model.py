@@ -112,8 +112,8 @@ class BM3(Parameters, Answers):
         features : dict of str to array, shape (items, width), optional
             Features by modality, row i for item i: finite numbers; rows without interactions are items,
             too. A C-contiguous float32 array is not copied but shared while training lasts: it
-            cannot be assigned to then, and must not be changed through another array that shares its
-            memory. Other types and orders are copied once. A tensor that exports itself (DLPack) is
+            cannot be assigned to then, nor can what it is a view of, and it must not be changed through
+            another view. Other types and orders are copied once. A tensor that exports itself (DLPack) is
             taken as an array; one on a GPU is copied to the host by its ``cpu()``, since the engine
             keeps features on the GPU in its own layout. Files (``FILE.npy``,
             ``FILE.safetensors:TENSOR``, or a list of them) stay mapped.
@@ -174,6 +174,8 @@ class BM3(Parameters, Answers):
                 on_epoch=None if bar is None and callback is None else on_epoch,
             )
         finally:
+            # An exception's traceback holds this frame, and must not hold the arrays that are lent.
+            del dataset
             if bar is not None:
                 bar.close()
         if model is not None:
@@ -257,9 +259,7 @@ class BM3(Parameters, Answers):
         self._trained().save(path)
 
     @classmethod
-    def load(
-        cls: type[Self], path: _Path, device: str | int = "auto", threads: int | None = None
-    ) -> Self:
+    def load(cls: type[Self], path: _Path, device: str | int = "auto", threads: int | None = None) -> Self:
         """Reads a model, to answer from where it was trained to.
 
         Parameters

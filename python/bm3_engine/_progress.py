@@ -56,9 +56,7 @@ def progress(wanted: bool | None) -> Progress | None:
     except ImportError:
         if wanted is None:
             return None
-        raise ImportError(
-            "progress=True needs tqdm: pip install 'bm3-engine[progress]'"
-        ) from None
+        raise ImportError("progress=True needs tqdm: pip install 'bm3-engine[progress]'") from None
     return Progress(tqdm)
 
 

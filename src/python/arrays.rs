@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use numpy::ndarray::{ArrayView, Dimension};
 use numpy::{
     Element, Ix1, Ix2, PyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1,
-    PyUntypedArrayMethods,
+    PyUntypedArray, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -43,21 +43,16 @@ fn table(features: Features<'_>) -> PyResult<FeatureMatrix> {
     })
 }
 
-/// How often each array that we have write-protected is lent, by its address.
-static PROTECTED: Mutex<Option<HashMap<usize, usize>>> = Mutex::new(None);
-
 /// A NumPy array whose numbers the engine reads while Python code runs.
-///
-/// For as long the array's own `WRITEABLE` flag is down, so that an assignment raises in Python
-/// instead of changing what is read.
 struct Lent {
-    array: Py<PyArray2<f32>>,
     numbers: *const f32,
     count: usize,
-    protected: bool,
+    /// The array and the arrays it shows parts of, write-protected.
+    _arrays: Protected,
 }
 
-// SAFETY: the numbers are only read; `array` is a reference that any thread may hold and drop.
+// SAFETY: the numbers are only read, and references to Python's objects may be held and dropped by
+// any thread.
 unsafe impl Send for Lent {}
 // SAFETY: as above.
 unsafe impl Sync for Lent {}
@@ -67,9 +62,8 @@ impl Lent {
         if !array.is_c_contiguous() || !array.data().is_aligned() {
             return Err(PyValueError::new_err("features: a C-contiguous array expected"));
         }
-        let protected = protect(array)?;
-        let (numbers, count) = (array.data().cast_const(), array.len());
-        Ok(Self { array: array.clone().unbind(), numbers, count, protected })
+        let _arrays = Protected::new(array)?;
+        Ok(Self { numbers: array.data().cast_const(), count: array.len(), _arrays })
     }
 }
 
@@ -82,32 +76,56 @@ impl AsRef<[f32]> for Lent {
         // SAFETY: `numbers` begins `count` aligned, initialised numbers of type f32: a C-contiguous
         // array of that type has them there. They live as long as the array, which we hold a
         // reference to, and NumPy refuses to move those of an array that others refer to. Nobody
-        // writes to them: not through this array, whose flag is down, nor through the numpy crate,
-        // which asks for that flag. Left is who writes through another array that shares the memory,
-        // or raises the flag by hand, while training runs; the package's documentation forbids both.
+        // writes to them: not through this array or those it is a view of, whose flags are down, nor
+        // through the numpy crate, which asks for that flag. Left is who writes through another view
+        // of the same memory, made before, or raises the flag by hand, while training runs; the
+        // package's documentation forbids both.
         unsafe { std::slice::from_raw_parts(self.numbers, self.count) }
     }
 }
 
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if self.protected {
-            // At the interpreter's end no code is left that could write.
-            Python::try_attach(|py| unprotect(self.array.bind(py)));
+/// Arrays whose `WRITEABLE` flags are down as long as this lives, so that an assignment raises in
+/// Python instead of changing what is read.
+struct Protected {
+    /// Those whose flags were up before, each a view of the next.
+    arrays: Vec<Py<PyAny>>,
+}
+
+/// How often each array is protected by us, by its address.
+static PROTECTED: Mutex<Option<HashMap<usize, usize>>> = Mutex::new(None);
+
+impl Protected {
+    /// Protects an array and all that it is a view of.
+    fn new(array: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let mut protected = Self { arrays: Vec::new() };
+        let mut current = array.clone();
+        while current.cast::<PyUntypedArray>().is_ok() {
+            if lower(&current)? {
+                protected.arrays.push(current.clone().unbind());
+            }
+            current = current.getattr("base")?;
         }
+        Ok(protected)
     }
 }
 
-/// Lowers the array's flag, where it is up or we have lowered it; the outcome is whether it has to be
-/// raised again.
-fn protect(array: &Bound<'_, PyArray2<f32>>) -> PyResult<bool> {
+impl Drop for Protected {
+    fn drop(&mut self) {
+        // The owner first: a view may be written to only if its owner may. At the interpreter's end no
+        // code is left that could write.
+        Python::try_attach(|py| self.arrays.iter().rev().for_each(|array| raise(array.bind(py))));
+    }
+}
+
+/// Lowers an array's flag; whether it was up, or down by us alone.
+fn lower(array: &Bound<'_, PyAny>) -> PyResult<bool> {
     let mut protected = match PROTECTED.lock_py_attached(array.py()) {
         Ok(protected) => protected,
         Err(poisoned) => poisoned.into_inner(),
     };
-    let lent = protected.get_or_insert_default();
+    let times = protected.get_or_insert_default();
     let address = array.as_ptr() as usize;
-    if let Some(times) = lent.get_mut(&address) {
+    if let Some(times) = times.get_mut(&address) {
         *times += 1;
         return Ok(true);
     }
@@ -116,24 +134,24 @@ fn protect(array: &Bound<'_, PyArray2<f32>>) -> PyResult<bool> {
         return Ok(false);
     }
     flags.setattr("writeable", false)?;
-    lent.insert(address, 1);
+    times.insert(address, 1);
     Ok(true)
 }
 
-fn unprotect(array: &Bound<'_, PyArray2<f32>>) {
+/// Takes one [`lower`] back.
+fn raise(array: &Bound<'_, PyAny>) {
     let mut protected = match PROTECTED.lock_py_attached(array.py()) {
         Ok(protected) => protected,
         Err(poisoned) => poisoned.into_inner(),
     };
-    let lent = protected.get_or_insert_default();
+    let times = protected.get_or_insert_default();
     let address = array.as_ptr() as usize;
-    let Some(times) = lent.get_mut(&address) else { return };
-    *times -= 1;
-    if *times == 0 {
-        lent.remove(&address);
-        // The flag was up before, and may be again, unless the memory's owner was protected since.
-        let raised = array.getattr("flags").and_then(|flags| flags.setattr("writeable", true));
-        raised.ok();
+    let Some(left) = times.get_mut(&address) else { return };
+    *left -= 1;
+    if *left == 0 {
+        times.remove(&address);
+        // Refused where somebody has protected the memory's owner meanwhile, and rightly.
+        array.getattr("flags").and_then(|flags| flags.setattr("writeable", true)).ok();
     }
 }
 

@@ -13,7 +13,6 @@ from bm3_engine import BM3
 USERS, ITEMS, TASTES = 60, 40, 4
 
 
-
 def settings(**others):
     """Those of all tests, and others."""
     shared = dict(embedding_size=16, layers=2, batch_size=64, learning_rate=5e-3, device="cpu")

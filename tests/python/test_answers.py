@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from conftest import ITEMS, TASTES, USERS, settings
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bm3_engine import BM3, NotFittedError
+from conftest import ITEMS, TASTES, USERS, settings
 
 
 def expected_list(model, row, left_out, k):
@@ -132,7 +132,11 @@ def test_metrics_are_those_of_the_definition(model, data):
 def test_metrics_are_those_that_training_measured(data):
     split = (data.users[:200], data.items[:200])
     model = BM3(**settings()).fit(
-        data.users[200:], data.items[200:], data.features, validation=split, test=(split[0][:90], split[1][:90])
+        data.users[200:],
+        data.items[200:],
+        data.features,
+        validation=split,
+        test=(split[0][:90], split[1][:90]),
     )
     best = model.history_[model.best_epoch_ - 1]
     assert model.evaluate(*split) == best["valid"]
@@ -176,6 +180,7 @@ def test_wrong_questions_are_refused(model):
         (lambda: model.recommend_new([[]]), "a new user is known by one item at least"),
         (lambda: model.similar_items(ITEMS), "item: 40 found"),
         (lambda: model.rank(0, [ITEMS]), "item: 40 found"),
+        (lambda: model.rank([0, 1], [1]), "user: 2 found, one expected"),
         (lambda: model.evaluate([0], [1, 2]), "1 users and 2 items found"),
         (lambda: model.evaluate([0], [1], k=()), "k: an empty list found"),
         (lambda: model.add_items({"image": np.zeros((1, 12))}), "modality text: no features found"),

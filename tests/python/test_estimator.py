@@ -1,6 +1,7 @@
 """What scikit-learn expects of an estimator, and files and pickles of models."""
 
 import copy
+import doctest
 import inspect
 import pickle
 import re
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import sklearn.base
 import sklearn.exceptions
-from conftest import settings
 from sklearn.utils.validation import check_is_fitted
 
 import bm3_engine
@@ -105,6 +105,11 @@ def test_models_are_pickled(data, model):
     assert fresh.layers == 3
     with pytest.raises(bm3_engine.NotFittedError):
         fresh.recommend(0)
+
+
+def test_the_examples_of_the_docstrings_run():
+    failed, attempted = doctest.testmod(bm3_engine)
+    assert failed == 0 and attempted > 5
 
 
 def test_the_face_of_the_package():

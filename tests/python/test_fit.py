@@ -7,13 +7,14 @@ import types
 import numpy as np
 import pytest
 import scipy.sparse
-from conftest import ITEMS, USERS, settings
 from hypothesis import given
 from hypothesis import strategies as st
 
 import bm3_engine
 from bm3_engine import BM3
 from bm3_engine._arrays import ids
+from bm3_engine._progress import _somebody_looks
+from conftest import ITEMS, USERS, settings
 
 
 def same(left: BM3, right: BM3) -> bool:
@@ -80,6 +81,7 @@ def test_the_same_interactions_in_every_form(data):
 
 def test_the_same_features_in_every_form(data, tmp_path):
     for frozen in (False, True):
+
         def fit(image, frozen=frozen):
             features = {"image": image, "text": data.features["text"]}
             return BM3(**settings(freeze_features=frozen, epochs=2)).fit(data.users, data.items, features)
@@ -139,9 +141,7 @@ def test_tensors_are_taken_by_dlpack(data):
         assert same(BM3(**settings(epochs=2)).fit(data.users, data.items, tensors), reference)
     away = Tensor(data.features["image"], (2, 0))
     away.cpu = None
-    away = types.SimpleNamespace(
-        __dlpack__=away.__dlpack__, __dlpack_device__=away.__dlpack_device__
-    )
+    away = types.SimpleNamespace(__dlpack__=away.__dlpack__, __dlpack_device__=away.__dlpack_device__)
     with pytest.raises(TypeError, match="copy it to the host first"):
         BM3(**settings()).fit(data.users, data.items, {"image": away})
 
@@ -176,7 +176,9 @@ def test_a_run_is_kept_and_goes_on(data, tmp_path):
     whole = BM3(**settings()).fit(data.users, data.items, data.features)
     part = BM3(**settings())
     run = tmp_path / "run"
-    part.fit(data.users, data.items, data.features, directory=run, callback=lambda record: record["epoch"] == 3)
+    part.fit(
+        data.users, data.items, data.features, directory=run, callback=lambda record: record["epoch"] == 3
+    )
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == part.history_
     with pytest.raises(ValueError, match="a run is already here; continue it with resume"):
@@ -195,6 +197,14 @@ def test_progress(data, capsys, monkeypatch):
     model.fit(data.users, data.items, progress=True)
     shown = capsys.readouterr().err
     assert "8/8" in shown and "recall@20" in shown
+    # Notebooks show one by themselves, as terminals do.
+    shell = type("ZMQInteractiveShell", (), {})()
+    notebook = types.SimpleNamespace(get_ipython=lambda: shell)
+    with monkeypatch.context() as inside:
+        inside.setitem(sys.modules, "IPython", notebook)
+        assert _somebody_looks()
+        inside.setattr(notebook, "get_ipython", lambda: None)
+        assert not _somebody_looks()
     for name in [name for name in sys.modules if name.split(".")[0] == "tqdm"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
@@ -254,9 +264,7 @@ def test_messages_name_parameters_and_leave_paths_alone(data, tmp_path):
         model.recommend(0)
 
 
-@given(
-    st.lists(st.one_of(st.integers(-5, 2**33), st.floats(), st.just(2**31 - 1)), min_size=1, max_size=6)
-)
+@given(st.lists(st.one_of(st.integers(-5, 2**33), st.floats(), st.just(2**31 - 1)), min_size=1, max_size=6))
 def test_ids_are_whole_numbers_in_range(values):
     def fits(value):
         return 0 <= value < 2**31 and value == int(value)

@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import settings
 
 from bm3_engine import BM3
+from conftest import settings
 
 ENDLESS = """
     import sys, time
@@ -21,7 +21,8 @@ ENDLESS = """
 
     random = np.random.default_rng(0)
     users, items = random.integers(0, 300, 20000), random.integers(0, 200, 20000)
-    model = BM3(embedding_size=16, batch_size=128, epochs=10**6, patience=10**6, device="cpu", threads=THREADS)
+    endless = dict(epochs=10**6, patience=10**6)
+    model = BM3(embedding_size=16, batch_size=128, device="cpu", threads=THREADS, **endless)
 
     def callback(record):
         if record["epoch"] == 2:
@@ -62,7 +63,9 @@ def test_other_threads_run_while_training(data):
     def fit():
         model = BM3(**settings(epochs=10**6, threads=1))
         begun = time.monotonic()
-        model.fit(data.users, data.items, callback=lambda _: time.monotonic() - begun > 1, validation_fraction=0)
+        model.fit(
+            data.users, data.items, callback=lambda _: time.monotonic() - begun > 1, validation_fraction=0
+        )
         done.set()
 
     thread = threading.Thread(target=fit)

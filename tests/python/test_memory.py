@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ITEMS, settings
 
 from bm3_engine import BM3, from_mmrec
+from conftest import ITEMS, settings
 
 
 def test_embeddings_are_views_that_keep_their_owner(data):
@@ -80,6 +80,26 @@ def test_features_are_shared_while_training_lasts(data, freeze_features):
     assert image.flags.writeable
 
 
+def test_what_features_are_a_view_of_is_protected_too(data, tmp_path):
+    owner = np.repeat(data.features["image"], 2, axis=0)
+    mapped = np.lib.format.open_memmap(tmp_path / "a.npy", mode="w+", dtype=np.float32, shape=(ITEMS, 8))
+    mapped[:] = data.features["text"]
+    view = owner[:ITEMS]
+    refused = []
+
+    def callback(record):
+        for array in (owner, view, mapped):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0, 0] = 1
+            refused.append(array)
+
+    features = {"image": view, "text": mapped}
+    BM3(**settings(epochs=1)).fit(data.users, data.items, features, callback=callback)
+    assert len(refused) == 3
+    for array in (owner, view, mapped):
+        array[0, 0] = 1
+
+
 def test_features_that_nobody_may_write_stay_so(data):
     image = data.features["image"].copy()
     image.flags.writeable = False
@@ -116,3 +136,11 @@ def test_features_are_given_back_after_an_error(data):
     with pytest.raises(ValueError, match="given twice|NaN|rows"):
         BM3(**settings()).fit(data.users, data.items, {"image": image, "text": image[:3]})
     assert image.flags.writeable
+
+    def fails(record):
+        raise LookupError
+
+    with pytest.raises(LookupError) as raised:
+        BM3(**settings()).fit(data.users, data.items, {"image": image}, callback=fails)
+    # While the exception is there, as in a notebook.
+    assert image.flags.writeable and raised.tb is not None
