@@ -64,6 +64,8 @@ pub mod parameters;
 pub mod philox;
 pub mod prepare;
 pub mod profile;
+#[cfg(feature = "python")]
+mod python;
 pub mod real;
 pub mod recommender;
 pub mod records;

@@ -135,6 +135,19 @@ impl Trainer {
         self.observed(dataset, observer, &stopped)
     }
 
+    /// Trains, and tells `observer` of the beginning, every step, epoch and checkpoint; it ends
+    /// training by the flag of [`Trainer::stop_when`].
+    ///
+    /// # Errors
+    /// Those of [`Trainer::fit`].
+    pub fn fit_observed(
+        &self,
+        dataset: &Dataset,
+        observer: impl Observer + Send,
+    ) -> Result<Trained> {
+        self.observed(dataset, observer, &self.stop)
+    }
+
     fn observed(
         &self,
         dataset: &Dataset,

@@ -14,6 +14,7 @@ use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
 use bm3_engine::data::{Dataset, DatasetOptions, FeatureMatrix, Modality};
 use bm3_engine::device::Device;
+use bm3_engine::records::Observer;
 use bm3_engine::run::StopReason;
 use bm3_engine::{Model, Query, Recommender, ScoredItem, Trainer};
 use common::groups;
@@ -126,7 +127,38 @@ fn lists_have_the_bits_of_those_that_training_measures() {
         let test = recommender.evaluate(&dataset.test, &[5, 20]).unwrap();
         let measured = model.record().test.clone().unwrap();
         assert_eq!(Some(test.recall[1]), measured.recall_at(20));
+
+        // The same of pairs; user 60 is not there.
+        let split = &dataset.test;
+        let of_pairs =
+            |position: usize| vec![split.users[position]; split.items_of(position).len()];
+        let pair_users: Vec<u32> = (0..split.users.len()).flat_map(of_pairs).collect();
+        let again = recommender.evaluate_pairs(&pair_users, &split.items, &[5, 20]).unwrap();
+        assert_eq!(again, test);
+        for (users, items, problem) in [
+            (&[60][..], &[1][..], "user: 60 found"),
+            (&[1], &[40], "item: 40 found"),
+            (&[1], &[], "1 users and 0 items found"),
+            (&[], &[], "0 pairs found"),
+        ] {
+            let error = recommender.evaluate_pairs(users, items, &[5]).unwrap_err().to_string();
+            assert!(error.contains(problem), "{error}");
+        }
     }
+}
+
+/// Rows that somebody holds stay as they were when items are added.
+#[test]
+fn held_rows_do_not_change() {
+    let dataset = groups();
+    let mut recommender = Recommender::new(trained(&dataset, config())).unwrap();
+    let (users, items) = (recommender.shared_user_rows(), recommender.shared_item_rows());
+    let before = items.to_vec();
+    recommender.add_items(&rows_of(&dataset.modalities, &[1, 2])).unwrap();
+    assert!(*items == before && recommender.shared_item_rows().len() == before.len() + 32);
+    assert!(*users == recommender.user_rows());
+    drop(recommender);
+    assert!(*items == before);
 }
 
 #[test]
@@ -480,6 +512,21 @@ fn training_can_be_stopped_from_the_callback_and_resumed() {
     assert_eq!(rest.records.len(), 8);
     let (rest, whole) = (rest.model.unwrap(), whole.model.unwrap());
     assert_eq!(rest.parameter("user_embedding"), whole.parameter("user_embedding"));
+
+    // An observer is told of every step, and stops by the flag.
+    struct Steps(Vec<(u64, u64, u64)>, Arc<AtomicBool>);
+    impl Observer for &mut Steps {
+        fn step(&mut self, epoch: u64, step: u64, steps: u64) {
+            self.0.push((epoch, step, steps));
+            self.1.store((epoch, step) == (2, 3), Ordering::Relaxed);
+        }
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut steps = Steps(Vec::new(), stop.clone());
+    let part = Trainer::new(config()).stop_when(stop).fit_observed(&dataset, &mut steps).unwrap();
+    let count = part.summary.steps;
+    assert_eq!((part.records.len(), steps.0.last().map(|last| last.0)), (1, Some(2)));
+    assert_eq!(count, steps.0.len() as u64);
 
     // A flag that is up before anything was done.
     let stop = Arc::new(AtomicBool::new(true));

@@ -38,7 +38,7 @@ pub struct Split {
 impl Split {
     /// Groups `pairs` by user, leaving out users for which `trained` is false; also returns how
     /// many pairs were left out.
-    fn new(pairs: &Pairs, trained: &[bool]) -> (Self, usize) {
+    pub(crate) fn new(pairs: &Pairs, trained: &[bool]) -> (Self, usize) {
         let mut positions = HashMap::new();
         let mut users = Vec::new();
         let mut lists: Vec<Vec<u32>> = Vec::new();

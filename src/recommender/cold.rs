@@ -100,7 +100,7 @@ impl Recommender {
             .copied()
             .filter(|&item| (item as usize) < self.model.items())
             .collect();
-        let (mut rows, mut nodes) = (self.item_rows.clone(), self.item_nodes.clone());
+        let (mut rows, mut nodes) = (self.item_rows.to_vec(), self.item_nodes.clone());
         for &item in &own {
             let range = item as usize * d..(item as usize + 1) * d;
             let x = &standard[range.clone()];
@@ -161,7 +161,7 @@ impl Recommender {
     fn replace_items(&mut self, rows: Vec<f32>, nodes: Vec<f32>) -> Result<()> {
         self.index = Index::new(&self.device, &rows, self.width())?;
         self.similar.take();
-        (self.item_rows, self.item_nodes) = (rows, nodes);
+        (self.item_rows, self.item_nodes) = (Arc::new(rows), nodes);
         Ok(())
     }
 

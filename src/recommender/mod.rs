@@ -17,7 +17,7 @@ pub(crate) use together::{Search, apart};
 
 use crate::backend::TopK;
 use crate::config::{DeviceChoice, MAX_TOP_K};
-use crate::data::Split;
+use crate::data::{Pairs, Split};
 use crate::device::Device;
 use crate::model::Model;
 use crate::records::Metrics;
@@ -41,9 +41,10 @@ pub struct Recommender {
     model: Arc<Model>,
     device: Device,
     /// p(H_u), U × d.
-    user_rows: Vec<f32>,
-    /// What p(H_u) is multiplied with, I' × d: p(H_i), or what stands for it.
-    item_rows: Vec<f32>,
+    user_rows: Arc<Vec<f32>>,
+    /// What p(H_u) is multiplied with, I' × d: p(H_i), or what stands for it. Copied when it changes
+    /// while somebody else holds it.
+    item_rows: Arc<Vec<f32>>,
     /// H_i, I' × d, or what stands for it.
     item_nodes: Vec<f32>,
     /// Items without training interactions, ascending.
@@ -90,8 +91,8 @@ impl Recommender {
         let cold = (0..model.items() as u32).filter(has_none).collect();
         Ok(Self {
             index: Index::new(&device, &item_rows, model.embedding_size())?,
-            user_rows: predicted,
-            item_rows,
+            user_rows: Arc::new(predicted),
+            item_rows: Arc::new(item_rows),
             item_nodes: nodes[user_elements..].to_vec(),
             cold,
             calibration: None,
@@ -183,11 +184,7 @@ impl Recommender {
     /// # Errors
     /// [`Error::Setting`] for slices of different lengths and for numbers out of range.
     pub fn scores(&self, users: &[u32], items: &[u32]) -> Result<Vec<f32>> {
-        if users.len() != items.len() {
-            let problem =
-                format!("{} users and {} items found, pairs expected", users.len(), items.len());
-            return Err(Error::setting("items", problem));
-        }
+        check_pairs(users, items)?;
         self.check_items(items)?;
         let mut row = Vec::new();
         let score = |(&user, &item): (&u32, &u32)| {
@@ -216,7 +213,7 @@ impl Recommender {
         let index = match self.similar.get() {
             Some(index) => index,
             None => {
-                let mut rows = self.item_rows.clone();
+                let mut rows = self.item_rows.to_vec();
                 rows.chunks_exact_mut(self.width()).for_each(normalize);
                 let index = Index::new(&self.device, &rows, self.width())?;
                 // Where another thread was faster, its index is the same.
@@ -245,6 +242,40 @@ impl Recommender {
         Ok(evaluate::metrics(split, &split.users, &lists, lengths))
     }
 
+    /// As [`Recommender::evaluate`], for pairs that are in no split yet. Users without training
+    /// interactions are left out, as they are of a data set's splits.
+    ///
+    /// # Errors
+    /// Those of [`Recommender::search`]; [`Error::Setting`] for slices of different lengths and when
+    /// no pair is left.
+    pub fn evaluate_pairs(
+        &self,
+        users: &[u32],
+        items: &[u32],
+        lengths: &[usize],
+    ) -> Result<Metrics> {
+        check_pairs(users, items)?;
+        self.check_items(items)?;
+        let count = self.model.users();
+        if let Some(&user) = users.iter().find(|&&user| user as usize >= count) {
+            return Err(out_of_range("user", user, count));
+        }
+        let graph = self.model.graph();
+        let trained: Vec<bool> =
+            (0..count).map(|user| graph.items_of(user).next().is_some()).collect();
+        let pairs = Pairs { users: users.to_vec(), items: items.to_vec() };
+        let (split, left_out) = Split::new(&pairs, &trained);
+        if split.users.is_empty() {
+            let problem = format!(
+                "{} pairs found, {left_out} of them of users without training interactions; one \
+                 pair of another user expected",
+                users.len()
+            );
+            return Err(Error::setting("users", problem));
+        }
+        self.evaluate(&split, lengths)
+    }
+
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
@@ -265,10 +296,20 @@ impl Recommender {
         &self.user_rows
     }
 
+    /// [`Recommender::user_rows`], held by whoever asks for as long as it likes.
+    pub fn shared_user_rows(&self) -> Arc<Vec<f32>> {
+        self.user_rows.clone()
+    }
+
     /// What users' rows are multiplied with, I × d: p(H_i), or what stands for it where items are
     /// scored by their features; items added after training follow the model's.
     pub fn item_rows(&self) -> &[f32] {
         &self.item_rows
+    }
+
+    /// [`Recommender::item_rows`] as they are now, held by whoever asks: later additions do not show.
+    pub fn shared_item_rows(&self) -> Arc<Vec<f32>> {
+        self.item_rows.clone()
     }
 
     fn item_row(&self, item: u32) -> &[f32] {
@@ -326,6 +367,14 @@ impl Recommender {
             None => Ok(()),
         }
     }
+}
+
+fn check_pairs(users: &[u32], items: &[u32]) -> Result<()> {
+    if users.len() == items.len() {
+        return Ok(());
+    }
+    let problem = format!("{} users and {} items found, pairs expected", users.len(), items.len());
+    Err(Error::setting("items", problem))
 }
 
 fn check_k(k: usize) -> Result<()> {

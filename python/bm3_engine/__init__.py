@@ -1,0 +1,35 @@
+"""BM3, the multimodal recommender, trained and served by hand-written kernels.
+
+The face is that of ``implicit`` and scikit-learn:
+
+>>> import numpy as np
+>>> from bm3_engine import BM3
+>>> users, items = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 1, 2, 2, 3])
+>>> image = np.random.default_rng(0).random((5, 8), dtype=np.float32)
+>>> model = BM3(embedding_size=8, epochs=5, device="cpu")
+>>> model = model.fit(users, items, features={"image": image})
+>>> ids, scores = model.recommend([0, 1], k=2)
+>>> ids.shape
+(2, 2)
+
+`BM3` trains, recommends and is saved; `from_mmrec` reads a data folder of the MMRec toolbox;
+`devices` lists what can be computed on. What is wrong with an argument raises ValueError, TypeError
+or FileNotFoundError; too little memory of a GPU MemoryError; a failure of a device or of training
+`Error`.
+"""
+
+from ._dataset import Dataset, from_mmrec
+from ._devices import devices
+from ._errors import Error, NotFittedError
+from ._model import BM3
+from ._native import VERSION as __version__
+
+__all__ = [
+    "BM3",
+    "Dataset",
+    "Error",
+    "NotFittedError",
+    "__version__",
+    "devices",
+    "from_mmrec",
+]

@@ -1,0 +1,70 @@
+"""Data folders of the MMRec toolbox."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+from ._native import Dataset
+
+__all__ = ["Dataset", "from_mmrec"]
+
+_Path = str | os.PathLike[str]
+_ONE = (str, os.PathLike)
+
+
+def from_mmrec(
+    folder: _Path,
+    *,
+    modalities: Sequence[str] | None = None,
+    features: Mapping[str, _Path | Sequence[_Path]] | None = None,
+    split: Sequence[float] | None = None,
+    seed: int = 999,
+) -> Dataset:
+    """Read a data folder in MMRec's layout.
+
+    That is ``NAME.inter`` (tab-separated, with the columns ``userID``, ``itemID`` and ``x_label``: 0
+    train, 1 valid, 2 test) and a ``MODALITY_feat.npy`` for each modality, row i for item i. Features
+    stay mapped in their files and are never copied into memory as a whole.
+
+    Parameters
+    ----------
+    folder : str or path
+        The folder.
+    modalities : sequence of str, optional
+        Only these; all that there are by default.
+    features : dict, optional
+        Files elsewhere, by modality: ``FILE.npy``, ``FILE.safetensors:TENSOR``, or several of them
+        whose rows follow each other.
+    split : sequence of three floats, optional
+        Shares of each user's interactions that go to training, validation and test, as
+        ``(0.8, 0.1, 0.1)``, instead of what ``x_label`` says.
+    seed : int
+        Keys that split.
+
+    Returns
+    -------
+    Dataset
+        With ``users`` and ``items`` (how many), ``train``, ``valid`` and ``test`` (pairs of arrays of
+        users and items), ``modalities`` (widths by name) and ``warnings``. `BM3.fit` takes it.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the folder or a file is not there.
+    ValueError
+        For what is wrong with them, with the file and the line or field.
+    """
+    files = [
+        (name, [os.fspath(file) for file in ([value] if isinstance(value, _ONE) else value)])
+        for name, value in (features or {}).items()
+    ]
+    dataset = Dataset._open(
+        folder,
+        None if modalities is None else list(modalities),
+        files,
+        None if split is None else list(split),
+        seed,
+    )
+    for warning in dataset.warnings:
+        logging.getLogger("bm3_engine").warning("%s: %s", os.fspath(folder), warning)
+    return dataset

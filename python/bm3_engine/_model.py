@@ -1,0 +1,294 @@
+"""The model as users have it."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from numpy.typing import ArrayLike
+
+from . import _arrays, _native
+from ._answers import Answers
+from ._dataset import Dataset
+from ._parameters import SETTINGS, Parameters
+from ._progress import progress as make_progress
+
+Self = TypeVar("Self", bound="BM3")
+_Path = str | os.PathLike[str]
+
+
+class BM3(Parameters, Answers):
+    """BM3, a recommender that learns from interactions and from features of the items.
+
+    Parameters
+    ----------
+    embedding_size : int
+        d, the width of every embedding: a multiple of 4 up to 512.
+    layers : int
+        L, propagation layers, 0 to 4.
+    dropout : float
+        p, of the bootstrap targets: 0 ≤ p < 1.
+    reg_weight : float
+        λ_reg, of the Frobenius norms.
+    cl_weight : float
+        λ_cl, of the alignment and mask losses.
+    freeze_features : bool
+        Keeps features as inputs; otherwise they are trained, as in the published implementation.
+    learning_rate, learning_rate_decay : float
+        Adam's; it is multiplied by γ^(epoch/50).
+    batch_size : int
+        Training pairs per step.
+    epochs, patience : int
+        Training stops after so many epochs, or when more than `patience` of them in a row have not
+        beaten the best validation Recall@20.
+    propagation : {"light", "gcn"}
+        ``"gcn"``: with weights and LeakyReLU, the paper's equation as printed.
+    self_loops : bool
+        The paper's A + I.
+    seed : int
+        Keys every draw: the same seed on the same type of processor gives the same bits, on any
+        number of threads.
+    order : {"random", "file"}
+        ``"file"``: pairs as they were given, every epoch the same.
+    top_k : sequence of int
+        List lengths of the metrics in `history_`.
+    feature_type : {"auto", "f32", "f16", "bf16"}
+        The type of frozen features on a GPU.
+    feature_storage : {"auto", "resident", "stream"}
+        Where frozen features lie on a GPU.
+    device : {"auto", "cpu"} or int
+        Where to compute: a GPU's number, or GPU 0 if it can be used, else the CPU.
+    threads : int, optional
+        CPU threads; all by default.
+
+    Attributes
+    ----------
+    history_ : list of dict
+        One for each epoch of `fit`: ``epoch``, ``step``, ``learning_rate``, ``loss`` (means by term),
+        ``valid`` and ``test`` (metrics, where there are such interactions), ``train_seconds``,
+        ``evaluate_seconds``, ``best``. Empty after `load`.
+    best_epoch_ : int
+        The epoch that the model is from: the one of the best validation Recall@20, or the last.
+    n_users_, n_items_ : int
+    modalities_ : dict of str to int
+        The width of each modality's features.
+    """
+
+    history_: list[dict[str, Any]]
+    best_epoch_: int
+    n_users_: int
+    n_items_: int
+    modalities_: dict[str, int]
+
+    def fit(
+        self: Self,
+        user_ids: Any,
+        item_ids: ArrayLike | None = None,
+        features: _arrays.Features | None = None,
+        *,
+        validation: Any = None,
+        test: Any = None,
+        validation_fraction: float = 0.1,
+        users: int | None = None,
+        items: int | None = None,
+        callback: Callable[[dict[str, Any]], object] | None = None,
+        progress: bool | None = None,
+        directory: _Path | None = None,
+        resume: bool = False,
+    ) -> Self:
+        """Trains.
+
+        The interpreter is released, so that other threads run. Ctrl-C ends training within a step, with
+        everything saved where there is a directory, and raises KeyboardInterrupt; the model of the best
+        epoch so far can be used.
+
+        Parameters
+        ----------
+        user_ids : array of int, shape (n,), or sparse matrix, shape (users, items), or Dataset
+            The users of the interactions; or a scipy matrix, whose nonzero entries are the
+            interactions; or what `from_mmrec` gives, which has its own items, features and splits.
+        item_ids : array of int, shape (n,)
+            The items of the interactions. Users and items are numbered from 0.
+        features : dict of str to array, shape (items, width), optional
+            Features by modality, row i for item i: finite numbers; rows without interactions are items,
+            too. A C-contiguous float32 array is not copied but shared while training lasts: it
+            cannot be assigned to then, nor can what it is a view of, and it must not be changed through
+            another view. Other types and orders are copied once. A tensor that exports itself (DLPack) is
+            taken as an array; one on a GPU is copied to the host by its ``cpu()``, since the engine
+            keeps features on the GPU in its own layout. Files (``FILE.npy``,
+            ``FILE.safetensors:TENSOR``, or a list of them) stay mapped.
+        validation, test : (user_ids, item_ids) or sparse matrix, optional
+            Interactions to be found: early stopping watches the first, nothing the second.
+        validation_fraction : float
+            Without `validation`, so much of each user's interactions (a user of few keeps all) is taken
+            for it. 0 trains all `epochs`.
+        users, items : int, optional
+            At least so many, whether they have interactions or not.
+        callback : callable, optional
+            Called after each epoch with its dict of `history_`; a true answer ends training.
+        progress : bool, optional
+            Whether there is a bar of tqdm; by default where it is installed and standard error is a
+            terminal, or in a notebook.
+        directory : str or path, optional
+            Keeps the run there as the program `bm3-engine` does, with checkpoints. One that has a run
+            is refused.
+        resume : bool
+            Goes on with the run in `directory`, to the bits of one that was never stopped.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError, FileNotFoundError
+            For what is wrong with an argument.
+        MemoryError
+            When a GPU has too little.
+        Error
+            When a device fails, or a loss stops being finite.
+        """
+        self._forget()
+        dataset = self._dataset(
+            user_ids, item_ids, features, validation, test, validation_fraction, users, items
+        )
+        bar = make_progress(progress)
+
+        def on_epoch(record: str) -> bool:
+            told = json.loads(record)
+            if bar is not None:
+                bar.epoch(told)
+            return callback is not None and bool(callback(told))
+
+        try:
+            model, _, records, raised = _native.train(
+                dataset,
+                self._settings(),
+                device=self.device,
+                feature_storage=self.feature_storage,
+                threads=None if self.threads is None else _arrays.count(self.threads, "threads"),
+                directory=directory,
+                resume=bool(resume),
+                on_start=None if bar is None else bar.start,
+                on_step=None if bar is None else bar.step,
+                on_epoch=None if bar is None and callback is None else on_epoch,
+            )
+        finally:
+            # An exception's traceback holds this frame, and must not hold the arrays that are lent.
+            del dataset
+            if bar is not None:
+                bar.close()
+        if model is not None:
+            self._remember(model, [json.loads(record) for record in records])
+        if raised is not None:
+            raise raised
+        return self
+
+    def _dataset(
+        self,
+        user_ids: Any,
+        item_ids: ArrayLike | None,
+        features: _arrays.Features | None,
+        validation: Any,
+        test: Any,
+        validation_fraction: float,
+        users: int | None,
+        items: int | None,
+    ) -> Dataset:
+        if isinstance(user_ids, Dataset):
+            for name, value in [
+                ("item_ids", item_ids),
+                ("features", features),
+                ("validation", validation),
+                ("test", test),
+                ("users", users),
+                ("items", items),
+            ]:
+                if value is not None:
+                    raise TypeError(f"{name}: given beside a Dataset, which has its own")
+            return user_ids
+        if item_ids is None and not _arrays.is_sparse(user_ids):
+            raise TypeError(
+                f"user_ids: {type(user_ids).__name__} found without item_ids; a sparse matrix, a "
+                "Dataset or item_ids expected"
+            )
+        if item_ids is not None and _arrays.is_sparse(user_ids):
+            raise TypeError("item_ids: given beside a sparse matrix; give features by their name")
+        if not 0 <= validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction: {validation_fraction} found, from 0 and less than 1 expected"
+            )
+        sparse = item_ids is None
+        train, size = _arrays.pairs(user_ids if sparse else (user_ids, item_ids), "training")
+        valid, valid_size = _arrays.pairs(validation, "validation")
+        tested, test_size = _arrays.pairs(test, "test")
+        least = (_arrays.count(users or 0, "users"), _arrays.count(items or 0, "items"))
+        sizes = [max(every) for every in zip(size, valid_size, test_size, least)]
+        share = 0.0 if validation is not None else float(validation_fraction)
+        tables = _arrays.features(features)
+        return Dataset._gather(train, valid, tested, share, self.seed, tables, (sizes[0], sizes[1]))
+
+    def _forget(self) -> None:
+        self._model = None
+        for name in ("history_", "best_epoch_", "n_users_", "n_items_", "modalities_"):
+            self.__dict__.pop(name, None)
+
+    def _remember(self, model: _native.Model, history: list[dict[str, Any]]) -> None:
+        record = json.loads(model.record())
+        self._model = model
+        self.history_ = history
+        self.best_epoch_ = record["epoch"]
+        self.n_users_ = record["identity"]["users"]
+        self.n_items_ = record["identity"]["items"]
+        self.modalities_ = {name: width for name, width in record["identity"]["modalities"]}
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._model is not None
+
+    def __sklearn_tags__(self) -> Any:
+        """What kind of estimator scikit-learn, which alone asks, has before it."""
+        from sklearn.utils import Tags, TargetTags
+
+        return Tags(estimator_type=None, target_tags=TargetTags(required=False))
+
+    def save(self, path: _Path) -> None:
+        """Writes the model to a ``.safetensors`` file, whole or not at all.
+
+        `load` and the program `bm3-engine` read it.
+        """
+        self._trained().save(path)
+
+    @classmethod
+    def load(cls: type[Self], path: _Path, device: str | int = "auto", threads: int | None = None) -> Self:
+        """Reads a model, to answer from where it was trained to.
+
+        Parameters
+        ----------
+        path : str or path
+            A model's file, or the directory of a run, also of the program `bm3-engine`.
+        device, threads
+            As of `BM3`.
+
+        Returns
+        -------
+        BM3
+            With the parameters it was trained with.
+        """
+        model = _native.Model.load(path, device, threads)
+        settings = json.loads(model.record())["identity"]["config"]
+        loaded = cls(**{name: settings[name] for name in SETTINGS}, device=device, threads=threads)
+        loaded._remember(model, [])
+        return loaded
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes, a trained model as the bytes of its file."""
+        state = self.__dict__.copy()
+        model = state.pop("_model", None)
+        state["_bytes"] = None if model is None else model.to_bytes()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        bytes_of_model = state.pop("_bytes")
+        self.__dict__.update(state)
+        if bytes_of_model is not None:
+            self._model = _native.Model.from_bytes(bytes_of_model, self.device, self.threads)

@@ -1,0 +1,35 @@
+//! What can be computed on.
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::cpu::instruction_set;
+use crate::cuda::{self, Kernels};
+
+/// The CPU and every GPU: what `device` takes, its name, and why it cannot be used, or `None`.
+#[pyfunction]
+pub fn devices(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
+    let found = py.detach(|| {
+        let kernels = Kernels::embedded();
+        let threads = rayon::current_num_threads();
+        let cpu = format!("CPU, {threads} threads, {}", instruction_set().name());
+        // Without a driver there is no GPU to tell of.
+        let gpus = cuda::gpus().unwrap_or_default().into_iter().map(|gpu| {
+            let problem = cuda::can_run(&gpu, kernels.as_ref()).err();
+            (Some(gpu.ordinal), gpu.name, problem.map(|problem| problem.to_string()))
+        });
+        std::iter::once((None, cpu, None)).chain(gpus).collect::<Vec<_>>()
+    });
+    let list = PyList::empty(py);
+    for (number, name, problem) in found {
+        let device = PyDict::new(py);
+        match number {
+            Some(number) => device.set_item("device", number)?,
+            None => device.set_item("device", "cpu")?,
+        }
+        device.set_item("name", name)?;
+        device.set_item("problem", problem)?;
+        list.append(device)?;
+    }
+    Ok(list)
+}

@@ -1,0 +1,95 @@
+//! The engine's errors as Python's.
+
+use std::io;
+use std::path::Path;
+
+use pyo3::PyErr;
+use pyo3::exceptions::{
+    PyFileNotFoundError, PyMemoryError, PyOSError, PyPermissionError, PyRuntimeError, PyValueError,
+};
+
+use crate::Error;
+use crate::data::DataError;
+
+pyo3::create_exception!(
+    bm3_engine,
+    EngineError,
+    PyRuntimeError,
+    "A failure of a device or of training itself, not of what was given."
+);
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        match &error {
+            Error::Io { path, action, source } => system(&error, path, action, source),
+            Error::Data(DataError::Read { path, source }) => system(&error, path, "read", source),
+            _ => plain(&error),
+        }
+    }
+}
+
+impl From<DataError> for PyErr {
+    fn from(error: DataError) -> Self {
+        Error::from(error).into()
+    }
+}
+
+fn plain(error: &Error) -> PyErr {
+    let message = in_python(&error.to_string());
+    match error {
+        _ if error.is_input() => PyValueError::new_err(message),
+        Error::DeviceMemory { .. } => PyMemoryError::new_err(message),
+        _ => EngineError::new_err(message),
+    }
+}
+
+/// What the system refused. Of its number Python makes the class, as `FileNotFoundError`.
+fn system(error: &Error, path: &Path, action: &str, source: &io::Error) -> PyErr {
+    if let Some(number) = source.raw_os_error() {
+        let reason = source.to_string();
+        let reason = reason.split(" (os error").next().unwrap_or_default();
+        let path = path.as_os_str().to_owned();
+        return PyOSError::new_err((number, format!("cannot {action}: {reason}"), path));
+    }
+    // Wrapped by somebody who has added what it was about.
+    let message = error.to_string();
+    match source.kind() {
+        io::ErrorKind::NotFound => PyFileNotFoundError::new_err(message),
+        io::ErrorKind::PermissionDenied => PyPermissionError::new_err(message),
+        _ if error.is_input() => PyValueError::new_err(message),
+        _ => PyOSError::new_err(message),
+    }
+}
+
+/// A message with the program's flags as the parameters that they are in Python: `--batch-size`
+/// becomes `batch_size`.
+fn in_python(message: &str) -> String {
+    let mut shown = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some(start) = rest.find("--") {
+        let (before, flag) = (&rest[..start], &rest[start + 2..]);
+        let end = flag
+            .find(|character: char| character != '-' && !character.is_ascii_lowercase())
+            .unwrap_or(flag.len());
+        let begins = before.is_empty() || before.ends_with([' ', '(', '`']);
+        shown.push_str(before);
+        match &flag[..end] {
+            name if begins && name.starts_with(|first: char| first.is_ascii_lowercase()) => {
+                shown.push_str(
+                    match name {
+                        "out" => "directory",
+                        name => name,
+                    }
+                    .replace('-', "_")
+                    .as_str(),
+                );
+            }
+            other => {
+                shown.push_str("--");
+                shown.push_str(other);
+            }
+        }
+        rest = &flag[end..];
+    }
+    shown + rest
+}

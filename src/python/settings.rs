@@ -1,0 +1,88 @@
+//! Settings from a dictionary.
+
+use std::fmt::Display;
+
+use clap::ValueEnum;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::Error;
+use crate::config::{DeviceChoice, TrainConfig, ascending};
+
+/// The settings in a dictionary, checked; those that it lacks are the defaults.
+pub fn config(settings: &Bound<'_, PyDict>) -> PyResult<TrainConfig> {
+    const WHOLE: &str = "a whole number from 0";
+    let mut config = TrainConfig::default();
+    for (name, value) in settings {
+        let name: String = name.extract()?;
+        let setting = Setting { name: &name, value: &value };
+        match name.as_str() {
+            "embedding_size" => config.embedding_size = setting.take(WHOLE)?,
+            "layers" => config.layers = setting.take(WHOLE)?,
+            "propagation" => config.propagation = setting.choice()?,
+            "self_loops" => config.self_loops = setting.take("True or False")?,
+            "dropout" => config.dropout = setting.take("a number")?,
+            "reg_weight" => config.reg_weight = setting.take("a number")?,
+            "cl_weight" => config.cl_weight = setting.take("a number")?,
+            "freeze_features" => config.freeze_features = setting.take("True or False")?,
+            "feature_type" => config.feature_type = setting.choice()?,
+            "learning_rate" => config.learning_rate = setting.take("a number")?,
+            "learning_rate_decay" => config.learning_rate_decay = setting.take("a number")?,
+            "batch_size" => config.batch_size = setting.take(WHOLE)?,
+            "epochs" => config.epochs = setting.take(WHOLE)?,
+            "patience" => config.patience = setting.take(WHOLE)?,
+            "top_k" => config.top_k = ascending(setting.take("whole numbers")?),
+            "seed" => config.seed = setting.take(WHOLE)?,
+            "order" => config.order = setting.choice()?,
+            _ => return Err(PyTypeError::new_err(format!("{name}: there is no such setting"))),
+        }
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+/// Refuses settings that cannot be.
+#[pyfunction]
+pub fn check(settings: &Bound<'_, PyDict>) -> PyResult<()> {
+    config(settings).map(|_| ())
+}
+
+/// A device by its name or number.
+pub fn device(value: &Bound<'_, PyAny>) -> PyResult<DeviceChoice> {
+    let text = value.str()?.to_string();
+    text.parse().map_err(|problem: String| Error::setting("device", problem).into())
+}
+
+/// A name and the value that somebody gave it.
+pub struct Setting<'a, 'py> {
+    /// The parameter.
+    pub name: &'a str,
+    /// What it was given.
+    pub value: &'a Bound<'py, PyAny>,
+}
+
+impl<'py> Setting<'_, 'py> {
+    /// The value as a T, which the user would call `expected`.
+    fn take<T: for<'a> FromPyObject<'a, 'py>>(&self, expected: &str) -> PyResult<T> {
+        self.value.extract().map_err(|_| self.wrong(expected))
+    }
+
+    /// The value as one of some words.
+    pub fn choice<T: ValueEnum>(&self) -> PyResult<T> {
+        let words: Vec<_> =
+            T::value_variants().iter().filter_map(ValueEnum::to_possible_value).collect();
+        let found =
+            self.value.extract::<String>().ok().and_then(|word| T::from_str(&word, false).ok());
+        found.ok_or_else(|| {
+            let words: Vec<String> =
+                words.iter().map(|word| format!("'{}'", word.get_name())).collect();
+            self.wrong(words.join(" or "))
+        })
+    }
+
+    fn wrong(&self, expected: impl Display) -> PyErr {
+        let found = self.value.repr().map_or_else(|_| "?".to_owned(), |found| found.to_string());
+        PyValueError::new_err(format!("{}: {found} found, {expected} expected", self.name))
+    }
+}

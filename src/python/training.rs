@@ -1,0 +1,221 @@
+//! Training on a thread of its own, while the caller's listens for signals and calls Python back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::dataset::PyDataset;
+use super::model::PyModel;
+use super::settings::{self, Setting};
+use crate::records::{EpochRecord, Observer, RunStart};
+use crate::{Error, Result, Trainer};
+
+/// How long a Ctrl-C may go unnoticed.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// What comes of training: the model, if an epoch was finished, the summary and the epochs' records as
+/// JSON, and the exception that ended it early.
+type Outcome = (Option<PyModel>, String, Vec<String>, Option<Py<PyAny>>);
+
+/// Trains; `on_start`, `on_step` and `on_epoch` are called on the thread that called, with JSON, with
+/// (epoch, step, steps of an epoch) now and then, and with JSON. `on_epoch` ends training by True.
+#[pyfunction]
+#[pyo3(signature = (
+    dataset, settings, *, device, feature_storage, threads, directory, resume, on_start, on_step,
+    on_epoch
+))]
+#[expect(clippy::too_many_arguments, reason = "each has a name where it is called")]
+pub fn train(
+    py: Python<'_>,
+    dataset: &Bound<'_, PyDataset>,
+    settings: &Bound<'_, PyDict>,
+    device: &Bound<'_, PyAny>,
+    feature_storage: &Bound<'_, PyAny>,
+    threads: Option<usize>,
+    directory: Option<PathBuf>,
+    resume: bool,
+    on_start: Option<Bound<'_, PyAny>>,
+    on_step: Option<Bound<'_, PyAny>>,
+    on_epoch: Option<Bound<'_, PyAny>>,
+) -> PyResult<Outcome> {
+    let device = settings::device(device)?;
+    let storage = Setting { name: "feature_storage", value: feature_storage }.choice()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    // Threads of its own, for the reason that `Pool` has.
+    let mut trainer = Trainer::new(settings::config(settings)?)
+        .device(device)
+        .feature_storage(storage)
+        .threads(threads.unwrap_or_else(rayon::current_num_threads))
+        .stop_when(stop.clone());
+    trainer = match (directory, resume) {
+        (Some(directory), true) => trainer.resume(directory),
+        (Some(directory), false) => trainer.directory(directory),
+        (None, true) => {
+            let problem = "True found, which goes on with the run of a directory; give that";
+            return Err(Error::setting("resume", problem).into());
+        }
+        (None, false) => trainer,
+    };
+    let position = Arc::new(Position::default());
+    let (events, received) = channel();
+    let (replies, replied) = channel();
+    let messenger = Messenger {
+        events,
+        // Nobody has to be waited for where nobody listens.
+        replies: on_epoch.is_some().then_some(replied),
+        position: position.clone(),
+        stop: stop.clone(),
+    };
+    let dataset = dataset.get().dataset.clone();
+    let mut listener = Listener { on_start, on_step, on_epoch, position, raised: None };
+    let trained = std::thread::scope(|scope| {
+        let worker = scope.spawn(move || trainer.fit_observed(&dataset, messenger));
+        listener.listen(py, received, &replies, &stop);
+        py.detach(|| worker.join())
+    });
+    // A panic of the engine goes on here, and becomes an exception of its own.
+    let trained = trained.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let raised = listener.raised;
+    let trained = match (trained, raised) {
+        // Rather than that the stopped training failed, the caller hears why it was stopped.
+        (Err(_), Some(raised)) => return Err(raised),
+        (trained, raised) => (trained?, raised),
+    };
+    let (trained, raised) = trained;
+    let model = trained.model.map(|model| PyModel::new(model, device, threads)).transpose()?;
+    let records = trained.records.iter().map(json).collect::<Result<_>>()?;
+    let raised = raised.map(|raised| raised.into_value(py).into_any());
+    Ok((model, json(&trained.summary)?, records, raised))
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value)
+        .map_err(|error| Error::setting("records", format!("cannot be told: {error}")))
+}
+
+/// Where training is, read by whoever wants to know.
+#[derive(Default)]
+struct Position {
+    epoch: AtomicU64,
+    step: AtomicU64,
+    steps: AtomicU64,
+}
+
+/// What the training thread tells.
+enum Event {
+    Start(Box<RunStart>),
+    Epoch(Box<EpochRecord>),
+}
+
+/// The training thread's end.
+struct Messenger {
+    events: Sender<Event>,
+    /// After each epoch: whether to go on.
+    replies: Option<Receiver<bool>>,
+    position: Arc<Position>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Observer for Messenger {
+    fn start(&mut self, run: &RunStart) {
+        // Nobody listens any more only when the caller's thread is unwinding.
+        self.events.send(Event::Start(Box::new(run.clone()))).ok();
+    }
+
+    fn step(&mut self, epoch: u64, step: u64, steps: u64) {
+        self.position.steps.store(steps, Ordering::Relaxed);
+        self.position.step.store(step, Ordering::Relaxed);
+        self.position.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    fn epoch(&mut self, record: &EpochRecord) {
+        let Some(replies) = &self.replies else { return };
+        let told = self.events.send(Event::Epoch(Box::new(record.clone())));
+        if told.is_err() || replies.recv() != Ok(true) {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The calling thread's end.
+struct Listener<'py> {
+    on_start: Option<Bound<'py, PyAny>>,
+    on_step: Option<Bound<'py, PyAny>>,
+    on_epoch: Option<Bound<'py, PyAny>>,
+    position: Arc<Position>,
+    /// What a signal's handler or a callback raised first.
+    raised: Option<PyErr>,
+}
+
+impl Listener<'_> {
+    /// Answers until the training thread has no more to tell.
+    fn listen(
+        &mut self,
+        py: Python<'_>,
+        mut events: Receiver<Event>,
+        replies: &Sender<bool>,
+        stop: &AtomicBool,
+    ) {
+        loop {
+            let event;
+            (event, events) = py.detach(move || (events.recv_timeout(INTERVAL), events));
+            // Once, so that a second Ctrl-C is the caller's again, after everything is saved.
+            if self.raised.is_none() {
+                self.heed(py.check_signals(), stop);
+            }
+            let told = match event {
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => self.tell(Self::step),
+                Ok(Event::Start(run)) => self.tell(|listener| listener.start(&run)),
+                Ok(Event::Epoch(record)) => {
+                    let proceeds = self.tell(|listener| listener.epoch(&record));
+                    // Should the thread be gone, there is nobody to tell.
+                    replies.send(matches!(proceeds, Ok(true))).ok();
+                    proceeds
+                }
+            };
+            self.heed(told.map(|_| ()), stop);
+        }
+    }
+
+    /// Ends training by what was raised.
+    fn heed(&mut self, outcome: PyResult<()>, stop: &AtomicBool) {
+        if let Err(error) = outcome {
+            stop.store(true, Ordering::Relaxed);
+            self.raised.get_or_insert(error);
+        }
+    }
+
+    /// Calls back, unless something was raised before.
+    fn tell(&self, call: impl Fn(&Self) -> PyResult<bool>) -> PyResult<bool> {
+        if self.raised.is_some() { Ok(false) } else { call(self) }
+    }
+
+    fn start(&self, run: &RunStart) -> PyResult<bool> {
+        if let Some(on_start) = &self.on_start {
+            on_start.call1((json(run)?,))?;
+        }
+        Ok(true)
+    }
+
+    fn step(&self) -> PyResult<bool> {
+        let Position { epoch, step, steps } = &*self.position;
+        let epoch = epoch.load(Ordering::Relaxed);
+        if let Some(on_step) = self.on_step.as_ref().filter(|_| epoch > 0) {
+            let (step, steps) = (step.load(Ordering::Relaxed), steps.load(Ordering::Relaxed));
+            on_step.call1((epoch, step, steps))?;
+        }
+        Ok(true)
+    }
+
+    /// Whether to go on.
+    fn epoch(&self, record: &EpochRecord) -> PyResult<bool> {
+        let Some(on_epoch) = &self.on_epoch else { return Ok(true) };
+        Ok(!on_epoch.call1((json(record)?,))?.is_truthy()?)
+    }
+}
