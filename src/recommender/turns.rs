@@ -21,6 +21,8 @@ pub(crate) struct Turns {
     index: ItemIndex<f32>,
     /// Callers that may search at a time.
     lanes: usize,
+    /// The process that the callers are of.
+    process: u32,
     state: Mutex<State>,
 }
 
@@ -48,13 +50,15 @@ impl Turns {
     /// Takes I × d rows.
     pub fn new(items: &[f32], width: usize) -> Self {
         let lanes = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { index: ItemIndex::new(items, width), lanes, state: Mutex::default() }
+        let (index, process) = (ItemIndex::new(items, width), std::process::id());
+        Self { index, lanes, process, state: Mutex::default() }
     }
 
     /// The lists of a search.
     pub fn search(&self, search: Search) -> TopK {
-        if search.count() > QUERIES {
-            // It has the rayon pool, which shares the processors as well as turns do.
+        // Many queries have the rayon pool, which shares the processors as well as turns do. A process
+        // that was forked has none of the threads whose turn it may have been.
+        if search.count() > QUERIES || self.process != std::process::id() {
             return self.lists(&search);
         }
         let mut state = self.state();
