@@ -277,6 +277,15 @@ fn tile<T: Real, const FUSED: bool, const ROWS: usize, const COLUMNS: usize>(
     }
 }
 
+/// The first rows, as deep as B is.
+#[inline(always)]
+fn lanes<'a, T, const ROWS: usize, const COLUMNS: usize>(
+    a: &[&'a [T]; MOST_TILE_ROWS],
+    b: &[[T; COLUMNS]],
+) -> [&'a [T]; ROWS] {
+    std::array::from_fn(|lane| &a[lane][..b.len()])
+}
+
 /// Defines the tile of one instruction set and one type.
 macro_rules! tile_for {
     ($name:ident, $fused:expr, $rows:literal, $columns:literal $(, $features:literal)?) => {
@@ -290,13 +299,17 @@ macro_rules! tile_for {
             columns: usize,
         ) {
             let b = b.as_chunks::<$columns>().0;
-            if rows == 1 {
-                // As a search for one user has it: a whole tile would do the work of all its rows.
-                let lane = [&a[0][..b.len()]];
-                return tile::<T, { $fused }, 1, $columns>(lane, b, c, stride, 1, columns);
+            // A few rows, as a search for one user has them, need not do the work of a whole tile.
+            match rows {
+                1 => tile::<T, { $fused }, 1, $columns>(lanes(a, b), b, c, stride, rows, columns),
+                2 => tile::<T, { $fused }, 2, $columns>(lanes(a, b), b, c, stride, rows, columns),
+                3 | 4 => {
+                    tile::<T, { $fused }, 4, $columns>(lanes(a, b), b, c, stride, rows, columns);
+                }
+                _ => {
+                    tile::<T, { $fused }, $rows, $columns>(lanes(a, b), b, c, stride, rows, columns);
+                }
             }
-            let lanes: [&[T]; $rows] = std::array::from_fn(|lane| &a[lane][..b.len()]);
-            tile::<T, { $fused }, $rows, $columns>(lanes, b, c, stride, rows, columns);
         }
     };
 }
