@@ -39,7 +39,7 @@
 #define BM3_WITH_SEEN 1
 
 // A flag: training goes on with the run in its directory, to the bits of one that was never stopped;
-// it begins where nothing was saved yet.
+// it begins where there is none yet.
 #define BM3_RESUME 1
 
 // How a call ended; the numbers are the exit codes of the program.
@@ -135,7 +135,7 @@ typedef struct bm3_epoch {
     double valid_ndcg;
     // Seconds that it took, its evaluation among them.
     double seconds;
-    // 1 where no earlier epoch has a higher Recall@20 on the validation split, else 0.
+    // 1 where it has a higher Recall@20 than every earlier epoch, or there is no validation split on the validation split, else 0.
     int32_t best;
 } bm3_epoch;
 

@@ -45,7 +45,8 @@ impl<'a> Table<'a> {
 /// are given, elsewhere by their numbers, beside which the maps are written. The outcome is the files.
 ///
 /// # Errors
-/// [`Error::Setting`] for a file that is there already, unless `overwrite`; [`Error::Io`].
+/// [`Error::Setting`] for a file that is there already, unless `overwrite`, and for maps of fewer users
+/// or items than there are; [`Error::Io`].
 pub fn export(
     recommender: &Recommender,
     form: ExportForm,
@@ -58,6 +59,13 @@ pub fn export(
         Table { kind: "item", rows: recommender.item_rows(), ids: maps.map(|maps| &*maps.items) },
     ];
     let d = recommender.width();
+    for Table { kind, rows, ids } in &tables {
+        let count = rows.len() / d;
+        if let Some(ids) = ids.filter(|ids| ids.len() < count) {
+            let problem = format!("{} names of {kind}s found, {count} expected", ids.len());
+            return Err(Error::setting("ids", problem));
+        }
+    }
     let mut paths = planned(form, directory);
     let id_files = maps.filter(|_| form != ExportForm::Csv).map(|_| IdMaps::paths(directory));
     paths.extend(id_files.into_iter().flatten());

@@ -159,13 +159,13 @@ impl Model {
         }
     }
 
-    /// Whether it was trained on just these interactions.
+    /// Whether its interactions are just these.
     pub fn fits(&self, dataset: &Dataset) -> bool {
         self.record.identity.interactions_fingerprint == dataset.interactions_fingerprint()
     }
 
     /// The model with the training interactions of `dataset` in the place of its own: newer ones of
-    /// the same users and items, say.
+    /// the same users and items, say. Saved, it has them as its own.
     ///
     /// # Errors
     /// [`Error::RunFile`] when the numbers of users and items differ.
@@ -183,7 +183,10 @@ impl Model {
             return Err(Error::run_file(&self.place(), problem));
         }
         let graph = dataset.graph(self.config().self_loops);
-        Ok(Self { graph, as_trained: self.fits(dataset), ..self })
+        let as_trained = self.as_trained && self.fits(dataset);
+        let mut record = self.record;
+        record.identity.interactions_fingerprint = dataset.interactions_fingerprint();
+        Ok(Self { record, graph, as_trained, ..self })
     }
 
     /// Whether its interactions are those it was trained on.

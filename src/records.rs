@@ -122,7 +122,8 @@ pub struct EpochRecord {
     pub train_seconds: f64,
     /// Wall time of the epoch's evaluations, in seconds.
     pub evaluate_seconds: f64,
-    /// Whether no earlier epoch has a higher validation Recall@20.
+    /// Whether it has a higher validation Recall@20 than every earlier epoch; without a validation split
+    /// always.
     pub best: bool,
     /// Whether the epoch's operations were timed one by one, which takes longer: its seconds are not
     /// those of other epochs. Left out of the JSON where they were not.

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::backend::Backend;
-use crate::config::{DeviceChoice, FeatureStorage, TrainConfig};
+use crate::config::{
+    ConfigFile, DeviceChoice, FeatureStorage, RunConfig, RunSettings, TrainConfig, TrainSettings,
+};
 use crate::data::Dataset;
 use crate::device::Device;
 use crate::records::{EpochRecord, Observer, RunStart};
-use crate::run::{CONFIG, RunDirectory};
-use crate::train::{FitOptions, Trained, fit_model};
+use crate::run::{CONFIG, RunDirectory, STATE};
+use crate::train::{FitOptions, Trained, check_saved, fit_model};
 use crate::{Error, Result, files, with_backend};
 
 /// Trains models with given settings.
@@ -86,7 +88,7 @@ impl Trainer {
     }
 
     /// Goes on with the run in a directory, to the bits of one that was never stopped; begins it where
-    /// nothing was saved yet.
+    /// there is none yet.
     #[must_use]
     pub fn resume(self, path: impl Into<PathBuf>) -> Self {
         Self { directory: Some(path.into()), resume: true, ..self }
@@ -176,20 +178,24 @@ impl Trainer {
         if let Some(reason) = passed_over {
             tracing::warn!(%reason, "computing on the CPU because GPU 0 cannot be used");
         }
-        let directory = self.open_directory()?;
+        let opened = self.open_directory(dataset)?;
+        let (directory, resume) = match &opened {
+            Some((directory, goes_on)) => (Some(directory), *goes_on),
+            None => (None, false),
+        };
         let options = FitOptions {
             initial: self.initial.as_deref(),
-            resume: self.resume,
+            resume,
             checkpoint_interval: self.checkpoint_interval,
         };
         let device = device.keeping_features(self.feature_storage);
         let result = with_backend!(device, backend => {
             tracing::info!(device = backend.describe(), dataset = dataset.name, "training");
             fit_model(
-                backend, dataset, &self.config, directory.as_ref(), &options, observer, stop,
+                backend, dataset, &self.config, directory, &options, observer, stop,
             )
         });
-        if let (true, Err(error), Some(directory)) = (!self.resume, &result, directory)
+        if let (Err(error), Some((directory, false))) = (&result, opened)
             && (error.is_input() || matches!(error, Error::DeviceMemory { .. }))
         {
             directory.discard_unused();
@@ -197,15 +203,31 @@ impl Trainer {
         result
     }
 
-    fn open_directory(&self) -> Result<Option<RunDirectory>> {
+    /// The directory, with these settings in it, and whether it has a run to go on with.
+    fn open_directory(&self, dataset: &Dataset) -> Result<Option<(RunDirectory, bool)>> {
         let Some(path) = &self.directory else { return Ok(None) };
-        let directory = RunDirectory::open(path, self.resume)?;
+        let begun = |name: &str| path.join(name).is_file();
+        let goes_on = self.resume && (begun(STATE) || begun(CONFIG));
+        let directory = RunDirectory::open(path, goes_on)?;
         let settings = directory.file(CONFIG);
-        // A run of the program has more settings in its file, which stay.
-        if !settings.is_file() {
-            self.write_settings(&settings)?;
+        let mut run = RunSettings::default();
+        if goes_on {
+            // Before anything is written, so that a run that is not continued is left as it was.
+            check_saved(dataset, &self.config, &directory)?;
+            if settings.is_file() {
+                run = ConfigFile::read(&settings)?.run;
+            }
         }
-        Ok(Some(directory))
+        match run.data {
+            // A run of the program: where its data is and how it is computed stays.
+            Some(_) => {
+                let mut config = RunConfig::new(&TrainSettings::default(), &run)?;
+                config.train = self.config.clone();
+                config.write(&settings)?;
+            }
+            None => self.write_settings(&settings)?,
+        }
+        Ok(Some((directory, goes_on)))
     }
 
     /// Keeps the settings as the program does, as far as they are known here.

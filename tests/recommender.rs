@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bm3_engine::backend::TopK;
 use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
-use bm3_engine::data::{Dataset, DatasetOptions, FeatureMatrix, Modality};
+use bm3_engine::data::{Dataset, DatasetOptions, FeatureMatrix, IdMaps, Modality};
 use bm3_engine::device::Device;
+use bm3_engine::export::{ExportForm, export};
 use bm3_engine::records::Observer;
 use bm3_engine::run::StopReason;
 use bm3_engine::{Model, Query, Recommender, ScoredItem, Trainer};
@@ -297,7 +298,14 @@ fn cold_items_are_found_by_their_features() {
                 let error = recommender.score_cold_items(&others).unwrap_err().to_string();
                 assert!(error.contains("not the features that the model was trained"), "{error}");
             }
+            // Until then a cold item says nothing about who has it, unless she has nothing else.
+            let of = |recommender: &Recommender, items: &[u32]| {
+                list(&recommender.search(&[Query::items(items).with_seen()], 40).unwrap(), 0)
+            };
+            assert_eq!(of(&recommender, &[5, 17]), of(&recommender, &[5]));
+            assert_ne!(of(&recommender, &[17]), of(&recommender, &[5]));
             assert_eq!(recommender.score_cold_items(&dataset.modalities).unwrap(), 4);
+            assert_ne!(of(&recommender, &[5, 17]), of(&recommender, &[5]));
             for item in 0..40u32 {
                 let range = item as usize * 16..(item as usize + 1) * 16;
                 let unchanged = before[range.clone()] == recommender.item_rows()[range];
@@ -394,6 +402,12 @@ fn items_that_cannot_be_added_are_refused() {
     let mut recommender = Recommender::new(trained(&dataset, frozen)).unwrap();
     let error = recommender.add_items(&good).unwrap_err().to_string();
     assert!(error.contains("give them to score_cold_items first"), "{error}");
+    let maps = IdMaps { users: vec![String::new(); 60], items: vec![String::new(); 39] };
+    let folder = tempfile::tempdir().unwrap();
+    let error = export(&recommender, ExportForm::Csv, folder.path(), Some(&maps), false);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("ids: 39 names of items found, 40 expected"), "{error}");
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0);
     let plain = Dataset::builder("plain").train(&[0, 1], &[1, 0]).build().unwrap();
     let mut recommender = Recommender::new(trained(&plain, config())).unwrap();
     let error = recommender.add_items(&[]).unwrap_err().to_string();
@@ -527,6 +541,26 @@ fn training_can_be_stopped_from_the_callback_and_resumed() {
     let count = part.summary.steps;
     assert_eq!((part.records.len(), steps.0.last().map(|last| last.0)), (1, Some(2)));
     assert_eq!(count, steps.0.len() as u64);
+
+    // The settings kept are those of the run, whoever has left others, and go on with it.
+    let kept = || std::fs::read_to_string(run.join("config.toml")).unwrap();
+    assert!(kept().contains("epochs = 8\n"));
+    let longer = TrainConfig { epochs: 9, ..config() };
+    Trainer::new(longer.clone()).resume(&run).fit(&dataset).unwrap();
+    assert!(kept().contains("epochs = 9\n"));
+    let other = TrainConfig { layers: 1, ..longer };
+    let error = Trainer::new(other.clone()).resume(&run).fit(&dataset).unwrap_err().to_string();
+    assert!(error.contains("its setting layers is 2; expected 1"), "{error}");
+    assert!(kept().contains("layers = 2\n") && kept().contains("epochs = 9\n"));
+    let left = directory.path().join("left");
+    std::fs::create_dir(&left).unwrap();
+    let data = left.join("data");
+    std::fs::write(left.join("config.toml"), format!("layers = 2\ndata = {data:?}\n")).unwrap();
+    Trainer::new(other.clone()).directory(&left).fit(&dataset).unwrap();
+    assert!(std::fs::read_to_string(left.join("config.toml")).unwrap().contains("layers = 1\n"));
+    // One that is to go on where there is nothing begins.
+    let new = Trainer::new(other).resume(directory.path().join("new")).fit(&dataset).unwrap();
+    assert_eq!(new.summary.epochs, 9);
 
     // A flag that is up before anything was done.
     let stop = Arc::new(AtomicBool::new(true));

@@ -1,5 +1,6 @@
 //! How fast a model answers: single users, batches, callers at the same time.
 
+use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -118,8 +119,10 @@ pub fn measure_serving(
                         scope.spawn(move || answers(recommender, users, k, caller * 7919, end))
                     })
                     .collect();
-                // A thread ends by what `answers` gives back; it has nothing that panics.
-                threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                    .collect()
             });
             let times: Vec<f64> = each.into_iter().collect::<Result<Vec<_>>>()?.concat();
             // Every caller is busy all the time.

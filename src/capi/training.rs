@@ -17,7 +17,7 @@ use crate::train::STOPPING_LENGTH;
 use crate::{Recommender, Trainer};
 
 /// A flag: training goes on with the run in its directory, to the bits of one that was never stopped;
-/// it begins where nothing was saved yet.
+/// it begins where there is none yet.
 pub const BM3_RESUME: u32 = 1;
 
 /// What an epoch did.
@@ -34,7 +34,7 @@ pub struct bm3_epoch {
     pub valid_ndcg: f64,
     /// Seconds that it took, its evaluation among them.
     pub seconds: f64,
-    /// 1 where no earlier epoch has a higher Recall@20 on the validation split, else 0.
+    /// 1 where it has a higher Recall@20 than every earlier epoch, or there is no validation split on the validation split, else 0.
     pub best: i32,
 }
 

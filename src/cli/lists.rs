@@ -226,7 +226,8 @@ impl ListRequest {
         writer.flush().map_err(wrong)
     }
 
-    /// Items as a lists × K table of 64-bit integers, -1 where a list is short; scores as f32 beside.
+    /// Items as a lists × K table of 64-bit integers, -1 where a list is short; scores as f32 beside, NaN
+    /// there.
     fn npy(&self, path: &Path, whose: &[u32], answer: &mut Answer<'_>) -> Result<()> {
         let (rows, k) = (whose.len(), self.top_k);
         let mut all_scores: Vec<f32> = Vec::new();
@@ -238,7 +239,11 @@ impl ListRequest {
                 let number = |&item: &u32| if item == TopK::NO_ITEM { -1 } else { i64::from(item) };
                 let items: Vec<i64> = top.items.iter().map(number).collect();
                 if self.scores {
-                    all_scores.extend(top.scores.iter().map(|&score| score as f32));
+                    let of = |(&item, &score): (&u32, &f64)| match item {
+                        TopK::NO_ITEM => f32::NAN,
+                        _ => score as f32,
+                    };
+                    all_scores.extend(top.items.iter().zip(&top.scores).map(of));
                 }
                 npy.write_i64(&items).map_err(wrong)?;
             }

@@ -24,7 +24,7 @@ Examples:
 
 Likeness is the cosine of the rows that scores are products of, so that items are alike which the same
 users are recommended. CSV has the columns item,rank,similar[,score]; JSONL one object per item; .npy
-a table of item numbers with one row per item, with --scores also FILE_scores.npy.";
+a table of item numbers with one row per item, with --scores also FILE_scores.npy (NaN there).";
 
 pub fn run(arguments: &SimilarArguments) -> anyhow::Result<()> {
     let lists = arguments.lists.request(Kind::Item)?;

@@ -177,6 +177,10 @@ impl Recommender {
         let known: Vec<u32> = (0..model.items() as u32)
             .filter(|item| self.cold.binary_search(item).is_err())
             .collect();
+        if known.is_empty() {
+            let problem = "none of the model's items has interactions to compare others with";
+            return Err(Error::setting("features", problem));
+        }
         let tables = match model.config().freeze_features {
             true => self.frozen_tables(frozen)?,
             false => (0..layout.modalities.len())

@@ -23,6 +23,11 @@ use crate::model::Model;
 use crate::records::Metrics;
 use crate::{Error, Result, cpu, evaluate, with_backend};
 
+/// Queries that are answered at a time.
+const MOST_QUERIES: usize = 8192;
+/// Items left out by the queries that are answered at a time, about.
+const MOST_MASKED: usize = 1 << 26;
+
 /// An item and its score for somebody.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScoredItem {
@@ -49,6 +54,8 @@ pub struct Recommender {
     item_nodes: Vec<f32>,
     /// Items without training interactions, ascending.
     cold: Vec<u32>,
+    /// Of the items with training interactions.
+    mean_degree: f64,
     calibration: Option<Calibration>,
     index: Index,
     /// Items by the cosines of their rows, once they are asked for.
@@ -88,13 +95,17 @@ impl Recommender {
         let user_elements = model.users() * model.embedding_size();
         let item_rows = predicted.split_off(user_elements);
         let has_none = |item: &u32| model.graph().users_of(*item as usize).next().is_none();
-        let cold = (0..model.items() as u32).filter(has_none).collect();
+        let cold: Vec<u32> = (0..model.items() as u32).filter(has_none).collect();
+        let known = (model.items() - cold.len()).max(1);
+        let pairs: usize =
+            (0..model.users()).map(|user| model.graph().items_of(user).count()).sum();
         Ok(Self {
             index: Index::new(&device, &item_rows, model.embedding_size())?,
             user_rows: Arc::new(predicted),
             item_rows: Arc::new(item_rows),
             item_nodes: nodes[user_elements..].to_vec(),
             cold,
+            mean_degree: (pairs as f64 / known as f64).max(1.0),
             calibration: None,
             similar: OnceLock::new(),
             model,
@@ -127,23 +138,40 @@ impl Recommender {
     /// without items; those of the device.
     pub fn search(&self, queries: &[Query<'_>], k: usize) -> Result<TopK> {
         check_k(k)?;
-        let mut masks = Masks::new();
-        let mut rows = Vec::with_capacity(queries.len() * self.width());
-        for query in queries {
-            self.push_row(query.whom, &mut rows)?;
-            self.check_items(query.excluded)?;
-            match (query.with_seen, query.whom) {
-                (true, _) => masks.push(std::iter::empty(), query.excluded),
-                (false, Whom::User(user)) => {
-                    masks.push(self.model.graph().items_of(user as usize), query.excluded);
-                }
-                (false, Whom::Items(items)) => {
-                    let both = [items, query.excluded].concat();
-                    masks.push(std::iter::empty(), &both);
-                }
+        let mut lists = TopK::empty(0, k);
+        let mut left = queries;
+        while !left.is_empty() {
+            let mut masks = Masks::new();
+            let mut rows = Vec::new();
+            let mut count = 0;
+            // What is held at a time does not grow with the number of queries.
+            while count < left.len().min(MOST_QUERIES) && masks.items.len() < MOST_MASKED {
+                self.push_query(&left[count], &mut rows, &mut masks)?;
+                count += 1;
+            }
+            let found = self.index.search(rows, masks, k)?;
+            lists.items.extend(found.items);
+            lists.scores.extend(found.scores);
+            left = &left[count..];
+        }
+        Ok(lists)
+    }
+
+    /// Appends a query's row, and what it leaves out.
+    fn push_query(&self, query: &Query<'_>, rows: &mut Vec<f32>, masks: &mut Masks) -> Result<()> {
+        self.push_row(query.whom, rows)?;
+        self.check_items(query.excluded)?;
+        match (query.with_seen, query.whom) {
+            (true, _) => masks.push(std::iter::empty(), query.excluded),
+            (false, Whom::User(user)) => {
+                masks.push(self.model.graph().items_of(user as usize), query.excluded);
+            }
+            (false, Whom::Items(items)) => {
+                let both = [items, query.excluded].concat();
+                masks.push(std::iter::empty(), &both);
             }
         }
-        self.index.search(rows, masks, k)
+        Ok(())
     }
 
     /// The best `k` of `candidates` (repeats count once) for a query, best first, ties by lower number:
@@ -338,6 +366,10 @@ impl Recommender {
                 let mut items = items.to_vec();
                 items.sort_unstable();
                 items.dedup();
+                // Until they are scored by their features, rows of cold items say nothing.
+                if self.calibration.is_none() && items.iter().any(|&item| !self.is_cold(item)) {
+                    items.retain(|&item| !self.is_cold(item));
+                }
                 let mut sum = vec![0.0f64; d];
                 let mut weights = 0.0;
                 for &item in &items {
@@ -352,13 +384,19 @@ impl Recommender {
         Ok(())
     }
 
+    fn is_cold(&self, item: u32) -> bool {
+        self.cold.binary_search(&item).is_ok()
+    }
+
     /// 1/√degree of an item: what Â has from its end of an edge. One without interactions counts as one
-    /// with one.
+    /// of the mean degree.
     fn weight(&self, item: u32) -> f64 {
         let graph = self.model.graph();
-        let known = (item as usize) < graph.items();
-        let degree = if known { graph.users_of(item as usize).count() } else { 0 };
-        1.0 / (degree.max(1) as f64).sqrt()
+        let degree = match self.is_cold(item) {
+            true => self.mean_degree,
+            false => graph.users_of(item as usize).count() as f64,
+        };
+        1.0 / degree.sqrt()
     }
 
     fn check_items(&self, items: &[u32]) -> Result<()> {

@@ -133,6 +133,7 @@ impl Drop for Next<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Barrier;
 
     use super::super::Masks;
@@ -167,5 +168,36 @@ mod tests {
         });
         let state = turns.state();
         assert_eq!((state.running, state.waiting.len()), (0, 0));
+    }
+
+    /// Whoever waits beside a search that panics gets the next turn.
+    #[test]
+    fn a_turn_ends_by_a_panic_too() {
+        let turns = Turns { lanes: 1, ..Turns::new(&[1.0, 2.0, 3.0, 4.0], 1) };
+        let search = |k| {
+            let mut masks = Masks::new();
+            masks.push(std::iter::empty(), &[]);
+            Search { queries: vec![1.0], masks, k }
+        };
+        std::thread::scope(|scope| {
+            for caller in 0..6 {
+                let turns = &turns;
+                scope.spawn(move || {
+                    for round in 0..100 {
+                        // No list is 0 long: the search for it panics, and those beside it with it.
+                        let k = if caller == 0 && round % 10 == 0 { 0 } else { 2 };
+                        let found = catch_unwind(AssertUnwindSafe(|| turns.search(search(k))));
+                        assert!(found.is_err() || k == 2);
+                        if let Ok(lists) = found {
+                            assert_eq!(lists.items, [3, 2]);
+                        }
+                    }
+                });
+            }
+        });
+        let state = turns.state();
+        assert_eq!((state.running, state.waiting.len()), (0, 0));
+        drop(state);
+        assert_eq!(turns.search(search(1)).items, [3]);
     }
 }
