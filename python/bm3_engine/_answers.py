@@ -94,7 +94,9 @@ class Answers:
             As of `recommend`: shape (n, k), or (k,) for one array.
         """
         given: Any = item_lists if isinstance(item_lists, np.ndarray) else list(item_lists)  # type: ignore[arg-type]
-        one = len(given) > 0 and not _arrays.is_nested(given)
+        # No numbers in an array are one user without items, who is refused; an empty list is no user.
+        numbers = isinstance(given, np.ndarray) and given.dtype != object
+        one = (numbers or len(given) > 0) and not _arrays.is_nested(given)
         found = self._trained().recommend_new(
             _arrays.lists([given] if one else given, "item_lists"),
             _arrays.count(k, "k"),
@@ -218,7 +220,7 @@ class Answers:
         """Scores items without training interactions by their features from now on.
 
         Until then their scores come from embeddings that no interaction has moved. It is no part of
-        what `save` keeps.
+        what `save`, ``pickle`` and ``copy`` keep: call it again on what comes back.
 
         Parameters
         ----------
@@ -237,7 +239,7 @@ class Answers:
         """Adds items by their features, to be recommended at once.
 
         A model with ``freeze_features=True`` needs `score_cold_items` first. They are no part of what
-        `save` keeps: add them again after `load`.
+        `save` keeps: add them again after `load`. A model that has some is not pickled or copied.
 
         Parameters
         ----------

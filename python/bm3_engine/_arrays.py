@@ -95,7 +95,15 @@ def count(value: Any, what: str) -> int:
 
 def counts(values: Any, what: str) -> list[int]:
     """Some whole numbers from 0, or one."""
-    return [count(value, what) for value in (values if np.ndim(values) else [values])]
+    try:
+        return [count(operator.index(values), what)]
+    except TypeError:
+        pass
+    try:
+        several = list(values)
+    except TypeError:
+        several = [values]
+    return [count(value, what) for value in several]
 
 
 def is_sparse(value: object) -> bool:

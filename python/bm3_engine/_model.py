@@ -148,10 +148,11 @@ class BM3(Parameters, Answers):
         Error
             When a device fails, or a loss stops being finite.
         """
-        self._forget()
         dataset = self._dataset(
             user_ids, item_ids, features, validation, test, validation_fraction, users, items
         )
+        settings = self._settings()
+        threads = None if self.threads is None else _arrays.count(self.threads, "threads")
         bar = make_progress(progress)
 
         def on_epoch(record: str) -> bool:
@@ -160,13 +161,15 @@ class BM3(Parameters, Answers):
                 bar.epoch(told)
             return callback is not None and bool(callback(told))
 
+        # Not before: arguments that are refused leave the model there is. Not after: memory is for one.
+        self._forget()
         try:
             model, _, records, raised = _native.train(
                 dataset,
-                self._settings(),
+                settings,
                 device=self.device,
                 feature_storage=self.feature_storage,
-                threads=None if self.threads is None else _arrays.count(self.threads, "threads"),
+                threads=threads,
                 directory=directory,
                 resume=bool(resume),
                 on_start=None if bar is None else bar.start,
@@ -254,7 +257,8 @@ class BM3(Parameters, Answers):
     def save(self, path: _Path) -> None:
         """Writes the model to a ``.safetensors`` file, whole or not at all.
 
-        `load` and the program `bm3-engine` read it.
+        `load` and the program `bm3-engine` read it. It is the model as it was trained: call
+        `score_cold_items` and `add_items` again after `load`.
         """
         self._trained().save(path)
 
@@ -281,9 +285,24 @@ class BM3(Parameters, Answers):
         return loaded
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes, a trained model as the bytes of its file."""
+        """The attributes, a trained model as the bytes of its file.
+
+        As of `save`, they are of the model as it was trained: what is unpickled or copied scores cold
+        items by their embeddings until `score_cold_items` is called again.
+
+        Raises
+        ------
+        ValueError
+            When there are items of `add_items`, which would be lost.
+        """
         state = self.__dict__.copy()
         model = state.pop("_model", None)
+        added = 0 if model is None else model.items() - self.n_items_
+        if added > 0:
+            raise ValueError(
+                f"this {type(self).__name__} has {added} items of add_items, which are no part of what is "
+                "pickled or copied; save it, and add them again after load"
+            )
         state["_bytes"] = None if model is None else model.to_bytes()
         return state
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use numpy::ndarray::{ArrayView, Dimension};
+use numpy::npyffi::NPY_ARRAY_WRITEABLE;
 use numpy::{
     Element, Ix1, Ix2, PyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1,
     PyUntypedArray, PyUntypedArrayMethods,
@@ -62,7 +63,7 @@ impl Lent {
         if !array.is_c_contiguous() || !array.data().is_aligned() {
             return Err(PyValueError::new_err("features: a C-contiguous array expected"));
         }
-        let _arrays = Protected::new(array)?;
+        let _arrays = Protected::new(array.as_untyped());
         Ok(Self { numbers: array.data().cast_const(), count: array.len(), _arrays })
     }
 }
@@ -88,70 +89,143 @@ impl AsRef<[f32]> for Lent {
 /// Python instead of changing what is read.
 struct Protected {
     /// Those whose flags were up before, each a view of the next.
-    arrays: Vec<Py<PyAny>>,
+    arrays: Vec<Py<PyUntypedArray>>,
 }
 
-/// How often each array is protected by us, by its address.
-static PROTECTED: Mutex<Option<HashMap<usize, usize>>> = Mutex::new(None);
+/// What is protected by us.
+///
+/// The lock is held for what touches this and flags only: no Python code runs and nothing is freed
+/// meanwhile, so that neither a finalizer nor another thread can come back here and wait for it.
+#[derive(Default)]
+struct Flags {
+    /// How often each array is protected, by its address.
+    times: HashMap<usize, usize>,
+    /// Arrays that nobody protects any more, but what they are a view of is: as those may not be
+    /// written to, their flags stay down until then.
+    pending: Vec<Py<PyUntypedArray>>,
+}
+
+static PROTECTED: Mutex<Option<Flags>> = Mutex::new(None);
 
 impl Protected {
     /// Protects an array and all that it is a view of.
-    fn new(array: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let mut protected = Self { arrays: Vec::new() };
-        let mut current = array.clone();
-        while current.cast::<PyUntypedArray>().is_ok() {
-            if lower(&current)? {
-                protected.arrays.push(current.clone().unbind());
-            }
-            current = current.getattr("base")?;
-        }
-        Ok(protected)
+    fn new(array: &Bound<'_, PyUntypedArray>) -> Self {
+        let arrays = with_flags(array.py(), |flags| {
+            bases(array).filter(|array| flags.lower(array)).map(Bound::unbind).collect()
+        });
+        Self { arrays }
     }
 }
 
 impl Drop for Protected {
     fn drop(&mut self) {
-        // The owner first: a view may be written to only if its owner may. At the interpreter's end no
-        // code is left that could write.
-        Python::try_attach(|py| self.arrays.iter().rev().for_each(|array| raise(array.bind(py))));
+        // At the interpreter's end no code is left that could write.
+        Python::try_attach(|py| {
+            let arrays = std::mem::take(&mut self.arrays);
+            // Dropped when the lock is free again.
+            let _raised = with_flags(py, |flags| flags.raise(py, arrays));
+        });
     }
 }
 
-/// Lowers an array's flag; whether it was up, or down by us alone.
-fn lower(array: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let mut protected = match PROTECTED.lock_py_attached(array.py()) {
-        Ok(protected) => protected,
-        Err(poisoned) => poisoned.into_inner(),
-    };
-    let times = protected.get_or_insert_default();
-    let address = array.as_ptr() as usize;
-    if let Some(times) = times.get_mut(&address) {
-        *times += 1;
-        return Ok(true);
+impl Flags {
+    /// Lowers an array's flag; whether it was up, or down by us alone.
+    fn lower(&mut self, array: &Bound<'_, PyUntypedArray>) -> bool {
+        let address = address(array);
+        if let Some(times) = self.times.get_mut(&address) {
+            *times += 1;
+            return true;
+        }
+        let pending = self.pending.iter().position(|held| held.as_ptr() == array.as_ptr());
+        // Frees nothing, as `array` lives.
+        let ours = pending.map(|position| self.pending.swap_remove(position)).is_some();
+        if !ours && !is_writeable(array) {
+            return false;
+        }
+        set_writeable(array, false);
+        self.times.insert(address, 1);
+        true
     }
-    let flags = array.getattr("flags")?;
-    if !flags.getattr("writeable")?.is_truthy()? {
-        return Ok(false);
+
+    /// Takes [`Flags::lower`] back for each of some arrays, and raises all flags that may be. Returns
+    /// the arrays that are held no longer.
+    fn raise(
+        &mut self,
+        py: Python<'_>,
+        arrays: Vec<Py<PyUntypedArray>>,
+    ) -> Vec<Py<PyUntypedArray>> {
+        let mut released = Vec::new();
+        for array in arrays {
+            let address = address(array.bind(py));
+            match self.times.get_mut(&address) {
+                Some(1) => {
+                    self.times.remove(&address);
+                    self.pending.push(array);
+                }
+                times => {
+                    if let Some(times) = times {
+                        *times -= 1;
+                    }
+                    released.push(array);
+                }
+            }
+        }
+        let times = &self.times;
+        let may_be_written = |array: &mut Py<PyUntypedArray>| {
+            bases(array.bind(py)).all(|base| !times.contains_key(&address(&base)))
+        };
+        let raised = self.pending.extract_if(.., may_be_written);
+        released.extend(raised.inspect(|array| set_writeable(array.bind(py), true)));
+        released
     }
-    flags.setattr("writeable", false)?;
-    times.insert(address, 1);
-    Ok(true)
 }
 
-/// Takes one [`lower`] back.
-fn raise(array: &Bound<'_, PyAny>) {
-    let mut protected = match PROTECTED.lock_py_attached(array.py()) {
-        Ok(protected) => protected,
+/// Does something with the flags.
+fn with_flags<T>(py: Python<'_>, work: impl FnOnce(&mut Flags) -> T) -> T {
+    let mut flags = match PROTECTED.lock_py_attached(py) {
+        Ok(flags) => flags,
         Err(poisoned) => poisoned.into_inner(),
     };
-    let times = protected.get_or_insert_default();
-    let address = array.as_ptr() as usize;
-    let Some(left) = times.get_mut(&address) else { return };
-    *left -= 1;
-    if *left == 0 {
-        times.remove(&address);
-        // Refused where somebody has protected the memory's owner meanwhile, and rightly.
-        array.getattr("flags").and_then(|flags| flags.setattr("writeable", true)).ok();
+    work(flags.get_or_insert_default())
+}
+
+fn address(array: &Bound<'_, PyUntypedArray>) -> usize {
+    array.as_ptr() as usize
+}
+
+/// An array and all that it is a view of. Not by `array.base`: a subclass may have code there.
+fn bases<'py>(
+    array: &Bound<'py, PyUntypedArray>,
+) -> impl Iterator<Item = Bound<'py, PyUntypedArray>> {
+    std::iter::successors(Some(array.clone()), |array| {
+        // SAFETY: the pointer is that of a live array, whose `base` is null or an object that it holds
+        // a reference to.
+        let base = unsafe {
+            let base = (*array.as_array_ptr()).fields.base;
+            Bound::from_borrowed_ptr_or_opt(array.py(), base)
+        };
+        base?.cast_into().ok()
+    })
+}
+
+fn is_writeable(array: &Bound<'_, PyUntypedArray>) -> bool {
+    // SAFETY: the pointer is that of a live array.
+    let flags = unsafe { (*array.as_array_ptr()).fields.flags };
+    flags & NPY_ARRAY_WRITEABLE != 0
+}
+
+/// Sets the flag to what it was before or lowers it. Not by `array.flags`, which a subclass may have
+/// code in.
+fn set_writeable(array: &Bound<'_, PyUntypedArray>, writeable: bool) {
+    // SAFETY: the pointer is that of a live array, and who is attached to the interpreter, as `array`
+    // shows, may write to its fields. Raised are only flags that were up before, so that the memory
+    // may be written to.
+    unsafe {
+        let flags = &raw mut (*array.as_array_ptr()).fields.flags;
+        match writeable {
+            true => *flags |= NPY_ARRAY_WRITEABLE,
+            false => *flags &= !NPY_ARRAY_WRITEABLE,
+        }
     }
 }
 
@@ -237,8 +311,9 @@ pub fn rows<'py>(
     let owner = Bound::new(py, Owner(rows.clone()))?.into_any();
     let view = ArrayView::from_shape((rows.len() / width, width), &rows[..])
         .map_err(|error| DataError::Parts(error.to_string()))?;
-    // SAFETY: the numbers lie in a vector that `owner` holds and that nobody changes while it is
-    // shared: the engine changes rows by `Arc::make_mut`.
+    // SAFETY: the numbers lie in a vector that `owner` holds and that nobody changes: the engine makes
+    // new vectors of rows that change (`Recommender::replace_items`), and an `Arc` that is shared
+    // gives out no `&mut`.
     Ok(locked(unsafe { PyArray::<f32, Ix2>::borrow_from_array(&view, owner) }))
 }
 

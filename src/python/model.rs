@@ -38,11 +38,21 @@ pub struct PyModel {
 impl PyModel {
     /// A model that answers on `device` by `threads` threads.
     pub fn new(model: Model, device: DeviceChoice, threads: Option<usize>) -> Result<Self> {
+        Self::with_pool(model, device, Pool::new(threads)?)
+    }
+
+    /// A model's file. Its graph is sorted in parallel, which must happen on our pool.
+    fn read(path: &Path, device: DeviceChoice, threads: Option<usize>) -> Result<Self> {
+        let pool = Pool::new(threads)?;
+        let model = pool.install(|| Model::load(path))?;
+        Self::with_pool(model, device, pool)
+    }
+
+    fn with_pool(model: Model, device: DeviceChoice, pool: Pool) -> Result<Self> {
         if model.items() > LARGEST_ID as usize {
             let problem = format!("{} found, {LARGEST_ID} at most expected", model.items());
             return Err(Error::setting("items", problem));
         }
-        let pool = Pool::new(threads)?;
         Ok(Self { model: Arc::new(model), device, pool, recommender: OnceLock::new() })
     }
 
@@ -114,7 +124,7 @@ impl PyModel {
         threads: Option<usize>,
     ) -> PyResult<Self> {
         let device = settings::device(device)?;
-        Ok(py.detach(|| Self::new(Model::load(&path)?, device, threads))?)
+        Ok(py.detach(|| Self::read(&path, device, threads))?)
     }
 
     /// Reads a model from the bytes of its file.
@@ -126,12 +136,12 @@ impl PyModel {
         threads: Option<usize>,
     ) -> PyResult<Self> {
         let device = settings::device(device)?;
-        let (model, _file) = py.detach(|| {
-            let file = temporary(|file| file.write_all(bytes))?;
+        let read = || {
             // Its trained features stay mapped; unix keeps a file that is removed while it is.
-            Ok::<_, Error>((Model::load(file.path())?, file))
-        })?;
-        Ok(Self::new(model, device, threads)?)
+            let file = temporary(|file| file.write_all(bytes))?;
+            Self::read(file.path(), device, threads)
+        };
+        Ok(py.detach(read)?)
     }
 
     /// Writes the model's file.
@@ -163,6 +173,10 @@ impl PyModel {
 
     /// The number of items, those added after training among them.
     fn items(&self, py: Python<'_>) -> PyResult<usize> {
+        // None are added without a recommender, which takes a while to make.
+        if self.recommender.get().is_none() {
+            return Ok(self.model.items());
+        }
         self.ask(py, |recommender| Ok(recommender.items()))
     }
 
@@ -226,7 +240,11 @@ impl PyModel {
         k: usize,
     ) -> PyResult<PyLists<'py>> {
         let items = arrays::copied(&items);
-        let question = |recommender: &Recommender| recommender.similar_items_batch(&items, k);
+        let question = |recommender: &Recommender| match recommender.has_similar_index() {
+            true => recommender.similar_items_batch(&items, k),
+            // It is made first, in parallel.
+            false => self.pool.install(|| recommender.similar_items_batch(&items, k)),
+        };
         self.ask_lists(py, items.len(), question)
     }
 

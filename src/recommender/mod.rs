@@ -47,8 +47,8 @@ pub struct Recommender {
     device: Device,
     /// p(H_u), U × d.
     user_rows: Arc<Vec<f32>>,
-    /// What p(H_u) is multiplied with, I' × d: p(H_i), or what stands for it. Copied when it changes
-    /// while somebody else holds it.
+    /// What p(H_u) is multiplied with, I' × d: p(H_i), or what stands for it. Replaced when it
+    /// changes, never written to: others may hold it.
     item_rows: Arc<Vec<f32>>,
     /// H_i, I' × d, or what stands for it.
     item_nodes: Vec<f32>,
@@ -257,6 +257,12 @@ impl Recommender {
             normalize(&mut queries[start..]);
         }
         index.search(queries, masks, k)
+    }
+
+    /// Whether what [`Recommender::similar_items`] searches is made.
+    #[cfg(feature = "python")]
+    pub(crate) fn has_similar_index(&self) -> bool {
+        self.similar.get().is_some()
     }
 
     /// The metrics of `split` at each of `lengths` (1 to 1024, ascending), as training measures them

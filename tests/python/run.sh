@@ -12,7 +12,7 @@ output=$PWD/target/$([ "$profile" = dev ] && echo debug || echo "$profile")
 
 [ -x "$venv/python" ] || python3 -m venv "$folder/venv"
 "$venv/pip" install --quiet --disable-pip-version-check \
-  'maturin>=1.9.4,<2' numpy scipy pytest hypothesis tqdm mypy scikit-learn ruff
+  --requirement tests/python/requirements.txt
 
 "$venv/ruff" check --quiet --no-cache python tests/python examples
 "$venv/ruff" format --quiet --no-cache --check python tests/python examples

@@ -126,7 +126,10 @@ def test_metrics_are_those_of_the_definition(model, data):
             sums[f"map@{k}"].append((np.cumsum(hits) / np.arange(1, k + 1) * hits).sum() / n)
     assert list(found) == [f"{name}@{k}" for k in (3, 10) for name in ("recall", "ndcg", "precision", "map")]
     assert found == pytest.approx({name: np.mean(values) for name, values in sums.items()})
-    assert list(model.evaluate(users, items, k=7))[0] == "recall@7"
+    for seven in (7, np.int64(7), np.array(7)):
+        assert list(model.evaluate(users, items, k=seven))[0] == "recall@7"
+    for lengths in ({10, 3}, (k for k in (3, 10)), np.array([3, 10])):
+        assert model.evaluate(users, items, k=lengths) == found
 
 
 def test_metrics_are_those_that_training_measured(data):
@@ -178,11 +181,14 @@ def test_wrong_questions_are_refused(model):
         (lambda: model.recommend(0, exclude=[ITEMS]), "item: 40 found"),
         (lambda: model.recommend([0, 1, 2], exclude=[[1], [2]]), "2 lists found, one for each of 3"),
         (lambda: model.recommend_new([[]]), "a new user is known by one item at least"),
+        (lambda: model.recommend_new(np.array([], int)), "a new user is known by one item at least"),
         (lambda: model.similar_items(ITEMS), "item: 40 found"),
         (lambda: model.rank(0, [ITEMS]), "item: 40 found"),
         (lambda: model.rank([0, 1], [1]), "user: 2 found, one expected"),
         (lambda: model.evaluate([0], [1, 2]), "1 users and 2 items found"),
         (lambda: model.evaluate([0], [1], k=()), "k: an empty list found"),
+        (lambda: model.evaluate([0], [1], k=2.5), "k: 2.5 found"),
+        (lambda: model.evaluate([0], [1], k={2.5}), "k: 2.5 found"),
         (lambda: model.add_items({"image": np.zeros((1, 12))}), "modality text: no features found"),
         (lambda: model.add_items({"smell": np.zeros((1, 12))}), "modality smell: not a modality"),
     ]:

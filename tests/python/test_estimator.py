@@ -101,6 +101,13 @@ def test_models_are_pickled(data, model):
         features = {name: array[:1] for name, array in data.features.items()}
         # Trained features, which cold items are scored by, come along.
         assert copied.add_items(features).tolist() == [40]
+        # Those that are added would not.
+        for lose in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(ValueError, match="this BM3 has 1 items of add_items"):
+                lose(copied)
+        copied.add_items(features)
+        with pytest.raises(ValueError, match="this BM3 has 2 items of add_items"):
+            pickle.dumps(copied)
     fresh = pickle.loads(pickle.dumps(BM3(layers=3)))
     assert fresh.layers == 3
     with pytest.raises(bm3_engine.NotFittedError):

@@ -250,6 +250,17 @@ def test_wrong_arguments_are_refused(data, tmp_path):
             call()
 
 
+def test_wrong_arguments_leave_the_model_there_is(data):
+    model = BM3(**settings(epochs=2)).fit(data.users, data.items)
+    lists, history = model.recommend(range(60), k=5), model.history_
+    with pytest.raises(ValueError, match="validation_fraction: 1"):
+        model.fit(data.users, data.items, validation_fraction=1)
+    with pytest.raises(ValueError, match="threads: -1 found"):
+        model.threads = -1
+        model.fit(data.users, data.items)
+    assert (model.recommend(range(60), k=5)[0] == lists[0]).all() and model.history_ is history
+
+
 def test_messages_name_parameters_and_leave_paths_alone(data, tmp_path):
     path = tmp_path / "--out" / "a--b.npy"
     path.parent.mkdir()

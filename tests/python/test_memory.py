@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from bm3_engine import BM3, from_mmrec
+from bm3_engine import BM3, Dataset, from_mmrec
 from conftest import ITEMS, settings
 
 
@@ -129,6 +129,58 @@ def test_two_trainings_share_one_array(data):
     second_done.set()
     thread.join()
     assert first_done.is_set() and seen == [False] and image.flags.writeable
+
+
+@pytest.mark.parametrize("view_first", [True, False])
+def test_a_view_and_its_owner_are_given_back(data, view_first):
+    owner = np.repeat(data.features["image"], 2, axis=0)
+    view = owner[: len(owner) // 2]
+
+    def lend(array):
+        arrays = [("image", array)]
+        none = np.empty(0, np.uint32), np.empty(0, np.uint32)
+        train = data.users.astype(np.uint32), data.items.astype(np.uint32)
+        return Dataset._gather(train, none, none, 0.0, 0, arrays, (0, 0))
+
+    lent = [lend(view), lend(owner)]
+    assert not view.flags.writeable and not owner.flags.writeable
+    lent.pop(0 if view_first else 1)
+    gc.collect()
+    assert not owner.flags.writeable and not view.flags.writeable
+    # Lent again while its flag waits to be raised.
+    again = lend(view)
+    lent.clear()
+    gc.collect()
+    assert not view.flags.writeable and not owner.flags.writeable
+    references = sys.getrefcount(view)
+    del again
+    gc.collect()
+    assert sys.getrefcount(view) < references
+    for array in (view, owner):
+        array[0, 0] = 1
+        assert array.flags.writeable
+
+
+def test_arrays_are_protected_whose_attributes_have_code(data):
+    class Busy(np.ndarray):
+        @property
+        def flags(self):
+            raise LookupError
+
+        base = flags
+
+    owner = data.features["image"].copy()
+    view = owner.view(Busy).view(np.ndarray)
+    refused = []
+
+    def callback(record):
+        for array in (owner, view):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0, 0] = 1
+            refused.append(array)
+
+    BM3(**settings(epochs=1)).fit(data.users, data.items, {"image": view}, callback=callback)
+    assert len(refused) == 2 and owner.flags.writeable and view.flags.writeable
 
 
 def test_features_are_given_back_after_an_error(data):
