@@ -182,6 +182,16 @@ impl TopK {
         Self { k, items: vec![Self::NO_ITEM; users * k], scores: vec![0.0; users * k] }
     }
 
+    /// The scores in the type they were computed in, `filling` where a list is short.
+    pub fn scores_or(&self, filling: f32) -> impl Iterator<Item = f32> + '_ {
+        let score = move |(&item, &score): (&u32, &f64)| match item {
+            Self::NO_ITEM => filling,
+            // Scores are of type f32 in the first place.
+            _ => score as f32,
+        };
+        self.items.iter().zip(&self.scores).map(score)
+    }
+
     /// The list of the user at `position`, without the filling.
     pub fn list(&self, position: usize) -> &[u32] {
         let row = &self.items[position * self.k..(position + 1) * self.k];

@@ -129,6 +129,11 @@ impl Error {
         }
     }
 
+    /// Whether it comes before anything is trained: for what was given, or for want of a device's memory.
+    pub fn is_refusal(&self) -> bool {
+        self.is_input() || matches!(self, Self::DeviceMemory { .. })
+    }
+
     /// Whether the cause is what the user gave (a file, a flag), rather than the machine.
     pub fn is_input(&self) -> bool {
         match self {

@@ -68,11 +68,8 @@ impl Model {
     /// [`Error::Io`] when it is not there, [`Error::RunFile`] when it is no model of ours, one of
     /// another format version, or its record and tensors do not belong together.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let path = if path.is_dir() { path.join(MODEL) } else { path.to_owned() };
-        let file = TensorFile::open(&path)?;
-        let record: ModelRecord = file.record()?;
-        check(&record.identity, &file, &path)?;
+        let (file, record) = open(path.as_ref())?;
+        let path = file.path().to_owned();
         let Identity { users, items, config, modalities, .. } = &record.identity;
         let graph = Arc::new(read_graph(&file, *users, *items, config, &path)?);
         // Of these sizes there are bounds in the file, or they are held against tensors there.
@@ -80,6 +77,14 @@ impl Model {
         let parameters = file.arena("", &layout)?;
         let features = Features::Mapped(Arc::new(file));
         Ok(Self { record, layout, parameters, features, graph, as_trained: true })
+    }
+
+    /// What a model file, or that of a run's directory, says about itself; its numbers are not read.
+    ///
+    /// # Errors
+    /// Those of [`Model::load`].
+    pub fn read_record(path: impl AsRef<Path>) -> Result<ModelRecord> {
+        open(path.as_ref()).map(|(_, record)| record)
     }
 
     /// Writes the model, atomically; [`Model::load`] gives it back to the bit.
@@ -212,6 +217,15 @@ impl Model {
         let (layout, graph) = (self.layout.clone(), self.graph.clone());
         DeviceModel::for_scoring(backend, self.config(), layout, graph, &values)
     }
+}
+
+/// Opens a model's file, and holds its record against its tensors.
+fn open(path: &Path) -> Result<(TensorFile, ModelRecord)> {
+    let path = if path.is_dir() { path.join(MODEL) } else { path.to_owned() };
+    let file = TensorFile::open(&path)?;
+    let record: ModelRecord = file.record()?;
+    check(&record.identity, &file, &path)?;
+    Ok((file, record))
 }
 
 /// Writes a model's file.

@@ -562,6 +562,16 @@ impl<B: Backend> DeviceModel<B> {
         self.backend.download(view(&self.workspace.nodes, 0..self.layout.nodes.len()))
     }
 
+    /// [`DeviceModel::nodes`] and [`DeviceModel::predictions`], propagated once.
+    pub fn nodes_and_predictions(&mut self) -> Result<[Vec<B::Real>; 2]> {
+        let predicted = self.predict_nodes()?;
+        let all = || 0..self.layout.nodes.len();
+        Ok([
+            self.backend.download(view(&self.workspace.nodes, all()))?,
+            self.backend.download(view(&predicted, all()))?,
+        ])
+    }
+
     /// [`DeviceModel::predict_nodes`], read from the device.
     pub fn predictions(&mut self) -> Result<Vec<B::Real>> {
         let predicted = self.predict_nodes()?;

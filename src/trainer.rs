@@ -196,7 +196,7 @@ impl Trainer {
             )
         });
         if let (Err(error), Some((directory, false))) = (&result, opened)
-            && (error.is_input() || matches!(error, Error::DeviceMemory { .. }))
+            && error.is_refusal()
         {
             directory.discard_unused();
         }

@@ -44,12 +44,7 @@ impl Places<'_> {
     fn fill(&self, top: &TopK) {
         self.items.fill(top.items.iter().copied());
         if let Some(scores) = &self.scores {
-            let score = |(&item, &score): (&u32, &f64)| match item {
-                BM3_NO_ITEM => f32::NEG_INFINITY,
-                // Scores are of type f32 in the first place.
-                _ => score as f32,
-            };
-            scores.fill(top.items.iter().zip(&top.scores).map(score));
+            scores.fill(top.scores_or(f32::NEG_INFINITY));
         }
     }
 
@@ -68,6 +63,17 @@ impl Places<'_> {
 fn asked<'a>(query: Query<'a>, excluded: &'a [u32], flags: u32) -> Query<'a> {
     let query = query.excluding(excluded);
     if flags & BM3_WITH_SEEN != 0 { query.with_seen() } else { query }
+}
+
+/// Queries with what a caller wants of them: `excluded` has a list for each, where it is given.
+fn asked_all<'a>(
+    queries: impl Iterator<Item = Query<'a>>,
+    excluded: Option<&'a Lists<'a>>,
+    flags: u32,
+) -> Vec<Query<'a>> {
+    let excluded = |position| excluded.map_or(&[][..], |lists| lists.get(position));
+    let ask = |(position, query)| asked(query, excluded(position), flags);
+    queries.enumerate().map(ask).collect()
 }
 
 /// The `k` best items for each of some users, 1 to 1024, without those that they have interacted with
@@ -103,12 +109,8 @@ pub unsafe extern "C" fn bm3_recommend(
                 Places::new((users_len, k), (items, items_len), (scores, scores_len))?,
             )
         };
-        let query = |(position, &user): (usize, &u32)| {
-            let excluded = excluded.as_ref().map_or(&[][..], |lists| lists.get(position));
-            asked(Query::user(user), excluded, flags)
-        };
-        let queries: Vec<Query<'_>> = users.iter().enumerate().map(query).collect();
-        places.fill(&recommender.search(&queries, k)?);
+        let queries = users.iter().map(|&user| Query::user(user));
+        places.fill(&recommender.search(&asked_all(queries, excluded.as_ref(), flags), k)?);
         Ok(())
     })
 }
@@ -146,12 +148,8 @@ pub unsafe extern "C" fn bm3_recommend_for_items(
                 Places::new((count, k), (items, items_len), (scores, scores_len))?,
             )
         };
-        let query = |position| {
-            let excluded = excluded.as_ref().map_or(&[][..], |lists| lists.get(position));
-            asked(Query::items(histories.get(position)), excluded, flags)
-        };
-        let queries: Vec<Query<'_>> = (0..histories.len()).map(query).collect();
-        places.fill(&recommender.search(&queries, k)?);
+        let queries = (0..histories.len()).map(|position| Query::items(histories.get(position)));
+        places.fill(&recommender.search(&asked_all(queries, excluded.as_ref(), flags), k)?);
         Ok(())
     })
 }

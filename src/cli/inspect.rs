@@ -100,7 +100,7 @@ fn inspect_run(directory: &Path) -> Result<Value> {
     let state: Option<StateRecord> =
         state.is_file().then(|| TensorFile::open(&state)?.record()).transpose()?;
     let model = directory.join(run::MODEL);
-    let model = model.is_file().then(|| Model::load(&model)).transpose()?;
+    let model = model.is_file().then(|| Model::read_record(&model)).transpose()?;
     let summary = directory.join(run::SUMMARY);
     let summary = std::fs::read_to_string(&summary).ok();
     let summary = summary.and_then(|text| serde_json::from_str::<Summary>(&text).ok());
@@ -114,9 +114,9 @@ fn inspect_run(directory: &Path) -> Result<Value> {
             "last epoch": state.last,
         })),
         "best model": model.map(|model| json!({
-            "epoch": model.record().epoch,
-            "valid": model.record().valid,
-            "test": model.record().test,
+            "epoch": model.epoch,
+            "valid": model.valid,
+            "test": model.test,
         })),
         "ended by": summary.as_ref().map(|summary| summary.stopped_by),
         "seconds in training": summary.as_ref().map(|summary| summary.train_seconds),

@@ -239,11 +239,7 @@ impl ListRequest {
                 let number = |&item: &u32| if item == TopK::NO_ITEM { -1 } else { i64::from(item) };
                 let items: Vec<i64> = top.items.iter().map(number).collect();
                 if self.scores {
-                    let of = |(&item, &score): (&u32, &f64)| match item {
-                        TopK::NO_ITEM => f32::NAN,
-                        _ => score as f32,
-                    };
-                    all_scores.extend(top.items.iter().zip(&top.scores).map(of));
+                    all_scores.extend(top.scores_or(f32::NAN));
                 }
                 npy.write_i64(&items).map_err(wrong)?;
             }

@@ -223,8 +223,7 @@ fn fit(
     ));
     // The model counts for more: its own failure is told first.
     let result = result.and_then(|summary| observer.finish().map(|()| summary));
-    let in_vain = |error: &Error| error.is_input() || matches!(error, Error::DeviceMemory { .. });
-    if !request.resume && result.as_ref().is_err_and(in_vain) {
+    if !request.resume && result.as_ref().is_err_and(Error::is_refusal) {
         directory.discard_unused();
         return Ok(result?);
     }

@@ -276,12 +276,7 @@ pub type PyLists<'py> = (Bound<'py, PyArray2<i32>>, Bound<'py, PyArray2<f32>>);
 
 /// Items, -1 where a list is short, and scores, NaN there. The items are not copied.
 pub fn converted(top: TopK) -> (Vec<i32>, Vec<f32>) {
-    let score = |(&item, score): (&u32, f64)| match item {
-        TopK::NO_ITEM => f32::NAN,
-        // Scores are of type f32 in the first place.
-        _ => score as f32,
-    };
-    let scores = top.items.iter().zip(top.scores).map(score).collect();
+    let scores = top.scores_or(f32::NAN).collect();
     // `NO_ITEM` has all bits set, which is -1; items are fewer than 2³¹ (`LARGEST_ID`).
     (bytemuck::cast_vec(top.items), scores)
 }

@@ -23,7 +23,7 @@ type Ids<'py> = PyReadonlyArray1<'py, u32>;
 type PyList<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<f32>>);
 
 /// So many queries are answered on the thread that asks, as the engine does.
-const FEW: usize = 16;
+const FEW: usize = crate::cpu::ItemIndex::<f32>::TASK;
 
 /// A trained model on a device.
 #[pyclass(frozen, name = "Model", module = "bm3_engine._native")]

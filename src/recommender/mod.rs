@@ -88,9 +88,8 @@ impl Recommender {
     }
 
     fn placed(model: Arc<Model>, device: Device) -> Result<Self> {
-        let (nodes, mut predicted) = with_backend!(device.clone(), backend => {
-            let mut on_device = model.on(backend)?;
-            (on_device.nodes()?, on_device.predictions()?)
+        let [nodes, mut predicted] = with_backend!(device.clone(), backend => {
+            model.on(backend)?.nodes_and_predictions()?
         });
         let user_elements = model.users() * model.embedding_size();
         let item_rows = predicted.split_off(user_elements);
@@ -183,18 +182,10 @@ impl Recommender {
     pub fn rank(&self, query: Query<'_>, candidates: &[u32], k: usize) -> Result<Vec<ScoredItem>> {
         check_k(k)?;
         self.check_items(candidates)?;
-        self.check_items(query.excluded)?;
-        let mut row = Vec::new();
-        self.push_row(query.whom, &mut row)?;
-        let mut left_out: Vec<u32> = match query.whom {
-            _ if query.with_seen => Vec::new(),
-            Whom::User(user) => self.model.graph().items_of(user as usize).collect(),
-            Whom::Items(items) => items.to_vec(),
-        };
-        left_out.extend_from_slice(query.excluded);
-        left_out.sort_unstable();
+        let (mut row, mut masks) = (Vec::new(), Masks::new());
+        self.push_query(&query, &mut row, &mut masks)?;
         let mut left: Vec<u32> = candidates.to_vec();
-        left.retain(|item| left_out.binary_search(item).is_err());
+        left.retain(|item| masks.of(0).binary_search(item).is_err());
         left.sort_unstable();
         left.dedup();
         let mut ranked: Vec<ScoredItem> = left

@@ -218,9 +218,7 @@ impl Sweep<'_> {
                 Err(error) => Err(Error::setting("--threads", error.to_string())),
             },
         };
-        let in_vain =
-            |error: &Error| error.is_input() || matches!(error, Error::DeviceMemory { .. });
-        if result.as_ref().is_err_and(in_vain) {
+        if result.as_ref().is_err_and(Error::is_refusal) {
             directory.discard_unused();
         }
         result
