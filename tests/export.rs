@@ -6,7 +6,7 @@ use std::path::Path;
 
 use assert_cmd::cargo::cargo_bin_cmd;
 use bm3_engine::data::{FeatureMatrix, IdMaps};
-use bm3_engine::{Model, Recommender};
+use bm3_engine::{Dataset, Model, Recommender, TrainConfig, Trainer};
 use predicates::str::contains;
 
 fn program(arguments: &[&str]) -> assert_cmd::Command {
@@ -78,6 +78,26 @@ fn a_run_serves_without_its_data() {
         output(&["recommend", "--model", &run, "--top-k", "6", "--scores", "--cold-items"]),
         lists
     );
+}
+
+/// The program takes a run that was trained from memory, by the library.
+#[test]
+fn runs_of_the_library_are_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = directory.path().join("run");
+    let dataset = Dataset::builder("made").train(&[0, 1, 2], &[2, 1, 0]).build().unwrap();
+    let config = TrainConfig { embedding_size: 8, epochs: 2, ..TrainConfig::default() };
+    Trainer::new(config).directory(&run).fit(&dataset).unwrap();
+    let found: serde_json::Value =
+        serde_json::from_str(&output(&["inspect", path(&run), "--json"])).unwrap();
+    assert_eq!(found["settings"]["embedding_size"], 8);
+    assert_eq!(found["best model"]["epoch"], 2);
+    output(&["recommend", "--model", path(&run)]);
+    output(&["report", path(&run)]);
+    program(&["evaluate", "--model", path(&run)])
+        .assert()
+        .code(2)
+        .stderr(contains("--data: not given"));
 }
 
 /// Figures of `bench --model` belong together.

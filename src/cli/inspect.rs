@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bm3_engine::checkpoint::{StateRecord, TensorFile};
-use bm3_engine::config::RunConfig;
+use bm3_engine::config::{ConfigFile, RunConfig, TrainConfig};
 use bm3_engine::data::{DataError, Dataset, DatasetOptions, FeatureMatrix, Modality, SplitRatio};
 use bm3_engine::model::Model;
 use bm3_engine::run::Summary;
@@ -95,7 +95,7 @@ pub fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
 /// Settings, progress and results of a run.
 fn inspect_run(directory: &Path) -> Result<Value> {
     let config = directory.join(run::CONFIG);
-    let config = config.is_file().then(|| RunConfig::read(&config)).transpose()?;
+    let config = config.is_file().then(|| settings(&config)).transpose()?;
     let state = directory.join(run::STATE);
     let state: Option<StateRecord> =
         state.is_file().then(|| TensorFile::open(&state)?.record()).transpose()?;
@@ -122,6 +122,18 @@ fn inspect_run(directory: &Path) -> Result<Value> {
         "seconds in training": summary.as_ref().map(|summary| summary.train_seconds),
         "seconds in evaluation": summary.as_ref().map(|summary| summary.evaluate_seconds),
     }))
+}
+
+/// The settings of a run; those of the training alone where another program began it, from data that is
+/// in no folder.
+fn settings(path: &Path) -> Result<Value> {
+    let file = ConfigFile::read(path)?;
+    if file.run.data.is_some() {
+        return Ok(json!(RunConfig::read(path)?));
+    }
+    let mut config = TrainConfig::default();
+    file.train.apply(&mut config);
+    Ok(json!(config))
 }
 
 /// Counts of a data set, after all the checks that training makes.
