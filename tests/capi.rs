@@ -33,6 +33,9 @@ fn compiler(variable: &str, standard: &str) -> Option<String> {
 }
 
 fn succeeds(command: &mut Command) -> String {
+    // cargo has tests find libraries in its folder first, where the one of a Python wheel may lie by
+    // the same name; programs are linked with where theirs is.
+    command.env_remove("LD_LIBRARY_PATH");
     let Output { status, stdout, stderr } = command.output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert!(status.success(), "{command:?}: {status}\n{stdout}\n{stderr}");
