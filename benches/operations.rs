@@ -172,14 +172,17 @@ fn main() {
     });
     let mut gradient = vec![0.0; d * d + d];
     let mut input_gradient = vec![0.0; rows * d];
-    let work = Work { bytes: 3 * r * d64 * REAL, flops: 2 * flops };
+    let work = Work { bytes: 2 * r * d64 * REAL, flops };
     measure(&mut group, "predict_backward", work, || {
         let (output, weight) = (view(&online, 0..rows * d), view(&weight, 0..d * d));
+        let input_gradient = view_mut(&mut input_gradient, 0..rows * d);
+        backend.predict_backward(&batch, output, weight, input_gradient).unwrap();
+    });
+    measure(&mut group, "predict_gradient", work, || {
+        let (output, x) = (view(&online, 0..rows * d), view(&online, 0..rows * d));
         let range = 0..gradient.len();
         let gradient = view_mut(&mut gradient, range);
-        let input_gradient = view_mut(&mut input_gradient, 0..rows * d);
-        let x = view(&online, 0..rows * d);
-        backend.predict_backward(&batch, output, x, weight, gradient, input_gradient).unwrap();
+        backend.predict_gradient(&batch, output, x, gradient).unwrap();
     });
     let mut losses = backend.losses(&vec![0.0; shape.terms()]).unwrap();
     let dropout = Dropout::Random { probability: 0.5, seed: 1 };

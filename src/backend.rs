@@ -230,6 +230,14 @@ pub trait Backend: Clone {
 
     /// Waits for the work asked for so far.
     fn synchronize(&self) -> Result<()>;
+    /// Branch `number` (from 0) of this handle: another handle of the device, whose work may be done
+    /// at the same time as this one's and other branches'. The same number is the same branch each
+    /// time. Whose work comes first where it matters is said by [`Backend::after`] alone, in both
+    /// directions; work that is asked of one handle is done in the order it is asked for.
+    fn branch(&self, number: usize) -> Result<Self>;
+    /// Has the work that will be asked of this handle come after the work that was asked of another
+    /// branch of the same device, or of what it is a branch of, so far.
+    fn after(&self, other: &Self) -> Result<()>;
     /// The most bytes of the device's memory that were in use at a time so far, where that can be
     /// told; on the CPU all of the process's.
     fn peak_memory(&self) -> Option<u64>;
@@ -414,16 +422,23 @@ pub trait Backend: Clone {
         losses: &mut Self::Losses,
     ) -> Result<()>;
 
-    /// The predictor's gradients over a batch's R rows: dW_p `=` Σ daᵀ x, db_p `=` Σ da,
-    /// dx `=` da W_p. The first two lie one after the other in `gradient`, (d · d + d).
+    /// The gradient of the predictor's input over a batch's R rows: dx `=` da W_p.
     fn predict_backward(
         &self,
         batch: &Self::Batch,
         output_gradient: View<'_, Self::Buffer>,
-        x: View<'_, Self::Buffer>,
         weight: View<'_, Self::Buffer>,
-        gradient: ViewMut<'_, Self::Buffer>,
         input_gradient: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// The gradients of the predictor's parameters over a batch's R rows: dW_p `=` daᵀ x,
+    /// db_p `=` Σ da, one after the other in `gradient`, (d · d + d).
+    fn predict_gradient(
+        &self,
+        batch: &Self::Batch,
+        output_gradient: View<'_, Self::Buffer>,
+        x: View<'_, Self::Buffer>,
+        gradient: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
     /// A projection's gradients: dW_m `=` dzᵀ E_m\[items\], db_m `=` Σ dz. The two lie one after

@@ -72,6 +72,35 @@ struct RowBuffers<B: Backend> {
     gradient: B::Buffer,
 }
 
+/// Handles of a device for what a step can do at the same time.
+struct Branches<B> {
+    /// For H and its gradient.
+    nodes: B,
+    /// For each modality's projection and its gradients.
+    modalities: Vec<B>,
+}
+
+impl<B: Backend> Branches<B> {
+    fn of(backend: &B, modalities: usize) -> Result<Self> {
+        let modalities = (1..=modalities).map(|number| backend.branch(number));
+        Ok(Self { nodes: backend.branch(0)?, modalities: modalities.collect::<Result<_>>()? })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &B> {
+        std::iter::once(&self.nodes).chain(&self.modalities)
+    }
+
+    /// Has what they will be asked for come after what the device was asked for so far.
+    fn fork(&self, backend: &B) -> Result<()> {
+        self.all().try_for_each(|branch| branch.after(backend))
+    }
+
+    /// Has what the device will be asked for come after what they were asked for so far.
+    fn join(&self, backend: &B) -> Result<()> {
+        self.all().try_for_each(|branch| backend.after(branch))
+    }
+}
+
 /// A modality's raw features, as a model is given them.
 #[derive(Debug, Clone)]
 pub enum RawFeatures<T> {
@@ -258,13 +287,39 @@ impl<B: Backend> DeviceModel<B> {
 
     /// Forward, loss, backward, Adam of the batch's step.
     fn step_on(&mut self, batch: &B::Batch, dropout: &Dropout) -> Result<()> {
-        self.propagate()?;
+        let branches = Branches::of(&self.backend, self.layout.modalities.len())?;
+        let outcome = self.step_with(&branches, batch, dropout);
+        if outcome.is_err() {
+            // What they use may be given back from here on. The first failure is the one to report.
+            for branch in branches.all() {
+                branch.synchronize().ok();
+            }
+        }
+        outcome
+    }
+
+    /// The same, with what may be done at the same time asked of branches.
+    ///
+    /// ```text
+    /// nodes      | H, rows of it --+-- |H| ---------------+-- scatter, R G --+
+    /// modalities | Z_m ------------+                      +-- dW_m, Adam E_m-+
+    /// the device |                 +-- p(x), loss, dx ----+-- dW_p ----------+-- Adam
+    /// ```
+    fn step_with(
+        &mut self,
+        branches: &Branches<B>,
+        batch: &B::Batch,
+        dropout: &Dropout,
+    ) -> Result<()> {
         let shape = loss_shape(&self.layout);
         let d = shape.embedding_size;
         let Rooms { users, items } = batch.rooms();
         let node_rows = (users + items) * d;
         let rows = shape.rows(batch.rooms()) * d;
         self.reserve_rows(rows)?;
+        branches.fork(&self.backend)?;
+        let on_nodes = &branches.nodes;
+        self.propagate(on_nodes)?;
         let Self { backend, layout, graph, parameters, gradients, features, losses, .. } = self;
         let Workspace { nodes, node_gradient, rows: buffers, .. } = &mut self.workspace;
         let Some(RowBuffers { x, predicted, gradient, .. }) = buffers else { return Ok(()) };
@@ -274,20 +329,25 @@ impl<B: Backend> DeviceModel<B> {
             start..start + items * d
         };
         let parameter = |range: &Range<usize>| view(&*parameters, range.clone());
+        let all = 0..layout.nodes.len();
 
         // (1) Z_m = E_m W_mᵀ + b_m, of the batch's items only, beside their rows of H.
-        backend.gather_rows(
-            graph,
-            batch,
-            view(nodes, 0..layout.nodes.len()),
-            view_mut(x, 0..node_rows),
-        )?;
+        on_nodes.gather_rows(graph, batch, view(nodes, all.clone()), view_mut(x, 0..node_rows))?;
         for (index, modality) in layout.modalities.iter().enumerate() {
-            let features = &mut features[index];
-            backend.adam_rows_replay(batch, schedule, features)?;
+            let (on_modality, features) = (&branches.modalities[index], &mut features[index]);
+            on_modality.adam_rows_replay(batch, schedule, features)?;
             let (weight, bias) = (parameter(&modality.weight), parameter(&modality.bias));
-            backend.project(batch, features, weight, bias, view_mut(x, modality_rows(index)))?;
+            let z = view_mut(x, modality_rows(index));
+            on_modality.project(batch, features, weight, bias, z)?;
         }
+        branches.join(backend)?;
+
+        // G: the norms' gradient on every node.
+        let per_item = 1.0 / layout.items as f64;
+        let factor = self.settings.reg_weight * per_item;
+        let target = view_mut(node_gradient, all.clone());
+        let nodes = view(nodes, all.clone());
+        on_nodes.norm_backward(graph, nodes, factor, per_item, target, losses)?;
 
         // (5) p(x), then (4), (6), (8), (9): the loss, and its gradient in the place of p(x).
         let weight = || parameter(&layout.predictor_weight);
@@ -306,35 +366,37 @@ impl<B: Backend> DeviceModel<B> {
             losses,
         )?;
 
-        // §4: back through the predictor and the projections.
-        backend.predict_backward(
-            batch,
-            view(predicted, 0..rows),
-            view(x, 0..rows),
-            weight(),
-            view_mut(gradients, layout.predictor_weight.start..layout.predictor_bias.end),
-            view_mut(gradient, 0..rows),
-        )?;
+        // §4: back through the predictor, to the nodes and through the projections.
+        let output_gradient = || view(&*predicted, 0..rows);
+        let target = view_mut(gradient, 0..rows);
+        backend.predict_backward(batch, output_gradient(), weight(), target)?;
+        branches.fork(backend)?;
         for (index, modality) in layout.modalities.iter().enumerate() {
             let z_gradient = || view(&*gradient, modality_rows(index));
             let range = modality.weight.start..modality.bias.end;
-            let features = &mut features[index];
-            backend.project_backward(batch, features, z_gradient(), view_mut(gradients, range))?;
+            let (on_modality, features) = (&branches.modalities[index], &mut features[index]);
+            let target = view_mut(gradients, range);
+            on_modality.project_backward(batch, features, z_gradient(), target)?;
             let weight = parameter(&modality.weight);
-            backend.adam_rows(batch, z_gradient(), weight, schedule, features, index, losses)?;
+            on_modality.adam_rows(
+                batch,
+                z_gradient(),
+                weight,
+                schedule,
+                features,
+                index,
+                losses,
+            )?;
         }
+        let range = layout.predictor_weight.start..layout.predictor_bias.end;
+        let target = view_mut(gradients, range);
+        backend.predict_gradient(batch, output_gradient(), view(x, 0..rows), target)?;
 
-        // G: the norms' gradient on every node, the batch's rows added to theirs.
-        let per_item = 1.0 / layout.items as f64;
-        let factor = self.settings.reg_weight * per_item;
-        let all = 0..layout.nodes.len();
-        let target = view_mut(node_gradient, all.clone());
-        backend.norm_backward(graph, view(nodes, all.clone()), factor, per_item, target, losses)?;
+        // G: the batch's rows added to theirs; then dH⁰, and §5.
         let target = view_mut(node_gradient, all);
-        backend.scatter_rows(graph, batch, view(gradient, 0..node_rows), target)?;
-
-        // dH⁰, and §5.
-        self.propagate_backward()?;
+        on_nodes.scatter_rows(graph, batch, view(gradient, 0..node_rows), target)?;
+        self.propagate_backward(on_nodes)?;
+        branches.join(&self.backend)?;
         self.backend.adam(
             batch,
             &self.schedule,
@@ -347,8 +409,8 @@ impl<B: Backend> DeviceModel<B> {
     }
 
     /// (2), (3): H from H⁰, the items' residual included.
-    fn propagate(&mut self) -> Result<()> {
-        let Self { backend, layout, graph, parameters, workspace, .. } = self;
+    fn propagate(&mut self, backend: &B) -> Result<()> {
+        let Self { layout, graph, parameters, workspace, .. } = self;
         let all = 0..layout.nodes.len();
         let Workspace { nodes, layers, neighbour_sums, activations, .. } = workspace;
         match self.settings.propagation {
@@ -392,8 +454,8 @@ impl<B: Backend> DeviceModel<B> {
     }
 
     /// dH⁰ (and dW^l) from G.
-    fn propagate_backward(&mut self) -> Result<()> {
-        let Self { backend, layout, graph, parameters, gradients, workspace, .. } = self;
+    fn propagate_backward(&mut self, backend: &B) -> Result<()> {
+        let Self { layout, graph, parameters, gradients, workspace, .. } = self;
         let all = 0..layout.nodes.len();
         let Workspace { node_gradient, layers, neighbour_sums, activations, .. } = workspace;
         match self.settings.propagation {
@@ -451,7 +513,7 @@ impl<B: Backend> DeviceModel<B> {
 
     /// p(H) of every node, N × d: what scores are products of (SPEC §2 (10)).
     pub fn predict_nodes(&mut self) -> Result<B::Buffer> {
-        self.propagate()?;
+        self.propagate(&self.backend.clone())?;
         let elements = self.layout.nodes.len();
         let mut predicted = self.backend.zeros(elements)?;
         self.backend.predict(
@@ -558,7 +620,7 @@ impl<B: Backend> DeviceModel<B> {
 
     /// H as of the last propagation, N × d.
     pub fn nodes(&mut self) -> Result<Vec<B::Real>> {
-        self.propagate()?;
+        self.propagate(&self.backend.clone())?;
         self.backend.download(view(&self.workspace.nodes, 0..self.layout.nodes.len()))
     }
 

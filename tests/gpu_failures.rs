@@ -201,6 +201,7 @@ fn every_call_of_the_driver_may_fail() {
         "cuFuncGetParamInfo",
         "cuStreamCreate",
         "cuStreamSynchronize",
+        "cuStreamWaitEvent",
         "cuEventCreate",
         "cuEventRecord",
         "cuEventSynchronize",

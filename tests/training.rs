@@ -147,6 +147,39 @@ fn the_backends_agree() {
     }
 }
 
+/// What a step has a GPU do at the same time does not depend on each other: a run has the same bits
+/// when all launches are made one after the other (as they are while they are timed), and when the
+/// work of branches is done as late or as early as what they wait for allows, launch by launch and
+/// in graphs.
+#[test]
+fn the_branches_of_a_step_wait_for_what_they_need() {
+    let small = TrainConfig { epochs: 2, ..config() };
+    for config in [
+        TrainConfig { layers: 0, ..small.clone() },
+        TrainConfig { layers: 1, freeze_features: true, ..small.clone() },
+        small.clone(),
+        TrainConfig { propagation: Propagation::Gcn, ..small },
+    ] {
+        let Some(cuda) = emulator::cuda() else { return };
+        let in_turn = tempfile::tempdir().unwrap();
+        let mut run = || {
+            train(cuda.clone(), in_turn.path(), &config, false, u64::MAX);
+            Ok(())
+        };
+        assert!(!cuda.profile(&mut run).unwrap().is_empty());
+        for streams in ["late", "early"] {
+            let cuda = emulator::cuda().expect("as before");
+            if !emulator::on_gpu() {
+                // Branches are made when they are first asked for, the device's own stream is late.
+                emulator::emulator().expect("it").set("BM3_EMULATOR_STREAMS", streams);
+            }
+            let beside = tempfile::tempdir().unwrap();
+            train(cuda, beside.path(), &config, false, u64::MAX);
+            assert_same_run(in_turn.path(), beside.path());
+        }
+    }
+}
+
 #[test]
 fn a_run_stopped_anywhere_resumes_to_the_same_bits() {
     on_each_backend!(backend => for config in

@@ -141,6 +141,15 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(())
     }
 
+    /// An operation is done, by all threads, when it returns: nothing is left to be done beside it.
+    fn branch(&self, _: usize) -> Result<Self> {
+        Ok(self.clone())
+    }
+
+    fn after(&self, _: &Self) -> Result<()> {
+        Ok(())
+    }
+
     fn peak_memory(&self) -> Option<u64> {
         // Linux says it in kB; elsewhere it is not known.
         let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -422,16 +431,28 @@ impl<T: Real> Backend for Cpu<T> {
         &self,
         _batch: &CpuBatch,
         output_gradient: View<'_, Vec<T>>,
-        x: View<'_, Vec<T>>,
         weight: View<'_, Vec<T>>,
-        gradient: ViewMut<'_, Vec<T>>,
         input_gradient: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
-        let (elements, d) = (x.range.len(), weight.range.len().isqrt());
-        let _timed = Timed::new("predict_backward", 3 * elements + 2 * d * d, 4 * elements * d);
-        let (gradient, input_gradient) = (write(gradient), write(input_gradient));
-        let (output_gradient, x, weight) = (read(output_gradient), read(x), read(weight));
-        projection::predict_backward(output_gradient, x, weight, gradient, input_gradient);
+        let (elements, d) = (output_gradient.range.len(), weight.range.len().isqrt());
+        let _timed = Timed::new("predict_backward", 2 * elements + d * d, 2 * elements * d);
+        let (output_gradient, weight) = (read(output_gradient), read(weight));
+        projection::predict_backward(output_gradient, weight, write(input_gradient));
+        Ok(())
+    }
+
+    fn predict_gradient(
+        &self,
+        _batch: &CpuBatch,
+        output_gradient: View<'_, Vec<T>>,
+        x: View<'_, Vec<T>>,
+        gradient: ViewMut<'_, Vec<T>>,
+    ) -> Result<()> {
+        let (elements, parameters) = (x.range.len(), gradient.range.len());
+        // d² + d parameters.
+        let d = parameters.isqrt();
+        let _timed = Timed::new("predict_gradient", 2 * elements + parameters, 2 * elements * d);
+        projection::predict_gradient(read(output_gradient), read(x), d, write(gradient));
         Ok(())
     }
 

@@ -131,23 +131,20 @@ pub fn predict_features(
     predicted
 }
 
-/// dW `=` daᵀ x and db `=` Σ da, one after the other in `gradient`; dx `=` da W.
-pub fn predict_backward<T: Real>(
-    output_gradient: &[T],
-    x: &[T],
-    weight: &[T],
-    gradient: &mut [T],
-    input_gradient: &mut [T],
-) {
-    let width = gradient.len() - weight.len();
-    let (weight_gradient, bias_gradient) = gradient.split_at_mut(width * width);
-    let rows = x.len() / width;
-    let output = Matrix::new(output_gradient, width);
-    multiply_transposed(&output, &Matrix::new(x, width), rows, (width, width), weight_gradient);
-    column_sums(output_gradient, width, bias_gradient);
+/// dx `=` da W, with W d × d.
+pub fn predict_backward<T: Real>(output_gradient: &[T], weight: &[T], input_gradient: &mut [T]) {
+    let width = weight.len().isqrt();
     input_gradient.fill(T::ZERO);
     let weight = Packed::from_rows(&Matrix::new(weight, width), 0..width, 0..width);
-    multiply(&output, &weight, input_gradient);
+    multiply(&Matrix::new(output_gradient, width), &weight, input_gradient);
+}
+
+/// dW `=` daᵀ x and db `=` Σ da, one after the other in `gradient`, rows of `width` numbers.
+pub fn predict_gradient<T: Real>(output_gradient: &[T], x: &[T], width: usize, gradient: &mut [T]) {
+    let (weight_gradient, bias_gradient) = gradient.split_at_mut(width * width);
+    let (output, rows) = (Matrix::new(output_gradient, width), x.len() / width);
+    multiply_transposed(&output, &Matrix::new(x, width), rows, (width, width), weight_gradient);
+    column_sums(output_gradient, width, bias_gradient);
 }
 
 /// dE `=` dz W for some rows of dz.

@@ -22,12 +22,15 @@ use crate::{Error, Result};
 /// A GPU that runs the kernels of `kernels/`.
 ///
 /// It has one stream: work is done in the order it was asked for, and a copy to the host waits for
-/// everything before it. Programs that want to overlap runs take a [`Device::sibling`] for each.
+/// everything before it. Programs that want to overlap runs take a [`Device::sibling`] for each; a
+/// run has the parts of its steps overlap on [branches](Device::branch).
 pub struct Device {
     gpu: Gpu,
     stream: Arc<CudaStream>,
     kernels: Arc<HashMap<&'static str, Kernel>>,
     scratch: Mutex<Option<CudaSlice<u8>>>,
+    /// Those that have been asked for.
+    branches: Mutex<Vec<Arc<Self>>>,
     /// Launches that are being timed.
     pub(super) recorder: Mutex<Option<Recorded>>,
 }
@@ -79,7 +82,7 @@ impl Device {
         let context = CudaContext::new(ordinal).map_err(|error| failed("opening it", error))?;
         // SAFETY: events order the uses of memory by several streams; this context's memory is
         // allocated, used and freed on one stream each, and where others use it too, they wait for
-        // it, and it for them, in `shared.rs` and `stream.rs`.
+        // it, and it for them, in `shared.rs`, `stream.rs` and the branches of a step (`step.rs`).
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| failed("making a stream", error))?;
         keep_freed_memory(&context).map_err(|error| failed("setting its memory pool up", error))?;
@@ -102,8 +105,8 @@ impl Device {
         stream: Arc<CudaStream>,
         kernels: Arc<HashMap<&'static str, Kernel>>,
     ) -> Arc<Self> {
-        let (scratch, recorder) = (Mutex::new(None), Mutex::new(None));
-        Arc::new(Self { gpu, stream, kernels, scratch, recorder })
+        let (scratch, branches, recorder) = (Mutex::new(None), Mutex::default(), Mutex::new(None));
+        Arc::new(Self { gpu, stream, kernels, scratch, branches, recorder })
     }
 
     /// The same GPU with the same kernels, and a stream and intermediate numbers of its own: its
@@ -115,6 +118,36 @@ impl Device {
         let stream = self.stream.context().new_stream();
         let stream = stream.map_err(|error| self.failed("making a stream".to_owned(), error))?;
         Ok(Self::on(self.gpu.clone(), stream, self.kernels.clone()))
+    }
+
+    /// Branch `number` of this device: a sibling that is the same one each time, so that it has its
+    /// intermediate numbers' memory once. While launches are timed it is this device itself: they
+    /// are timed one by one.
+    ///
+    /// # Errors
+    /// [`Error::DeviceOperation`] when the driver fails.
+    pub(super) fn branch(this: &Arc<Self>, number: usize) -> Result<Arc<Self>> {
+        if this.times_launches() {
+            return Ok(this.clone());
+        }
+        // A thread that panicked left whole branches.
+        let mut branches = this.branches.lock().unwrap_or_else(PoisonError::into_inner);
+        while branches.len() <= number {
+            branches.push(this.sibling()?);
+        }
+        Ok(branches[number].clone())
+    }
+
+    /// Has what will be asked for come after what `other` has been asked for so far.
+    ///
+    /// # Errors
+    /// [`Error::DeviceOperation`] when the driver fails.
+    pub(super) fn after(&self, other: &Self) -> Result<()> {
+        if Arc::ptr_eq(&self.stream, &other.stream) {
+            return Ok(());
+        }
+        let ordered = self.stream.join(&other.stream);
+        ordered.map_err(|error| self.failed("ordering two streams".to_owned(), error))
     }
 
     /// One line that names the device.

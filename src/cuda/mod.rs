@@ -168,6 +168,14 @@ impl Backend for Cuda {
         self.device.synchronize()
     }
 
+    fn branch(&self, number: usize) -> Result<Self> {
+        Ok(Self { device: Device::branch(&self.device, number)?, ..self.clone() })
+    }
+
+    fn after(&self, other: &Self) -> Result<()> {
+        self.device.after(&other.device)
+    }
+
     fn peak_memory(&self) -> Option<u64> {
         self.device.peak_memory()
     }
@@ -441,21 +449,32 @@ impl Backend for Cuda {
         &self,
         batch: &CudaBatch,
         output_gradient: View<'_, Memory<f32>>,
-        x: View<'_, Memory<f32>>,
         weight: View<'_, Memory<f32>>,
-        gradient: ViewMut<'_, Memory<f32>>,
         input_gradient: ViewMut<'_, Memory<f32>>,
     ) -> Result<()> {
-        let width = gradient.range.len() - weight.range.len();
+        let width = weight.range.len().isqrt();
+        let shape = (input_gradient.range.len() / width, width);
+        let (da, weight) = (address(&output_gradient), address(&weight));
+        let out = address_mut(&input_gradient);
+        dense::multiply_plain(&self.device, Rows::of(batch), da, weight, out, shape)
+    }
+
+    fn predict_gradient(
+        &self,
+        batch: &CudaBatch,
+        output_gradient: View<'_, Memory<f32>>,
+        x: View<'_, Memory<f32>>,
+        gradient: ViewMut<'_, Memory<f32>>,
+    ) -> Result<()> {
+        // Of d² + d parameters.
+        let width = gradient.range.len().isqrt();
         let shape = (x.range.len() / width, width);
         let (da, target) = (address(&output_gradient), address_mut(&gradient));
-        let (device, over) = (&self.device, Rows::of(batch));
-        dense::multiply_gradient(device, over, da, address(&x), target, shape)?;
+        let over = Rows::of(batch);
+        dense::multiply_gradient(&self.device, over, da, address(&x), target, shape)?;
         let bias = gradient.buffer.address_of(gradient.range.start + width * width);
         // Rows that the batch does not fill have no gradient: theirs is 0.
-        dense::column_sums(device, Address::NULL, da, shape.0, width, bias)?;
-        let out = address_mut(&input_gradient);
-        dense::multiply_plain(device, over, da, address(&weight), out, shape)
+        dense::column_sums(&self.device, Address::NULL, da, shape.0, width, bias)
     }
 
     fn project_backward(

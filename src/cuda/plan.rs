@@ -231,32 +231,32 @@ fn schedule(epochs: u64, steps_per_epoch: usize) -> u64 {
     STEP * room
 }
 
-/// The most that an operation has of [`super::Device`]'s memory for intermediate numbers.
+/// The most that operations have of the memory for intermediate numbers, which a [`super::Device`]
+/// and each of its branches in a step have for themselves.
 fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, items: usize) -> u64 {
     let d = config.embedding_size;
+    let aligned = |bytes: usize| (bytes as u64).next_multiple_of(PART_ALIGNMENT);
     let partial = |lines: usize, columns: usize, depth: usize| match slices(lines, columns, depth) {
         (_, 1) => 0,
         (_, count) => 4 * count * lines * columns,
     };
-    let modalities = layout.modalities.iter().map(|modality| {
-        partial(items, d, modality.columns).max(partial(d, modality.columns, items))
-    });
+    let column_sums = |rows: usize| 4 * rows.div_ceil(32) * d;
+    let modality = |columns: usize| {
+        let products = partial(items, d, columns).max(partial(d, columns, items));
+        aligned(products.max(column_sums(items)))
+    };
     let gcn = match config.propagation {
         Propagation::Light => 0,
         Propagation::Gcn => partial(d, d, layout.nodes.len() / d),
     };
-    let aligned = |bytes: usize| (bytes as u64).next_multiple_of(PART_ALIGNMENT);
     let users_elements = (layout.users * d) as u64;
     let norms = 8 * norm_blocks(users_elements, layout.nodes.len() as u64).1 as usize;
-    let needs = [
-        aligned(4 * slots * d),
-        aligned(16 * rows),
-        aligned(norms) + PART_ALIGNMENT,
-        aligned(4 * rows.div_ceil(32) * d),
-        aligned(partial(d, d, rows).max(gcn)),
-        aligned(modalities.max().unwrap_or(0)),
-    ];
-    needs.into_iter().max().unwrap_or(0)
+    let spmm = 4 * slots * d;
+    let nodes = aligned(spmm.max(gcn)).max(aligned(norms) + PART_ALIGNMENT);
+    let modalities: u64 = layout.modalities.iter().map(|part| modality(part.columns)).sum();
+    // An evaluation propagates too.
+    let device = [spmm, 16 * rows, column_sums(rows), partial(d, d, rows)].into_iter().max();
+    aligned(device.unwrap_or(0)) + nodes + modalities
 }
 
 /// The larger of scoring and measuring, both with the lists.

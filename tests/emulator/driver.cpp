@@ -11,6 +11,9 @@
 //   BM3_EMULATOR_CAPABILITY      compute capability [90]
 //   BM3_EMULATOR_MEMORY          bytes of a GPU's memory [2^40]
 //   BM3_EMULATOR_ORDER           which order blocks and threads run in, see scheduler.h [0]
+//   BM3_EMULATOR_STREAMS         when the work of streams that are made now is done: "late", when
+//                                somebody waits for it, or "early", as soon as it is asked for, or,
+//                                in a graph, before that of others [late]
 //   BM3_EMULATOR_FAIL            a function's name: the call of it that BM3_EMULATOR_FAIL_AT counts
 //                                to (from 1) fails [none]
 
@@ -48,6 +51,8 @@ enum : CUresult {
     CUDA_ERROR_LAUNCH_FAILED = 719,
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900,
     CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901,
+    CUDA_ERROR_STREAM_CAPTURE_UNJOINED = 904,
+    CUDA_ERROR_STREAM_CAPTURE_ISOLATION = 905,
     CUDA_ERROR_UNKNOWN = 999,
 };
 
@@ -68,27 +73,43 @@ struct Work {
     std::function<CUresult()> run;
     // Done even when work before it has failed.
     bool always = false;
-};
-
-struct Event {
-    // How much of its stream's work was asked for when it was recorded.
-    struct Stream* stream = nullptr;
+    // In a graph: the work of another of its streams, so far, instead of `run`.
+    bool waits = false;
+    size_t stream = 0;
     unsigned long long position = 0;
-    // When its stream came so far, for those that ask.
-    std::shared_ptr<double> reached;
 };
 
-struct Graph {
-    std::vector<Work> work;
-};
-
-struct Stream {
+struct Queue {
     std::deque<Work> work;
     // How much was asked for, and how much of it is done, since the beginning.
     unsigned long long asked = 0;
     unsigned long long done = 0;
-    std::unique_ptr<Graph> capture;
-    bool capture_broken = false;
+    // Whether its work is done as soon as may be, or as late.
+    bool early = false;
+};
+
+// The work of the streams that were recorded together; the first is that where it began.
+struct Graph {
+    std::deque<Queue> queues;
+    bool broken = false;
+};
+
+struct Stream : Queue {
+    // What records it, and its number there.
+    std::shared_ptr<Graph> capture;
+    size_t recorded_as = 0;
+};
+
+struct Event {
+    // How much of its stream's work was asked for when it was recorded.
+    Stream* stream = nullptr;
+    unsigned long long position = 0;
+    // The recording that it is part of, if any, and its stream's number there.
+    std::weak_ptr<Graph> capture;
+    bool captured = false;
+    size_t recorded_as = 0;
+    // When its stream came so far, for those that ask.
+    std::shared_ptr<double> reached;
 };
 
 struct Function {
@@ -169,13 +190,15 @@ CUresult fail(const std::string& text) {
     return CUDA_ERROR_LAUNCH_FAILED;
 }
 
-// Does a stream's work up to a position.
-CUresult catch_up(Stream& stream, unsigned long long position) {
-    while (stream.done < position && !stream.work.empty()) {
-        Work work = std::move(stream.work.front());
-        stream.work.pop_front();
-        ++stream.done;
-        if (driver().sticky == CUDA_SUCCESS || work.always) {
+// Does a stream's work up to a position; in a graph, where it is part of one.
+CUresult catch_up(Queue& queue, unsigned long long position, Graph* graph = nullptr) {
+    while (queue.done < position && !queue.work.empty()) {
+        Work work = std::move(queue.work.front());
+        queue.work.pop_front();
+        ++queue.done;
+        if (work.waits) {
+            catch_up(graph->queues[work.stream], work.position, graph);
+        } else if (driver().sticky == CUDA_SUCCESS || work.always) {
             if (CUresult error = work.run()) {
                 driver().sticky = error;
             }
@@ -184,15 +207,53 @@ CUresult catch_up(Stream& stream, unsigned long long position) {
     return driver().sticky;
 }
 
-CUresult ask(Stream& stream, std::function<CUresult()> run, bool always = false) {
-    Work work{std::move(run), always};
-    if (stream.capture) {
-        stream.capture->work.push_back(std::move(work));
-    } else {
-        stream.work.push_back(std::move(work));
-        ++stream.asked;
+CUresult ask(Stream& stream, Work work) {
+    Queue& queue = stream.capture ? stream.capture->queues[stream.recorded_as] : stream;
+    queue.work.push_back(std::move(work));
+    ++queue.asked;
+    if (!stream.capture && stream.early) {
+        catch_up(stream, stream.asked);
     }
     return CUDA_SUCCESS;
+}
+
+CUresult ask(Stream& stream, std::function<CUresult()> run, bool always = false) {
+    Work work;
+    work.run = std::move(run);
+    work.always = always;
+    return ask(stream, std::move(work));
+}
+
+// Does the work of a graph: that of early streams, with another one to begin each time, then the first
+// one's, and of the others' what is waited for.
+CUresult run_graph(Graph graph) {
+    static size_t begins = 0;
+    ++begins;
+    for (size_t number = 0; number < graph.queues.size(); ++number) {
+        Queue& queue = graph.queues[(begins + number) % graph.queues.size()];
+        if (queue.early) {
+            catch_up(queue, queue.asked, &graph);
+        }
+    }
+    return catch_up(graph.queues[0], graph.queues[0].asked, &graph);
+}
+
+// Whether the first stream of a graph waits, by and by, for all of the others' work.
+bool is_joined(Graph graph) {
+    for (Queue& queue : graph.queues) {
+        for (Work& work : queue.work) {
+            work.run = [] { return CUDA_SUCCESS; };
+        }
+    }
+    catch_up(graph.queues[0], graph.queues[0].asked, &graph);
+    auto is_done = [](const Queue& queue) { return queue.work.empty(); };
+    return std::all_of(graph.queues.begin(), graph.queues.end(), is_done);
+}
+
+// Breaks what records a stream, which must not do something else meanwhile.
+CUresult unsupported(Stream& stream) {
+    stream.capture->broken = true;
+    return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
 
 // Whether bytes from `address` on lie in one allocation.
@@ -476,6 +537,7 @@ CUresult cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, si
 CUresult cuStreamCreate(Stream** stream, unsigned) {
     BEGIN_IN_CONTEXT();
     *stream = new Stream();
+    (*stream)->early = setting("BM3_EMULATOR_STREAMS", "late") == "early";
     driver().streams.insert(*stream);
     return CUDA_SUCCESS;
 }
@@ -491,8 +553,7 @@ CUresult cuStreamDestroy_v2(Stream* stream) {
 CUresult cuStreamSynchronize(Stream* stream) {
     BEGIN_IN_CONTEXT();
     if (stream->capture) {
-        stream->capture_broken = true;
-        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        return unsupported(*stream);
     }
     return catch_up(*stream, stream->asked);
 }
@@ -500,10 +561,35 @@ CUresult cuStreamSynchronize(Stream* stream) {
 CUresult cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     BEGIN_IN_CONTEXT();
     Stream* other = event->stream;
-    if (other == nullptr || other == stream) {
+    if (other == nullptr) {
         return CUDA_SUCCESS;
     }
     unsigned long long position = event->position;
+    if (event->captured) {
+        std::shared_ptr<Graph> capture = event->capture.lock();
+        if (!capture || (stream->capture && stream->capture != capture)) {
+            return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
+        }
+        if (!stream->capture) {
+            // The stream takes part in the recording from here on.
+            stream->capture = capture;
+            stream->recorded_as = capture->queues.size();
+            capture->queues.emplace_back();
+            capture->queues.back().early = stream->early;
+        }
+        Work work;
+        work.waits = true;
+        work.stream = event->recorded_as;
+        work.position = position;
+        return ask(*stream, std::move(work));
+    }
+    if (stream->capture) {
+        stream->capture->broken = true;
+        return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
+    }
+    if (other == stream) {
+        return CUDA_SUCCESS;
+    }
     return ask(*stream, [other, position] {
         return driver().streams.count(other) != 0 ? catch_up(*other, position) : CUDA_SUCCESS;
     });
@@ -530,7 +616,11 @@ CUresult cuEventRecord(Event* event, Stream* stream) {
         return CUDA_SUCCESS;
     });
     event->stream = stream;
-    event->position = stream->asked;
+    event->capture = stream->capture;
+    event->captured = stream->capture != nullptr;
+    event->recorded_as = stream->recorded_as;
+    event->position = event->captured ? stream->capture->queues[stream->recorded_as].asked
+                                      : stream->asked;
     event->reached = reached;
     return CUDA_SUCCESS;
 }
@@ -562,8 +652,7 @@ CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
 CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, Stream* stream) {
     BEGIN_IN_CONTEXT();
     if (stream->capture) {
-        stream->capture_broken = true;
-        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        return unsupported(*stream);
     }
     Driver& all = driver();
     if (bytes > number("BM3_EMULATOR_MEMORY", "1099511627776") - all.used) {
@@ -648,8 +737,7 @@ CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void* source, size_t byt
         });
     }
     if (stream->capture) {
-        stream->capture_broken = true;
-        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        return unsupported(*stream);
     }
     auto copy = std::make_shared<std::vector<char>>(from, from + bytes);
     return ask(*stream, [to, copy] {
@@ -688,20 +776,29 @@ CUresult cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, un
 
 CUresult cuStreamBeginCapture_v2(Stream* stream, int) {
     BEGIN_IN_CONTEXT();
-    stream->capture.reset(new Graph());
-    stream->capture_broken = false;
+    stream->capture = std::make_shared<Graph>();
+    stream->capture->queues.emplace_back();
+    stream->recorded_as = 0;
     return CUDA_SUCCESS;
 }
 
 CUresult cuStreamEndCapture(Stream* stream, Graph** graph) {
-    // Over in any case, also when it fails.
-    std::unique_ptr<Graph> captured = std::move(stream->capture);
+    // Over in any case, also when it fails, and for all streams that took part.
+    std::shared_ptr<Graph> captured = stream->capture;
+    for (Stream* other : driver().streams) {
+        if (other->capture == captured) {
+            other->capture = nullptr;
+        }
+    }
     BEGIN_IN_CONTEXT();
-    if (stream->capture_broken) {
-        *graph = nullptr;
+    *graph = nullptr;
+    if (captured->broken) {
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     }
-    *graph = captured.release();
+    if (!is_joined(*captured)) {
+        return CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
+    }
+    *graph = new Graph(*captured);
     return CUDA_SUCCESS;
 }
 
@@ -713,10 +810,8 @@ CUresult cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned 
 
 CUresult cuGraphLaunch(Graph* graph, Stream* stream) {
     BEGIN_IN_CONTEXT();
-    for (const Work& work : graph->work) {
-        ask(*stream, work.run, work.always);
-    }
-    return CUDA_SUCCESS;
+    auto copy = std::make_shared<Graph>(*graph);
+    return ask(*stream, [copy] { return run_graph(*copy); });
 }
 
 CUresult cuGraphExecDestroy(Graph* graph) {

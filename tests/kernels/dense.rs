@@ -71,16 +71,12 @@ fn predict_backward<B: Backend>(
         // The gradient begins in the middle of its arena, as in a step.
         let mut arena = upload(backend, &vec![7.0; parameters + 8]);
         let mut input = upload(backend, &vec![7.0; elements]);
-        backend
-            .predict_backward(
-                batch,
-                view(&gradient, 0..elements),
-                view(&x, 0..elements),
-                view(&weight_buffer, 0..weight.len()),
-                view_mut(&mut arena, 4..4 + parameters),
-                view_mut(&mut input, 0..elements),
-            )
-            .unwrap();
+        let (gradient, x) = (|| view(&gradient, 0..elements), view(&x, 0..elements));
+        let target = view_mut(&mut arena, 4..4 + parameters);
+        backend.predict_gradient(batch, gradient(), x, target).unwrap();
+        let weight = view(&weight_buffer, 0..weight.len());
+        let target = view_mut(&mut input, 0..elements);
+        backend.predict_backward(batch, gradient(), weight, target).unwrap();
         let arena = download(backend, &arena, parameters + 8);
         assert!(arena[..4].iter().chain(&arena[4 + parameters..]).all(|v| v.to_f64() == 7.0));
         let input = collect(&download(backend, &input, elements), &places, width);
