@@ -11,7 +11,7 @@ use bm3_engine::batch::EpochPlan;
 use bm3_engine::config::{Order, TrainConfig};
 use bm3_engine::cuda::{Capability, Cuda, CudaVersion, Device, Kernels, Unusable, gpus};
 use bm3_engine::data::Split;
-use bm3_engine::step::adam_step;
+use bm3_engine::step::{DenseState, adam_step};
 use bm3_engine::{Error, Model, Recommender, Result, Trainer};
 use common::Problem;
 use emulator::Emulator;
@@ -315,4 +315,56 @@ fn a_failed_kernel_is_an_error_of_what_waits() {
         error.to_string().contains("copying 56 bytes from the device: unknown error"),
         "{error}"
     );
+}
+
+/// Three epochs of four steps each; before the second one so many steps more are planned.
+fn epochs(more: u64, one_by_one: bool) -> Result<DenseState<f32>> {
+    let problem = problem(false);
+    let cuda = Cuda::new(Device::open(0, Some(&emulator::kernels()))?);
+    let mut model = problem.try_model(cuda.clone())?;
+    let Problem { users, items, .. } = problem;
+    let mut batches = cuda.batches(&problem.train_pairs(), users, items, 2)?;
+    let dropout = Dropout::Random { probability: 0.5, seed: 3 };
+    let mut train = || {
+        for epoch in 0..3u32 {
+            let first_step = 1 + 4 * epoch;
+            let last = u64::from(first_step) + 3 + if epoch == 1 { more } else { 0 };
+            let constants: Vec<_> =
+                (first_step.into()..=last).map(|step| adam_step(step, 0.01)).collect();
+            model.plan(&constants)?;
+            let order = Order::Random;
+            let plan = EpochPlan { order, seed: 1, epoch: epoch.into(), first_step };
+            cuda.arrange(&mut batches, plan)?;
+            model.train(&mut batches, 0..4, &dropout, &mut || true)?;
+        }
+        Ok(())
+    };
+    match one_by_one {
+        true => drop(cuda.profile(&mut train)?),
+        false => train()?,
+    }
+    model.dense_state()
+}
+
+/// A step is recorded once for all epochs; and again when it asks for something else, as after the
+/// constants of its steps have moved to where there is room for more.
+#[test]
+fn a_recorded_step_serves_as_long_as_it_asks_for_the_same() {
+    let Some(alone) = Alone::new() else { return };
+    let recordings = |more| {
+        (1..)
+            .find(|call: &u32| {
+                alone.set("FAIL", "cuGraphInstantiateWithFlags");
+                alone.set("FAIL_AT", &call.to_string());
+                let outcome = epochs(more, false);
+                alone.reset();
+                outcome.is_ok()
+            })
+            .map(|call| call - 1)
+    };
+    for (more, expected) in [(0, 1), (3000, 2)] {
+        assert_eq!(recordings(more), Some(expected), "{more} more steps");
+        let one_by_one = epochs(more, true).unwrap();
+        assert!(epochs(more, false).unwrap() == one_by_one, "{more} more steps");
+    }
 }

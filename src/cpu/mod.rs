@@ -143,7 +143,7 @@ impl<T: Real> Backend for Cpu<T> {
 
     /// An operation is done, by all threads, when it returns: nothing is left to be done beside it.
     fn branch(&self, _: usize) -> Result<Self> {
-        Ok(self.clone())
+        Ok(*self)
     }
 
     fn after(&self, _: &Self) -> Result<()> {

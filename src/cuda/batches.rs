@@ -11,6 +11,7 @@ use super::device::Device;
 use super::launch::{Address, Launch, blocks, launch};
 use super::memory::Memory;
 use super::random::{self, SortBits};
+use super::recording::Recording;
 use super::stream::{FeatureStream, Feed};
 use crate::Result;
 use crate::backend::{BatchRooms, Rooms};
@@ -155,10 +156,36 @@ pub struct CudaBatches {
     /// The step of the epoch's first batch.
     first_step: u32,
     batch: CudaBatch,
-    /// The items of the pairs and the epoch's order (`None`: the file's), kept on the host when
-    /// features are streamed.
-    host_items: Vec<u32>,
-    host_order: Option<Vec<u32>>,
+    /// The pairs' items, when features are streamed.
+    on_host: Option<HostItems>,
+    /// A step of the batch at hand, kept from one call to the next.
+    recording: Option<Recording>,
+}
+
+/// The items of an epoch's batches, kept on the host.
+#[derive(Debug)]
+struct HostItems {
+    of_pairs: Vec<u32>,
+    /// The epoch's order; `None`: the file's.
+    order: Option<Vec<u32>>,
+    batch_size: usize,
+}
+
+impl HostItems {
+    /// The distinct items of a batch of the epoch at hand, ascending.
+    fn of_batch(&self, number: u64) -> Vec<u32> {
+        let start = number as usize * self.batch_size;
+        let stop = (start + self.batch_size).min(self.of_pairs.len());
+        let mut items: Vec<u32> = match &self.order {
+            Some(order) => {
+                order[start..stop].iter().map(|&pair| self.of_pairs[pair as usize]).collect()
+            }
+            None => self.of_pairs[start..stop].to_vec(),
+        };
+        items.sort_unstable();
+        items.dedup();
+        items
+    }
 }
 
 /// Bytes of a [`CudaBatches`].
@@ -203,8 +230,12 @@ impl CudaBatches {
                 pairs: most,
                 _lists: None,
             },
-            host_items: if streams { pairs.items.clone() } else { Vec::new() },
-            host_order: None,
+            on_host: streams.then(|| HostItems {
+                of_pairs: pairs.items.clone(),
+                order: None,
+                batch_size: most.max(1),
+            }),
+            recording: None,
         })
     }
 
@@ -219,8 +250,8 @@ impl CudaBatches {
             Order::File => None,
             Order::Random => Some(random::epoch_order(device, epoch.seed, epoch.epoch, pairs)?),
         };
-        if !self.host_items.is_empty() {
-            self.host_order = order.as_ref().map(|order| order.read(0..pairs)).transpose()?;
+        if let Some(host) = &mut self.on_host {
+            host.order = order.as_ref().map(|order| order.read(0..pairs)).transpose()?;
         }
         let order = order.as_ref().map_or(Address::NULL, |order| order.address_of(0));
         // Where each position of the order has its user and its item among those of its batch.
@@ -369,8 +400,8 @@ impl CudaBatches {
     /// See [`crate::backend::Backend::each_batch`].
     ///
     /// The first batch's launches are made one by one, and may allocate; the second one's are
-    /// recorded as a graph, which then serves this batch and all after it. Where launches are timed,
-    /// all are made one by one.
+    /// recorded as a graph, which then serves this batch and all after it, and those of later calls
+    /// as long as a step asks for the same. Where launches are timed, all are made one by one.
     pub(super) fn each(
         &mut self,
         device: &Arc<Device>,
@@ -380,16 +411,21 @@ impl CudaBatches {
         stream: Option<&FeatureStream>,
     ) -> Result<u64> {
         self.seek(numbers.start)?;
+        let mut recording = self.recording.take();
         let this = &*self;
-        match stream {
-            None => this.visit(device, numbers, step, proceed, None),
-            Some(stream) => {
-                let items_of = |number| this.items_of(number);
-                stream.feed(numbers.clone(), &items_of, |feed| {
-                    this.visit(device, numbers, step, proceed, Some(feed))
-                })
+        let mut visit = |numbers, feed: Option<&mut Feed<'_>>| {
+            this.visit(device, numbers, step, proceed, feed, &mut recording)
+        };
+        let done = match (stream, &self.on_host) {
+            (Some(stream), Some(host)) => {
+                let items_of = |number| host.of_batch(number);
+                stream.feed(numbers.clone(), &items_of, |feed| visit(numbers, Some(feed)))
             }
-        }
+            _ => visit(numbers, None),
+        };
+        // Nothing of a failed device is kept.
+        self.recording = recording.filter(|_| done.is_ok());
+        done
     }
 
     fn visit(
@@ -399,8 +435,12 @@ impl CudaBatches {
         step: &mut dyn FnMut(&CudaBatch) -> Result<()>,
         proceed: &mut dyn FnMut() -> bool,
         mut feed: Option<&mut Feed<'_>>,
+        recording: &mut Option<Recording>,
     ) -> Result<u64> {
-        let mut graph = None;
+        let mut next = || {
+            self.advance(device)?;
+            step(&self.batch)
+        };
         for number in numbers.clone() {
             if !proceed() {
                 return Ok(number - numbers.start);
@@ -408,37 +448,26 @@ impl CudaBatches {
             if let Some(feed) = &mut feed {
                 feed.begin(number)?;
             }
-            if number == numbers.start || device.times_launches() {
-                self.advance(device)?;
-                step(&self.batch)?;
-            } else {
-                let graph = match &graph {
-                    Some(graph) => graph,
-                    None => graph.insert(device.record(|| {
-                        self.advance(device)?;
-                        step(&self.batch)
-                    })?),
+            if device.times_launches() {
+                next()?;
+            } else if number > numbers.start {
+                let recording = match recording {
+                    Some(recording) => recording,
+                    None => recording.insert(device.record(&mut next)?),
                 };
-                device.replay(graph)?;
+                device.replay(recording)?;
+            } else {
+                match recording.take() {
+                    Some(kept) if device.is_recorded(&kept, &mut next)? => {
+                        device.replay(recording.insert(kept))?;
+                    }
+                    _ => next()?,
+                }
             }
             if let Some(feed) = &mut feed {
                 feed.end(number)?;
             }
         }
         Ok(numbers.end - numbers.start)
-    }
-
-    /// The distinct items of a batch of the epoch at hand, ascending.
-    fn items_of(&self, number: u64) -> Vec<u32> {
-        let start = number as usize * self.batch_size;
-        let stop = (start + self.batch_size).min(self.pairs);
-        let of_pair = |pair: u32| self.host_items[pair as usize];
-        let mut items: Vec<u32> = match &self.host_order {
-            Some(order) => order[start..stop].iter().map(|&pair| of_pair(pair)).collect(),
-            None => (start as u32..stop as u32).map(of_pair).collect(),
-        };
-        items.sort_unstable();
-        items.dedup();
-        items
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, CudaViewMut, DevicePtr,
+    CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, CudaViewMut, DevicePtr,
     DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, result, sys,
 };
 use cudarc::nvrtc::Ptx;
@@ -16,6 +16,7 @@ use super::kernels::{Kernels, NAMES};
 use super::launch::{Address, Arguments, Launch};
 use super::memory::Memory;
 use super::profile::Recorded;
+use super::recording::{Asked, Notes, Recording};
 use crate::error::SAVES_DEVICE_MEMORY;
 use crate::{Error, Result};
 
@@ -31,6 +32,8 @@ pub struct Device {
     scratch: Mutex<Option<CudaSlice<u8>>>,
     /// Those that have been asked for.
     branches: Mutex<Vec<Arc<Self>>>,
+    /// What is asked of this device and its branches, where somebody wants to know.
+    notes: Arc<Notes>,
     /// Launches that are being timed.
     pub(super) recorder: Mutex<Option<Recorded>>,
 }
@@ -97,16 +100,17 @@ impl Device {
                 .map_err(|error| failed(&format!("loading kernel {name}"), error))?;
             functions.insert(name, kernel);
         }
-        Ok(Self::on(gpu, stream, Arc::new(functions)))
+        Ok(Self::on(gpu, stream, Arc::new(functions), Arc::default()))
     }
 
     fn on(
         gpu: Gpu,
         stream: Arc<CudaStream>,
         kernels: Arc<HashMap<&'static str, Kernel>>,
+        notes: Arc<Notes>,
     ) -> Arc<Self> {
         let (scratch, branches, recorder) = (Mutex::new(None), Mutex::default(), Mutex::new(None));
-        Arc::new(Self { gpu, stream, kernels, scratch, branches, recorder })
+        Arc::new(Self { gpu, stream, kernels, scratch, branches, notes, recorder })
     }
 
     /// The same GPU with the same kernels, and a stream and intermediate numbers of its own: its
@@ -115,9 +119,13 @@ impl Device {
     /// # Errors
     /// [`Error::DeviceOperation`] when the driver fails.
     pub fn sibling(&self) -> Result<Arc<Self>> {
+        self.with_stream(Arc::default())
+    }
+
+    fn with_stream(&self, notes: Arc<Notes>) -> Result<Arc<Self>> {
         let stream = self.stream.context().new_stream();
         let stream = stream.map_err(|error| self.failed("making a stream".to_owned(), error))?;
-        Ok(Self::on(self.gpu.clone(), stream, self.kernels.clone()))
+        Ok(Self::on(self.gpu.clone(), stream, self.kernels.clone(), notes))
     }
 
     /// Branch `number` of this device: a sibling that is the same one each time, so that it has its
@@ -133,7 +141,7 @@ impl Device {
         // A thread that panicked left whole branches.
         let mut branches = this.branches.lock().unwrap_or_else(PoisonError::into_inner);
         while branches.len() <= number {
-            branches.push(this.sibling()?);
+            branches.push(this.with_stream(this.notes.clone())?);
         }
         Ok(branches[number].clone())
     }
@@ -146,8 +154,17 @@ impl Device {
         if Arc::ptr_eq(&self.stream, &other.stream) {
             return Ok(());
         }
+        let asked = || Asked::After { stream: self.number(), other: other.number() };
+        if !self.notes.note(asked) {
+            return Ok(());
+        }
         let ordered = self.stream.join(&other.stream);
         ordered.map_err(|error| self.failed("ordering two streams".to_owned(), error))
+    }
+
+    /// What tells the stream from others in [`Notes`].
+    fn number(&self) -> usize {
+        Arc::as_ptr(&self.stream).addr()
     }
 
     /// One line that names the device.
@@ -263,6 +280,9 @@ impl Device {
                 ),
             ));
         }
+        if !self.notes.note(|| Asked::launch(name, self.number(), (grid, block), arguments)) {
+            return Ok(());
+        }
         let mut builder = self.stream.launch_builder(&kernel.function);
         for slot in arguments.slots() {
             builder.arg(slot);
@@ -277,22 +297,33 @@ impl Device {
     }
 
     /// Records the launches of `work`, which are not made: [`Device::replay`] makes them.
-    pub(super) fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+    pub(super) fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Recording> {
         let failed = |error| self.failed("recording a step".to_owned(), error);
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(failed)?;
-        let outcome = work();
+        let (outcome, asked) = self.notes.of(true, work);
         // Ended in any case: a stream that records does nothing else.
         let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
         outcome?;
-        graph.map_err(failed)?.ok_or_else(|| {
+        let graph = graph.map_err(failed)?.ok_or_else(|| {
             self.refused("recording a step".to_owned(), "nothing was recorded".to_owned())
-        })
+        })?;
+        Ok(Recording { graph, asked })
+    }
+
+    /// Whether `work` would ask for what was recorded; it is not done.
+    pub(super) fn is_recorded(
+        &self,
+        recording: &Recording,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<bool> {
+        let (outcome, asked) = self.notes.of(false, work);
+        outcome.map(|()| asked == recording.asked)
     }
 
     /// Makes the launches that were recorded.
-    pub(super) fn replay(&self, graph: &CudaGraph) -> Result<()> {
-        graph.launch().map_err(|error| self.failed("a recorded step".to_owned(), error))
+    pub(super) fn replay(&self, recording: &Recording) -> Result<()> {
+        recording.graph.launch().map_err(|error| self.failed("a recorded step".to_owned(), error))
     }
 
     /// Fills the first `length` bytes of `target` in parts of `part` bytes at most: while one is on

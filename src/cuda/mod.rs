@@ -18,6 +18,7 @@ mod plan;
 mod profile;
 mod random;
 mod ranking;
+mod recording;
 mod rows;
 mod schedule;
 mod search;

@@ -1,0 +1,104 @@
+//! What a step asks of a device, noted, so that a graph of it serves as long as it is the same.
+
+use std::mem;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::CudaGraph;
+
+use super::launch::Arguments;
+
+/// Something that is asked of a stream; streams are told apart by where they lie in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Asked {
+    /// A launch.
+    Launch {
+        /// Of which kernel.
+        kernel: &'static str,
+        /// On which stream.
+        stream: usize,
+        /// Blocks in x, y and z, and the threads of one.
+        geometry: ([u32; 3], u32),
+        /// Its arguments.
+        arguments: Vec<u64>,
+    },
+    /// Waiting for what another stream was asked for.
+    After {
+        /// Who waits.
+        stream: usize,
+        /// For whom.
+        other: usize,
+    },
+}
+
+impl Asked {
+    pub fn launch(
+        kernel: &'static str,
+        stream: usize,
+        geometry: ([u32; 3], u32),
+        arguments: &Arguments,
+    ) -> Self {
+        Self::Launch { kernel, stream, geometry, arguments: arguments.slots().to_vec() }
+    }
+}
+
+/// Whether what is asked of a device and its branches is done, and noted.
+#[derive(Debug, Default)]
+enum Noting {
+    /// Done alone.
+    #[default]
+    Not,
+    /// Noted and done.
+    Doing(Vec<Asked>),
+    /// Noted alone.
+    Instead(Vec<Asked>),
+}
+
+/// The notes of a device, which its branches share.
+#[derive(Debug, Default)]
+pub(super) struct Notes(Mutex<Noting>);
+
+impl Notes {
+    /// Notes what is asked for, where somebody wants to know; whether it is to be done.
+    pub fn note(&self, asked: impl FnOnce() -> Asked) -> bool {
+        match &mut *self.lock() {
+            Noting::Not => true,
+            Noting::Doing(notes) => {
+                notes.push(asked());
+                true
+            }
+            Noting::Instead(notes) => {
+                notes.push(asked());
+                false
+            }
+        }
+    }
+
+    /// Does `work`; its outcome and what it asked for, which is done or not.
+    pub fn of<T>(&self, is_done: bool, work: impl FnOnce() -> T) -> (T, Vec<Asked>) {
+        *self.lock() =
+            if is_done { Noting::Doing(Vec::new()) } else { Noting::Instead(Vec::new()) };
+        let outcome = work();
+        let notes = match mem::take(&mut *self.lock()) {
+            Noting::Not => Vec::new(),
+            Noting::Doing(notes) | Noting::Instead(notes) => notes,
+        };
+        (outcome, notes)
+    }
+
+    /// A thread that panicked has noted whole launches.
+    fn lock(&self) -> MutexGuard<'_, Noting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A recorded step: the graph, and what was asked for when it was recorded.
+pub(super) struct Recording {
+    pub graph: CudaGraph,
+    pub asked: Vec<Asked>,
+}
+
+impl std::fmt::Debug for Recording {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Recording({} launches and waits)", self.asked.len())
+    }
+}
