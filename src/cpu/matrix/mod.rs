@@ -7,15 +7,19 @@
 //!
 //! Every element of C is summed by one task in ascending order of depth, `DEPTH_BLOCK` terms in a
 //! register at a time, so the bits depend neither on the number of threads nor on the width of the
-//! registers. The inner tile is a rank-1 update kept in registers: per step of depth it reads one
-//! element of each of its rows and one line of the panel.
+//! registers.
+
+mod packed;
+mod tile;
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::simd::{BASELINE_FUSED, InstructionSet, instruction_set, multiply_add};
 use crate::real::Real;
+use tile::{MOST_TILE_ROWS, multiply_rows, tile_shape};
+
+pub use packed::Packed;
 
 /// Terms summed in registers before they are added to C.
 ///
@@ -67,95 +71,17 @@ impl<T: Real> Rows<T> for Matrix<'_, T> {
     }
 }
 
-/// The shape of the register tile for an instruction set and a type: (rows, columns).
-fn tile_shape<T>() -> (usize, usize) {
-    let double = size_of::<T>() == 8;
-    match (instruction_set(), double) {
-        (InstructionSet::Avx512, false) => (8, 32),
-        (InstructionSet::Avx512, true) => (8, 16),
-        (InstructionSet::Avx2, false) => (6, 16),
-        (InstructionSet::Avx2, true) => (6, 8),
-        (InstructionSet::Baseline, false) => (4, 8),
-        (InstructionSet::Baseline, true) => (4, 4),
-    }
-}
-
-/// The most rows a register tile has.
-const MOST_TILE_ROWS: usize = 8;
-
-/// A depth × columns matrix, cut into panels of a tile's width, each stored line after line and
-/// padded with zeros.
-pub struct Packed<T> {
-    values: Vec<T>,
-    depth: usize,
-    columns: usize,
-    width: usize,
-}
-
-impl<T: Real> Packed<T> {
-    /// Packs Bᵀ: row j of `source` becomes column j of B.
-    pub fn from_transposed(source: &impl Rows<T>, columns: usize, depth: usize) -> Self {
-        let (_, width) = tile_shape::<T>();
-        let mut packed = Self::empty(depth, columns, width);
-        packed.values.par_chunks_mut(depth.max(1) * width).enumerate().for_each(
-            |(panel, values)| {
-                let mut scratch = vec![T::ZERO; depth];
-                for lane in 0..width.min(columns - panel * width) {
-                    let row = source.row(panel * width + lane, 0..depth, &mut scratch);
-                    for (line, &value) in values.chunks_exact_mut(width).zip(row) {
-                        line[lane] = value;
-                    }
-                }
-            },
-        );
-        packed
-    }
-
-    /// Packs rows `rows` of `source`, restricted to `columns`, as they are.
-    pub fn from_rows(source: &impl Rows<T>, rows: Range<usize>, columns: Range<usize>) -> Self {
-        let (_, width) = tile_shape::<T>();
-        let depth = rows.len();
-        let mut packed = Self::empty(depth, columns.len(), width);
-        let mut scratch = vec![T::ZERO; columns.len()];
-        for (line, row) in rows.enumerate() {
-            let values = source.row(row, columns.clone(), &mut scratch);
-            for (panel, part) in values.chunks(width).enumerate() {
-                let start = (panel * depth + line) * width;
-                packed.values[start..start + part.len()].copy_from_slice(part);
-            }
-        }
-        packed
-    }
-
-    fn empty(depth: usize, columns: usize, width: usize) -> Self {
-        let values = vec![T::ZERO; columns.div_ceil(width) * width * depth];
-        Self { values, depth, columns, width }
-    }
-
-    /// Lines `lines` of panel `panel`.
-    #[inline(always)]
-    fn lines(&self, panel: usize, lines: Range<usize>) -> &[T] {
-        let start = panel * self.depth;
-        &self.values[(start + lines.start) * self.width..(start + lines.end) * self.width]
-    }
-
-    /// The number of columns of B.
-    pub fn columns(&self) -> usize {
-        self.columns
-    }
-}
-
 /// C += A B, with C `rows` × `b.columns()`, in parallel over blocks of rows.
 ///
 /// Flops: 2 · rows · depth · columns. Bytes: A once, B once per task from the caches, C once per
 /// `DEPTH_BLOCK` of depth.
 pub fn multiply<T: Real>(a: &impl Rows<T>, b: &Packed<T>, c: &mut [T]) {
-    let columns = b.columns;
+    let columns = b.columns();
     if columns == 0 {
         return;
     }
     c.par_chunks_mut(ROWS_PER_TASK * columns).enumerate().for_each(|(task, c)| {
-        multiply_block(a, task * ROWS_PER_TASK, b, 0..b.columns, c);
+        multiply_block(a, task * ROWS_PER_TASK, b, 0..columns, c);
     });
 }
 
@@ -170,12 +96,12 @@ pub fn multiply_block<T: Real>(
     columns: Range<usize>,
     c: &mut [T],
 ) {
-    let (tile_rows, width) = tile_shape::<T>();
-    debug_assert!(columns.start.is_multiple_of(width));
+    let (tile_rows, _) = tile_shape::<T>();
     let row_length = columns.len();
-    let mut scratch = vec![T::ZERO; MOST_TILE_ROWS * DEPTH_BLOCK.min(b.depth)];
-    for depth_start in (0..b.depth).step_by(DEPTH_BLOCK) {
-        let depth = depth_start..(depth_start + DEPTH_BLOCK).min(b.depth);
+    let mut scratch = vec![T::ZERO; MOST_TILE_ROWS * DEPTH_BLOCK.min(b.depth())];
+    for depth_start in (0..b.depth()).step_by(DEPTH_BLOCK) {
+        let depth = depth_start..(depth_start + DEPTH_BLOCK).min(b.depth());
+        let panels = b.panels(depth.clone(), columns.clone());
         for (tile, c) in c.chunks_mut(tile_rows * row_length).enumerate() {
             let rows = c.len() / row_length;
             let mut scratch = scratch.chunks_exact_mut(depth.len());
@@ -189,12 +115,7 @@ pub fn multiply_block<T: Real>(
             // A tile at the end repeats a row and does not store it.
             let last = rows_of_a[rows - 1];
             rows_of_a[rows..].fill(last);
-            for start in (columns.start..columns.end).step_by(width) {
-                let panel = b.lines(start / width, depth.clone());
-                let valid = width.min(columns.end - start);
-                let offset = start - columns.start;
-                run_tile(&rows_of_a, panel, &mut c[offset..], row_length, rows, valid);
-            }
+            multiply_rows(&rows_of_a, rows, &panels, c);
         }
     }
 }
@@ -222,8 +143,8 @@ pub fn multiply_transposed<T: Real>(
         .map(|start| {
             let columns = start..(start + per_task).min(b_columns);
             let b = Packed::from_rows(b, 0..depth, columns);
-            let mut block = vec![T::ZERO; a_columns * b.columns];
-            multiply_block(&Matrix::new(&transposed, depth), 0, &b, 0..b.columns, &mut block);
+            let mut block = vec![T::ZERO; a_columns * b.columns()];
+            multiply_block(&Matrix::new(&transposed, depth), 0, &b, 0..b.columns(), &mut block);
             block
         })
         .collect();
@@ -248,114 +169,6 @@ fn transpose<T: Real>(source: &impl Rows<T>, rows: usize, columns: usize) -> Vec
         }
     });
     transposed
-}
-
-/// C[i][j] += Σ_k A(i, k) · B[k][j] for one tile; `stride` elements from a row of C to the next.
-#[inline(always)]
-fn tile<T: Real, const FUSED: bool, const ROWS: usize, const COLUMNS: usize>(
-    a: [&[T]; ROWS],
-    b: &[[T; COLUMNS]],
-    c: &mut [T],
-    stride: usize,
-    rows: usize,
-    columns: usize,
-) {
-    let mut sums = [[T::ZERO; COLUMNS]; ROWS];
-    for (depth, line) in b.iter().enumerate() {
-        for lane in 0..ROWS {
-            let factor = a[lane][depth];
-            for column in 0..COLUMNS {
-                sums[lane][column] =
-                    multiply_add::<T, FUSED>(factor, line[column], sums[lane][column]);
-            }
-        }
-    }
-    for (sums, c) in sums.iter().zip(c.chunks_mut(stride)).take(rows) {
-        for (c, &sum) in c.iter_mut().zip(sums).take(columns) {
-            *c += sum;
-        }
-    }
-}
-
-/// The first rows, as deep as B is.
-#[inline(always)]
-fn lanes<'a, T, const ROWS: usize, const COLUMNS: usize>(
-    a: &[&'a [T]; MOST_TILE_ROWS],
-    b: &[[T; COLUMNS]],
-) -> [&'a [T]; ROWS] {
-    std::array::from_fn(|lane| &a[lane][..b.len()])
-}
-
-/// Defines the tile of one instruction set and one type.
-macro_rules! tile_for {
-    ($name:ident, $fused:expr, $rows:literal, $columns:literal $(, $features:literal)?) => {
-        $(#[target_feature(enable = $features)])?
-        fn $name<T: Real>(
-            a: &[&[T]; MOST_TILE_ROWS],
-            b: &[T],
-            c: &mut [T],
-            stride: usize,
-            rows: usize,
-            columns: usize,
-        ) {
-            let b = b.as_chunks::<$columns>().0;
-            // A few rows, as a search for one user has them, need not do the work of a whole tile.
-            match rows {
-                1 => tile::<T, { $fused }, 1, $columns>(lanes(a, b), b, c, stride, rows, columns),
-                2 => tile::<T, { $fused }, 2, $columns>(lanes(a, b), b, c, stride, rows, columns),
-                3 | 4 => {
-                    tile::<T, { $fused }, 4, $columns>(lanes(a, b), b, c, stride, rows, columns);
-                }
-                _ => {
-                    tile::<T, { $fused }, $rows, $columns>(lanes(a, b), b, c, stride, rows, columns);
-                }
-            }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-tile_for!(tile_avx512_single, true, 8, 32, "avx512f,avx512vl,avx2,fma");
-#[cfg(target_arch = "x86_64")]
-tile_for!(tile_avx512_double, true, 8, 16, "avx512f,avx512vl,avx2,fma");
-#[cfg(target_arch = "x86_64")]
-tile_for!(tile_avx2_single, true, 6, 16, "avx2,fma");
-#[cfg(target_arch = "x86_64")]
-tile_for!(tile_avx2_double, true, 6, 8, "avx2,fma");
-tile_for!(tile_baseline_single, BASELINE_FUSED, 4, 8);
-tile_for!(tile_baseline_double, BASELINE_FUSED, 4, 4);
-
-/// Runs the tile for this processor and this type; the shapes are [`tile_shape`]'s.
-fn run_tile<T: Real>(
-    a: &[&[T]; MOST_TILE_ROWS],
-    b: &[T],
-    c: &mut [T],
-    stride: usize,
-    rows: usize,
-    columns: usize,
-) {
-    match (instruction_set(), size_of::<T>() == 8) {
-        // SAFETY: `instruction_set` names a set only after the processor said it has it.
-        #[cfg(target_arch = "x86_64")]
-        (InstructionSet::Avx512, double) => unsafe {
-            if double {
-                tile_avx512_double(a, b, c, stride, rows, columns)
-            } else {
-                tile_avx512_single(a, b, c, stride, rows, columns)
-            }
-        },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        (InstructionSet::Avx2, double) => unsafe {
-            if double {
-                tile_avx2_double(a, b, c, stride, rows, columns)
-            } else {
-                tile_avx2_single(a, b, c, stride, rows, columns)
-            }
-        },
-        (_, true) => tile_baseline_double(a, b, c, stride, rows, columns),
-        (_, false) => tile_baseline_single(a, b, c, stride, rows, columns),
-    }
 }
 
 #[cfg(test)]
