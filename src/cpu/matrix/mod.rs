@@ -31,10 +31,15 @@ const DEPTH_BLOCK: usize = 512;
 /// Rows of C that one task of [`multiply`] computes.
 const ROWS_PER_TASK: usize = 48;
 
-/// Columns of C that one task of [`multiply_transposed`] computes: enough to make good use of a row
-/// of B while it is in the cache, but not all of a narrow C, so that other threads have work too.
+/// Columns of C that one task of [`multiply_transposed`] computes: a run of each row of B that is
+/// worth the way to it, in a block that the second-level cache holds, but not all of a narrow C, so
+/// that other threads have work too.
 fn columns_per_task(columns: usize) -> usize {
-    if columns <= 256 { 32 } else { 64 }
+    match columns {
+        ..=256 => 32,
+        257..2048 => 64,
+        _ => 128,
+    }
 }
 
 /// Columns that one task transposes.
@@ -46,6 +51,10 @@ pub trait Rows<T>: Sync {
     ///
     /// `scratch` holds at least `columns.len()` elements.
     fn row<'a>(&'a self, row: usize, columns: Range<usize>, scratch: &'a mut [T]) -> &'a [T];
+
+    /// Has the processor fetch what [`Rows::row`] will read; worth while for rows that no pattern
+    /// leads to.
+    fn prefetch(&self, _row: usize, _columns: Range<usize>) {}
 }
 
 /// A row-major matrix in memory.
@@ -121,7 +130,8 @@ pub fn multiply_block<T: Real>(
 }
 
 /// C = Aᵀ B over the rows of both: A is depth × `a_columns`, B is depth × `b_columns`, C is
-/// `a_columns` × `b_columns`. In parallel over blocks of B's columns.
+/// `a_columns` × `b_columns`. In parallel over blocks of B's columns, of which `DEPTH_BLOCK` lines
+/// at a time are packed.
 ///
 /// Flops: 2 · depth · a_columns · b_columns. Bytes: B once, A once per task from the caches.
 pub fn multiply_transposed<T: Real>(
@@ -142,9 +152,13 @@ pub fn multiply_transposed<T: Real>(
         .into_par_iter()
         .map(|start| {
             let columns = start..(start + per_task).min(b_columns);
-            let b = Packed::from_rows(b, 0..depth, columns);
-            let mut block = vec![T::ZERO; a_columns * b.columns()];
-            multiply_block(&Matrix::new(&transposed, depth), 0, &b, 0..b.columns(), &mut block);
+            let mut block = vec![T::ZERO; a_columns * columns.len()];
+            for first in (0..depth).step_by(DEPTH_BLOCK) {
+                let lines = first..(first + DEPTH_BLOCK).min(depth);
+                let b = Packed::from_rows(b, lines, columns.clone());
+                let a = Matrix { values: &transposed[first..], columns: depth };
+                multiply_block(&a, 0, &b, 0..b.columns(), &mut block);
+            }
             block
         })
         .collect();

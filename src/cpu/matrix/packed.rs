@@ -8,6 +8,9 @@ use super::Rows;
 use super::tile::tile_shape;
 use crate::real::Real;
 
+/// So many rows ahead of the one that is packed are fetched.
+const ROWS_AHEAD: usize = 4;
+
 /// A depth × columns matrix, cut into panels of a tile's width, each stored line after line and
 /// padded with zeros.
 pub struct Packed<T> {
@@ -42,11 +45,16 @@ impl<T: Real> Packed<T> {
         let depth = rows.len();
         let mut packed = Self::empty(depth, columns.len(), width);
         let mut scratch = vec![T::ZERO; columns.len()];
+        let last = rows.end.saturating_sub(1);
         for (line, row) in rows.enumerate() {
+            source.prefetch((row + ROWS_AHEAD).min(last), columns.clone());
             let values = source.row(row, columns.clone(), &mut scratch);
-            for (panel, part) in values.chunks(width).enumerate() {
-                let start = (panel * depth + line) * width;
-                packed.values[start..start + part.len()].copy_from_slice(part);
+            let lines = &mut packed.values[line * width..];
+            match width {
+                32 => copy_line::<T, 32>(values, lines, depth),
+                16 => copy_line::<T, 16>(values, lines, depth),
+                8 => copy_line::<T, 8>(values, lines, depth),
+                _ => copy_line::<T, 4>(values, lines, depth),
             }
         }
         packed
@@ -81,6 +89,19 @@ impl<T: Real> Packed<T> {
     }
 }
 
+/// Copies a row to the first line of each panel in `lines`: panels are `depth` lines of `WIDTH`.
+#[inline(always)]
+fn copy_line<T: Real, const WIDTH: usize>(row: &[T], lines: &mut [T], depth: usize) {
+    let (whole, rest) = row.as_chunks::<WIDTH>();
+    let mut panels = lines.chunks_mut(depth * WIDTH);
+    for (part, panel) in whole.iter().zip(&mut panels) {
+        panel[..WIDTH].copy_from_slice(part);
+    }
+    if let Some(panel) = panels.next() {
+        panel[..rest.len()].copy_from_slice(rest);
+    }
+}
+
 /// Some lines of panels that lie side by side.
 pub(super) struct Panels<'a, T> {
     values: &'a [T],
@@ -106,6 +127,7 @@ impl<'a, T: Real> Panels<'a, T> {
     }
 
     /// The same numbers under the other name of their type.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn cast<E: Real>(&self) -> Panels<'a, E> {
         Panels {
             values: bytemuck::cast_slice(self.values),

@@ -235,6 +235,7 @@ fn baseline<T: Real, const WIDTH: usize>(
 }
 
 /// C[i][j] += Σ_k A(i, k) · B[k][j] for one tile.
+#[inline(always)]
 fn baseline_tile<T: Real, const ROWS: usize, const WIDTH: usize>(
     a: &[&[T]; MOST_TILE_ROWS],
     b: &[[T; WIDTH]],
