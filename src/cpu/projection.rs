@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::matrix::{Matrix, Packed, Rows, multiply, multiply_transposed};
 use super::rows::column_sums;
+use super::simd::prefetch;
 use crate::backend::FeatureState;
 use crate::data::FeatureMatrix;
 use crate::real::Real;
@@ -63,6 +64,21 @@ impl<T: Real> Rows<T> for ItemRows<'_, T> {
                 let scratch = &mut scratch[..columns.len()];
                 features.copy_row(item, columns, scratch);
                 scratch
+            }
+        }
+    }
+
+    fn prefetch(&self, row: usize, columns: Range<usize>) {
+        let item = self.items[row] as usize;
+        match self.features {
+            CpuFeatures::Trained { state, columns: width } => {
+                prefetch(&state.values[item * width..][columns]);
+            }
+            CpuFeatures::Frozen(features) => {
+                // Of another type, rows are converted, which takes longer than to fetch them.
+                if let Some(row) = features.row_f32(item) {
+                    prefetch(&row[columns]);
+                }
             }
         }
     }

@@ -75,6 +75,26 @@ pub fn multiply_add<T: Real, const FUSED: bool>(a: T, b: T, c: T) -> T {
     if FUSED { a.fused_multiply_add(b, c) } else { a * b + c }
 }
 
+/// Has the processor fetch these values to its caches, where it can be told to.
+#[inline(always)]
+pub fn prefetch<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+        for line in values.chunks((CACHE_LINE / size_of::<T>()).max(1)) {
+            // SAFETY: every x86-64 has SSE, and a prefetch of any address is no access.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}
+
+/// Bytes that a processor fetches at a time.
+#[cfg(target_arch = "x86_64")]
+const CACHE_LINE: usize = 64;
+
 /// Defines a function generic over `T: Real` once and compiles it for every instruction set.
 ///
 /// Inside the body, `FUSED` tells whether [`multiply_add`] may fuse.
