@@ -7,7 +7,7 @@
 
 use super::StoredType;
 use super::batches::{self, rooms_for};
-use super::dense::slices;
+use super::dense::Tile;
 use super::device::PART_ALIGNMENT;
 use super::loss::loss_bytes;
 use super::rows::norm_blocks;
@@ -234,16 +234,17 @@ fn schedule(epochs: u64, steps_per_epoch: usize) -> u64 {
 /// The most that an operation has of [`super::Device`]'s memory for intermediate numbers.
 fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, items: usize) -> u64 {
     let d = config.embedding_size;
-    let partial = |lines: usize, columns: usize, depth: usize| match slices(lines, columns, depth) {
-        (_, 1) => 0,
-        (_, count) => 4 * count * lines * columns,
+    let partial = |tile: Tile, rows: usize, columns: usize, depth: usize| {
+        let (_, count) = tile.slices(rows, columns, depth);
+        if count == 1 { 0 } else { 4 * count * rows * columns }
     };
     let modalities = layout.modalities.iter().map(|modality| {
-        partial(items, d, modality.columns).max(partial(d, modality.columns, items))
+        let forward = partial(Tile::FEATURE_ROWS, items, d, modality.columns);
+        forward.max(partial(Tile::FEATURE_COLUMNS, d, modality.columns, items))
     });
     let gcn = match config.propagation {
         Propagation::Light => 0,
-        Propagation::Gcn => partial(d, d, layout.nodes.len() / d),
+        Propagation::Gcn => partial(Tile::SMALL, d, d, layout.nodes.len() / d),
     };
     let aligned = |bytes: usize| (bytes as u64).next_multiple_of(PART_ALIGNMENT);
     let users_elements = (layout.users * d) as u64;
@@ -253,7 +254,7 @@ fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, ite
         aligned(16 * rows),
         aligned(norms) + PART_ALIGNMENT,
         aligned(4 * rows.div_ceil(32) * d),
-        aligned(partial(d, d, rows).max(gcn)),
+        aligned(partial(Tile::SMALL, d, d, rows).max(gcn)),
         aligned(modalities.max().unwrap_or(0)),
     ];
     needs.into_iter().max().unwrap_or(0)
