@@ -53,19 +53,35 @@ extern "C" __global__ void __launch_bounds__(128) adam_rows(
     const float* __restrict__ z_gradient, u32 width, const float* __restrict__ weight, u32 columns,
     float* __restrict__ values, float* __restrict__ firsts, float* __restrict__ seconds,
     u32* __restrict__ touched, u64* watch) {
-    SHARED(tile::Shared, shared);
-    if (blockIdx.y * tile::LINES >= batch->item_count) {
+    typedef tile::Product<tile::F32, true, tile::NARROW, tile::F32, false, tile::NARROW> Product;
+    SHARED(Product::Shared, shared);
+    if (blockIdx.y * tile::NARROW >= batch->item_count) {
         return;
     }
-    tile::Operand<tile::F32, true> a(z_gradient, nullptr, batch->item_count, width);
-    tile::Operand<tile::F32, false> b(weight, nullptr, columns, columns);
+    Product::A a(z_gradient, nullptr, batch->item_count, width);
+    Product::B b(weight, nullptr, columns, columns);
     u32 step = batch->step;
     AdamStep constants = schedule[step - 1];
     const u32* items = batch->items;
-    tile::multiply(a, b, tile::Depth{0, width}, shared, [=](u32 row, u32 column, float gradient) {
+    tile::Depth depth{0, width};
+    tile::multiply<Product>(a, b, depth, shared, [=](u32 row, u32 column, float (&gradients)[4]) {
         u64 place = static_cast<u64>(items[row]) * columns + column;
-        adam_update(constants, gradient, values[place], firsts[place], seconds[place]);
-        if (!adam_is_finite(values[place], seconds[place])) {
+        Quad quad(columns, column);
+        float value[4], first[4], second[4];
+        quad.read(values + place, value);
+        quad.read(firsts + place, first);
+        quad.read(seconds + place, second);
+        bool finite = true;
+#pragma unroll
+        for (u32 n = 0; n < 4; ++n) {
+            // Behind the row's end all are zeros, and stay.
+            adam_update(constants, gradients[n], value[n], first[n], second[n]);
+            finite = finite && adam_is_finite(value[n], second[n]);
+        }
+        quad.write(values + place, value);
+        quad.write(firsts + place, first);
+        quad.write(seconds + place, second);
+        if (!finite) {
             watch_sees(watch, step, items[row]);
         }
         if (column == 0) {

@@ -23,7 +23,7 @@ template <class T> struct identity {
 };
 
 // An object in the block's shared memory; the emulator poisons it before each block.
-#define SHARED(object, name) __shared__ identity<object>::type name
+#define SHARED(object, name) __shared__ typename identity<object>::type name
 
 // The exact value of a half-precision number.
 __device__ __forceinline__ float half_to_float(u16 bits) {
@@ -49,6 +49,36 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const u32 (&a)[4], 
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+// Begins to copy BYTES bytes, 4 or 16, from device memory to shared memory, or zeros where
+// `is_there` is false. Both addresses are multiples of BYTES. The thread goes on; the copy is done
+// after the wait_copies that covers its group, and seen by other threads after a barrier. Pieces of
+// 16 bytes ask the L2 cache for the 128 around them, of which the neighbours are copied next.
+template <u32 BYTES>
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool is_there) {
+    static_assert(BYTES == 4 || BYTES == 16, "see above");
+    u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
+    if (BYTES == 16) {
+        asm volatile("{ .reg .pred ignored; setp.eq.u32 ignored, %2, 0;"
+                     "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, ignored; }"
+                     :: "r"(address), "l"(from), "r"(static_cast<u32>(is_there)) : "memory");
+    } else {
+        asm volatile("{ .reg .pred ignored; setp.eq.u32 ignored, %2, 0;"
+                     "cp.async.ca.shared.global [%0], [%1], 4, ignored; }"
+                     :: "r"(address), "l"(from), "r"(static_cast<u32>(is_there)) : "memory");
+    }
+}
+
+// Makes a group of the copies begun since the last call: of none, too.
+__device__ __forceinline__ void commit_copies() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits for all groups but the last YOUNGEST.
+template <u32 YOUNGEST>
+__device__ __forceinline__ void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(YOUNGEST) : "memory");
+}
 #endif
 
 // Matrices of d columns are read and written 16 bytes at a time: d is a multiple of 4.
@@ -59,6 +89,45 @@ __device__ __forceinline__ float4 load4(const float* address) {
 __device__ __forceinline__ void store4(float* address, float4 value) {
     *reinterpret_cast<float4*>(address) = value;
 }
+
+// Four numbers of a row from `column` on, or as many as are left of its `columns`: read and written
+// at once where all rows begin at multiples of 16 bytes.
+struct Quad {
+    bool at_once;
+    u32 count;
+
+    __device__ __forceinline__ Quad(u32 columns, u32 column)
+        : at_once(columns % 4 == 0), count(columns - column < 4 ? columns - column : 4) {}
+
+    // Zeros where there is nothing.
+    __device__ __forceinline__ void read(const float* address, float (&numbers)[4]) const {
+        if (at_once) {
+            float4 quad = load4(address);
+            numbers[0] = quad.x;
+            numbers[1] = quad.y;
+            numbers[2] = quad.z;
+            numbers[3] = quad.w;
+        } else {
+#pragma unroll
+            for (u32 n = 0; n < 4; ++n) {
+                numbers[n] = n < count ? address[n] : 0.0f;
+            }
+        }
+    }
+
+    __device__ __forceinline__ void write(float* address, const float (&numbers)[4]) const {
+        if (at_once) {
+            store4(address, make_float4(numbers[0], numbers[1], numbers[2], numbers[3]));
+        } else {
+#pragma unroll
+            for (u32 n = 0; n < 4; ++n) {
+                if (n < count) {
+                    address[n] = numbers[n];
+                }
+            }
+        }
+    }
+};
 
 __device__ __forceinline__ float4 zero4() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 

@@ -19,8 +19,11 @@ namespace multiply_detail {
 // Whether the batch, if there is one, fills no row of this block's tile: it fills the beginnings of
 // rooms, which are multiples of a tile.
 __device__ __forceinline__ bool is_unfilled(const Batch* batch, Rooms rooms) {
-    return batch != nullptr && !rooms.filled(*batch, blockIdx.y * tile::LINES);
+    return batch != nullptr && !rooms.filled(*batch, blockIdx.y * tile::NARROW);
 }
+
+template <bool ALONG_A, bool ALONG_B>
+using Product = tile::Product<tile::F32, ALONG_A, tile::NARROW, tile::F32, ALONG_B, tile::NARROW>;
 
 }  // namespace multiply_detail
 
@@ -28,39 +31,42 @@ extern "C" __global__ void __launch_bounds__(128) multiply_transposed(
     const Batch* __restrict__ batch, u32 user_room, u32 item_room, const float* __restrict__ x,
     u32 rows, u32 depth, const float* __restrict__ weight, u32 width,
     const float* __restrict__ bias, float* __restrict__ out) {
-    SHARED(tile::Shared, shared);
+    typedef multiply_detail::Product<true, true> Product;
+    SHARED(Product::Shared, shared);
     if (multiply_detail::is_unfilled(batch, Rooms{user_room, item_room})) {
         return;
     }
-    tile::Operand<tile::F32, true> a(x, nullptr, rows, depth);
-    tile::Operand<tile::F32, true> b(weight, nullptr, width, depth);
-    tile::multiply_slice(a, b, tile::Depth{0, depth}, bias, out, rows, shared);
+    Product::A a(x, nullptr, rows, depth);
+    Product::B b(weight, nullptr, width, depth);
+    tile::multiply_slice<Product>(a, b, tile::Depth{0, depth}, bias, out, rows, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(128) multiply_plain(
     const Batch* __restrict__ batch, u32 user_room, u32 item_room, const float* __restrict__ x,
     u32 rows, u32 depth, const float* __restrict__ weight, u32 width, float* __restrict__ out) {
-    SHARED(tile::Shared, shared);
+    typedef multiply_detail::Product<true, false> Product;
+    SHARED(Product::Shared, shared);
     if (multiply_detail::is_unfilled(batch, Rooms{user_room, item_room})) {
         return;
     }
-    tile::Operand<tile::F32, true> a(x, nullptr, rows, depth);
-    tile::Operand<tile::F32, false> b(weight, nullptr, width, width);
-    tile::multiply_slice(a, b, tile::Depth{0, depth}, nullptr, out, rows, shared);
+    Product::A a(x, nullptr, rows, depth);
+    Product::B b(weight, nullptr, width, width);
+    tile::multiply_slice<Product>(a, b, tile::Depth{0, depth}, nullptr, out, rows, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(128) multiply_gradient(
     const Batch* __restrict__ batch, u32 user_room, u32 item_room, const float* __restrict__ y,
     u32 width, const float* __restrict__ x, u32 depth, u32 rows, u32 slice_depth,
     float* __restrict__ out) {
-    SHARED(tile::Shared, shared);
-    tile::Operand<tile::F32, false> a(y, nullptr, width, width);
-    tile::Operand<tile::F32, false> b(x, nullptr, depth, depth);
+    typedef multiply_detail::Product<false, false> Product;
+    SHARED(Product::Shared, shared);
+    Product::A a(y, nullptr, width, width);
+    Product::B b(x, nullptr, depth, depth);
     tile::Depth all = tile::slice_of(rows, slice_depth);
     if (batch == nullptr) {
-        tile::multiply_slice(a, b, all, nullptr, out, width, shared);
+        tile::multiply_slice<Product>(a, b, all, nullptr, out, width, shared);
     } else {
         tile::FilledDepth filled{*batch, Rooms{user_room, item_room}, all.start, all.end};
-        tile::multiply_slice(a, b, filled, nullptr, out, width, shared);
+        tile::multiply_slice<Product>(a, b, filled, nullptr, out, width, shared);
     }
 }

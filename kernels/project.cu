@@ -5,11 +5,16 @@
 // Outputs: with one slice z `=`, its first n rows; with more, those of slice s of `out` (rows x d
 // each) `=` the products of columns [s, s + 1) * slice_depth, which sum_slices adds in order, with
 // the bias.
-// Ownership: a block, a tile of 64 items x 64 columns of z (tile.cuh).
-// Bytes: n D_m sizeof E once for each 64 columns of z, d D_m 4 from L2. Flops: 2 n D_m d, times 3
-// in TF32 for f32 features, 2 for f16 and bf16. Bound: memory, for d = 64.
-// Why: a batch has some 20 tiles and D_m = 4096 columns, too few blocks for a GPU: the depth is
-// cut into slices.
+// Ownership: a block, a tile of 128 items x 64 columns of z (tile.cuh).
+// Bytes: n D_m sizeof E once for each 64 columns of z; from L2, d D_m 4 once for each 128 items,
+// and 4 n d written for each slice. Flops: 2 n D_m d, times 3 in TF32 for f32 features, 2 for f16
+// and bf16.
+// Bound: memory and the tensor cores alike, for d = 64: of 1500 f32 rows of 4096 numbers, 24.6 MB
+// are 7.3 us at 3.35 TB/s, and 2.4 Gflop in TF32 7.8 us at the 310 Tflop/s that mma.sync is said to
+// reach on sm_90; of halves 3.7 us and 5.2 us. With 2 us until the first features have come and 1 us
+// to write z, 11 us are predicted, and 8 us for halves; unmeasured.
+// Why: a batch has some 12 tiles and D_m = 4096 columns, too few blocks for a GPU: the depth is
+// cut into slices, as many as give each multiprocessor one block of 8 warps: more would write more.
 #include "tile.cuh"
 
 namespace project_detail {
@@ -20,19 +25,21 @@ __device__ __forceinline__ void project(const Batch& batch, u32 rows,
                                         const u32* places, u32 columns, const float* weight,
                                         u32 width, const float* bias, u32 slice_depth,
                                         float* out) {
-    SHARED(tile::Shared, shared);
-    if (blockIdx.y * tile::LINES >= batch.item_count) {
+    typedef tile::Product<Format, true, tile::WIDE, tile::F32, true, tile::NARROW> Product;
+    SHARED(typename Product::Shared, shared);
+    if (blockIdx.y * tile::WIDE >= batch.item_count) {
         return;
     }
     const u32* ids = feature_rows(batch, places, rows);
-    tile::Operand<Format, true> a(features, ids, batch.item_count, columns);
-    tile::Operand<tile::F32, true> b(weight, nullptr, width, columns);
-    tile::multiply_slice(a, b, tile::slice_of(columns, slice_depth), bias, out, rows, shared);
+    typename Product::A a(features, ids, batch.item_count, columns);
+    typename Product::B b(weight, nullptr, width, columns);
+    tile::Depth depth = tile::slice_of(columns, slice_depth);
+    tile::multiply_slice<Product>(a, b, depth, bias, out, rows, shared);
 }
 
 }  // namespace project_detail
 
-extern "C" __global__ void __launch_bounds__(128) project_f32(
+extern "C" __global__ void __launch_bounds__(256) project_f32(
     const Batch* __restrict__ batch, u32 rows, const float* __restrict__ features,
     const u32* __restrict__ places, u32 columns, const float* __restrict__ weight, u32 width,
     const float* __restrict__ bias, u32 slice_depth, float* __restrict__ out) {
@@ -40,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(128) project_f32(
                                        bias, slice_depth, out);
 }
 
-extern "C" __global__ void __launch_bounds__(128) project_f16(
+extern "C" __global__ void __launch_bounds__(256) project_f16(
     const Batch* __restrict__ batch, u32 rows, const u16* __restrict__ features,
     const u32* __restrict__ places, u32 columns, const float* __restrict__ weight, u32 width,
     const float* __restrict__ bias, u32 slice_depth, float* __restrict__ out) {
@@ -48,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(128) project_f16(
                                        bias, slice_depth, out);
 }
 
-extern "C" __global__ void __launch_bounds__(128) project_bf16(
+extern "C" __global__ void __launch_bounds__(256) project_bf16(
     const Batch* __restrict__ batch, u32 rows, const u16* __restrict__ features,
     const u32* __restrict__ places, u32 columns, const float* __restrict__ weight, u32 width,
     const float* __restrict__ bias, u32 slice_depth, float* __restrict__ out) {

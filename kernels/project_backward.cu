@@ -4,9 +4,11 @@
 // bf16, by item or at `places`; dW d x D_m.
 // Outputs: with one slice dW `=`; with more, slice s of `out` (d x D_m each) `=` the products of
 // items [s, s + 1) * slice_depth, which sum_slices adds in order.
-// Ownership: a block, a tile of 64 rows x 64 columns of dW (tile.cuh).
-// Bytes: n D_m sizeof E once for each 64 rows of dW, n d 4 from L2. Flops: 2 n D_m d, times 3 in
-// TF32 for f32 features, 2 for f16 and bf16. Bound: memory, for d = 64.
+// Ownership: a block, a tile of 64 rows x 128 columns of dW (tile.cuh).
+// Bytes: n D_m sizeof E once for each 64 rows of dW; from L2, n d 4 once for each 128 columns, and
+// 4 d D_m written for each slice. Flops: 2 n D_m d, times 3 in TF32 for f32 features, 2 for f16 and
+// bf16.
+// Bound: memory and the tensor cores alike, for d = 64, as in project.cu.
 #include "tile.cuh"
 
 namespace project_backward_detail {
@@ -17,17 +19,18 @@ __device__ __forceinline__ void project_backward(const Batch& batch, u32 rows,
                                                  const typename Format::Stored* features,
                                                  const u32* places, u32 columns, u32 slice_depth,
                                                  float* out) {
-    SHARED(tile::Shared, shared);
-    tile::Operand<tile::F32, false> a(z_gradient, nullptr, width, width);
+    typedef tile::Product<tile::F32, false, tile::NARROW, Format, false, tile::WIDE> Product;
+    SHARED(typename Product::Shared, shared);
+    typename Product::A a(z_gradient, nullptr, width, width);
     const u32* ids = feature_rows(batch, places, rows);
-    tile::Operand<Format, false> b(features, ids, columns, columns);
+    typename Product::B b(features, ids, columns, columns);
     tile::Depth depth = tile::slice_of(batch.item_count, slice_depth);
-    tile::multiply_slice(a, b, depth, nullptr, out, width, shared);
+    tile::multiply_slice<Product>(a, b, depth, nullptr, out, width, shared);
 }
 
 }  // namespace project_backward_detail
 
-extern "C" __global__ void __launch_bounds__(128) project_backward_f32(
+extern "C" __global__ void __launch_bounds__(256) project_backward_f32(
     const Batch* __restrict__ batch, u32 rows, const float* __restrict__ z_gradient, u32 width,
     const float* __restrict__ features, const u32* __restrict__ places, u32 columns,
     u32 slice_depth, float* __restrict__ out) {
@@ -35,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(128) project_backward_f32(
                                                          places, columns, slice_depth, out);
 }
 
-extern "C" __global__ void __launch_bounds__(128) project_backward_f16(
+extern "C" __global__ void __launch_bounds__(256) project_backward_f16(
     const Batch* __restrict__ batch, u32 rows, const float* __restrict__ z_gradient, u32 width,
     const u16* __restrict__ features, const u32* __restrict__ places, u32 columns,
     u32 slice_depth, float* __restrict__ out) {
@@ -43,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(128) project_backward_f16(
                                                          places, columns, slice_depth, out);
 }
 
-extern "C" __global__ void __launch_bounds__(128) project_backward_bf16(
+extern "C" __global__ void __launch_bounds__(256) project_backward_bf16(
     const Batch* __restrict__ batch, u32 rows, const float* __restrict__ z_gradient, u32 width,
     const u16* __restrict__ features, const u32* __restrict__ places, u32 columns,
     u32 slice_depth, float* __restrict__ out) {

@@ -6,154 +6,88 @@
 // bits; big * big + big * small + small * big leaves out terms below 2^-22 of the product. f16 and
 // bf16 operands are TF32 numbers already: no split, no loss. The tensor cores add with less than
 // f32's rounding, so their sums run over DEPTH products only and are then added in f32.
-// Determinism: each element of c is one thread's, its products added in the order of k.
-// Mapping: 4 warps of 32 x 32 elements each; the next tile's operands are on their way from memory
-// while this one is multiplied. Shared strides of 36 and 72 words keep fragment reads free of bank
-// conflicts: in both layouts a warp's 32 words lie in 32 banks.
+// Determinism: each element of c is one thread's, its products added in a fixed order.
+// Mapping: a warp has 32 x 32 elements. Steps of DEPTH pass through a ring of stages in shared
+// memory: while one is multiplied the next STAGES - 1 are on their way there, and one barrier a
+// step says that a stage has arrived and that the one before it may be filled anew.
+//
+// Two sizes of tile. 64 x 64, 4 warps, for small weights: several blocks share a multiprocessor.
+// 128 x 64, 8 warps, for features: each line of weights serves 128 rows of features, which halves
+// what the L2 cache delivers beside them. Of four stages of 8 KB of f32 features and 4 KB of
+// weights, 48 KB, three are on their way: 24 KB of features a multiprocessor, where a latency of
+// 700 ns asks for 18 KB at 3.35 TB/s and for 25 KB at 4.8 TB/s; of halves six stages, five times 4
+// KB.
+// Per step and block of 128 x 64: 384 products of 16 x 8 x 8 for f32 features, 96 for each quarter
+// of a multiprocessor, in 384 cycles, or some 610 at the 63 % of the tensor cores' peak that
+// mma.sync is said to reach on sm_90. The quarter's two warps issue some 530 instructions meanwhile
+// (197 each to read, split, multiply and add, 67 to copy), and shared memory gives 32 KB of
+// fragments in 256 cycles. So the tensor cores bind, not far from memory. None of this has been
+// measured.
 #pragma once
-#include "batch.cuh"
+#include "operand.cuh"
 
 namespace tile {
 
-static const u32 LINES = 64;
-static const u32 DEPTH = 32;
-static const u32 THREADS = 128;
-static const u32 FETCHES = LINES * DEPTH / (4 * THREADS);
-// Words of an operand's tile in shared memory: 64 x 36 or 32 x 72, both 2304.
-static const u32 WORDS = LINES * (DEPTH + 4);
+// Sides of a block's tile, and of a warp's.
+static const u32 NARROW = 64;
+static const u32 WIDE = 128;
+static const u32 WARP_LINES = 32;
 
-struct F32 {
-    typedef float Stored;
-    static const bool EXACT = false;
-    static __device__ __forceinline__ float load(const float* address) { return *address; }
-    static __device__ __forceinline__ float4 load_quad(const float* address) {
-        return load4(address);
-    }
+// The operands of a tile of LINES_A x LINES_B, and what of shared memory it takes: 48 KB for 8
+// warps, half of that for 4.
+template <class FormatA, bool ALONG_A, u32 LINES_A, class FormatB, bool ALONG_B, u32 LINES_B>
+struct Product {
+    static const u32 WARPS_B = LINES_B / WARP_LINES;
+    static const u32 THREADS = LINES_A / WARP_LINES * WARPS_B * 32;
+    typedef Operand<FormatA, ALONG_A, LINES_A, THREADS> A;
+    typedef Operand<FormatB, ALONG_B, LINES_B, THREADS> B;
+    static const u32 STAGES = THREADS * 192 / (A::BYTES + B::BYTES);
+    // Of a row of the finished tile: the rest keeps rows that are written together in other banks.
+    static const u32 OUT_ROW = LINES_B + 8;
+
+    struct alignas(16) Stage {
+        u8 a[A::BYTES];
+        u8 b[B::BYTES];
+    };
+    union alignas(16) Shared {
+        Stage stages[STAGES];
+        float out[LINES_A * OUT_ROW];
+    };
 };
 
-struct F16 {
-    typedef u16 Stored;
-    static const bool EXACT = true;
-    static __device__ __forceinline__ float load(const u16* address) {
-        return half_to_float(*address);
-    }
-    static __device__ __forceinline__ float4 load_quad(const u16* address) {
-        u64 bits = *reinterpret_cast<const u64*>(address);
-        return make_float4(half_to_float(static_cast<u16>(bits)),
-                           half_to_float(static_cast<u16>(bits >> 16)),
-                           half_to_float(static_cast<u16>(bits >> 32)),
-                           half_to_float(static_cast<u16>(bits >> 48)));
-    }
-};
-
-struct Bf16 {
-    typedef u16 Stored;
-    static const bool EXACT = true;
-    static __device__ __forceinline__ float load(const u16* address) {
-        return __uint_as_float(static_cast<u32>(*address) << 16);
-    }
-    static __device__ __forceinline__ float4 load_quad(const u16* address) {
-        u64 bits = *reinterpret_cast<const u64*>(address);
-        return make_float4(__uint_as_float(static_cast<u32>(bits) << 16),
-                           __uint_as_float(static_cast<u32>(bits) & 0xffff0000u),
-                           __uint_as_float(static_cast<u32>(bits >> 16) & 0xffff0000u),
-                           __uint_as_float(static_cast<u32>(bits >> 32) & 0xffff0000u));
-    }
-};
-
-// An operand: `lines` x `depth` numbers in rows of `columns`. ALONG: the depth runs along a row,
-// so (line, k) is values[id(line)][k]; otherwise it is values[id(k)][line]. `ids` gathers rows.
-template <class Format, bool ALONG>
-struct Operand {
-    static const bool EXACT = Format::EXACT;
-    const typename Format::Stored* values;
-    const u32* ids;
-    u32 lines;
-    u32 columns;
-    float4 quads[FETCHES];
-
-    __device__ __forceinline__ Operand(const typename Format::Stored* values, const u32* ids,
-                                       u32 lines, u32 columns)
-        : values(values), ids(ids), lines(lines), columns(columns) {}
-
-    static __device__ __forceinline__ u32 place(u32 line, u32 k) {
-        return ALONG ? line * (DEPTH + 4) + k : k * (LINES + 8) + line;
-    }
-
-    // Reads the tile's numbers from (first_line, first_k) on, zeros where there are none.
-    __device__ __forceinline__ void fetch(u32 first_line, u32 first_k, u32 end_k) {
-#pragma unroll
-        for (u32 i = 0; i < FETCHES; ++i) {
-            u32 index = threadIdx.x + i * THREADS;
-            u32 line = first_line + (ALONG ? index / (DEPTH / 4) : 4 * (index % (LINES / 4)));
-            u32 k = first_k + (ALONG ? 4 * (index % (DEPTH / 4)) : index / (LINES / 4));
-            quads[i] = zero4();
-            if (line >= lines || k >= end_k) {
-                continue;
-            }
-            u32 row = ALONG ? line : k;
-            u32 column = ALONG ? k : line;
-            u32 end_column = ALONG ? end_k : lines;
-            const typename Format::Stored* start =
-                values + static_cast<u64>(ids == nullptr ? row : ids[row]) * columns;
-            if (columns % 4 == 0) {
-                quads[i] = Format::load_quad(start + column);
-            } else {
-                quads[i].x = Format::load(start + column);
-                quads[i].y = column + 1 < end_column ? Format::load(start + column + 1) : 0.0f;
-                quads[i].z = column + 2 < end_column ? Format::load(start + column + 2) : 0.0f;
-                quads[i].w = column + 3 < end_column ? Format::load(start + column + 3) : 0.0f;
-            }
-        }
-    }
-
-    __device__ __forceinline__ void store(float* tile) const {
-#pragma unroll
-        for (u32 i = 0; i < FETCHES; ++i) {
-            u32 index = threadIdx.x + i * THREADS;
-            u32 line = ALONG ? index / (DEPTH / 4) : 4 * (index % (LINES / 4));
-            u32 k = ALONG ? 4 * (index % (DEPTH / 4)) : index / (LINES / 4);
-            store4(tile + place(line, k), quads[i]);
-        }
-    }
-};
-
-// A number as one TF32 number, or as the sum of two.
+// A number as one TF32 number, or as the sum of two: the nearest one and, of the rest's 12 bits,
+// the upper 11. The cores ignore the 13 bits that TF32 has not. In three instructions;
+// cvt.rna.tf32, which asks about infinities, takes four for each part. A NaN, which the addition
+// may turn into a number, is still one in `small`.
 template <bool EXACT>
 __device__ __forceinline__ void split(float value, u32& big, u32& small) {
+    big = __float_as_uint(value);
     if (EXACT) {
-        big = __float_as_uint(value);
         small = 0;
     } else {
-        big = to_tf32(value);
-        small = to_tf32(value - __uint_as_float(big));
+        big += 0x1000;
+        small = __float_as_uint(value - __uint_as_float(big & 0xffffe000u));
     }
 }
 
-// Read and written 16 bytes at a time.
-struct alignas(16) Shared {
-    float a[WORDS];
-    float b[WORDS];
-};
-
-// The products of one DEPTH of the operands in shared memory, added to `totals`.
+// The products of one DEPTH of the operands in shared memory, added to `totals`: of the lines of a
+// and b from `first_a` and `first_b` on.
 template <class A, class B>
-__device__ __forceinline__ void multiply_step(const Shared& shared, float (&totals)[2][4][4]) {
-    u32 lane = threadIdx.x % 32;
-    u32 group = lane / 4;
-    u32 in_group = lane % 4;
-    u32 first_a = threadIdx.x / 64 * 32;
-    u32 first_b = threadIdx.x / 32 % 2 * 32;
-    float sums[2][4][4] = {};
+__device__ __forceinline__ void multiply_step(const u8* tile_a, const u8* tile_b, u32 first_a,
+                                              u32 first_b, float (&totals)[2][4][4]) {
+    u32 group = threadIdx.x % 32 / 4;
+    u32 in_group = threadIdx.x % 4;
+    float a[4][4], b[4][4], sums[2][4][4] = {};
+    B::read(tile_b, first_b, group, in_group, b);
+    A::read(tile_a, first_a, group, in_group, a);
 #pragma unroll
-    for (u32 k = 0; k < DEPTH; k += 8) {
+    for (u32 k = 0; k < 4; k += 2) {
         u32 big_b[4][2], small_b[4][2];
 #pragma unroll
         for (u32 j = 0; j < 4; ++j) {
 #pragma unroll
             for (u32 part = 0; part < 2; ++part) {
-                u32 place = B::place(first_b + 8 * j + group, k + 4 * part + in_group);
-                split<B::EXACT>(shared.b[place], big_b[j][part], small_b[j][part]);
+                split<B::EXACT>(b[j][k + part], big_b[j][part], small_b[j][part]);
             }
         }
 #pragma unroll
@@ -161,9 +95,7 @@ __device__ __forceinline__ void multiply_step(const Shared& shared, float (&tota
             u32 big_a[4], small_a[4];
 #pragma unroll
             for (u32 part = 0; part < 4; ++part) {
-                u32 place = A::place(first_a + 16 * i + 8 * (part % 2) + group,
-                                     k + 4 * (part / 2) + in_group);
-                split<A::EXACT>(shared.a[place], big_a[part], small_a[part]);
+                split<A::EXACT>(a[2 * i + part % 2][k + part / 2], big_a[part], small_a[part]);
             }
 #pragma unroll
             for (u32 j = 0; j < 4; ++j) {
@@ -216,57 +148,104 @@ struct FilledDepth {
     __device__ __forceinline__ u32 after(u32 k) const { return from(k + DEPTH); }
 };
 
-// The block's tile over a depth, given element by element to out(line a, line b, value).
-// Grid: x over tiles of b's lines, y over tiles of a's lines.
-template <class A, class B, class Over, class Out>
-__device__ __forceinline__ void multiply(A& a, B& b, const Over& depth, Shared& shared, Out out) {
-    u32 first_a = blockIdx.y * LINES;
-    u32 first_b = blockIdx.x * LINES;
+// The block's tile over a depth, given to out(line a, line b, the sums of this and the next three
+// lines of b) for each line of a and every fourth line of b that there is. Grid: x over tiles of
+// b's lines, y over tiles of a's lines.
+template <class Product, class Over, class Out>
+__device__ __forceinline__ void multiply(typename Product::A& a, typename Product::B& b,
+                                         const Over& depth, typename Product::Shared& shared,
+                                         Out out) {
+    typedef typename Product::A A;
+    typedef typename Product::B B;
+    u32 first_a = blockIdx.y * A::LINES;
+    u32 first_b = blockIdx.x * B::LINES;
+    u32 warp = threadIdx.x / 32;
+    u32 warp_a = warp / Product::WARPS_B * WARP_LINES;
+    u32 warp_b = warp % Product::WARPS_B * WARP_LINES;
     float totals[2][4][4] = {};
-    u32 k = depth.first();
-    a.fetch(first_a, k, depth.end);
-    b.fetch(first_b, k, depth.end);
-    while (k < depth.end) {
-        a.store(shared.a);
-        b.store(shared.b);
-        __syncthreads();
-        k = depth.after(k);
-        if (k < depth.end) {
-            a.fetch(first_a, k, depth.end);
-            b.fetch(first_b, k, depth.end);
+
+    u32 ahead = depth.first();
+    u32 on_their_way = 0;
+    a.find_lines(first_a, depth.end);
+    b.find_lines(first_b, depth.end);
+    a.find_depth(ahead, depth.end);
+    b.find_depth(ahead, depth.end);
+    auto copy_step = [&](u32 stage) {
+        if (ahead < depth.end) {
+            a.copy(shared.stages[stage].a, first_a, ahead);
+            b.copy(shared.stages[stage].b, first_b, ahead);
+            ahead = depth.after(ahead);
+            a.find_depth(ahead, depth.end);
+            b.find_depth(ahead, depth.end);
+            ++on_their_way;
         }
-        multiply_step<A, B>(shared, totals);
-        __syncthreads();
+        // A group a step, be it empty, so that the groups to wait for are the same in each.
+        commit_copies();
+    };
+    for (u32 stage = 0; stage + 1 < Product::STAGES; ++stage) {
+        copy_step(stage);
     }
-    u32 lane = threadIdx.x % 32;
-    u32 line_a = first_a + threadIdx.x / 64 * 32 + lane / 4;
-    u32 line_b = first_b + threadIdx.x / 32 % 2 * 32 + 2 * (lane % 4);
+    u32 stage = 0;
+    u32 free_stage = Product::STAGES - 1;
+    for (; on_their_way > 0; --on_their_way) {
+        wait_copies<Product::STAGES - 2>();
+        // Everyone's copies to this stage are done, and everyone has read the one before it.
+        __syncthreads();
+        copy_step(free_stage);
+        multiply_step<A, B>(shared.stages[stage].a, shared.stages[stage].b, warp_a, warp_b, totals);
+        free_stage = stage;
+        stage = stage + 1 == Product::STAGES ? 0 : stage + 1;
+    }
+
+    // By way of shared memory, so that threads side by side write numbers side by side.
+    __syncthreads();
+    u32 group = threadIdx.x % 32 / 4;
+    u32 in_group = threadIdx.x % 4;
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
 #pragma unroll
         for (u32 j = 0; j < 4; ++j) {
 #pragma unroll
             for (u32 part = 0; part < 4; ++part) {
-                u32 row = line_a + 16 * i + 8 * (part / 2);
-                u32 column = line_b + 8 * j + part % 2;
-                if (row < a.lines && column < b.lines) {
-                    out(row, column, totals[i][j][part]);
-                }
+                u32 row = warp_a + A::line(2 * i + part / 2, group);
+                u32 column = warp_b + B::line(j, 2 * in_group + part % 2);
+                shared.out[row * Product::OUT_ROW + column] = totals[i][j][part];
             }
+        }
+    }
+    __syncthreads();
+#pragma unroll
+    for (u32 i = 0; i < A::LINES * B::LINES / (4 * Product::THREADS); ++i) {
+        u32 index = threadIdx.x + i * Product::THREADS;
+        u32 row = index / (B::LINES / 4);
+        u32 column = index % (B::LINES / 4) * 4;
+        if (first_a + row < a.lines && first_b + column < b.lines) {
+            float sums[4];
+            F32::read4(shared.out + row * Product::OUT_ROW + column, sums);
+            out(first_a + row, first_b + column, sums);
         }
     }
 }
 
 // The tile of slice blockIdx.z, at its place in that slice of `out`, plus the bias of each column
 // where there is one. A slice of `out` has room for `rows` rows.
-template <class A, class B, class Over>
-__device__ __forceinline__ void multiply_slice(A& a, B& b, const Over& depth, const float* bias,
-                                               float* out, u32 rows, Shared& shared) {
+template <class Product, class Over>
+__device__ __forceinline__ void multiply_slice(typename Product::A& a, typename Product::B& b,
+                                               const Over& depth, const float* bias, float* out,
+                                               u32 rows, typename Product::Shared& shared) {
     float* slice = out + static_cast<u64>(blockIdx.z) * rows * b.lines;
     u32 columns = b.lines;
-    multiply(a, b, depth, shared, [=](u32 row, u32 column, float value) {
-        float sum = bias == nullptr ? value : value + bias[column];
-        slice[static_cast<u64>(row) * columns + column] = sum;
+    multiply<Product>(a, b, depth, shared, [=](u32 row, u32 column, float (&sums)[4]) {
+        Quad quad(columns, column);
+        if (bias != nullptr) {
+            float added[4];
+            quad.read(bias + column, added);
+#pragma unroll
+            for (u32 n = 0; n < 4; ++n) {
+                sums[n] += added[n];
+            }
+        }
+        quad.write(slice + static_cast<u64>(row) * columns + column, sums);
     });
 }
 

@@ -10,26 +10,59 @@ use super::loss::CudaLosses;
 use crate::Result;
 use crate::backend::{BatchRooms, Rooms};
 
-/// Lines of a tile: `LINES` of `tile.cuh`.
+/// Lines of a tile, and what a room's rows are a multiple of: `NARROW` of `tile.cuh`.
 pub(super) const TILE: u64 = 64;
-/// Depth that a tile takes at a time: `DEPTH` of `tile.cuh`.
-const DEPTH: usize = 32;
-/// Threads of a tile's block: `THREADS` of `tile.cuh`.
-pub(super) const TILE_THREADS: u32 = 128;
+/// Lines of features in a tile: `WIDE` of `tile.cuh`.
+const WIDE: u64 = 128;
+/// Depth that a tile takes at a time: `DEPTH` of `operand.cuh`.
+const DEPTH: usize = 16;
 /// Rows that a thread of `column_slices` sums: `ROWS` of `sum_slices.cu`.
 const COLUMN_ROWS: u64 = 32;
 
-/// Blocks that a product is cut into where its depth allows: two for each multiprocessor of a large
+/// Warps that a product is cut into where its depth allows: eight for each multiprocessor of a large
 /// GPU. A constant, so that sums have one order on every GPU.
-const TARGET_BLOCKS: u64 = 264;
+const TARGET_WARPS: u64 = 8 * 132;
 
-/// How the depth of a product is cut: the depth of a slice, and how many there are.
-pub(super) fn slices(rows: usize, columns: usize, depth: usize) -> (usize, usize) {
-    let tiles = (rows as u64).div_ceil(TILE) * (columns as u64).div_ceil(TILE);
-    let wanted = (TARGET_BLOCKS / tiles.max(1)).max(1) as usize;
-    // A slice of fewer than four steps would spend its time on its output.
-    let slice_depth = depth.div_ceil(wanted).next_multiple_of(DEPTH).max(4 * DEPTH);
-    (slice_depth, depth.div_ceil(slice_depth).max(1))
+/// The tile of a block: a `Product` of `tile.cuh`.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    rows: u64,
+    columns: u64,
+    /// The least depth of a slice: of fewer steps it would spend its time on its output.
+    least_depth: usize,
+}
+
+impl Tile {
+    /// Of a product of small weights. Its slices are small and many: few threads add them.
+    pub const SMALL: Self = Self { rows: TILE, columns: TILE, least_depth: 8 * DEPTH };
+    /// Of a product whose rows are those of features.
+    pub const FEATURE_ROWS: Self = Self { rows: WIDE, columns: TILE, least_depth: 4 * DEPTH };
+    /// Of a product whose columns are those of features.
+    pub const FEATURE_COLUMNS: Self = Self { rows: TILE, columns: WIDE, ..Self::FEATURE_ROWS };
+
+    /// Warps of a block: one for 32 × 32 elements.
+    fn warps(self) -> u64 {
+        self.rows * self.columns / (32 * 32)
+    }
+
+    /// Threads of a block.
+    pub fn threads(self) -> u32 {
+        32 * self.warps() as u32
+    }
+
+    /// The grid of a product of `columns` by `rows` outputs in `slices` slices.
+    pub fn grid(self, rows: usize, columns: usize, slices: usize) -> [u32; 3] {
+        let (x, y) = (blocks(columns as u64, self.columns), blocks(rows as u64, self.rows));
+        [x, y, slices as u32]
+    }
+
+    /// How the depth of a product is cut: the depth of a slice, and how many there are.
+    pub fn slices(self, rows: usize, columns: usize, depth: usize) -> (usize, usize) {
+        let tiles = (rows as u64).div_ceil(self.rows) * (columns as u64).div_ceil(self.columns);
+        let wanted = (TARGET_WARPS / self.warps() / tiles.max(1)).max(1) as usize;
+        let slice_depth = depth.div_ceil(wanted).next_multiple_of(DEPTH).max(self.least_depth);
+        (slice_depth, depth.div_ceil(slice_depth).max(1))
+    }
 }
 
 /// Room for the slices of a product, where there are several.
@@ -42,11 +75,6 @@ pub(super) fn partial_sums(
         1 => Ok(None),
         _ => Ok(Some(device.scratch([4 * count * elements], "slices of a product")?)),
     }
-}
-
-/// The grid of a product of `columns` by `rows` outputs in `slices` slices.
-pub(super) fn tiles(rows: usize, columns: usize, slices: usize) -> [u32; 3] {
-    [blocks(columns as u64, TILE), blocks(rows as u64, TILE), slices as u32]
 }
 
 /// The batch whose rows a launch computes, as its first arguments: record and rooms. Without one it
@@ -172,8 +200,8 @@ fn product(kernel: &'static str, rows: usize, width: usize) -> Launch {
     let (n, d) = (rows as u64, width as u64);
     Launch {
         kernel,
-        grid: tiles(rows, width, 1),
-        block: TILE_THREADS,
+        grid: Tile::SMALL.grid(rows, width, 1),
+        block: Tile::SMALL.threads(),
         bytes: 4 * (2 * n * d + d * d),
         flops: 2 * n * d * d,
     }
@@ -188,7 +216,7 @@ pub(super) fn multiply_gradient(
     out: Address,
     (rows, width): (usize, usize),
 ) -> Result<()> {
-    let (slice_depth, count) = slices(width, width, rows);
+    let (slice_depth, count) = Tile::SMALL.slices(width, width, rows);
     let elements = width * width;
     let partial = partial_sums(device, count, elements)?;
     let target = partial.as_ref().map_or(out, |partial| partial.part(0));
@@ -198,8 +226,8 @@ pub(super) fn multiply_gradient(
         device,
         Launch {
             kernel: "multiply_gradient",
-            grid: tiles(width, width, count),
-            block: TILE_THREADS,
+            grid: Tile::SMALL.grid(width, width, count),
+            block: Tile::SMALL.threads(),
             bytes: 4 * (2 * n * d + count as u64 * d * d),
             flops: 2 * n * d * d,
         },

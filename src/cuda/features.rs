@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::batches::CudaBatch;
-use super::dense::{TILE_THREADS, column_sums, partial_sums, slices, sum_slices, tiles};
+use super::dense::{Tile, column_sums, partial_sums, sum_slices};
 use super::device::Device;
 use super::launch::{Address, Launch, launch};
 use super::memory::Memory;
@@ -387,7 +387,8 @@ pub(super) fn project(
     z: Address,
 ) -> Result<()> {
     let (items, columns) = (batch.rooms().items, features.columns);
-    let (slice_depth, count) = slices(items, width, columns);
+    let tile = Tile::FEATURE_ROWS;
+    let (slice_depth, count) = tile.slices(items, width, columns);
     let elements = items * width;
     let partial = partial_sums(device, count, elements)?;
     let (target, added) = match &partial {
@@ -399,8 +400,8 @@ pub(super) fn project(
         device,
         Launch {
             kernel: features.kernel(["project_f32", "project_f16", "project_bf16"]),
-            grid: tiles(items, width, count),
-            block: TILE_THREADS,
+            grid: tile.grid(items, width, count),
+            block: tile.threads(),
             bytes: n * wide * features.stored.size() as u64
                 + 4 * d * wide
                 + 4 * count as u64 * n * d,
@@ -439,7 +440,8 @@ pub(super) fn project_backward(
     (weight_gradient, bias_gradient): (Address, Address),
 ) -> Result<()> {
     let (items, columns) = (batch.rooms().items, features.columns);
-    let (slice_depth, count) = slices(width, columns, items);
+    let tile = Tile::FEATURE_COLUMNS;
+    let (slice_depth, count) = tile.slices(width, columns, items);
     let elements = width * columns;
     let partial = partial_sums(device, count, elements)?;
     let target = partial.as_ref().map_or(weight_gradient, |partial| partial.part(0));
@@ -449,8 +451,8 @@ pub(super) fn project_backward(
         device,
         Launch {
             kernel: features.kernel(kernels),
-            grid: tiles(width, columns, count),
-            block: TILE_THREADS,
+            grid: tile.grid(width, columns, count),
+            block: tile.threads(),
             bytes: n * wide * features.stored.size() as u64
                 + 4 * n * d
                 + 4 * count as u64 * d * wide,
@@ -538,8 +540,8 @@ pub(super) fn adam_rows(
         device,
         Launch {
             kernel: "adam_rows",
-            grid: tiles(items, columns, 1),
-            block: TILE_THREADS,
+            grid: Tile::SMALL.grid(items, columns, 1),
+            block: Tile::SMALL.threads(),
             bytes: 24 * elements + 4 * (items * width + width * columns) as u64,
             flops: elements * (2 * width as u64 + 18),
         },

@@ -7,7 +7,7 @@
 
 use super::StoredType;
 use super::batches::{self, rooms_for};
-use super::dense::slices;
+use super::dense::Tile;
 use super::device::PART_ALIGNMENT;
 use super::loss::loss_bytes;
 use super::rows::norm_blocks;
@@ -236,18 +236,19 @@ fn schedule(epochs: u64, steps_per_epoch: usize) -> u64 {
 fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, items: usize) -> u64 {
     let d = config.embedding_size;
     let aligned = |bytes: usize| (bytes as u64).next_multiple_of(PART_ALIGNMENT);
-    let partial = |lines: usize, columns: usize, depth: usize| match slices(lines, columns, depth) {
-        (_, 1) => 0,
-        (_, count) => 4 * count * lines * columns,
+    let partial = |tile: Tile, rows: usize, columns: usize, depth: usize| {
+        let (_, count) = tile.slices(rows, columns, depth);
+        if count == 1 { 0 } else { 4 * count * rows * columns }
     };
     let column_sums = |rows: usize| 4 * rows.div_ceil(32) * d;
     let modality = |columns: usize| {
-        let products = partial(items, d, columns).max(partial(d, columns, items));
-        aligned(products.max(column_sums(items)))
+        let forward = partial(Tile::FEATURE_ROWS, items, d, columns);
+        let backward = partial(Tile::FEATURE_COLUMNS, d, columns, items);
+        aligned(forward.max(backward).max(column_sums(items)))
     };
     let gcn = match config.propagation {
         Propagation::Light => 0,
-        Propagation::Gcn => partial(d, d, layout.nodes.len() / d),
+        Propagation::Gcn => partial(Tile::SMALL, d, d, layout.nodes.len() / d),
     };
     let users_elements = (layout.users * d) as u64;
     let norms = 8 * norm_blocks(users_elements, layout.nodes.len() as u64).1 as usize;
@@ -255,7 +256,8 @@ fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, ite
     let nodes = aligned(spmm.max(gcn)).max(aligned(norms) + PART_ALIGNMENT);
     let modalities: u64 = layout.modalities.iter().map(|part| modality(part.columns)).sum();
     // An evaluation propagates too.
-    let device = [spmm, 16 * rows, column_sums(rows), partial(d, d, rows)].into_iter().max();
+    let predictor = partial(Tile::SMALL, d, d, rows);
+    let device = [spmm, 16 * rows, column_sums(rows), predictor].into_iter().max();
     aligned(device.unwrap_or(0)) + nodes + modalities
 }
 

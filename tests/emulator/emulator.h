@@ -65,6 +65,13 @@ typedef uint32_t Brought[WORDS];
 const Brought* meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, unsigned count);
 unsigned lane();
 
+// Copies to shared memory that a thread begins, makes groups of, and waits for: nothing is copied
+// before the wait, and what lies at `to` is poisoned at once. So whoever reads a copy too early, or
+// has it written over what is still read, reads poison.
+void begin_copy(void* to, const void* from, unsigned bytes, bool is_there);
+void commit_copies();
+void wait_copies(unsigned youngest);
+
 // The block's shared object of a place in the source, made and poisoned when first asked for.
 void* shared_object(const void* place, size_t bytes, size_t alignment);
 
@@ -119,7 +126,7 @@ struct identity {
 
 #define SHARED(object, name)                                                           \
     static const char name##_place = 0;                                                \
-    typedef identity<object>::type name##_type;                                        \
+    typedef typename identity<object>::type name##_type;                               \
     name##_type& name = *static_cast<name##_type*>(                                    \
         emulator::shared_object(&name##_place, sizeof(name##_type), alignof(name##_type)))
 
@@ -226,4 +233,16 @@ inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
     const emulator::Brought* brought = emulator::meet_warp(
         emulator::Meeting::Product, 0xffffffffu, words, emulator::WORDS);
     memcpy(d, brought[emulator::lane()] + 6, sizeof d);
+}
+
+template <unsigned BYTES>
+inline void copy_async(void* to, const void* from, bool is_there) {
+    emulator::begin_copy(to, from, BYTES, is_there);
+}
+
+inline void commit_copies() { emulator::commit_copies(); }
+
+template <unsigned YOUNGEST>
+inline void wait_copies() {
+    emulator::wait_copies(YOUNGEST);
 }

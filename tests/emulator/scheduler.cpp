@@ -21,6 +21,13 @@ namespace {
 
 const unsigned LANES = 32;
 
+// A copy to shared memory that a thread has begun, of zeros where `from` is null, and its group.
+struct Copy {
+    char* to;
+    const char* from;
+    unsigned bytes, group;
+};
+
 struct Thread {
     Fiber fiber;
     uint3 index;
@@ -29,6 +36,9 @@ struct Thread {
     unsigned mask = 0;
     unsigned count = 0;
     uint32_t words[WORDS];
+    std::vector<Copy> copies;
+    // The group of the copies that are begun next.
+    unsigned group = 0;
     bool done = false;
 };
 
@@ -85,6 +95,9 @@ void wait() { switch_fiber(current->running->fiber, current->scheduler, false); 
 
 void thread_main() {
     current->launch.kernel->entry(current->launch.arguments);
+    if (!current->running->copies.empty()) {
+        fail("thread %u ends, and has not waited for its copies", current->running->number);
+    }
     current->running->done = true;
     switch_fiber(current->running->fiber, current->scheduler, true);
 }
@@ -313,6 +326,8 @@ void run_block() {
                              number / current->launch.block.x % current->launch.block.y,
                              number / current->launch.block.x / current->launch.block.y};
         thread.waits_for = Meeting::None;
+        thread.copies.clear();
+        thread.group = 0;
         thread.done = false;
         start_fiber(thread.fiber, thread_main);
     }
@@ -391,6 +406,32 @@ const Brought* meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, 
     }
     wait();
     return exchange.words;
+}
+
+void begin_copy(void* to, const void* from, unsigned bytes, bool is_there) {
+    if (reinterpret_cast<size_t>(to) % bytes != 0 || reinterpret_cast<size_t>(from) % bytes != 0) {
+        fail("a copy of %u bytes from %p to %p, which are not multiples of that", bytes, from, to);
+    }
+    memset(to, POISON, bytes);
+    const char* source = is_there ? static_cast<const char*>(from) : nullptr;
+    current->running->copies.push_back(
+        Copy{static_cast<char*>(to), source, bytes, current->running->group});
+}
+
+void commit_copies() { ++current->running->group; }
+
+void wait_copies(unsigned youngest) {
+    std::vector<Copy>& copies = current->running->copies;
+    size_t done = 0;
+    for (; done < copies.size() && copies[done].group + youngest < current->running->group; ++done) {
+        const Copy& copy = copies[done];
+        if (copy.from == nullptr) {
+            memset(copy.to, 0, copy.bytes);
+        } else {
+            memcpy(copy.to, copy.from, copy.bytes);
+        }
+    }
+    copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
 void* shared_object(const void* place, size_t bytes, size_t alignment) {

@@ -1,0 +1,172 @@
+// The operands of a product on the tensor cores: their tiles, copied from device memory to shared
+// memory, and read from there as the numbers that a lane multiplies.
+//
+// A tile is LINES lines of DEPTH numbers, or with rows along the lines DEPTH rows of LINES numbers.
+// It lies in shared memory as it does in device memory: halves as halves, rows without gaps.
+//
+// Which numbers a lane multiplies is free, as long as both operands agree on k. It is chosen for
+// wide reads: of a warp's 32 lines four, and of DEPTH the four k from 4 t on, with t = lane % 4.
+// Where the depth runs along a row these are 16 bytes of each of four rows, and eight lanes, which
+// are served together, read 128 bytes side by side. Where it does not, they are 16 bytes of each of
+// four rows as well, with the four lines side by side; there the pieces of a row change places, by
+// an exclusive or with 2 t, so that eight lanes, in four rows, read from all 32 banks. Of halves: 8
+// bytes, 16 lanes.
+#pragma once
+#include "batch.cuh"
+
+namespace tile {
+
+// A step's depth: two products of the tensor cores. Each step costs a barrier, and its sums are
+// added.
+static const u32 DEPTH = 16;
+
+struct F32 {
+    typedef float Stored;
+    static const bool EXACT = false;
+    static __device__ __forceinline__ void read4(const void* address, float (&numbers)[4]) {
+        float4 quad = load4(static_cast<const float*>(address));
+        numbers[0] = quad.x;
+        numbers[1] = quad.y;
+        numbers[2] = quad.z;
+        numbers[3] = quad.w;
+    }
+};
+
+struct F16 {
+    typedef u16 Stored;
+    static const bool EXACT = true;
+    static __device__ __forceinline__ void read4(const void* address, float (&numbers)[4]) {
+        u64 bits = *static_cast<const u64*>(address);
+#pragma unroll
+        for (u32 n = 0; n < 4; ++n) {
+            numbers[n] = half_to_float(static_cast<u16>(bits >> 16 * n));
+        }
+    }
+};
+
+struct Bf16 {
+    typedef u16 Stored;
+    static const bool EXACT = true;
+    static __device__ __forceinline__ void read4(const void* address, float (&numbers)[4]) {
+        u64 bits = *static_cast<const u64*>(address);
+#pragma unroll
+        for (u32 n = 0; n < 4; ++n) {
+            numbers[n] = __uint_as_float(static_cast<u32>(bits >> 16 * n) << 16);
+        }
+    }
+};
+
+// An operand: `lines` x `depth` numbers in rows of `columns`. ALONG: the depth runs along a row,
+// so (line, k) is values[id(line)][k]; otherwise it is values[id(k)][line]. `ids` gathers rows.
+template <class FORMAT, bool ALONG, u32 TILE_LINES, u32 THREADS>
+struct Operand {
+    typedef FORMAT Format;
+    typedef typename Format::Stored Stored;
+    static const bool EXACT = Format::EXACT;
+    static const u32 LINES = TILE_LINES;
+    static const u32 SIZE = sizeof(Stored);
+    static const u32 BYTES = LINES * DEPTH * SIZE;
+    // A tile is copied in pieces of 16 bytes.
+    static const u32 PIECE = 16 / SIZE;
+    static const u32 ROW = ALONG ? DEPTH : LINES;
+    static const u32 PIECES = BYTES / (16 * THREADS);
+
+    const Stored* values;
+    const u32* ids;
+    u32 lines;
+    u32 columns;
+    // The rows from which this thread copies next, and the columns that they have: none, where
+    // there is no row.
+    const Stored* rows[PIECES];
+    u32 ends[PIECES];
+
+    __device__ __forceinline__ Operand(const Stored* values, const u32* ids, u32 lines, u32 columns)
+        : values(values), ids(ids), lines(lines), columns(columns) {}
+
+    // Where a number of a tile lies, in bytes.
+    static __device__ __forceinline__ u32 place(u32 row, u32 column) {
+        u32 bytes = column * SIZE;
+        return row * ROW * SIZE + (ALONG ? bytes : bytes ^ row / 4 % 4 * 32);
+    }
+
+    __device__ __forceinline__ void find_rows(u32 first, u32 end, u32 end_column) {
+#pragma unroll
+        for (u32 i = 0; i < PIECES; ++i) {
+            u32 row = first + (threadIdx.x + i * THREADS) / (ROW / PIECE);
+            rows[i] = values;
+            ends[i] = 0;
+            if (row < end) {
+                rows[i] += static_cast<u64>(ids == nullptr ? row : ids[row]) * columns;
+                ends[i] = end_column;
+            }
+        }
+    }
+
+    // Before the first step: the rows of lines are the same in all of them.
+    __device__ __forceinline__ void find_lines(u32 first_line, u32 end_k) {
+        if (ALONG) {
+            find_rows(first_line, lines, end_k);
+        }
+    }
+
+    // Before each step: the ids of its rows are then there when its copies begin.
+    __device__ __forceinline__ void find_depth(u32 first_k, u32 end_k) {
+        if (!ALONG) {
+            find_rows(first_k, end_k, lines);
+        }
+    }
+
+    // Begins to copy the tile of the rows that were found, with zeros where there is nothing.
+    __device__ __forceinline__ void copy(u8* tile, u32 first_line, u32 first_k) const {
+#pragma unroll
+        for (u32 i = 0; i < PIECES; ++i) {
+            u32 index = threadIdx.x + i * THREADS;
+            u32 in_row = index % (ROW / PIECE) * PIECE;
+            copy_piece(tile + place(index / (ROW / PIECE), in_row), rows[i],
+                       (ALONG ? first_k : first_line) + in_row, ends[i]);
+        }
+    }
+
+    // In the widest pieces at whose multiples all rows begin and end, parts of rows too.
+    __device__ __forceinline__ void copy_piece(u8* to, const Stored* row, u32 column,
+                                               u32 end) const {
+        if (columns % PIECE == 0) {
+            copy_async<16>(to, row + column, column < end);
+        } else if (columns % (4 / SIZE) == 0) {
+#pragma unroll
+            for (u32 n = 0; n < PIECE; n += 4 / SIZE) {
+                copy_async<4>(to + n * SIZE, row + column + n, column + n < end);
+            }
+        } else {
+#pragma unroll
+            for (u32 n = 0; n < PIECE; ++n) {
+                reinterpret_cast<Stored*>(to)[n] = column + n < end ? row[column + n] : Stored(0);
+            }
+        }
+    }
+
+    // The line, of a warp's 32, of the q-th number of four that `group` = lane / 4 multiplies.
+    static __device__ __forceinline__ u32 line(u32 q, u32 group) {
+        return ALONG ? 8 * q + group : 4 * group + q;
+    }
+
+    // numbers[q][e] is that of line(q, group) of the warp's, and of k = 4 in_group + e.
+    static __device__ __forceinline__ void read(const u8* tile, u32 first_line, u32 group,
+                                                u32 in_group, float (&numbers)[4][4]) {
+#pragma unroll
+        for (u32 n = 0; n < 4; ++n) {
+            if (ALONG) {
+                Format::read4(tile + place(first_line + line(n, group), 4 * in_group), numbers[n]);
+            } else {
+                float quad[4];
+                Format::read4(tile + place(4 * in_group + n, first_line + line(0, group)), quad);
+#pragma unroll
+                for (u32 q = 0; q < 4; ++q) {
+                    numbers[q][n] = quad[q];
+                }
+            }
+        }
+    }
+};
+
+}  // namespace tile
