@@ -19,6 +19,7 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 /// Bytes of an f32.
 const REAL: u64 = 4;
 
+#[derive(Clone, Copy)]
 struct Work {
     bytes: u64,
     flops: u64,
