@@ -24,7 +24,7 @@ use crate::{Error, Result};
 ///
 /// It has one stream: work is done in the order it was asked for, and a copy to the host waits for
 /// everything before it. Programs that want to overlap runs take a [`Device::sibling`] for each; a
-/// run has the parts of its steps overlap on [branches](Device::branch).
+/// run has the parts of its steps overlap on branches.
 pub struct Device {
     gpu: Gpu,
     stream: Arc<CudaStream>,
