@@ -162,6 +162,13 @@ impl Device {
         ordered.map_err(|error| self.failed("ordering two streams".to_owned(), error))
     }
 
+    /// Has whatever branches do from here on come after what this device was asked for: giving
+    /// intermediate numbers' memory back, too, which graphs use on this device's stream.
+    fn hold_branches(&self) -> Result<(), DriverError> {
+        let branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
+        branches.iter().try_for_each(|branch| branch.stream.join(&self.stream))
+    }
+
     /// What tells the stream from others in [`Notes`].
     fn number(&self) -> usize {
         Arc::as_ptr(&self.stream).addr()
@@ -317,6 +324,8 @@ impl Device {
         recording: &Recording,
         work: impl FnOnce() -> Result<()>,
     ) -> Result<bool> {
+        let held = self.hold_branches();
+        held.map_err(|error| self.failed("ordering two streams".to_owned(), error))?;
         let (outcome, asked) = self.notes.of(false, work);
         outcome.map(|()| asked == recording.asked)
     }
@@ -357,6 +366,13 @@ impl Device {
 
     pub(super) fn refused(&self, operation: String, problem: String) -> Error {
         Error::DeviceOperation { device: self.describe(), operation, problem }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // Of a device that failed nothing is in flight any more.
+        self.hold_branches().ok();
     }
 }
 
