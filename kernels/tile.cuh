@@ -42,7 +42,8 @@ struct Product {
     typedef Operand<FormatA, ALONG_A, LINES_A, THREADS> A;
     typedef Operand<FormatB, ALONG_B, LINES_B, THREADS> B;
     static const u32 STAGES = THREADS * 192 / (A::BYTES + B::BYTES);
-    // Of a row of the finished tile: the rest keeps rows that are written together in other banks.
+    // Of a row of the finished tile. What a warp writes together lies two deep in a bank, where the
+    // depth does not run along the rows of b eight deep: counted, not measured.
     static const u32 OUT_ROW = LINES_B + 8;
 
     struct alignas(16) Stage {

@@ -694,12 +694,13 @@ fn propagate_light<B: Backend>(
     let all = 0..x.1.len();
     let x = || view(x.0, x.1.clone());
     let share = 1.0 / (layers + 1) as f64;
-    let [current, next] = between;
+    // The references change places, not the buffers: each call then asks for the same.
+    let [mut current, mut next] = between.each_mut();
     for layer in 1..layers {
         let from = if layer == 1 { x() } else { view(&*current, all.clone()) };
         let factors = SpmmFactors { neighbours: 1.0, base: 1.0, item_base: 0.0 };
         backend.spmm(graph, Some(from), Some(x()), factors, view_mut(next, all.clone()))?;
-        std::mem::swap(current, next);
+        std::mem::swap(&mut current, &mut next);
     }
     let from = match layers {
         0 => None,

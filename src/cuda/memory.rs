@@ -139,7 +139,8 @@ impl<T> Memory<T> {
         assert!(index <= self.length, "element {index} of {}", self.length);
         match &self.bytes {
             None => Address::NULL,
-            // The guard would record the use for other streams; there are none.
+            // The guard would record the use for other streams; those that use it, branches of the
+            // device, are ordered by whoever asks them (`Backend::after`).
             Some(bytes) => {
                 Address(bytes.device_ptr(bytes.stream()).0 + (index * size_of::<T>()) as u64)
             }

@@ -77,17 +77,31 @@ impl Notes {
     pub fn of<T>(&self, is_done: bool, work: impl FnOnce() -> T) -> (T, Vec<Asked>) {
         *self.lock() =
             if is_done { Noting::Doing(Vec::new()) } else { Noting::Instead(Vec::new()) };
+        let noting = UntilDropped(self);
         let outcome = work();
-        let notes = match mem::take(&mut *self.lock()) {
+        (outcome, noting.0.take())
+    }
+
+    /// What was noted; nothing is noted from here on.
+    fn take(&self) -> Vec<Asked> {
+        match mem::take(&mut *self.lock()) {
             Noting::Not => Vec::new(),
             Noting::Doing(notes) | Noting::Instead(notes) => notes,
-        };
-        (outcome, notes)
+        }
     }
 
     /// A thread that panicked has noted whole launches.
     fn lock(&self) -> MutexGuard<'_, Noting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Has notes end, also by a panic: a device that only notes would do nothing for ever.
+struct UntilDropped<'a>(&'a Notes);
+
+impl Drop for UntilDropped<'_> {
+    fn drop(&mut self) {
+        self.0.take();
     }
 }
 
@@ -100,5 +114,25 @@ pub(super) struct Recording {
 impl std::fmt::Debug for Recording {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "Recording({} launches and waits)", self.asked.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked() -> Asked {
+        Asked::After { stream: 1, other: 2 }
+    }
+
+    #[test]
+    fn what_is_asked_is_noted_done_or_not_and_no_longer_after_a_panic() {
+        let notes = Notes::default();
+        assert!(notes.note(asked));
+        assert_eq!(notes.of(true, || notes.note(asked)), (true, vec![asked()]));
+        assert_eq!(notes.of(false, || notes.note(asked)), (false, vec![asked()]));
+        let work = std::panic::AssertUnwindSafe(|| notes.of(false, || panic!("as is meant")));
+        assert!(std::panic::catch_unwind(work).is_err());
+        assert!(notes.note(asked));
     }
 }
