@@ -90,6 +90,14 @@ __device__ __forceinline__ void store4(float* address, float4 value) {
     *reinterpret_cast<float4*>(address) = value;
 }
 
+__device__ __forceinline__ void load4(const float* address, float (&numbers)[4]) {
+    float4 quad = load4(address);
+    numbers[0] = quad.x;
+    numbers[1] = quad.y;
+    numbers[2] = quad.z;
+    numbers[3] = quad.w;
+}
+
 // Four numbers of a row from `column` on, or as many as are left of its `columns`: read and written
 // at once where all rows begin at multiples of 16 bytes.
 struct Quad {
@@ -102,11 +110,7 @@ struct Quad {
     // Zeros where there is nothing.
     __device__ __forceinline__ void read(const float* address, float (&numbers)[4]) const {
         if (at_once) {
-            float4 quad = load4(address);
-            numbers[0] = quad.x;
-            numbers[1] = quad.y;
-            numbers[2] = quad.z;
-            numbers[3] = quad.w;
+            load4(address, numbers);
         } else {
 #pragma unroll
             for (u32 n = 0; n < 4; ++n) {

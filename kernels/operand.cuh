@@ -24,35 +24,33 @@ struct F32 {
     typedef float Stored;
     static const bool EXACT = false;
     static __device__ __forceinline__ void read4(const void* address, float (&numbers)[4]) {
-        float4 quad = load4(static_cast<const float*>(address));
-        numbers[0] = quad.x;
-        numbers[1] = quad.y;
-        numbers[2] = quad.z;
-        numbers[3] = quad.w;
+        load4(static_cast<const float*>(address), numbers);
     }
 };
 
-struct F16 {
+// Numbers of two bytes; Half::to_float makes the lower two of its argument's a float.
+template <class Half>
+struct Halves {
     typedef u16 Stored;
     static const bool EXACT = true;
     static __device__ __forceinline__ void read4(const void* address, float (&numbers)[4]) {
         u64 bits = *static_cast<const u64*>(address);
 #pragma unroll
         for (u32 n = 0; n < 4; ++n) {
-            numbers[n] = half_to_float(static_cast<u16>(bits >> 16 * n));
+            numbers[n] = Half::to_float(static_cast<u32>(bits >> 16 * n));
         }
     }
 };
 
-struct Bf16 {
-    typedef u16 Stored;
-    static const bool EXACT = true;
-    static __device__ __forceinline__ void read4(const void* address, float (&numbers)[4]) {
-        u64 bits = *static_cast<const u64*>(address);
-#pragma unroll
-        for (u32 n = 0; n < 4; ++n) {
-            numbers[n] = __uint_as_float(static_cast<u32>(bits >> 16 * n) << 16);
-        }
+struct F16 : Halves<F16> {
+    static __device__ __forceinline__ float to_float(u32 bits) {
+        return half_to_float(static_cast<u16>(bits));
+    }
+};
+
+struct Bf16 : Halves<Bf16> {
+    static __device__ __forceinline__ float to_float(u32 bits) {
+        return __uint_as_float(bits << 16);
     }
 };
 

@@ -222,7 +222,7 @@ __device__ __forceinline__ void multiply(typename Product::A& a, typename Produc
         u32 column = index % (B::LINES / 4) * 4;
         if (first_a + row < a.lines && first_b + column < b.lines) {
             float sums[4];
-            F32::read4(shared.out + row * Product::OUT_ROW + column, sums);
+            load4(shared.out + row * Product::OUT_ROW + column, sums);
             out(first_a + row, first_b + column, sums);
         }
     }

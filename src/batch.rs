@@ -1,5 +1,7 @@
 //! Which training pairs a step sees (SPEC §7).
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::config::Order;
@@ -39,6 +41,12 @@ pub fn epoch_order(order: Order, seed: u64, epoch: u64, pairs: usize) -> Vec<u32
             keyed.into_iter().map(|(_, pair)| pair).collect()
         }
     }
+}
+
+/// The positions in an epoch's order of batch `number` (from 0); the last one may be short.
+pub(crate) fn positions(number: u64, batch_size: usize, pairs: usize) -> Range<usize> {
+    let start = number as usize * batch_size;
+    start..(start + batch_size).min(pairs)
 }
 
 /// A batch of training pairs, arranged for the step: every distinct user and item once.

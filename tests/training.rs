@@ -169,12 +169,16 @@ fn the_branches_of_a_step_wait_for_what_they_need() {
         assert!(!cuda.profile(&mut run).unwrap().is_empty());
         for streams in ["late", "early"] {
             let cuda = emulator::cuda().expect("as before");
-            if !emulator::on_gpu() {
-                // Branches are made when they are first asked for, the device's own stream is late.
-                emulator::emulator().expect("it").set("BM3_EMULATOR_STREAMS", streams);
-            }
+            let set = |streams: &str| {
+                if !emulator::on_gpu() {
+                    emulator::emulator().expect("it").set("BM3_EMULATOR_STREAMS", streams);
+                }
+            };
+            // Branches are made when they are first asked for, the device's own stream is late.
+            set(streams);
             let beside = tempfile::tempdir().unwrap();
             train(cuda, beside.path(), &config, false, u64::MAX);
+            set("");
             assert_same_run(in_turn.path(), beside.path());
         }
     }

@@ -31,7 +31,7 @@ use crate::backend::{
     AdamStep, Backend, BatchRooms, Dropout, FeatureState, LossShape, Rooms, SavedFeatures,
     SpmmFactors, TopK, View, ViewMut,
 };
-use crate::batch::{Batch, EpochPlan, epoch_order};
+use crate::batch::{Batch, EpochPlan, epoch_order, positions};
 use crate::config::{FeatureTypeChoice, TrainConfig};
 use crate::data::{Dataset, FeatureMatrix, Pairs, Split};
 use crate::evaluate;
@@ -88,9 +88,8 @@ pub struct CpuBatches {
 
 impl CpuBatches {
     fn batch(&self, number: u64) -> CpuBatch {
-        let start = number as usize * self.batch_size;
-        let stop = (start + self.batch_size).min(self.order.len());
-        let batch = Batch::of_pairs(&self.pairs, &self.order[start..stop]);
+        let positions = positions(number, self.batch_size, self.order.len());
+        let batch = Batch::of_pairs(&self.pairs, &self.order[positions]);
         CpuBatch { batch, step: self.first_step + number as u32 }
     }
 }

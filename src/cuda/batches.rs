@@ -15,7 +15,7 @@ use super::recording::Recording;
 use super::stream::{FeatureStream, Feed};
 use crate::Result;
 use crate::backend::{BatchRooms, Rooms};
-use crate::batch::{Batch, EpochPlan};
+use crate::batch::{Batch, EpochPlan, positions};
 use crate::config::Order;
 use crate::data::Pairs;
 
@@ -168,19 +168,16 @@ struct HostItems {
     of_pairs: Vec<u32>,
     /// The epoch's order; `None`: the file's.
     order: Option<Vec<u32>>,
-    batch_size: usize,
 }
 
 impl HostItems {
-    /// The distinct items of a batch of the epoch at hand, ascending.
-    fn of_batch(&self, number: u64) -> Vec<u32> {
-        let start = number as usize * self.batch_size;
-        let stop = (start + self.batch_size).min(self.of_pairs.len());
+    /// The distinct items of the pairs at some positions of the epoch at hand, ascending.
+    fn at(&self, positions: Range<usize>) -> Vec<u32> {
         let mut items: Vec<u32> = match &self.order {
             Some(order) => {
-                order[start..stop].iter().map(|&pair| self.of_pairs[pair as usize]).collect()
+                order[positions].iter().map(|&pair| self.of_pairs[pair as usize]).collect()
             }
-            None => self.of_pairs[start..stop].to_vec(),
+            None => self.of_pairs[positions].to_vec(),
         };
         items.sort_unstable();
         items.dedup();
@@ -230,11 +227,7 @@ impl CudaBatches {
                 pairs: most,
                 _lists: None,
             },
-            on_host: streams.then(|| HostItems {
-                of_pairs: pairs.items.clone(),
-                order: None,
-                batch_size: most.max(1),
-            }),
+            on_host: streams.then(|| HostItems { of_pairs: pairs.items.clone(), order: None }),
             recording: None,
         })
     }
@@ -349,14 +342,13 @@ impl CudaBatches {
         };
         let [users, items] = [read(&self.users)?, read(&self.items)?];
         let batch = |number: usize| {
-            let start = number * self.batch_size;
-            let stop = (start + self.batch_size).min(self.pairs);
+            let Range { start, end } = positions(number as u64, self.batch_size, self.pairs);
             let lists = |[ids, offsets, partners, counts]: &[Vec<u32>; 4]| {
                 let (count, bounds) = (counts[number] as usize, start + number);
                 (
                     ids[start..start + count].to_vec(),
                     offsets[bounds..=bounds + count].to_vec(),
-                    partners[start..stop].to_vec(),
+                    partners[start..end].to_vec(),
                 )
             };
             let (users, user_offsets, items_of_users) = lists(&users);
@@ -418,7 +410,8 @@ impl CudaBatches {
         };
         let done = match (stream, &self.on_host) {
             (Some(stream), Some(host)) => {
-                let items_of = |number| host.of_batch(number);
+                let (batch_size, pairs) = (self.batch_size, self.pairs);
+                let items_of = |number| host.at(positions(number, batch_size, pairs));
                 stream.feed(numbers.clone(), &items_of, |feed| visit(numbers, Some(feed)))
             }
             _ => visit(numbers, None),

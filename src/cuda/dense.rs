@@ -17,7 +17,7 @@ const WIDE: u64 = 128;
 /// Depth that a tile takes at a time: `DEPTH` of `operand.cuh`.
 const DEPTH: usize = 16;
 /// Rows that a thread of `column_slices` sums: `ROWS` of `sum_slices.cu`.
-const COLUMN_ROWS: u64 = 32;
+pub(super) const COLUMN_ROWS: u64 = 32;
 
 /// Warps that a product is cut into where its depth allows: eight for each multiprocessor of a large
 /// GPU. A constant, so that sums have one order on every GPU.

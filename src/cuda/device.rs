@@ -85,7 +85,7 @@ impl Device {
         let context = CudaContext::new(ordinal).map_err(|error| failed("opening it", error))?;
         // SAFETY: events order the uses of memory by several streams; this context's memory is
         // allocated, used and freed on one stream each, and where others use it too, they wait for
-        // it, and it for them, in `shared.rs`, `stream.rs` and the branches of a step (`step.rs`).
+        // it, and it for them, in `shared.rs`, `stream.rs` and the branches of a step (`step/`).
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| failed("making a stream", error))?;
         keep_freed_memory(&context).map_err(|error| failed("setting its memory pool up", error))?;
@@ -154,19 +154,11 @@ impl Device {
         if Arc::ptr_eq(&self.stream, &other.stream) {
             return Ok(());
         }
-        let asked = || Asked::After { stream: self.number(), other: other.number() };
-        if !self.notes.note(asked) {
-            return Ok(());
-        }
+        // Done in any case, so that memory which moves while there are only notes is not given back
+        // before graphs that use it.
+        self.notes.note(|| Asked::After { stream: self.number(), other: other.number() });
         let ordered = self.stream.join(&other.stream);
         ordered.map_err(|error| self.failed("ordering two streams".to_owned(), error))
-    }
-
-    /// Has whatever branches do from here on come after what this device was asked for: giving
-    /// intermediate numbers' memory back, too, which graphs use on this device's stream.
-    fn hold_branches(&self) -> Result<(), DriverError> {
-        let branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
-        branches.iter().try_for_each(|branch| branch.stream.join(&self.stream))
     }
 
     /// What tells the stream from others in [`Notes`].
@@ -318,14 +310,12 @@ impl Device {
         Ok(Recording { graph, asked })
     }
 
-    /// Whether `work` would ask for what was recorded; it is not done.
+    /// Whether `work` would ask for what was recorded; its launches are not made.
     pub(super) fn is_recorded(
         &self,
         recording: &Recording,
         work: impl FnOnce() -> Result<()>,
     ) -> Result<bool> {
-        let held = self.hold_branches();
-        held.map_err(|error| self.failed("ordering two streams".to_owned(), error))?;
         let (outcome, asked) = self.notes.of(false, work);
         outcome.map(|()| asked == recording.asked)
     }
@@ -371,8 +361,11 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // Of a device that failed nothing is in flight any more.
-        self.hold_branches().ok();
+        // Branches give their memory back on their own streams, and graphs use it on this one.
+        for branch in self.branches.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            // Of a device that failed nothing is in flight any more.
+            branch.after(self).ok();
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 
 use super::StoredType;
 use super::batches::{self, rooms_for};
-use super::dense::Tile;
+use super::dense::{COLUMN_ROWS, Tile};
 use super::device::PART_ALIGNMENT;
 use super::loss::loss_bytes;
 use super::rows::norm_blocks;
@@ -240,7 +240,7 @@ fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, ite
         let (_, count) = tile.slices(rows, columns, depth);
         if count == 1 { 0 } else { 4 * count * rows * columns }
     };
-    let column_sums = |rows: usize| 4 * rows.div_ceil(32) * d;
+    let column_sums = |rows: usize| 4 * rows.div_ceil(COLUMN_ROWS as usize) * d;
     let modality = |columns: usize| {
         let forward = partial(Tile::FEATURE_ROWS, items, d, columns);
         let backward = partial(Tile::FEATURE_COLUMNS, d, columns, items);

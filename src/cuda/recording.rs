@@ -1,6 +1,5 @@
 //! What a step asks of a device, noted, so that a graph of it serves as long as it is the same.
 
-use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::CudaGraph;
@@ -41,42 +40,30 @@ impl Asked {
     }
 }
 
-/// Whether what is asked of a device and its branches is done, and noted.
-#[derive(Debug, Default)]
-enum Noting {
-    /// Done alone.
-    #[default]
-    Not,
-    /// Noted and done.
-    Doing(Vec<Asked>),
-    /// Noted alone.
-    Instead(Vec<Asked>),
+/// What a device and its branches were asked for since somebody wanted to know.
+#[derive(Debug)]
+struct Noting {
+    asked: Vec<Asked>,
+    /// Whether launches are made, too.
+    is_done: bool,
 }
 
 /// The notes of a device, which its branches share.
 #[derive(Debug, Default)]
-pub(super) struct Notes(Mutex<Noting>);
+pub(super) struct Notes(Mutex<Option<Noting>>);
 
 impl Notes {
-    /// Notes what is asked for, where somebody wants to know; whether it is to be done.
+    /// Notes what is asked for, where somebody wants to know; whether a launch is to be made.
     pub fn note(&self, asked: impl FnOnce() -> Asked) -> bool {
-        match &mut *self.lock() {
-            Noting::Not => true,
-            Noting::Doing(notes) => {
-                notes.push(asked());
-                true
-            }
-            Noting::Instead(notes) => {
-                notes.push(asked());
-                false
-            }
-        }
+        self.lock().as_mut().is_none_or(|noting| {
+            noting.asked.push(asked());
+            noting.is_done
+        })
     }
 
-    /// Does `work`; its outcome and what it asked for, which is done or not.
+    /// Does `work`; its outcome and what it asked for, whose launches are made or not.
     pub fn of<T>(&self, is_done: bool, work: impl FnOnce() -> T) -> (T, Vec<Asked>) {
-        *self.lock() =
-            if is_done { Noting::Doing(Vec::new()) } else { Noting::Instead(Vec::new()) };
+        *self.lock() = Some(Noting { asked: Vec::new(), is_done });
         let noting = UntilDropped(self);
         let outcome = work();
         (outcome, noting.0.take())
@@ -84,14 +71,11 @@ impl Notes {
 
     /// What was noted; nothing is noted from here on.
     fn take(&self) -> Vec<Asked> {
-        match mem::take(&mut *self.lock()) {
-            Noting::Not => Vec::new(),
-            Noting::Doing(notes) | Noting::Instead(notes) => notes,
-        }
+        self.lock().take().map_or_else(Vec::new, |noting| noting.asked)
     }
 
     /// A thread that panicked has noted whole launches.
-    fn lock(&self) -> MutexGuard<'_, Noting> {
+    fn lock(&self) -> MutexGuard<'_, Option<Noting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

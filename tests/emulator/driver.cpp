@@ -226,7 +226,7 @@ CUresult ask(Stream& stream, std::function<CUresult()> run, bool always = false)
 
 // Does the work of a graph: that of early streams, with another one to begin each time, then the first
 // one's, and of the others' what is waited for.
-CUresult run_graph(Graph graph) {
+CUresult run_graph(Graph& graph) {
     static size_t begins = 0;
     ++begins;
     for (size_t number = 0; number < graph.queues.size(); ++number) {
