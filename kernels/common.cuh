@@ -90,6 +90,11 @@ __device__ __forceinline__ void store4(float* address, float4 value) {
     *reinterpret_cast<float4*>(address) = value;
 }
 
+// The address is a multiple of 8 bytes.
+__device__ __forceinline__ void store2(float* address, float first, float second) {
+    *reinterpret_cast<float2*>(address) = make_float2(first, second);
+}
+
 __device__ __forceinline__ void load4(const float* address, float (&numbers)[4]) {
     float4 quad = load4(address);
     numbers[0] = quad.x;

@@ -61,6 +61,7 @@ struct Operand {
     typedef FORMAT Format;
     typedef typename Format::Stored Stored;
     static const bool EXACT = Format::EXACT;
+    static const bool DEPTH_ALONG = ALONG;
     static const u32 LINES = TILE_LINES;
     static const u32 SIZE = sizeof(Stored);
     static const u32 BYTES = LINES * DEPTH * SIZE;

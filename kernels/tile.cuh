@@ -42,9 +42,9 @@ struct Product {
     typedef Operand<FormatA, ALONG_A, LINES_A, THREADS> A;
     typedef Operand<FormatB, ALONG_B, LINES_B, THREADS> B;
     static const u32 STAGES = THREADS * 192 / (A::BYTES + B::BYTES);
-    // Of a row of the finished tile. What a warp writes together lies two deep in a bank, where the
-    // depth does not run along the rows of b eight deep: counted, not measured.
-    static const u32 OUT_ROW = LINES_B + 8;
+    // Of a row of the finished tile: lanes that write together write to different banks, but where
+    // the depth runs along neither's rows two by two to the same: counted, not measured.
+    static const u32 OUT_ROW = LINES_B + (ALONG_B ? 8 : 4);
 
     struct alignas(16) Stage {
         u8 a[A::BYTES];
@@ -203,14 +203,21 @@ __device__ __forceinline__ void multiply(typename Product::A& a, typename Produc
     u32 group = threadIdx.x % 32 / 4;
     u32 in_group = threadIdx.x % 4;
 #pragma unroll
-    for (u32 i = 0; i < 2; ++i) {
+    for (u32 q = 0; q < 4; ++q) {
+        float* row = shared.out + (warp_a + A::line(q, group)) * Product::OUT_ROW + warp_b;
+        const float(&sums)[4][4] = totals[q / 2];
+        u32 left = q % 2 * 2;
+        if (B::DEPTH_ALONG) {
 #pragma unroll
-        for (u32 j = 0; j < 4; ++j) {
+            for (u32 j = 0; j < 4; ++j) {
+                store2(row + B::line(j, 2 * in_group), sums[j][left], sums[j][left + 1]);
+            }
+        } else {
 #pragma unroll
-            for (u32 part = 0; part < 4; ++part) {
-                u32 row = warp_a + A::line(2 * i + part / 2, group);
-                u32 column = warp_b + B::line(j, 2 * in_group + part % 2);
-                shared.out[row * Product::OUT_ROW + column] = totals[i][j][part];
+            for (u32 n = 0; n < 2; ++n) {
+                u32 part = left + n;
+                store4(row + B::line(0, 2 * in_group + n),
+                       make_float4(sums[0][part], sums[1][part], sums[2][part], sums[3][part]));
             }
         }
     }

@@ -24,7 +24,10 @@
 #define __launch_bounds__(...)
 #define __restrict__
 
-struct float4 {
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
     float x, y, z, w;
 };
 struct uint3 {
@@ -32,6 +35,7 @@ struct uint3 {
 };
 typedef uint3 dim3;
 
+inline float2 make_float2(float x, float y) { return float2{x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return float4{x, y, z, w}; }
 
 namespace emulator {
