@@ -274,6 +274,7 @@ pub trait Backend: Clone {
     ///
     /// `step` must ask for the same operations on the same buffers each time: a device may record
     /// what it asks for at one batch and do it again for the next ones, and then it is not called.
+    /// Such a device may ask `proceed` for several batches before it works with them.
     fn each_batch(
         &self,
         batches: &mut Self::Batches,

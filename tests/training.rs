@@ -156,7 +156,8 @@ fn the_branches_of_a_step_wait_for_what_they_need() {
     let small = TrainConfig { epochs: 2, ..config() };
     for config in [
         TrainConfig { layers: 0, ..small.clone() },
-        TrainConfig { layers: 1, freeze_features: true, ..small.clone() },
+        // Of more steps than a graph has.
+        TrainConfig { layers: 1, freeze_features: true, batch_size: 16, ..small.clone() },
         small.clone(),
         TrainConfig { propagation: Propagation::Gcn, ..small },
     ] {

@@ -1,6 +1,7 @@
 //! Batches on a device: one that is given, and those of an epoch, arranged there and visited by
 //! launches that were recorded once (`batch.cuh`, `batches.cu`).
 
+use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::device::Device;
 use super::launch::{Address, Launch, blocks, launch};
 use super::memory::Memory;
 use super::random::{self, SortBits};
-use super::recording::Recording;
+use super::recording::{Recordings, steps_at_once};
 use super::stream::{FeatureStream, Feed};
 use crate::Result;
 use crate::backend::{BatchRooms, Rooms};
@@ -158,8 +159,8 @@ pub struct CudaBatches {
     batch: CudaBatch,
     /// The pairs' items, when features are streamed.
     on_host: Option<HostItems>,
-    /// A step of the batch at hand, kept from one call to the next.
-    recording: Option<Recording>,
+    /// Steps of the batch at hand, kept from one call to the next.
+    recordings: Recordings,
 }
 
 /// The items of an epoch's batches, kept on the host.
@@ -228,7 +229,7 @@ impl CudaBatches {
                 _lists: None,
             },
             on_host: streams.then(|| HostItems { of_pairs: pairs.items.clone(), order: None }),
-            recording: None,
+            recordings: Recordings::default(),
         })
     }
 
@@ -391,9 +392,10 @@ impl CudaBatches {
 
     /// See [`crate::backend::Backend::each_batch`].
     ///
-    /// The first batch's launches are made one by one, and may allocate; the second one's are
-    /// recorded as a graph, which then serves this batch and all after it, and those of later calls
-    /// as long as a step asks for the same. Where launches are timed, all are made one by one.
+    /// The first batch's launches are made one by one, and may allocate; those of batches after it
+    /// are recorded as graphs of one step and of several, which serve later calls too, as long as a
+    /// step asks for the same. Where launches are timed, all are made one by one; where features
+    /// are streamed, a graph has one step, between whose like their rows arrive.
     pub(super) fn each(
         &mut self,
         device: &Arc<Device>,
@@ -403,10 +405,14 @@ impl CudaBatches {
         stream: Option<&FeatureStream>,
     ) -> Result<u64> {
         self.seek(numbers.start)?;
-        let mut recording = self.recording.take();
+        let mut recordings = mem::take(&mut self.recordings);
         let this = &*self;
         let mut visit = |numbers, feed: Option<&mut Feed<'_>>| {
-            this.visit(device, numbers, step, proceed, feed, &mut recording)
+            let mut next = || {
+                this.advance(device)?;
+                step(&this.batch)
+            };
+            visit(device, numbers, &mut next, proceed, feed, &mut recordings)
         };
         let done = match (stream, &self.on_host) {
             (Some(stream), Some(host)) => {
@@ -417,50 +423,51 @@ impl CudaBatches {
             _ => visit(numbers, None),
         };
         // Nothing of a failed device is kept.
-        self.recording = recording.filter(|_| done.is_ok());
+        if done.is_ok() {
+            self.recordings = recordings;
+        }
         done
     }
+}
 
-    fn visit(
-        &self,
-        device: &Arc<Device>,
-        numbers: Range<u64>,
-        step: &mut dyn FnMut(&CudaBatch) -> Result<()>,
-        proceed: &mut dyn FnMut() -> bool,
-        mut feed: Option<&mut Feed<'_>>,
-        recording: &mut Option<Recording>,
-    ) -> Result<u64> {
-        let mut next = || {
-            self.advance(device)?;
-            step(&self.batch)
-        };
-        for number in numbers.clone() {
-            if !proceed() {
-                return Ok(number - numbers.start);
-            }
+/// Has `next` work with the next batch, as often as there are `numbers` and `proceed` says yes;
+/// how often it was.
+fn visit(
+    device: &Arc<Device>,
+    numbers: Range<u64>,
+    next: &mut dyn FnMut() -> Result<()>,
+    proceed: &mut dyn FnMut() -> bool,
+    mut feed: Option<&mut Feed<'_>>,
+    recordings: &mut Recordings,
+) -> Result<u64> {
+    let is_timed = device.times_launches();
+    let at_once =
+        if is_timed || feed.is_some() { 1 } else { steps_at_once(numbers.end - numbers.start) };
+    if !is_timed && !numbers.is_empty() {
+        recordings.keep_if_same(device, &mut *next)?;
+    }
+    let mut number = numbers.start;
+    while number < numbers.end {
+        let is_first = number == numbers.start && recordings.is_empty();
+        let is_short = numbers.end - number < at_once;
+        let wanted = if is_first || is_short { 1 } else { at_once };
+        let steps = (0..wanted).take_while(|_| proceed()).count() as u64;
+        if steps == wanted {
             if let Some(feed) = &mut feed {
                 feed.begin(number)?;
             }
-            if device.times_launches() {
-                next()?;
-            } else if number > numbers.start {
-                let recording = match recording {
-                    Some(recording) => recording,
-                    None => recording.insert(device.record(&mut next)?),
-                };
-                device.replay(recording)?;
-            } else {
-                match recording.take() {
-                    Some(kept) if device.is_recorded(&kept, &mut next)? => {
-                        device.replay(recording.insert(kept))?;
-                    }
-                    _ => next()?,
-                }
+            match is_timed || is_first {
+                true => next()?,
+                false => recordings.do_steps(device, steps, next)?,
             }
             if let Some(feed) = &mut feed {
                 feed.end(number)?;
             }
+        } else {
+            (0..steps).try_for_each(|_| recordings.do_steps(device, 1, next))?;
+            return Ok(number + steps - numbers.start);
         }
-        Ok(numbers.end - numbers.start)
+        number += steps;
     }
+    Ok(numbers.end - numbers.start)
 }

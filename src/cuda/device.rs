@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, CudaViewMut, DevicePtr,
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, CudaViewMut, DevicePtr,
     DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, result, sys,
 };
 use cudarc::nvrtc::Ptx;
@@ -16,7 +16,7 @@ use super::kernels::{Kernels, NAMES};
 use super::launch::{Address, Arguments, Launch};
 use super::memory::Memory;
 use super::profile::Recorded;
-use super::recording::{Asked, Notes, Recording};
+use super::recording::{Asked, Notes};
 use crate::error::SAVES_DEVICE_MEMORY;
 use crate::{Error, Result};
 
@@ -295,34 +295,45 @@ impl Device {
         self.timed(launch, start).map_err(|error| self.failed(operation(), error))
     }
 
-    /// Records the launches of `work`, which are not made: [`Device::replay`] makes them.
-    pub(super) fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Recording> {
-        let failed = |error| self.failed("recording a step".to_owned(), error);
+    /// Records the launches of `work`, which are not made: [`Device::replay`] makes them. And what
+    /// it asked for.
+    pub(super) fn record(
+        &self,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<(CudaGraph, Vec<Asked>)> {
+        let failed = |error| self.failed("recording steps".to_owned(), error);
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(failed)?;
         let (outcome, asked) = self.notes.of(true, work);
-        // Ended in any case: a stream that records does nothing else.
-        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        let graph = self.end_recording();
         outcome?;
         let graph = graph.map_err(failed)?.ok_or_else(|| {
-            self.refused("recording a step".to_owned(), "nothing was recorded".to_owned())
+            self.refused("recording steps".to_owned(), "nothing was recorded".to_owned())
         })?;
-        Ok(Recording { graph, asked })
+        Ok((graph, asked))
     }
 
-    /// Whether `work` would ask for what was recorded; its launches are not made.
-    pub(super) fn is_recorded(
-        &self,
-        recording: &Recording,
-        work: impl FnOnce() -> Result<()>,
-    ) -> Result<bool> {
+    /// Ends a recording in any case: a stream that records does nothing else.
+    fn end_recording(&self) -> Result<Option<CudaGraph>, DriverError> {
+        let end = || self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        let graph = end();
+        let ended = Ok(sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE);
+        if graph.is_err() && self.stream.capture_status() != ended {
+            // cudarc told of an earlier failure instead of ending it.
+            end().ok();
+        }
+        graph
+    }
+
+    /// What `work` would ask for; its launches are not made.
+    pub(super) fn would_ask(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<Asked>> {
         let (outcome, asked) = self.notes.of(false, work);
-        outcome.map(|()| asked == recording.asked)
+        outcome.map(|()| asked)
     }
 
     /// Makes the launches that were recorded.
-    pub(super) fn replay(&self, recording: &Recording) -> Result<()> {
-        recording.graph.launch().map_err(|error| self.failed("a recorded step".to_owned(), error))
+    pub(super) fn replay(&self, graph: &CudaGraph) -> Result<()> {
+        graph.launch().map_err(|error| self.failed("recorded steps".to_owned(), error))
     }
 
     /// Fills the first `length` bytes of `target` in parts of `part` bytes at most: while one is on

@@ -1,10 +1,12 @@
-//! What a step asks of a device, noted, so that a graph of it serves as long as it is the same.
+//! What a step asks of a device, noted, so that graphs of it serve as long as it is the same.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::CudaGraph;
 
+use super::device::Device;
 use super::launch::Arguments;
+use crate::Result;
 
 /// Something that is asked of a stream; streams are told apart by where they lie in memory.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,15 +91,71 @@ impl Drop for UntilDropped<'_> {
     }
 }
 
-/// A recorded step: the graph, and what was asked for when it was recorded.
-pub(super) struct Recording {
-    pub graph: CudaGraph,
-    pub asked: Vec<Asked>,
+/// The most steps of a graph. Between graphs a device waits for the host's word and for the last
+/// branch, some microseconds; a run that is to stop waits for those that were asked for.
+const MOST_STEPS: u64 = 16;
+
+/// How many of `steps` steps are asked for at once: as even a part as [`MOST_STEPS`] allows, so that
+/// few are left over.
+pub(super) fn steps_at_once(steps: u64) -> u64 {
+    steps / steps.div_ceil(MOST_STEPS).max(1)
 }
 
-impl std::fmt::Debug for Recording {
+/// Steps that were recorded: graphs of one and of several of them.
+#[derive(Default)]
+pub(super) struct Recordings {
+    /// What each step asks for.
+    asked: Vec<Asked>,
+    /// Each with its number of steps.
+    graphs: Vec<(u64, CudaGraph)>,
+}
+
+impl Recordings {
+    pub fn is_empty(&self) -> bool {
+        self.graphs.is_empty()
+    }
+
+    /// Forgets them all, unless `step` asks for the same; it is not done.
+    pub fn keep_if_same(
+        &mut self,
+        device: &Device,
+        step: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        if !self.is_empty() && device.would_ask(step)? != self.asked {
+            *self = Self::default();
+        }
+        Ok(())
+    }
+
+    /// Does so many times what `step` asks for, at once; what it needs has been allocated.
+    pub fn do_steps(
+        &mut self,
+        device: &Arc<Device>,
+        steps: u64,
+        step: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        if let Some((_, graph)) = self.graphs.iter().find(|(of, _)| *of == steps) {
+            return device.replay(graph);
+        }
+        let (graph, asked) = device.record(|| (0..steps).try_for_each(|_| step()))?;
+        let asked_once = asked.len() / steps as usize;
+        if self.is_empty() {
+            self.asked = asked[..asked_once].to_vec();
+        }
+        if asked_once == 0 || asked.chunks(asked_once).any(|step| step != self.asked) {
+            let problem = "one asked for something else than another".to_owned();
+            return Err(device.refused("recording steps".to_owned(), problem));
+        }
+        device.replay(&graph)?;
+        self.graphs.push((steps, graph));
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Recordings {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Recording({} launches and waits)", self.asked.len())
+        let steps: Vec<u64> = self.graphs.iter().map(|(steps, _)| *steps).collect();
+        write!(formatter, "Recordings({steps:?} steps of {} launches and waits)", self.asked.len())
     }
 }
 
@@ -118,5 +176,19 @@ mod tests {
         let work = std::panic::AssertUnwindSafe(|| notes.of(false, || panic!("as is meant")));
         assert!(std::panic::catch_unwind(work).is_err());
         assert!(notes.note(asked));
+    }
+
+    /// One graph where one is enough; and fewer than twice as many launches as the most steps at once
+    /// would take, those of steps that are left over too.
+    #[test]
+    fn steps_are_asked_for_in_even_parts() {
+        assert_eq!(steps_at_once(0), 0);
+        assert!((1..=MOST_STEPS).all(|steps| steps_at_once(steps) == steps));
+        for steps in 1..1000 {
+            let at_once = steps_at_once(steps);
+            assert!((1..=MOST_STEPS).contains(&at_once), "{at_once} of {steps} steps");
+            let launches = steps / at_once + steps % at_once;
+            assert!(launches < 2 * steps.div_ceil(MOST_STEPS), "{at_once} of {steps} steps");
+        }
     }
 }

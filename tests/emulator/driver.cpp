@@ -53,6 +53,7 @@ enum : CUresult {
     CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901,
     CUDA_ERROR_STREAM_CAPTURE_UNJOINED = 904,
     CUDA_ERROR_STREAM_CAPTURE_ISOLATION = 905,
+    CUDA_ERROR_CAPTURED_EVENT = 907,
     CUDA_ERROR_UNKNOWN = 999,
 };
 
@@ -627,6 +628,9 @@ CUresult cuEventRecord(Event* event, Stream* stream) {
 
 CUresult cuEventElapsedTime(float* milliseconds, Event* start, Event* end) {
     BEGIN_IN_CONTEXT();
+    if (start->captured || end->captured) {
+        return CUDA_ERROR_CAPTURED_EVENT;
+    }
     if (!start->reached || !end->reached || *start->reached < 0 || *end->reached < 0) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -636,6 +640,9 @@ CUresult cuEventElapsedTime(float* milliseconds, Event* start, Event* end) {
 
 CUresult cuEventSynchronize(Event* event) {
     BEGIN_IN_CONTEXT();
+    if (event->captured) {
+        return CUDA_ERROR_CAPTURED_EVENT;
+    }
     if (event->stream == nullptr || driver().streams.count(event->stream) == 0) {
         return CUDA_SUCCESS;
     }
@@ -684,6 +691,10 @@ CUresult cuMemFreeAsync(CUdeviceptr address, Stream* stream) {
     char* start = reinterpret_cast<char*>(address);
     if (driver().device_memory.count(start) == 0) {
         return fail("memory is given back that was not allocated");
+    }
+    if (stream->capture) {
+        // A graph gives back only what it has allocated.
+        return unsupported(*stream);
     }
     std::function<CUresult()> run = [start] {
         give_back(start);
@@ -799,6 +810,12 @@ CUresult cuStreamEndCapture(Stream* stream, Graph** graph) {
         return CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
     }
     *graph = new Graph(*captured);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamIsCapturing(Stream* stream, int* status) {
+    BEGIN_IN_CONTEXT();
+    *status = !stream->capture ? 0 : stream->capture->broken ? 2 : 1;
     return CUDA_SUCCESS;
 }
 
