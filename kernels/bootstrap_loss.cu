@@ -12,9 +12,9 @@
 // Shapes: x and predicted R x d, in blocks: users, items, the items in each modality (batch.cuh).
 // Outputs: predicted `=` its gradient, zero in rows that the batch does not fill; cosines (R x 2)
 // `=` in those that it fills; loss_terms: losses `+=`.
-// Ownership: a group of lanes owns an online row and keeps it, S and the target at hand in
-// registers; a target's mask is drawn again by whoever reads it (Philox of seed, step, tensor, row,
-// column / 4), so neither mask nor dropped row nor cosine matrix exists in memory.
+// Ownership: a group of lanes owns an online row and keeps it, S, the target at hand and the next
+// one in registers; a target's mask is drawn again by whoever reads it (Philox of seed, step,
+// tensor, row, column / 4), so neither mask nor dropped row nor cosine matrix exists in memory.
 // Determinism: targets are added in the order of the pairs; loss_terms sums in f64 by a fixed tree.
 // Bytes: R d (4 + 4 + 4) and 4 d for each pair and side, from L2. Flops: about 6 d a pair and side,
 // 12 d a row, a quarter of a Philox (10 rounds) a target element. Bound: integer arithmetic of the
@@ -97,13 +97,10 @@ struct Row {
     }
 };
 
-// The unit row of a target after dropout, zeros where everything was dropped.
+// Makes a target its unit row after dropout, zeros where everything was dropped.
 template <u32 QUADS>
-__device__ __forceinline__ Row<QUADS> unit_target(const float* start, const Mask& mask, u32 step,
-                                                  u32 tensor, u32 row, const Group& group,
-                                                  u32 width) {
-    Row<QUADS> target;
-    target.load(start, group, width);
+__device__ __forceinline__ void make_unit(Row<QUADS>& target, const Mask& mask, u32 step,
+                                          u32 tensor, u32 row, const Group& group, u32 width) {
 #pragma unroll
     for (u32 i = 0; i < QUADS; ++i) {
         u32 column = 4 * (group.lane + i * group.lanes);
@@ -117,62 +114,103 @@ __device__ __forceinline__ Row<QUADS> unit_target(const float* start, const Mask
     for (u32 i = 0; i < QUADS; ++i) {
         target.quads[i] = scale4(scale, target.quads[i]);
     }
-    return target;
 }
+
+// The targets of a user or an item: the rows of whom it is paired with, one after the other.
+template <u32 QUADS>
+struct Targets {
+    const u32* paired;
+    const u32* ids;
+    const float* rows;
+    u32 count;
+
+    // The sum of their unit rows. While one is masked the next one is on its way, and where the one
+    // after that lies.
+    __device__ __forceinline__ Row<QUADS> sum(const Mask& mask, u32 step, u32 tensor,
+                                              const Group& group, u32 width) const {
+        Row<QUADS> sum = {}, next = {};
+        u32 next_id = 0;
+        u32 after = count > 0 ? paired[0] : 0;
+        auto bring = [&](u32 k) {
+            if (k < count) {
+                next.load(rows + static_cast<u64>(after) * width, group, width);
+                next_id = ids[after];
+                after = k + 1 < count ? paired[k + 1] : 0;
+            }
+        };
+        bring(0);
+        u32 most = group.most(count);
+#pragma unroll 1
+        for (u32 k = 0; k < most; ++k) {
+            Row<QUADS> target = next;
+            u32 id = next_id;
+            bring(k + 1);
+            make_unit(target, mask, step, tensor, id, group, width);
+            if (k < count) {
+                sum.add(1.0f, target);
+            }
+        }
+        return sum;
+    }
+};
 
 template <u32 QUADS>
 __device__ __forceinline__ void bootstrap_loss(const Batch& batch, Rooms rooms, u32 rows,
                                                u32 width, const Group& group, float cl_weight,
                                                const Mask& mask, const float* x, float* predicted,
                                                double* cosines) {
+    // Rooms are multiples of a warp's groups, which therefore return, and take one of the two ways
+    // below, all alike. A row that is not filled goes along as the block's first, without targets.
     u32 index = group.index();
     if (index >= rows) {
         return;
     }
     float* place = predicted + static_cast<u64>(index) * width;
-    if (!rooms.filled(batch, index)) {
-        Row<QUADS> zeros = {};
-        zeros.store(place, group, width);
-        return;
+    bool is_filled = rooms.filled(batch, index);
+    u32 block = rooms.block(index), position = is_filled ? rooms.position(index) : 0;
+    Row<QUADS> online = {};
+    if (is_filled) {
+        online.load(place, group, width);
     }
-    Row<QUADS> online;
-    online.load(place, group, width);
-    float square = online.dot(online, group);
-    float norm = sqrtf(square);
+    float norm = sqrtf(online.dot(online, group));
     float clamped = norm < COSINE_EPSILON ? COSINE_EPSILON : norm;
 
-    Row<QUADS> sum = {};
+    Row<QUADS> sum;
     float factor = -1.0f / static_cast<float>(batch.pairs);
-    double first = 0.0, second = 0.0;
-    u32 block = rooms.block(index), position = rooms.position(index);
+    float along;
+    auto write = [&](double first, double second) {
+        if (is_filled && group.lane == 0) {
+            cosines[2 * static_cast<u64>(index)] = first;
+            cosines[2 * static_cast<u64>(index) + 1] = second;
+        }
+    };
     if (block < 2) {
         bool is_user = block == 0;
         const u32* offsets = is_user ? batch.user_offsets : batch.item_offsets;
-        const u32* paired = is_user ? batch.items_of_users : batch.users_of_items;
-        const u32* ids = is_user ? batch.items : batch.users;
-        u32 tensor = is_user ? 1 : 0;
-        const float* targets = is_user ? x + static_cast<u64>(rooms.users) * width : x;
-        u32 stop = offsets[position + 1];
-        for (u32 k = offsets[position]; k < stop; ++k) {
-            u32 other = paired[k];
-            sum.add(1.0f, unit_target<QUADS>(targets + static_cast<u64>(other) * width, mask,
-                                             batch.step, tensor, ids[other], group, width));
-        }
-        first = static_cast<double>(online.dot(sum, group) / clamped);
+        u32 start = offsets[position];
+        Targets<QUADS> targets{(is_user ? batch.items_of_users : batch.users_of_items) + start,
+                               is_user ? batch.items : batch.users,
+                               is_user ? x + static_cast<u64>(rooms.users) * width : x,
+                               is_filled ? offsets[position + 1] - start : 0};
+        sum = targets.sum(mask, batch.step, is_user ? 1 : 0, group, width);
+        along = online.dot(sum, group);
+        write(static_cast<double>(along / clamped), 0.0);
     } else {
         u32 row = batch.items[position];
         float count =
             static_cast<float>(batch.item_offsets[position + 1] - batch.item_offsets[position]);
-        const float* item = x + static_cast<u64>(rooms.users + position) * width;
-        Row<QUADS> target = unit_target<QUADS>(item, mask, batch.step, 1, row, group, width);
-        first = static_cast<double>(count)
-                * static_cast<double>(online.dot(target, group) / clamped);
-        sum.add(count, target);
-        const float* own = x + static_cast<u64>(index) * width;
-        target = unit_target<QUADS>(own, mask, batch.step, block, row, group, width);
-        second = static_cast<double>(count)
-                 * static_cast<double>(online.dot(target, group) / clamped);
-        sum.add(count, target);
+        Row<QUADS> item, own;
+        item.load(x + static_cast<u64>(rooms.users + position) * width, group, width);
+        own.load(x + static_cast<u64>(index) * width, group, width);
+        make_unit(item, mask, batch.step, 1, row, group, width);
+        make_unit(own, mask, batch.step, block, row, group, width);
+        double item_cosine = static_cast<double>(online.dot(item, group) / clamped);
+        double own_cosine = static_cast<double>(online.dot(own, group) / clamped);
+        write(static_cast<double>(count) * item_cosine, static_cast<double>(count) * own_cosine);
+        sum = {};
+        sum.add(count, item);
+        sum.add(count, own);
+        along = online.dot(sum, group);
         factor *= cl_weight;
     }
 
@@ -181,22 +219,20 @@ __device__ __forceinline__ void bootstrap_loss(const Batch& batch, Rooms rooms, 
         factor /= COSINE_EPSILON;
     } else {
         float inverse = 1.0f / norm;
-        sum.add(-(online.dot(sum, group) * inverse * inverse), online);
+        sum.add(-(along * inverse * inverse), online);
         factor *= inverse;
     }
     Row<QUADS> gradient = {};
-    gradient.add(factor, sum);
-    gradient.store(place, group, width);
-    if (group.lane == 0) {
-        cosines[2 * static_cast<u64>(index)] = first;
-        cosines[2 * static_cast<u64>(index) + 1] = second;
+    if (is_filled) {
+        gradient.add(factor, sum);
     }
+    gradient.store(place, group, width);
 }
 
 }  // namespace loss_detail
 
-#define BOOTSTRAP_LOSS(QUADS)                                                                     \
-    extern "C" __global__ void __launch_bounds__(256) bootstrap_loss_##QUADS(                     \
+#define BOOTSTRAP_LOSS(QUADS, BLOCKS)                                                             \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS) bootstrap_loss_##QUADS(             \
         const Batch* __restrict__ batch, u32 user_room, u32 item_room, u32 rows, u32 width,       \
         u32 lanes, float cl_weight, u32 mode, u64 seed, u32 threshold, float scale,               \
         const u8* __restrict__ given, u32 users, u32 items, const float* __restrict__ x,          \
@@ -206,10 +242,11 @@ __device__ __forceinline__ void bootstrap_loss(const Batch& batch, Rooms rooms, 
                                            Group(lanes), cl_weight, mask, x, predicted, cosines); \
     }
 
-// Up to 128, 256 and 512 columns.
-BOOTSTRAP_LOSS(1)
-BOOTSTRAP_LOSS(2)
-BOOTSTRAP_LOSS(4)
+// Up to 128, 256 and 512 columns. A batch of 2048 pairs and two modalities is up to 512 blocks with
+// 64 columns: all at once on 132 multiprocessors that have four each.
+BOOTSTRAP_LOSS(1, 4)
+BOOTSTRAP_LOSS(2, 2)
+BOOTSTRAP_LOSS(4, 1)
 
 // losses[term] += 1 - (sum of the term's cosines) / |B|; one block a term: ui, iu, then align and
 // mask of each modality.

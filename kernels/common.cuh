@@ -138,6 +138,8 @@ struct Quad {
     }
 };
 
+static const u32 ALL_LANES = 0xffffffffu;
+
 __device__ __forceinline__ float4 zero4() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 
 // a * b + c
@@ -158,19 +160,19 @@ __device__ __forceinline__ float dot4(float4 a, float4 b, float c) {
     return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, c))));
 }
 
-// Work that `lanes` neighbouring lanes of a warp share (a power of two up to 32): which of them
-// this thread is, and the mask of the group for shuffles.
+// Work that `lanes` neighbouring lanes of a warp share (a power of two up to 32).
+//
+// Whoever hears other lanes asks together with its whole warp: groups of a warp go the same way,
+// and one that has nothing left to do goes along. A mask of the group's lanes alone would let them
+// part, but the compiler cannot know it: it has the warp compare masks before each exchange, which
+// takes several times as long as the exchange.
 struct Group {
     u32 lanes;
+    // Which of them this thread is.
     u32 lane;
-    u32 mask;
 
-    __device__ __forceinline__ explicit Group(u32 lanes) : lanes(lanes) {
-        u32 in_warp = threadIdx.x % 32;
-        lane = in_warp % lanes;
-        u32 all = lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
-        mask = all << (in_warp - lane);
-    }
+    __device__ __forceinline__ explicit Group(u32 lanes)
+        : lanes(lanes), lane(threadIdx.x % lanes) {}
 
     // The group this thread belongs to, counted over the whole grid.
     __device__ __forceinline__ u32 index() const {
@@ -180,8 +182,28 @@ struct Group {
     // The sum over the group's lanes, the same bits in each of them: x + y is commutative, so
     // that both partners of an exchange round alike.
     __device__ __forceinline__ float sum(float value) const {
-        for (u32 distance = lanes / 2; distance > 0; distance /= 2) {
-            value += __shfl_xor_sync(mask, value, distance);
+#pragma unroll
+        for (u32 distance = 16; distance > 0; distance /= 2) {
+            if (distance < lanes) {
+                value += __shfl_xor_sync(ALL_LANES, value, distance);
+            }
+        }
+        return value;
+    }
+
+    // What one of the group's lanes has, or, beyond the last one, another of the warp's.
+    __device__ __forceinline__ u32 from(u32 value, u32 lane_of_group) const {
+        return __shfl_sync(ALL_LANES, value, (threadIdx.x - lane + lane_of_group) % 32);
+    }
+
+    // The largest that the warp's groups have, each of whose lanes has the same.
+    __device__ __forceinline__ u32 most(u32 value) const {
+#pragma unroll
+        for (u32 distance = 1; distance < 32; distance *= 2) {
+            if (distance >= lanes) {
+                u32 other = __shfl_sync(ALL_LANES, value, threadIdx.x % 32 ^ distance);
+                value = other > value ? other : value;
+            }
         }
         return value;
     }

@@ -5,14 +5,16 @@
 // Shapes: x, b, y are N x d. Â is symmetric and its value on an edge is s_i s_j, so no value array
 // exists, and the backward pass is this kernel applied to the gradient.
 // Outputs: y `=`.
-// Ownership: the host cuts the rows into segments of at most SEGMENT neighbours (src/cuda/graph.rs),
-// so that a hub with a third of all edges is work for many groups. A group of lanes owns a segment;
-// a row of one segment is written at once, the segments of a longer row leave their sums in
-// `partial`, and spmm_join adds those in the order of the segments. No atomics: one fixed order.
+// Ownership: the host cuts the rows into segments of at most 32 neighbours, or of as many as there
+// are segments (src/cuda/spmm.rs), so that a hub with a third of all edges is work for many groups,
+// and adding their sums is not the longer work. A group of lanes owns a segment; a row of one
+// segment is written at once, the segments of a longer row leave their sums in `partial`, and
+// spmm_join adds those in the order of the segments. No atomics: one fixed order.
 // Bytes: E (4d + 8) gathered, mostly from L2, N (8d + 16) from memory. Flops: 2 E d + 2 N d.
 // Bound: L2 bandwidth while x fits there (25 MB up to d = 64, N = 10^5), HBM beyond.
 // Mapping: lane q of a group holds columns 4q to 4q + 3, so a neighbour's row is one coalesced
-// read; four neighbours are in flight at a time.
+// read. Each lane brings the id and the scale of a neighbour of its own, and the group hears of
+// them: for 16 lanes two latencies in 16 neighbours; then their rows, AT_ONCE at a time.
 #include "common.cuh"
 
 struct Segment {
@@ -29,6 +31,9 @@ struct LongRow {
 };
 
 static const u32 NO_SLOT = 0xffffffffu;
+// Rows in flight, of neighbours and of partial sums.
+static const u32 AT_ONCE = 4;
+static const u32 PARTS_AT_ONCE = 8;
 
 namespace spmm_detail {
 
@@ -51,42 +56,49 @@ extern "C" __global__ void __launch_bounds__(256) spmm(
     float neighbour_factor, float base_factor, float item_base_factor) {
     Group group(lanes);
     u32 index = group.index();
-    if (index >= segment_count) {
-        return;
-    }
-    Segment segment = segments[index];
+    // A group without a segment goes along with its warp.
+    bool is_there = index < segment_count;
+    Segment segment = segments[is_there ? index : 0];
     const u32* ids = neighbours + segment.start;
-    u32 length = x == nullptr ? 0 : segment.length;
-    float factor = neighbour_factor * scales[segment.row];
-    for (u32 column = 4 * group.lane; column < width; column += 4 * lanes) {
+    u32 length = x == nullptr || !is_there ? 0 : segment.length;
+    u32 longest = group.most(length);
+    for (u32 first_column = 0; first_column < width; first_column += 4 * lanes) {
+        u32 column = first_column + 4 * group.lane;
+        bool has_columns = column < width;
+        const float* x_column = x + (has_columns ? column : 0);
         float4 sum = zero4();
-        u32 k = 0;
-        for (; k + 4 <= length; k += 4) {
-            u32 id[4];
-            float scale[4];
-            float4 row[4];
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                id[j] = ids[k + j];
+        for (u32 first = 0; first < longest; first += lanes) {
+            // Where there is no neighbour, the first row is read and not added: a read that depends
+            // on it would have to be waited for before the next.
+            u32 id = 0;
+            float scale = 0.0f;
+            if (first + group.lane < length) {
+                id = ids[first + group.lane];
+                scale = scales[id];
             }
+            for (u32 k = 0; k < lanes && first + k < longest; k += AT_ONCE) {
+                float4 row[AT_ONCE];
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                scale[j] = scales[id[j]];
-                row[j] = load4(x + static_cast<u64>(id[j]) * width + column);
-            }
+                for (u32 j = 0; j < AT_ONCE; ++j) {
+                    row[j] = load4(x_column + static_cast<u64>(group.from(id, k + j)) * width);
+                }
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                sum = fma4(scale[j], row[j], sum);
+                for (u32 j = 0; j < AT_ONCE; ++j) {
+                    float factor = __uint_as_float(group.from(__float_as_uint(scale), k + j));
+                    if (k + j < lanes && first + k + j < length) {
+                        sum = fma4(factor, row[j], sum);
+                    }
+                }
             }
         }
-        for (; k < length; ++k) {
-            u32 id = ids[k];
-            sum = fma4(scales[id], load4(x + static_cast<u64>(id) * width + column), sum);
+        if (!is_there || !has_columns) {
+            continue;
         }
         u64 place = static_cast<u64>(segment.row) * width + column;
         if (segment.slot == NO_SLOT) {
-            sum = spmm_detail::add_base(scale4(factor, sum), base, base_factor, item_base_factor,
-                                        segment.row, users, place);
+            sum = scale4(neighbour_factor * scales[segment.row], sum);
+            sum = spmm_detail::add_base(sum, base, base_factor, item_base_factor, segment.row,
+                                        users, place);
             store4(y + place, sum);
         } else {
             store4(partial + static_cast<u64>(segment.slot) * width + column, sum);
@@ -109,9 +121,21 @@ extern "C" __global__ void __launch_bounds__(256) spmm_join(
     float factor = neighbour_factor * scales[row.row];
     for (u32 column = 4 * group.lane; column < width; column += 4 * lanes) {
         float4 sum = zero4();
-        for (u32 segment = 0; segment < row.segments; ++segment) {
-            u64 place = static_cast<u64>(row.slot + segment) * width + column;
-            sum = add4(sum, load4(partial + place));
+        const float* parts = partial + static_cast<u64>(row.slot) * width + column;
+        u32 segment = 0;
+        for (; segment + PARTS_AT_ONCE <= row.segments; segment += PARTS_AT_ONCE) {
+            float4 part[PARTS_AT_ONCE];
+#pragma unroll
+            for (u32 j = 0; j < PARTS_AT_ONCE; ++j) {
+                part[j] = load4(parts + static_cast<u64>(segment + j) * width);
+            }
+#pragma unroll
+            for (u32 j = 0; j < PARTS_AT_ONCE; ++j) {
+                sum = add4(sum, part[j]);
+            }
+        }
+        for (; segment < row.segments; ++segment) {
+            sum = add4(sum, load4(parts + static_cast<u64>(segment) * width));
         }
         u64 place = static_cast<u64>(row.row) * width + column;
         sum = spmm_detail::add_base(scale4(factor, sum), base, base_factor, item_base_factor,

@@ -1,5 +1,6 @@
 //! The graph on a device, cut into segments of even work, and Â times a matrix (`spmm.cu`).
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
@@ -11,7 +12,7 @@ use crate::backend::SpmmFactors;
 use crate::graph::Graph;
 use crate::{Error, Result};
 
-/// The most neighbours of a segment: rows up to this length are one group's work.
+/// The most neighbours of a segment of rows that have at most as many segments.
 const SEGMENT: usize = 32;
 
 /// Marks a segment that is its whole row.
@@ -52,17 +53,27 @@ pub struct CudaGraph {
     slots: usize,
 }
 
-/// Cuts rows into segments of at most [`SEGMENT`] neighbours; a row without any has an empty one.
+/// The most neighbours of a segment of a row with so many: [`SEGMENT`], or as many as the row has
+/// segments, so that to add the segments of a hub does not take longer than each of them.
+fn segment_length(neighbours: usize) -> usize {
+    let root = neighbours.isqrt();
+    let root = if root * root < neighbours { root + 1 } else { root };
+    root.max(SEGMENT).next_multiple_of(4)
+}
+
+/// Cuts rows into segments; a row without neighbours has an empty one. Those longer than [`SEGMENT`]
+/// come first: begun last, they would be what is waited for.
 fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
     let (mut segments, mut long_rows, mut slots) = (Vec::new(), Vec::new(), 0);
     for (row, bounds) in offsets.windows(2).enumerate() {
-        let (row, count) = (row as u32, (bounds[1] - bounds[0]).div_ceil(SEGMENT).max(1));
+        let most = segment_length(bounds[1] - bounds[0]);
+        let (row, count) = (row as u32, (bounds[1] - bounds[0]).div_ceil(most).max(1));
         if count > 1 {
             long_rows.push(LongRow { row, slot: slots as u32, segments: count as u32 });
         }
         for segment in 0..count {
-            let start = bounds[0] + segment * SEGMENT;
-            let length = (bounds[1] - start).min(SEGMENT) as u32;
+            let start = bounds[0] + segment * most;
+            let length = (bounds[1] - start).min(most) as u32;
             let slot = if count > 1 { (slots + segment) as u32 } else { NO_SLOT };
             segments.push(Segment { row, start: start as u32, length, slot });
         }
@@ -70,6 +81,7 @@ fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
             slots += count;
         }
     }
+    segments.sort_by_key(|segment| Reverse(segment.length.max(SEGMENT as u32)));
     (segments, long_rows, slots)
 }
 
@@ -195,36 +207,50 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Every entry lies in one segment, in order; every row has a segment; slots are dense.
+        /// Every entry lies in one segment, in order; every row has a segment; slots are dense; a hub
+        /// has no more segments than the longest has neighbours, and they come first.
         #[test]
-        fn segments_cover_every_row_once(lengths in prop::collection::vec(0usize..100, 0..30)) {
+        fn segments_cover_every_row_once(
+            lengths in prop::collection::vec(0usize..100, 0..30),
+            hub in 0usize..10_000,
+        ) {
             let mut offsets = vec![0];
-            offsets.extend(lengths.iter().scan(0, |sum, length| {
+            offsets.extend(lengths.iter().chain([&hub]).scan(0, |sum, length| {
                 *sum += length;
                 Some(*sum)
             }));
-            let (segments, long_rows, slots) = cut(&offsets);
+            let (mut segments, long_rows, slots) = cut(&offsets);
+            let is_long = |segment: &Segment| segment.length > SEGMENT as u32;
+            prop_assert!(segments.is_sorted_by_key(|segment| !is_long(segment)));
+            segments.sort_by_key(|segment| (segment.start, segment.row));
             let mut next = 0;
             let mut taken = Vec::new();
             for segment in &segments {
                 prop_assert_eq!(segment.start, next);
-                prop_assert!(segment.length as usize <= SEGMENT);
+                let row = segment.row as usize;
+                let neighbours = offsets[row + 1] - offsets[row];
+                let length = segment.length as usize;
+                prop_assert!(length <= SEGMENT || (length - 4).pow(2) < neighbours);
                 next += segment.length;
-                let whole = segment.length as usize == lengths[segment.row as usize];
-                prop_assert_eq!(segment.slot == NO_SLOT, whole);
+                prop_assert_eq!(segment.slot == NO_SLOT, length == neighbours);
                 if segment.slot != NO_SLOT {
                     taken.push((segment.row, segment.slot));
                 }
             }
             prop_assert_eq!(next as usize, *offsets.last().unwrap());
             let rows: std::collections::BTreeSet<u32> = segments.iter().map(|s| s.row).collect();
-            prop_assert_eq!(rows.len(), lengths.len());
+            prop_assert_eq!(rows.len(), lengths.len() + 1);
             let listed: Vec<(u32, u32)> = long_rows
                 .iter()
                 .flat_map(|row| (0..row.segments).map(|segment| (row.row, row.slot + segment)))
                 .collect();
             prop_assert_eq!(&taken, &listed);
             prop_assert_eq!(taken.len(), slots);
+            for row in &long_rows {
+                let longest = segments.iter().filter(|segment| segment.row == row.row);
+                let longest = longest.map(|segment| segment.length).max().unwrap();
+                prop_assert!(row.segments <= longest, "{row:?}, the longest has {longest}");
+            }
         }
     }
 }

@@ -32,7 +32,8 @@ fn spmm<B: Backend>(
 }
 
 /// The graphs: one user and one item; nodes without neighbours; a hub with 30 % of all edges in
-/// many segments, alone and with self-loops; rows of exactly one and just over one segment.
+/// many segments, alone and with self-loops; rows of exactly one and just over one segment; one of
+/// segments that are longer than others.
 fn graphs() -> Vec<(&'static str, Graph)> {
     let full = |users: usize| {
         let pairs =
@@ -48,6 +49,7 @@ fn graphs() -> Vec<(&'static str, Graph)> {
         ("a hub and loops", graph(4, 300, 50, 700, true)),
         ("one full segment", full(32)),
         ("a segment and one more", full(33)),
+        ("31 segments of 36", full(1100)),
     ]
 }
 
