@@ -3,28 +3,38 @@
 //   score(u, i) = p(H_u)[u] . p(H_i)[i], items of u's training pairs left out; higher scores first,
 //   ties by lower item id.
 //
-// Shapes: predicted N x d, ids n_u users, lists n_u x K; K at most 1024.
-// Outputs: items and scores `=`; NO_ITEM where a list is short.
-// Ownership: a block scores its users (16 up to K = 128) against all items, 128 at a time, in f32 by
-// fused multiply-adds in the order of the columns: the CPU backend's bits. A score above the user's
-// threshold (its K-th best so far) whose item is not masked is appended to the user's candidates in
-// shared memory; when those may run over, they are sorted, cut to K and the threshold rises.
-// Determinism: a candidate's key is (score descending, item ascending), unique and sorted, so the
-// order of appending, an integer atomic, decides nothing. A later item with an equal score loses by
-// its id: it need not pass the threshold.
-// Bytes: I d 4 a block from L2, n_u d 4 + 8 n_u K from memory. Flops: 2 n_u I d.
-// Bound: f32 multiply-adds.
+// Shapes: predicted N x d, ids n_u users, lists n_u x K; K at most 1024; keys of slices n_u x slices
+// x K.
+// Outputs: items and scores `=`; NO_ITEM where a list is short. Of few users each has the items cut
+// into slices, for more blocks: top_k then leaves each slice's best keys, and top_k_merge lists them.
+// Ownership: a block scores its users (16 up to K = 128) against a slice's items, 128 at a time, in
+// f32 by fused multiply-adds in the order of the columns: the CPU backend's bits. A user is one
+// warp's. A score above the user's threshold (its K-th best so far) whose item is not masked is
+// appended to the user's candidates in shared memory; when those may run over, the warp sorts them,
+// cuts them to K and the threshold rises. No other warp waits for that. In top_k_merge a block is a
+// warp and has one user.
+// Determinism: a candidate's key is (score descending, item ascending), unique and sorted, so how
+// the items are cut decides nothing. A later item with an equal score loses by its id: it need not
+// pass the threshold.
+// Bytes: I d 4 a block from L2, n_u d 4 + 8 n_u K from memory, and 16 n_u K for each of several
+// slices. Flops: 2 n_u I d.
+// Bound: f32 multiply-adds; of few users latency, of a tile's rows and of the merge.
 #include "common.cuh"
 
 namespace top_k_detail {
 
 static const u32 THREADS = 128;
+static const u32 WARPS = THREADS / 32;
 static const u32 USERS = 16;
 static const u32 ITEMS = 128;
 static const u32 DEPTH = 16;
+// Rows that the block brings at a time, 16 bytes a thread.
+static const u32 ROWS = THREADS / (DEPTH / 4);
 // 20 words: eight lanes' 16-byte reads fall into 32 different banks.
 static const u32 STRIDE = DEPTH + 4;
 static const u32 KEYS = 4096;
+// Of one user, at the longest lists.
+static const u32 MOST_KEYS = 2048;
 static const u32 NO_ITEM = 0xffffffffu;
 static const u64 NO_KEY = ~0ull;
 
@@ -32,7 +42,6 @@ struct alignas(16) Shared {
     float users[USERS * STRIDE];
     float items[ITEMS * STRIDE];
     u64 keys[KEYS];
-    u32 counts[USERS];
     float thresholds[USERS];
 };
 
@@ -62,57 +71,82 @@ __device__ __forceinline__ bool is_neighbour(const u32* neighbours, u32 low, u32
     return low < end && neighbours[low] == node;
 }
 
-// Sorts every user's `capacity` keys (a power of two), cuts them to K, sets the thresholds.
-__device__ __forceinline__ void compact(Shared& shared, u32 capacity, u32 users, u32 k) {
-    for (u32 index = threadIdx.x; index < users * capacity; index += THREADS) {
-        if (index % capacity >= shared.counts[index / capacity]) {
-            shared.keys[index] = NO_KEY;
-        }
+// Appends the keys of those of the warp's lanes that have one.
+__device__ __forceinline__ void append(u64* keys, u32& count, bool has_key, u64 key) {
+    u32 lanes = __ballot_sync(ALL_LANES, has_key);
+    if (has_key) {
+        keys[count + __popc(lanes & ((1u << threadIdx.x % 32) - 1))] = key;
     }
-    __syncthreads();
-    for (u32 size = 2; size <= capacity; size *= 2) {
-        for (u32 distance = size / 2; distance > 0; distance /= 2) {
-            for (u32 pair = threadIdx.x; pair < users * capacity / 2; pair += THREADS) {
-                u32 left = pair / distance * 2 * distance + pair % distance;
-                u32 right = left + distance;
-                u64 a = shared.keys[left], b = shared.keys[right];
-                // Runs of `size` ascend and descend in turn; a user's keys end ascending.
-                bool descending = (left % capacity & size) != 0;
-                if ((a > b) != descending) {
-                    shared.keys[left] = b;
-                    shared.keys[right] = a;
-                }
-            }
-            __syncthreads();
-        }
-    }
-    if (threadIdx.x < users && shared.counts[threadIdx.x] >= k) {
-        shared.counts[threadIdx.x] = k;
-        shared.thresholds[threadIdx.x] = score_of(shared.keys[threadIdx.x * capacity + k - 1]);
-    }
-    __syncthreads();
+    count += __popc(lanes);
 }
 
-// The block's scores: thread (warp w, lane l) has users 4w .. 4w + 3 and items l + 32 j.
+// The warp sorts a user's `count` keys, in a room that is a power of two, and cuts them to K.
+__device__ __forceinline__ void compact(u64* keys, u32& count, u32 k) {
+    u32 lane = threadIdx.x % 32;
+    u32 end = 1;
+    while (end < count) {
+        end *= 2;
+    }
+    for (u32 index = count + lane; index < end; index += 32) {
+        keys[index] = NO_KEY;
+    }
+    __syncwarp();
+    for (u32 size = 2; size <= end; size *= 2) {
+        for (u32 distance = size / 2; distance > 0; distance /= 2) {
+            for (u32 pair = lane; pair < end / 2; pair += 32) {
+                u32 left = 2 * pair - pair % distance;
+                u32 right = left + distance;
+                u64 a = keys[left], b = keys[right];
+                // Runs of `size` ascend and descend in turn; the last one ascends.
+                bool descending = (left & size) != 0;
+                if ((a > b) != descending) {
+                    keys[left] = b;
+                    keys[right] = a;
+                }
+            }
+            __syncwarp();
+        }
+    }
+    count = count < k ? count : k;
+}
+
+// The warp writes a user's list.
+__device__ __forceinline__ void write_list(const u64* keys, u32 count, u32 k, u64 place,
+                                           u32* list_items, float* list_scores) {
+    for (u32 rank = threadIdx.x % 32; rank < k; rank += 32) {
+        bool exists = rank < count;
+        list_items[place + rank] = exists ? static_cast<u32>(keys[rank]) : NO_ITEM;
+        list_scores[place + rank] = exists ? score_of(keys[rank]) : 0.0f;
+    }
+}
+
+// The block's scores: thread (warp w, lane l) has users w + 4 i and items l + 32 j.
 __device__ __forceinline__ void score_tile(Shared& shared, const float* predicted, const u32* ids,
                                            u32 first_user, u32 users, u32 all_users, u32 first_item,
                                            u32 items, u32 width, float (&scores)[4][4]) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // A thread brings four columns of one user, if any, and of every ROWS-th item.
+    u32 row = threadIdx.x / (DEPTH / 4), in_row = 4 * (threadIdx.x % (DEPTH / 4));
+    u32 id = row < users ? ids[first_user + row] : 0;
     for (u32 column = 0; column < width; column += DEPTH) {
-        for (u32 index = threadIdx.x; index < (USERS + ITEMS) * DEPTH / 4; index += THREADS) {
-            u32 row = index / (DEPTH / 4);
-            u32 k = 4 * (index % (DEPTH / 4));
-            bool is_user = row < USERS;
-            u32 item = first_item + row - USERS;
-            bool exists = column + k < width && (is_user ? row < users : item < items);
-            float4 value = zero4();
-            if (exists) {
-                u32 node = is_user ? ids[first_user + row] : all_users + item;
-                value = load4(predicted + static_cast<u64>(node) * width + column + k);
-            }
-            float* target = is_user ? shared.users + row * STRIDE
-                                    : shared.items + (row - USERS) * STRIDE;
-            store4(target + k, value);
+        const float* own = predicted + column + in_row;
+        bool has_columns = column + in_row < width;
+        float4 item_columns[ITEMS / ROWS];
+#pragma unroll
+        for (u32 i = 0; i < ITEMS / ROWS; ++i) {
+            u32 item = first_item + row + ROWS * i;
+            item_columns[i] = has_columns && item < items
+                                  ? load4(own + static_cast<u64>(all_users + item) * width)
+                                  : zero4();
+        }
+        if (row < USERS) {
+            store4(shared.users + row * STRIDE + in_row,
+                   has_columns && row < users ? load4(own + static_cast<u64>(id) * width)
+                                              : zero4());
+        }
+#pragma unroll
+        for (u32 i = 0; i < ITEMS / ROWS; ++i) {
+            store4(shared.items + (row + ROWS * i) * STRIDE + in_row, item_columns[i]);
         }
         __syncthreads();
 #pragma unroll
@@ -120,7 +154,7 @@ __device__ __forceinline__ void score_tile(Shared& shared, const float* predicte
             float4 user[4], item[4];
 #pragma unroll
             for (u32 i = 0; i < 4; ++i) {
-                user[i] = load4(shared.users + (4 * warp + i) * STRIDE + k);
+                user[i] = load4(shared.users + (warp + WARPS * i) * STRIDE + k);
                 item[i] = load4(shared.items + (lane + 32 * i) * STRIDE + k);
             }
 #pragma unroll
@@ -139,58 +173,95 @@ __device__ __forceinline__ void score_tile(Shared& shared, const float* predicte
 
 extern "C" __global__ void __launch_bounds__(128) top_k(
     const float* __restrict__ predicted, const u32* __restrict__ ids, u32 id_count, u32 all_users,
-    u32 items, u32 width, const u32* __restrict__ offsets, const u32* __restrict__ neighbours,
-    u32 k, u32 capacity, u32 users_per_block, u32* __restrict__ list_items,
-    float* __restrict__ list_scores) {
+    u32 items, u32 slice_items, u32 width, const u32* __restrict__ offsets,
+    const u32* __restrict__ neighbours, u32 k, u32 capacity, u32 users_per_block,
+    u64* __restrict__ slice_keys, u32* __restrict__ list_items, float* __restrict__ list_scores) {
     using namespace top_k_detail;
     SHARED(Shared, shared);
     u32 first_user = blockIdx.x * users_per_block;
     u32 users = first_user + users_per_block < id_count ? users_per_block : id_count - first_user;
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    u32 counts[4] = {};
     if (threadIdx.x < USERS) {
-        shared.counts[threadIdx.x] = 0;
         shared.thresholds[threadIdx.x] = __uint_as_float(0xff800000u);  // Minus infinity.
     }
-    __syncthreads();
-    for (u32 first_item = 0; first_item < items; first_item += ITEMS) {
+    u32 start = blockIdx.y * slice_items;
+    items = start + slice_items < items ? start + slice_items : items;
+    for (u32 first_item = start; first_item < items; first_item += ITEMS) {
         float scores[4][4] = {};
         score_tile(shared, predicted, ids, first_user, users, all_users, first_item, items, width,
                    scores);
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
-            u32 user = 4 * warp + i;
+            u32 user = warp + WARPS * i;
             if (user >= users) {
                 continue;
             }
-            u32 id = ids[first_user + user];
+            u64* keys = shared.keys + user * capacity;
 #pragma unroll
             for (u32 j = 0; j < 4; ++j) {
                 u32 item = first_item + lane + 32 * j;
-                if (item < items && scores[i][j] > shared.thresholds[user]
-                    && !is_neighbour(neighbours, offsets[id], offsets[id + 1], all_users + item)) {
-                    u32 slot = atomicAdd(&shared.counts[user], 1u);
-                    shared.keys[user * capacity + slot] = key_of(scores[i][j], item);
+                bool is_better = item < items && scores[i][j] > shared.thresholds[user];
+                if (is_better) {
+                    u32 id = ids[first_user + user];
+                    is_better = !is_neighbour(neighbours, offsets[id], offsets[id + 1],
+                                              all_users + item);
+                }
+                append(keys, counts[i], is_better, key_of(scores[i][j], item));
+            }
+            if (counts[i] + ITEMS > capacity) {
+                compact(keys, counts[i], k);
+                if (lane == 0 && counts[i] == k) {
+                    shared.thresholds[user] = score_of(keys[k - 1]);
                 }
             }
         }
-        __syncthreads();
-        bool full = false;
-        for (u32 user = 0; user < users; ++user) {
-            full = full || shared.counts[user] + ITEMS > capacity;
+    }
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        u32 user = warp + WARPS * i;
+        if (user >= users) {
+            continue;
         }
-        // Every thread has counted before one of them appends again.
-        __syncthreads();
-        if (full) {
-            compact(shared, capacity, users, k);
+        u64* keys = shared.keys + user * capacity;
+        compact(keys, counts[i], k);
+        u64 place = static_cast<u64>(first_user + user);
+        if (slice_keys == nullptr) {
+            write_list(keys, counts[i], k, place * k, list_items, list_scores);
+        } else {
+            u64* slice = slice_keys + (place * gridDim.y + blockIdx.y) * k;
+            for (u32 rank = lane; rank < k; rank += 32) {
+                slice[rank] = rank < counts[i] ? keys[rank] : NO_KEY;
+            }
         }
     }
-    compact(shared, capacity, users, k);
-    for (u32 index = threadIdx.x; index < users * k; index += THREADS) {
-        u32 user = index / k, rank = index % k;
-        bool exists = rank < shared.counts[user];
-        u64 key = exists ? shared.keys[user * capacity + rank] : NO_KEY;
-        u64 place = static_cast<u64>(first_user + user) * k + rank;
-        list_items[place] = exists ? static_cast<u32>(key) : NO_ITEM;
-        list_scores[place] = exists ? score_of(key) : 0.0f;
+}
+
+// The best of the `count` keys that the slices left of each user, a multiple of K.
+extern "C" __global__ void __launch_bounds__(32) top_k_merge(
+    const u64* __restrict__ slice_keys, u32 count, u32 k, u32 capacity,
+    u32* __restrict__ list_items, float* __restrict__ list_scores) {
+    using namespace top_k_detail;
+    SHARED(u64[MOST_KEYS], keys);
+    const u64* own = slice_keys + static_cast<u64>(blockIdx.x) * count;
+    u32 kept = 0;
+    u64 threshold = NO_KEY;
+    for (u32 first = 0; first < count; first += ITEMS) {
+        u64 key[4];
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j) {
+            u32 index = first + threadIdx.x + 32 * j;
+            key[j] = index < count ? own[index] : NO_KEY;
+        }
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j) {
+            append(keys, kept, key[j] < threshold, key[j]);
+        }
+        if (kept + ITEMS > capacity) {
+            compact(keys, kept, k);
+            threshold = kept == k ? keys[k - 1] : threshold;
+        }
     }
+    compact(keys, kept, k);
+    write_list(keys, kept, k, static_cast<u64>(blockIdx.x) * k, list_items, list_scores);
 }

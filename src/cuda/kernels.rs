@@ -47,6 +47,7 @@ pub const NAMES: &[&str] = &[
     "sum_slices",
     "tensor_ceiling",
     "top_k",
+    "top_k_merge",
     "user_metrics",
 ];
 

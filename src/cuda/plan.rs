@@ -12,7 +12,7 @@ use super::device::PART_ALIGNMENT;
 use super::loss::loss_bytes;
 use super::rows::norm_blocks;
 use super::schedule::room_for;
-use super::{spmm, stream};
+use super::{ranking, spmm, stream};
 use crate::Result;
 use crate::backend::Rooms;
 use crate::config::{FeatureStorage, Propagation, TrainConfig};
@@ -276,7 +276,8 @@ fn evaluation(dataset: &Dataset, config: &TrainConfig, nodes: u64) -> u64 {
             + WORD * (2 * measured + 1 + wanted + columns / 4)
             + 8 * (2 * longest + 1)
     });
-    let scoring = WORD * (nodes + users);
+    let keys = ranking::search_bytes(users as usize, dataset.items, longest as usize);
+    let scoring = WORD * (nodes + users) + keys;
     2 * WORD * users * longest + scoring.max(measuring[0]).max(measuring[1])
 }
 

@@ -21,8 +21,46 @@ const KEYS: usize = 4096;
 const USERS: usize = 16;
 /// Items scored between two looks at the candidates: `ITEMS` of `top_k.cu`.
 const ITEMS: usize = 128;
+/// Blocks that the users' items are cut for, where users are few: four for each multiprocessor of a
+/// large GPU.
+const TARGET_BLOCKS: usize = 4 * 132;
+/// The most slices: to merge more takes longer than it saves.
+const MOST_SLICES: usize = 132;
 /// Users that a block of `user_metrics` measures: `WARPS` of `metrics.cu`.
 const MEASURED: u64 = 8;
+
+/// How a search is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cut {
+    /// Candidates of a user.
+    capacity: usize,
+    users_per_block: usize,
+    /// Items of a slice, whole tiles.
+    slice_items: usize,
+    slices: usize,
+}
+
+impl Cut {
+    fn of(users: usize, items: usize, k: usize) -> Self {
+        let capacity = (k + ITEMS).next_power_of_two();
+        let users_per_block = (KEYS / capacity).min(USERS);
+        let blocks = users.div_ceil(users_per_block).max(1);
+        let tiles = items.div_ceil(ITEMS).max(1);
+        let wanted = (TARGET_BLOCKS / blocks).clamp(1, MOST_SLICES.min(tiles));
+        let slice_items = tiles.div_ceil(wanted) * ITEMS;
+        Self { capacity, users_per_block, slice_items, slices: items.div_ceil(slice_items).max(1) }
+    }
+
+    /// Keys that slices leave of each user; none where there is one slice.
+    fn slice_keys(self, k: usize) -> usize {
+        if self.slices == 1 { 0 } else { self.slices * k }
+    }
+}
+
+/// Bytes that a search has beside its lists.
+pub(super) fn search_bytes(users: usize, items: usize, k: usize) -> u64 {
+    8 * (users * Cut::of(users, items, k).slice_keys(k)) as u64
+}
 
 /// Lists on a device.
 #[derive(Debug)]
@@ -90,9 +128,10 @@ pub(super) fn ranked(
         let problem = format!("is {k}; the kernels keep at most {LONGEST_LIST} items");
         return Err(Error::setting("--top-k", problem));
     }
-    let capacity = (k + ITEMS).next_power_of_two();
-    let users_per_block = (KEYS / capacity).min(USERS);
     let (all_users, items) = (masked.users, masked.items);
+    let cut = Cut::of(users.len(), items, k);
+    let slice_keys = Memory::<u64>::new(device, users.len() * cut.slice_keys(k), "lists")?;
+    let keys = if cut.slices == 1 { Address::NULL } else { slice_keys.address_of(0) };
     let ids = Memory::from_slice(device, users, "users to be scored")?;
     let lists = CudaLists {
         k,
@@ -100,14 +139,15 @@ pub(super) fn ranked(
         scores: Memory::new(device, users.len() * k, "lists")?,
     };
     let scored = (users.len() * items) as u64;
-    let grid = blocks(users.len() as u64, users_per_block as u64);
+    let grid = blocks(users.len() as u64, cut.users_per_block as u64);
+    let list_bytes = (8 * users.len() * k) as u64;
     launch!(
         device,
         Launch {
             kernel: "top_k",
-            grid: [grid, 1, 1],
+            grid: [grid, cut.slices as u32, 1],
             block: 128,
-            bytes: 4 * ((users.len() + items) * width + 2 * users.len() * k) as u64,
+            bytes: (4 * (users.len() + items) * width) as u64 + cut.slices as u64 * list_bytes,
             flops: 2 * scored * width as u64,
         },
         [
@@ -116,18 +156,44 @@ pub(super) fn ranked(
             users.len() as u32,
             all_users as u32,
             items as u32,
+            cut.slice_items as u32,
             width as u32,
             masked.offsets,
             masked.neighbours,
             k as u32,
-            capacity as u32,
-            users_per_block as u32,
+            cut.capacity as u32,
+            cut.users_per_block as u32,
+            keys,
             &lists.items,
             &lists.scores,
         ],
-        "{} users, {items} items, d = {width}, K = {k}",
-        users.len()
+        "{} users, {items} items in {} slices, d = {width}, K = {k}",
+        users.len(),
+        cut.slices
     )?;
+    if cut.slices > 1 {
+        launch!(
+            device,
+            Launch {
+                kernel: "top_k_merge",
+                grid: [users.len() as u32, 1, 1],
+                block: 32,
+                bytes: (cut.slices as u64 + 1) * list_bytes,
+                flops: 0,
+            },
+            [
+                keys,
+                cut.slice_keys(k) as u32,
+                k as u32,
+                cut.capacity as u32,
+                &lists.items,
+                &lists.scores,
+            ],
+            "{} users, {} slices, K = {k}",
+            users.len(),
+            cut.slices
+        )?;
+    }
     Ok(lists)
 }
 
@@ -212,4 +278,34 @@ pub(super) fn metrics(
         precision: mean(2),
         map: mean(3),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Slices are tiles, all items lie in one, none is empty; few users have many blocks, many
+        /// users no slices; candidates fit.
+        #[test]
+        fn items_are_cut_for_few_users(
+            users in 1usize..20_000,
+            items in 1usize..100_000,
+            k in 1usize..=LONGEST_LIST,
+        ) {
+            let cut = Cut::of(users, items, k);
+            let Cut { capacity, users_per_block, slice_items, slices } = cut;
+            prop_assert!(capacity.is_power_of_two() && capacity >= k + ITEMS);
+            prop_assert!(users_per_block >= 1 && users_per_block * capacity <= KEYS);
+            prop_assert_eq!(slice_items % ITEMS, 0);
+            prop_assert!(slices * slice_items >= items && (slices - 1) * slice_items < items);
+            let blocks = users.div_ceil(users_per_block);
+            prop_assert!(slices == 1 || blocks * slices <= TARGET_BLOCKS);
+            prop_assert!(slices <= MOST_SLICES);
+            let least = (TARGET_BLOCKS / blocks).min(MOST_SLICES).min(items.div_ceil(ITEMS));
+            prop_assert!(2 * slices >= least, "{slices} slices, {least} wanted");
+            prop_assert_eq!(search_bytes(users, items, k) == 0, slices == 1);
+        }
+    }
 }

@@ -43,7 +43,8 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
     on_device(|cuda| {
         // One user and item; fewer items than K; a block's users and one more; many items, so that
         // candidates are cut several times; every size of candidate room; d of whole and broken
-        // depths.
+        // depths; so many users that items are not sliced, and that slices have several tiles; slices that
+        // together have fewer than K.
         for (users, items, width, k) in [
             (1, 1, 4, 1),
             (3, 5, 12, 20),
@@ -53,6 +54,9 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
             (4, 3000, 4, 129),
             (3, 1500, 36, 500),
             (2, 2500, 4, 1024),
+            (4300, 700, 4, 50),
+            (600, 3000, 4, 20),
+            (2, 300, 4, 500),
         ] {
             for self_loops in [false, true] {
                 let graph = graph(users as u64, users, items, 3 * users, self_loops);
