@@ -167,6 +167,11 @@ __device__ __forceinline__ void bootstrap_loss(const Batch& batch, Rooms rooms, 
     }
     float* place = predicted + static_cast<u64>(index) * width;
     bool is_filled = rooms.filled(batch, index);
+    if (__ballot_sync(ALL_LANES, is_filled) == 0) {
+        Row<QUADS> zeros = {};
+        zeros.store(place, group, width);
+        return;
+    }
     u32 block = rooms.block(index), position = is_filled ? rooms.position(index) : 0;
     Row<QUADS> online = {};
     if (is_filled) {

@@ -31,7 +31,7 @@ struct LongRow {
 };
 
 static const u32 NO_SLOT = 0xffffffffu;
-// Rows in flight, of neighbours and of partial sums.
+// Rows in flight, of neighbours and of partial sums: nvcc 13.0 makes of eight parts twice four.
 static const u32 AT_ONCE = 4;
 static const u32 PARTS_AT_ONCE = 8;
 

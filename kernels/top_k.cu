@@ -35,6 +35,8 @@ static const u32 STRIDE = DEPTH + 4;
 static const u32 KEYS = 4096;
 // Of one user, at the longest lists.
 static const u32 MOST_KEYS = 2048;
+// Pairs of keys that a lane has read before it exchanges the first.
+static const u32 PAIRS = 4;
 static const u32 NO_ITEM = 0xffffffffu;
 static const u64 NO_KEY = ~0ull;
 
@@ -80,8 +82,9 @@ __device__ __forceinline__ void append(u64* keys, u32& count, bool has_key, u64 
     count += __popc(lanes);
 }
 
-// The warp sorts a user's `count` keys, in a room that is a power of two, and cuts them to K.
-__device__ __forceinline__ void compact(u64* keys, u32& count, u32 k) {
+// The warp sorts a user's `count` keys, in a room that is a power of two, and cuts them to K; how
+// many are left. Not inlined: most tiles pass it by.
+__device__ __noinline__ u32 compact(u64* keys, u32 count, u32 k) {
     u32 lane = threadIdx.x % 32;
     u32 end = 1;
     while (end < count) {
@@ -93,21 +96,32 @@ __device__ __forceinline__ void compact(u64* keys, u32& count, u32 k) {
     __syncwarp();
     for (u32 size = 2; size <= end; size *= 2) {
         for (u32 distance = size / 2; distance > 0; distance /= 2) {
-            for (u32 pair = lane; pair < end / 2; pair += 32) {
-                u32 left = 2 * pair - pair % distance;
-                u32 right = left + distance;
-                u64 a = keys[left], b = keys[right];
-                // Runs of `size` ascend and descend in turn; the last one ascends.
-                bool descending = (left & size) != 0;
-                if ((a > b) != descending) {
-                    keys[left] = b;
-                    keys[right] = a;
+            for (u32 first = lane; first < end / 2; first += 32 * PAIRS) {
+                u32 left[PAIRS];
+                u64 a[PAIRS], b[PAIRS];
+#pragma unroll
+                for (u32 i = 0; i < PAIRS; ++i) {
+                    u32 pair = first + 32 * i;
+                    // Instead of pairs beyond the last one, the first is exchanged again: alike.
+                    pair = pair < end / 2 ? pair : first;
+                    left[i] = 2 * pair - (pair & (distance - 1));
+                    a[i] = keys[left[i]];
+                    b[i] = keys[left[i] + distance];
+                }
+#pragma unroll
+                for (u32 i = 0; i < PAIRS; ++i) {
+                    // Runs of `size` ascend and descend in turn; the last one ascends.
+                    bool descending = (left[i] & size) != 0;
+                    if ((a[i] > b[i]) != descending) {
+                        keys[left[i]] = b[i];
+                        keys[left[i] + distance] = a[i];
+                    }
                 }
             }
             __syncwarp();
         }
     }
-    count = count < k ? count : k;
+    return count < k ? count : k;
 }
 
 // The warp writes a user's list.
@@ -198,19 +212,27 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
                 continue;
             }
             u64* keys = shared.keys + user * capacity;
+            float threshold = shared.thresholds[user];
+            bool is_better[4], any = false;
+#pragma unroll
+            for (u32 j = 0; j < 4; ++j) {
+                is_better[j] = first_item + lane + 32 * j < items && scores[i][j] > threshold;
+                any = any || is_better[j];
+            }
+            if (__ballot_sync(ALL_LANES, any) == 0) {
+                continue;
+            }
+            u32 id = ids[first_user + user];
+            u32 low = offsets[id], high = offsets[id + 1];
 #pragma unroll
             for (u32 j = 0; j < 4; ++j) {
                 u32 item = first_item + lane + 32 * j;
-                bool is_better = item < items && scores[i][j] > shared.thresholds[user];
-                if (is_better) {
-                    u32 id = ids[first_user + user];
-                    is_better = !is_neighbour(neighbours, offsets[id], offsets[id + 1],
-                                              all_users + item);
-                }
-                append(keys, counts[i], is_better, key_of(scores[i][j], item));
+                is_better[j] = is_better[j]
+                               && !is_neighbour(neighbours, low, high, all_users + item);
+                append(keys, counts[i], is_better[j], key_of(scores[i][j], item));
             }
             if (counts[i] + ITEMS > capacity) {
-                compact(keys, counts[i], k);
+                counts[i] = compact(keys, counts[i], k);
                 if (lane == 0 && counts[i] == k) {
                     shared.thresholds[user] = score_of(keys[k - 1]);
                 }
@@ -224,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
             continue;
         }
         u64* keys = shared.keys + user * capacity;
-        compact(keys, counts[i], k);
+        counts[i] = compact(keys, counts[i], k);
         u64 place = static_cast<u64>(first_user + user);
         if (slice_keys == nullptr) {
             write_list(keys, counts[i], k, place * k, list_items, list_scores);
@@ -258,10 +280,10 @@ extern "C" __global__ void __launch_bounds__(32) top_k_merge(
             append(keys, kept, key[j] < threshold, key[j]);
         }
         if (kept + ITEMS > capacity) {
-            compact(keys, kept, k);
+            kept = compact(keys, kept, k);
             threshold = kept == k ? keys[k - 1] : threshold;
         }
     }
-    compact(keys, kept, k);
+    kept = compact(keys, kept, k);
     write_list(keys, kept, k, static_cast<u64>(blockIdx.x) * k, list_items, list_scores);
 }

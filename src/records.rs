@@ -177,7 +177,8 @@ pub struct RunStart {
 pub trait Observer {
     /// Training is about to begin, or to continue.
     fn start(&mut self, _run: &RunStart) {}
-    /// Step `step_in_epoch` of `steps_per_epoch` (from 1) of `epoch` is done.
+    /// Step `step_in_epoch` of `steps_per_epoch` (from 1) of `epoch` is done, or, on a GPU, asked for
+    /// or about to be, with up to 15 after it.
     fn step(&mut self, _epoch: u64, _step_in_epoch: u64, _steps_per_epoch: u64) {}
     /// An epoch is trained and evaluated.
     fn epoch(&mut self, _record: &EpochRecord) {}

@@ -3,7 +3,8 @@
 //! It follows [`crate::step::DeviceModel`], [`crate::train::fit`] and the wrappers beside this file
 //! allocation by allocation; `tests/gpu_memory.rs` has runs succeed with just as much memory, and
 //! fail with a little less. The driver hands memory out in larger pieces, and its own share (context,
-//! code) is gone from the free memory before the first of these is asked for.
+//! code) is gone from the free memory before the first of these is asked for; what recorded steps take
+//! of it, some megabytes, is not counted.
 
 use super::StoredType;
 use super::batches::{self, rooms_for};

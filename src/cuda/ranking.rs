@@ -47,7 +47,8 @@ impl Cut {
         let blocks = users.div_ceil(users_per_block).max(1);
         let tiles = items.div_ceil(ITEMS).max(1);
         let wanted = (TARGET_BLOCKS / blocks).clamp(1, MOST_SLICES.min(tiles));
-        let slice_items = tiles.div_ceil(wanted) * ITEMS;
+        // Of fewer items than K a slice would leave keys of nothing, to be merged all the same.
+        let slice_items = (tiles.div_ceil(wanted) * ITEMS).max(k.next_multiple_of(ITEMS));
         Self { capacity, users_per_block, slice_items, slices: items.div_ceil(slice_items).max(1) }
     }
 
@@ -303,7 +304,9 @@ mod tests {
             let blocks = users.div_ceil(users_per_block);
             prop_assert!(slices == 1 || blocks * slices <= TARGET_BLOCKS);
             prop_assert!(slices <= MOST_SLICES);
-            let least = (TARGET_BLOCKS / blocks).min(MOST_SLICES).min(items.div_ceil(ITEMS));
+            prop_assert!(slices == 1 || slice_items >= k);
+            let tiles = items.div_ceil(k.next_multiple_of(ITEMS).max(ITEMS));
+            let least = (TARGET_BLOCKS / blocks).min(MOST_SLICES).min(tiles);
             prop_assert!(2 * slices >= least, "{slices} slices, {least} wanted");
             prop_assert_eq!(search_bytes(users, items, k) == 0, slices == 1);
         }

@@ -231,9 +231,10 @@ impl<B: Backend> DeviceModel<B> {
     }
 
     /// The steps of batches `numbers` of the epoch that `batches` is arranged for, each after
-    /// `proceed` has said yes, until it says no; the outcome is how many were done. Their constants
-    /// have been [planned](DeviceModel::plan). A device that is not ahead of the host stops after a step in
-    /// which something was not finite; whichever device it is, [`DeviceModel::failure`] tells of that step.
+    /// `proceed` has said yes (to several at a time, on a GPU), until it says no; the outcome is how
+    /// many were done. Their constants have been [planned](DeviceModel::plan). A device that is not
+    /// ahead of the host stops after a step in which something was not finite; whichever device it
+    /// is, [`DeviceModel::failure`] tells of that step.
     pub fn train(
         &mut self,
         batches: &mut B::Batches,

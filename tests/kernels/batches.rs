@@ -58,8 +58,8 @@ fn a_batch_of_one_pair_many_times_has_one_row_of_each() {
     });
 }
 
-/// Steps are asked for once and recorded once, however many batches follow; stopping is heard before
-/// each, and the batches go on from any number.
+/// Steps are asked for once, and recorded once alone and once together, however many batches follow;
+/// stopping is heard for each, and the batches go on from any number.
 #[test]
 fn the_batches_of_an_epoch_are_visited_until_told_to_stop() {
     let file = Pairs { users: ids(1, 95, 9), items: ids(2, 95, 9) };
@@ -67,18 +67,25 @@ fn the_batches_of_an_epoch_are_visited_until_told_to_stop() {
         let mut batches = cuda.batches(&file, 9, 9, 10).unwrap();
         let plan = EpochPlan { order: Order::File, seed: 1, epoch: 0, first_step: 31 };
         cuda.arrange(&mut batches, plan).unwrap();
-        let (mut asked, mut allowed) = (0, 4);
-        let mut step = |batch: &<bm3_engine::cuda::Cuda as Backend>::Batch| {
-            asked += 1;
-            assert_eq!(batch.rooms().users, 64);
-            Ok(())
+        let mut visit = |numbers, mut allowed: i32| {
+            let mut asked = 0;
+            let mut step = |batch: &<bm3_engine::cuda::Cuda as Backend>::Batch| {
+                asked += 1;
+                assert_eq!(batch.rooms().users, 64);
+                Ok(())
+            };
+            let mut proceed = || {
+                allowed -= 1;
+                allowed >= 0
+            };
+            let done = cuda.each_batch(&mut batches, numbers, &mut step, &mut proceed).unwrap();
+            (done, asked)
         };
-        let mut proceed = || {
-            allowed -= 1;
-            allowed >= 0
-        };
-        let done = cuda.each_batch(&mut batches, 3..10, &mut step, &mut proceed).unwrap();
-        assert_eq!(done, 4);
-        assert_eq!(asked, 2, "the first batch, and the recorded one");
+        assert_eq!(visit(3..10, 4), (4, 2), "the first batch, and the recorded one");
+        assert_eq!(visit(0..10, 3), (3, 1), "whether it is the same; of ten together three");
+        assert_eq!(visit(0..10, 0), (0, 1), "none of ten");
+        assert_eq!(visit(0..10, 10), (10, 11), "ten are recorded together");
+        assert_eq!(visit(0..10, 11), (10, 1), "they serve again");
+        assert_eq!(visit(4..4, 1), (0, 0), "nothing to do");
     });
 }

@@ -43,8 +43,7 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
     on_device(|cuda| {
         // One user and item; fewer items than K; a block's users and one more; many items, so that
         // candidates are cut several times; every size of candidate room; d of whole and broken
-        // depths; so many users that items are not sliced, and that slices have several tiles; slices that
-        // together have fewer than K.
+        // depths; so many users that items are not sliced, and that slices have several tiles.
         for (users, items, width, k) in [
             (1, 1, 4, 1),
             (3, 5, 12, 20),
@@ -56,7 +55,6 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
             (2, 2500, 4, 1024),
             (4300, 700, 4, 50),
             (600, 3000, 4, 20),
-            (2, 300, 4, 500),
         ] {
             for self_loops in [false, true] {
                 let graph = graph(users as u64, users, items, 3 * users, self_loops);
@@ -147,6 +145,22 @@ fn a_user_who_knows_every_item_has_an_empty_list() {
         assert_eq!(found.list(1).len(), 3);
         let none = top_k(cuda, &graph, &predicted, &[], 3);
         assert!(none.items.is_empty());
+    });
+}
+
+/// Three slices of which each leaves fewer keys than K, and all together as well.
+#[test]
+fn a_user_who_knows_most_items_has_a_short_list() {
+    on_device(|cuda| {
+        let pairs = bm3_engine::data::Pairs {
+            users: vec![0; 250],
+            items: (0..300).filter(|item| item % 6 != 0).collect(),
+        };
+        let graph = Graph::new(&pairs, 2, 300, false);
+        let predicted = numbers(4, 302 * 4);
+        let found = top_k(cuda, &graph, &predicted, &[0, 1], 128);
+        assert_eq!(found, sorted(&graph, &predicted, 4, &[0, 1], 128));
+        assert_eq!(found.list(0).len(), 50);
     });
 }
 
