@@ -433,7 +433,7 @@ impl CudaBatches {
 /// Has `next` work with the next batch, as often as there are `numbers` and `proceed` says yes;
 /// how often it was.
 fn visit(
-    device: &Arc<Device>,
+    device: &Device,
     numbers: Range<u64>,
     next: &mut dyn FnMut() -> Result<()>,
     proceed: &mut dyn FnMut() -> bool,
@@ -452,20 +452,20 @@ fn visit(
         let is_short = numbers.end - number < at_once;
         let wanted = if is_first || is_short { 1 } else { at_once };
         let steps = (0..wanted).take_while(|_| proceed()).count() as u64;
-        if steps == wanted {
-            if let Some(feed) = &mut feed {
-                feed.begin(number)?;
-            }
-            match is_timed || is_first {
-                true => next()?,
-                false => recordings.do_steps(device, steps, next)?,
-            }
-            if let Some(feed) = &mut feed {
-                feed.end(number)?;
-            }
-        } else {
+        if steps < wanted {
+            // Told to stop within the steps of a graph.
             (0..steps).try_for_each(|_| recordings.do_steps(device, 1, next))?;
             return Ok(number + steps - numbers.start);
+        }
+        if let Some(feed) = &mut feed {
+            feed.begin(number)?;
+        }
+        match is_timed || is_first {
+            true => next()?,
+            false => recordings.do_steps(device, steps, next)?,
+        }
+        if let Some(feed) = &mut feed {
+            feed.end(number)?;
         }
         number += steps;
     }

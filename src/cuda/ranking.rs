@@ -132,7 +132,6 @@ pub(super) fn ranked(
     let (all_users, items) = (masked.users, masked.items);
     let cut = Cut::of(users.len(), items, k);
     let slice_keys = Memory::<u64>::new(device, users.len() * cut.slice_keys(k), "lists")?;
-    let keys = if cut.slices == 1 { Address::NULL } else { slice_keys.address_of(0) };
     let ids = Memory::from_slice(device, users, "users to be scored")?;
     let lists = CudaLists {
         k,
@@ -164,7 +163,7 @@ pub(super) fn ranked(
             k as u32,
             cut.capacity as u32,
             cut.users_per_block as u32,
-            keys,
+            &slice_keys,
             &lists.items,
             &lists.scores,
         ],
@@ -172,7 +171,7 @@ pub(super) fn ranked(
         users.len(),
         cut.slices
     )?;
-    if cut.slices > 1 {
+    if !slice_keys.is_empty() {
         launch!(
             device,
             Launch {
@@ -183,7 +182,7 @@ pub(super) fn ranked(
                 flops: 0,
             },
             [
-                keys,
+                &slice_keys,
                 cut.slice_keys(k) as u32,
                 k as u32,
                 cut.capacity as u32,

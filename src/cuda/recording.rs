@@ -1,6 +1,6 @@
 //! What a step asks of a device, noted, so that graphs of it serve as long as it is the same.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::CudaGraph;
 
@@ -130,7 +130,7 @@ impl Recordings {
     /// Does so many times what `step` asks for, at once; what it needs has been allocated.
     pub fn do_steps(
         &mut self,
-        device: &Arc<Device>,
+        device: &Device,
         steps: u64,
         step: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {

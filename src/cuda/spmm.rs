@@ -56,9 +56,8 @@ pub struct CudaGraph {
 /// The most neighbours of a segment of a row with so many: [`SEGMENT`], or as many as the row has
 /// segments, so that to add the segments of a hub does not take longer than each of them.
 fn segment_length(neighbours: usize) -> usize {
-    let root = neighbours.isqrt();
-    let root = if root * root < neighbours { root + 1 } else { root };
-    root.max(SEGMENT).next_multiple_of(4)
+    let root_up = neighbours.saturating_sub(1).isqrt() + 1;
+    root_up.max(SEGMENT).next_multiple_of(4)
 }
 
 /// Cuts rows into segments; a row without neighbours has an empty one. Those longer than [`SEGMENT`]
