@@ -195,6 +195,7 @@ fn main() {
         let x = view(&online, 0..rows * d);
         let target = view_mut(&mut predicted, 0..rows * d);
         backend.bootstrap_loss(shape, &batch, 2.0, &dropout, x, target, &mut losses).unwrap();
+        backend.add_losses(shape, &batch, &mut losses).unwrap();
     });
     let work = Work { bytes: 3 * n * d64 * REAL, flops: 3 * n * d64 };
     measure(&mut group, "norm_backward", work, || {

@@ -8,26 +8,33 @@
 //
 // Shapes: E, m, v rows x D_m; the batch's n items; dz n x d; W d x D_m; schedule: the constants of
 // every step. Without a batch adam_replay brings all rows up to step `last`, with one its rows up to
-// the step before the batch's.
+// the step before the batch's; `ahead` of the next batch those of its rows that are not the batch's
+// up to the batch's step, in which their gradient is zero, too.
 // Outputs: E, m, v, touched of those rows, in place; watch of the modality: step and row, where an
 // element of them is not finite (watch.cuh).
 // Ownership: adam_replay, one block a row, four elements a thread at a time: 48 bytes on their way
 // for each thread. adam_rows, a block a tile of 64 rows x 64 columns, whose gradient never leaves
-// its registers (tile.cuh).
+// the multiprocessor (tile.cuh); a thread has four times as much on its way.
 // Bytes: 24 n D_m each; adam_replay nothing where no step was missed. Flops: 14 n D_m for each
 // missed step; 6 n D_m d in TF32. Bound: memory.
 #include "adam.cuh"
 #include "tile.cuh"
 
 extern "C" __global__ void __launch_bounds__(256, 4) adam_replay(
-    const Batch* __restrict__ batch, const AdamStep* __restrict__ schedule, u32 last, u32 columns,
-    float* __restrict__ values, float* __restrict__ firsts, float* __restrict__ seconds,
-    u32* __restrict__ touched) {
-    if (batch != nullptr && blockIdx.x >= batch->item_count) {
-        return;
+    const Batch* __restrict__ batch, u32 ahead, const AdamStep* __restrict__ schedule, u32 last,
+    u32 columns, float* __restrict__ values, float* __restrict__ firsts,
+    float* __restrict__ seconds, u32* __restrict__ touched) {
+    u32 row = blockIdx.x;
+    if (batch != nullptr) {
+        if (row >= (ahead ? batch->next_item_count : batch->item_count)) {
+            return;
+        }
+        row = ahead ? batch->next_items[row] : batch->items[row];
+        last = ahead ? batch->step : batch->step - 1;
+        if (ahead && batch->has_item(row)) {
+            return;
+        }
     }
-    u32 row = batch == nullptr ? blockIdx.x : batch->items[blockIdx.x];
-    last = batch == nullptr ? last : batch->step - 1;
     u32 current = touched[row];
     // Every thread has read the row's step before one of them moves it on.
     __syncthreads();
@@ -57,6 +64,9 @@ extern "C" __global__ void __launch_bounds__(256, 4) adam_replay(
     }
 }
 
+// Quads that a thread of adam_rows has on their way.
+static const u32 ADAM_AT_ONCE = 4;
+
 extern "C" __global__ void __launch_bounds__(128) adam_rows(
     const Batch* __restrict__ batch, const AdamStep* __restrict__ schedule,
     const float* __restrict__ z_gradient, u32 width, const float* __restrict__ weight, u32 columns,
@@ -73,28 +83,47 @@ extern "C" __global__ void __launch_bounds__(128) adam_rows(
     AdamStep constants = schedule[step - 1];
     const u32* items = batch->items;
     tile::Depth depth{0, width};
-    tile::multiply<Product>(a, b, depth, shared, [=](u32 row, u32 column, float (&gradients)[4]) {
-        u64 place = static_cast<u64>(items[row]) * columns + column;
-        Quad quad(columns, column);
-        float value[4], first[4], second[4];
-        quad.read(values + place, value);
-        quad.read(firsts + place, first);
-        quad.read(seconds + place, second);
-        bool finite = true;
+    auto update = [=](const tile::Out<ADAM_AT_ONCE>& out) {
+        float value[ADAM_AT_ONCE][4], first[ADAM_AT_ONCE][4], second[ADAM_AT_ONCE][4];
+        u32 item[ADAM_AT_ONCE];
 #pragma unroll
-        for (u32 n = 0; n < 4; ++n) {
-            // Behind the row's end all are zeros, and stay.
-            adam_update(constants, gradients[n], value[n], first[n], second[n]);
-            finite = finite && adam_is_finite(value[n], second[n]);
+        for (u32 i = 0; i < ADAM_AT_ONCE; ++i) {
+            item[i] = out.is_there[i] ? items[out.rows[i]] : 0;
         }
-        quad.write(values + place, value);
-        quad.write(firsts + place, first);
-        quad.write(seconds + place, second);
-        if (!finite) {
-            watch_sees(watch, step, items[row]);
+#pragma unroll
+        for (u32 i = 0; i < ADAM_AT_ONCE; ++i) {
+            u64 place = static_cast<u64>(item[i]) * columns + out.columns[i];
+            if (out.is_there[i]) {
+                Quad quad(columns, out.columns[i]);
+                quad.read(values + place, value[i]);
+                quad.read(firsts + place, first[i]);
+                quad.read(seconds + place, second[i]);
+            }
         }
-        if (column == 0) {
-            touched[items[row]] = step;
+#pragma unroll
+        for (u32 i = 0; i < ADAM_AT_ONCE; ++i) {
+            if (!out.is_there[i]) {
+                continue;
+            }
+            bool finite = true;
+#pragma unroll
+            for (u32 n = 0; n < 4; ++n) {
+                // Behind the row's end all are zeros, and stay.
+                adam_update(constants, out.sums[i][n], value[i][n], first[i][n], second[i][n]);
+                finite = finite && adam_is_finite(value[i][n], second[i][n]);
+            }
+            u64 place = static_cast<u64>(item[i]) * columns + out.columns[i];
+            Quad quad(columns, out.columns[i]);
+            quad.write(values + place, value[i]);
+            quad.write(firsts + place, first[i]);
+            quad.write(seconds + place, second[i]);
+            if (!finite) {
+                watch_sees(watch, step, item[i]);
+            }
+            if (out.columns[i] == 0) {
+                touched[item[i]] = step;
+            }
         }
-    });
+    };
+    tile::multiply<Product, ADAM_AT_ONCE>(a, b, depth, shared, update);
 }

@@ -17,6 +17,22 @@ struct Batch {
     u32 pairs;                  // |B|
     u32 step;                   // the optimiser's step, from 1
     u32 number;                 // its number in the epoch, from 0
+    u32 next_item_count;        // of the next batch, 0 where none is known
+    const u32* next_items;      // its distinct items, ascending
+
+    // Whether an item is one of the batch's.
+    __device__ __forceinline__ bool has_item(u32 item) const {
+        u32 low = 0, high = item_count;
+        while (low < high) {
+            u32 middle = low + (high - low) / 2;
+            if (items[middle] < item) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        return low < item_count && items[low] == item;
+    }
 };
 
 // Batches whose raw features may be on the device at once, when they are streamed there.
@@ -27,6 +43,20 @@ static const u32 FEATURE_SLOTS = 3;
 __device__ __forceinline__ const u32* feature_rows(const Batch& batch, const u32* places,
                                                    u32 room) {
     return places == nullptr ? batch.items : places + batch.number % FEATURE_SLOTS * room;
+}
+
+// Lines of features in a tile of a product (tile.cuh).
+static const u32 FEATURE_LINES = 128;
+// Blocks that a projection is cut into, one for each multiprocessor of a large GPU. A constant, so
+// that sums have one order on every GPU.
+static const u32 PROJECTION_BLOCKS = 132;
+
+// How many slices the projection of the batch's items is cut into: it has `most` at most, and
+// `column_tiles` tiles side by side.
+__device__ __forceinline__ u32 projection_slices(const Batch& batch, u32 column_tiles, u32 most) {
+    u32 tiles = column_tiles * ((batch.item_count + FEATURE_LINES - 1) / FEATURE_LINES);
+    u32 wanted = PROJECTION_BLOCKS / (tiles > 0 ? tiles : 1);
+    return wanted < 1 ? 1 : wanted < most ? wanted : most;
 }
 
 // The rows that a batch computes lie in blocks: the users', the items', then the items' of each

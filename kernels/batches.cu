@@ -94,6 +94,7 @@ extern "C" __global__ void __launch_bounds__(32) next_batch(
     u32 number = cursor[0];
     u32 start = number * batch_size;
     u64 bounds = static_cast<u64>(number) * (batch_size + 1);
+    bool has_next = pairs - start > batch_size;
     *batch = Batch{users + start,
                    items + start,
                    user_offsets + bounds,
@@ -104,7 +105,9 @@ extern "C" __global__ void __launch_bounds__(32) next_batch(
                    item_counts[number],
                    pairs - start < batch_size ? pairs - start : batch_size,
                    cursor[1] + 1,
-                   number};
+                   number,
+                   has_next ? item_counts[number + 1] : 0,
+                   has_next ? items + start + batch_size : nullptr};
     cursor[0] = number + 1;
     cursor[1] += 1;
 }

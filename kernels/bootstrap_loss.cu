@@ -37,19 +37,19 @@ struct Mask {
     u32 users;
     u32 items;
 
-    // Columns column .. column + 3 of a row of tensor 0 (H_u), 1 (H_i), 2 + m (Z_m).
-    __device__ __forceinline__ float4 apply(float4 value, u32 step, u32 tensor, u32 row,
-                                            u32 column, u32 width) const {
-        if (mode == 0) {
-            return value;
-        }
-        if (mode == 1) {
-            Words words = Stream(seed, DROPOUT, step, tensor).words(row, column / 4);
-            return make_float4(words.word[0] < threshold ? 0.0f : scale * value.x,
-                               words.word[1] < threshold ? 0.0f : scale * value.y,
-                               words.word[2] < threshold ? 0.0f : scale * value.z,
-                               words.word[3] < threshold ? 0.0f : scale * value.w);
-        }
+    // Columns column .. column + 3 of a row of tensor 0 (H_u), 1 (H_i), 2 + m (Z_m), as drawn.
+    __device__ __forceinline__ float4 drawn(float4 value, u32 step, u32 tensor, u32 row,
+                                            u32 column) const {
+        Words words = Stream(seed, DROPOUT, step, tensor).words(row, column / 4);
+        return make_float4(words.word[0] < threshold ? 0.0f : scale * value.x,
+                           words.word[1] < threshold ? 0.0f : scale * value.y,
+                           words.word[2] < threshold ? 0.0f : scale * value.z,
+                           words.word[3] < threshold ? 0.0f : scale * value.w);
+    }
+
+    // The same, as given.
+    __device__ __forceinline__ float4 as_given(float4 value, u32 tensor, u32 row, u32 column,
+                                               u32 width) const {
         u64 first = tensor == 0 ? row : users + static_cast<u64>(items) * (tensor - 1) + row;
         const u8* kept = given + first * width + column;
         return make_float4(kept[0] ? scale * value.x : 0.0f, kept[1] ? scale * value.y : 0.0f,
@@ -97,58 +97,125 @@ struct Row {
     }
 };
 
-// Makes a target its unit row after dropout, zeros where everything was dropped.
-template <u32 QUADS>
-__device__ __forceinline__ void make_unit(Row<QUADS>& target, const Mask& mask, u32 step,
-                                          u32 tensor, u32 row, const Group& group, u32 width) {
+// Makes targets their unit rows after dropout, zeros where everything was dropped. Several at a
+// time: each is a chain of instructions that wait for each other.
+template <u32 QUADS, u32 COUNT>
+__device__ __forceinline__ void make_units(Row<QUADS> (&targets)[COUNT], const Mask& mask, u32 step,
+                                           const u32 (&tensors)[COUNT], const u32 (&rows)[COUNT],
+                                           const Group& group, u32 width) {
+    // Zeros beyond the last column are zeros after dropout.
+    auto each_quad = [&](auto apply) {
 #pragma unroll
-    for (u32 i = 0; i < QUADS; ++i) {
-        u32 column = 4 * (group.lane + i * group.lanes);
-        if (column < width) {
-            target.quads[i] = mask.apply(target.quads[i], step, tensor, row, column, width);
+        for (u32 n = 0; n < COUNT; ++n) {
+#pragma unroll
+            for (u32 i = 0; i < QUADS; ++i) {
+                u32 column = 4 * (group.lane + i * group.lanes);
+                float4& quad = targets[n].quads[i];
+                quad = apply(quad, tensors[n], rows[n], column < width ? column : 0);
+            }
         }
+    };
+    if (mask.mode == 1) {
+        each_quad([&](float4 quad, u32 tensor, u32 row, u32 column) {
+            return mask.drawn(quad, step, tensor, row, column);
+        });
+    } else if (mask.mode == 2) {
+        each_quad([&](float4 quad, u32 tensor, u32 row, u32 column) {
+            return mask.as_given(quad, tensor, row, column, width);
+        });
     }
-    float norm = sqrtf(target.dot(target, group));
-    float scale = 1.0f / (norm < COSINE_EPSILON ? COSINE_EPSILON : norm);
+    float norms[COUNT];
 #pragma unroll
-    for (u32 i = 0; i < QUADS; ++i) {
-        target.quads[i] = scale4(scale, target.quads[i]);
+    for (u32 n = 0; n < COUNT; ++n) {
+        norms[n] = sqrtf(targets[n].dot(targets[n], group));
+    }
+#pragma unroll
+    for (u32 n = 0; n < COUNT; ++n) {
+        float scale = 1.0f / (norms[n] < COSINE_EPSILON ? COSINE_EPSILON : norms[n]);
+#pragma unroll
+        for (u32 i = 0; i < QUADS; ++i) {
+            targets[n].quads[i] = scale4(scale, targets[n].quads[i]);
+        }
     }
 }
 
 // The targets of a user or an item: the rows of whom it is paired with, one after the other.
 template <u32 QUADS>
 struct Targets {
+    // Of how many targets the unit rows are made at the same time: of more, registers would be
+    // spilled.
+    static const u32 AT_ONCE = QUADS == 1 ? 3 : 4 / QUADS;
+
     const u32* paired;
     const u32* ids;
     const float* rows;
     u32 count;
+    u32 tensor;
 
-    // The sum of their unit rows. While one is masked the next one is on its way, and where the one
-    // after that lies.
-    __device__ __forceinline__ Row<QUADS> sum(const Mask& mask, u32 step, u32 tensor,
-                                              const Group& group, u32 width) const {
-        Row<QUADS> sum = {}, next = {};
-        u32 next_id = 0;
-        u32 after = count > 0 ? paired[0] : 0;
-        auto bring = [&](u32 k) {
-            if (k < count) {
-                next.load(rows + static_cast<u64>(after) * width, group, width);
-                next_id = ids[after];
-                after = k + 1 < count ? paired[k + 1] : 0;
+    // Those from `first` on: their rows, and their ids for the mask. Where there is none, zeros.
+    template <u32 COUNT>
+    __device__ __forceinline__ void bring(u32 first, Row<QUADS> (&targets)[COUNT],
+                                          u32 (&id)[COUNT], const Group& group, u32 width) const {
+        u32 position[COUNT];
+#pragma unroll
+        for (u32 n = 0; n < COUNT; ++n) {
+            position[n] = first + n < count ? paired[first + n] : 0;
+        }
+#pragma unroll
+        for (u32 n = 0; n < COUNT; ++n) {
+            id[n] = ids[position[n]];
+            targets[n].load(rows + static_cast<u64>(position[n]) * width, group, width);
+        }
+    }
+
+    template <u32 COUNT>
+    __device__ __forceinline__ void add(u32 first, Row<QUADS> (&targets)[COUNT],
+                                        const u32 (&id)[COUNT], const Mask& mask, u32 step,
+                                        const Group& group, u32 width, Row<QUADS>& sum) const {
+        u32 tensors[COUNT];
+#pragma unroll
+        for (u32 n = 0; n < COUNT; ++n) {
+            tensors[n] = tensor;
+        }
+        make_units(targets, mask, step, tensors, id, group, width);
+#pragma unroll
+        for (u32 n = 0; n < COUNT; ++n) {
+            if (first + n < count) {
+                sum.add(1.0f, targets[n]);
             }
-        };
-        bring(0);
+        }
+    }
+
+    // The sum of their unit rows, in their order. While some are masked the next ones are on their
+    // way.
+    __device__ __forceinline__ Row<QUADS> sum(const Mask& mask, u32 step, const Group& group,
+                                              u32 width) const {
+        Row<QUADS> sum = {};
         u32 most = group.most(count);
+        u32 k = 0;
+        if (most >= AT_ONCE) {
+            Row<QUADS> next[AT_ONCE];
+            u32 next_id[AT_ONCE];
+            bring(0, next, next_id, group, width);
 #pragma unroll 1
-        for (u32 k = 0; k < most; ++k) {
-            Row<QUADS> target = next;
-            u32 id = next_id;
-            bring(k + 1);
-            make_unit(target, mask, step, tensor, id, group, width);
-            if (k < count) {
-                sum.add(1.0f, target);
+            for (; k + AT_ONCE <= most; k += AT_ONCE) {
+                Row<QUADS> targets[AT_ONCE];
+                u32 id[AT_ONCE];
+#pragma unroll
+                for (u32 n = 0; n < AT_ONCE; ++n) {
+                    targets[n] = next[n];
+                    id[n] = next_id[n];
+                }
+                bring(k + AT_ONCE, next, next_id, group, width);
+                add(k, targets, id, mask, step, group, width, sum);
             }
+        }
+#pragma unroll 1
+        for (; k < most; ++k) {
+            Row<QUADS> target[1];
+            u32 id[1];
+            bring(k, target, id, group, width);
+            add(k, target, id, mask, step, group, width, sum);
         }
         return sum;
     }
@@ -196,19 +263,21 @@ __device__ __forceinline__ void bootstrap_loss(const Batch& batch, Rooms rooms, 
         Targets<QUADS> targets{(is_user ? batch.items_of_users : batch.users_of_items) + start,
                                is_user ? batch.items : batch.users,
                                is_user ? x + static_cast<u64>(rooms.users) * width : x,
-                               is_filled ? offsets[position + 1] - start : 0};
-        sum = targets.sum(mask, batch.step, is_user ? 1 : 0, group, width);
+                               is_filled ? offsets[position + 1] - start : 0,
+                               is_user ? 1u : 0u};
+        sum = targets.sum(mask, batch.step, group, width);
         along = online.dot(sum, group);
         write(static_cast<double>(along / clamped), 0.0);
     } else {
         u32 row = batch.items[position];
         float count =
             static_cast<float>(batch.item_offsets[position + 1] - batch.item_offsets[position]);
-        Row<QUADS> item, own;
-        item.load(x + static_cast<u64>(rooms.users + position) * width, group, width);
-        own.load(x + static_cast<u64>(index) * width, group, width);
-        make_unit(item, mask, batch.step, 1, row, group, width);
-        make_unit(own, mask, batch.step, block, row, group, width);
+        Row<QUADS> targets[2];
+        targets[0].load(x + static_cast<u64>(rooms.users + position) * width, group, width);
+        targets[1].load(x + static_cast<u64>(index) * width, group, width);
+        const u32 tensors[2] = {1, block}, ids[2] = {row, row};
+        make_units(targets, mask, batch.step, tensors, ids, group, width);
+        const Row<QUADS>&item = targets[0], &own = targets[1];
         double item_cosine = static_cast<double>(online.dot(item, group) / clamped);
         double own_cosine = static_cast<double>(online.dot(own, group) / clamped);
         write(static_cast<double>(count) * item_cosine, static_cast<double>(count) * own_cosine);
@@ -248,8 +317,9 @@ __device__ __forceinline__ void bootstrap_loss(const Batch& batch, Rooms rooms, 
     }
 
 // Up to 128, 256 and 512 columns. A batch of 2048 pairs and two modalities is up to 512 blocks with
-// 64 columns: all at once on 132 multiprocessors that have four each.
-BOOTSTRAP_LOSS(1, 4)
+// 64 columns, of which it fills some three quarters: all at once on 132 multiprocessors that have
+// three each.
+BOOTSTRAP_LOSS(1, 3)
 BOOTSTRAP_LOSS(2, 2)
 BOOTSTRAP_LOSS(4, 1)
 

@@ -79,6 +79,19 @@ template <u32 YOUNGEST>
 __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" :: "n"(YOUNGEST) : "memory");
 }
+
+// Four numbers that another multiprocessor may have written since the kernel began: from the L2
+// cache, which all share.
+__device__ __forceinline__ float4 load4_shared(const float* address) {
+    return __ldcg(reinterpret_cast<const float4*>(address));
+}
+
+// Nanoseconds since some beginning.
+__device__ __forceinline__ u64 nanoseconds_now() {
+    u64 now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
+}
 #endif
 
 // Matrices of d columns are read and written 16 bytes at a time: d is a multiple of 4.

@@ -56,13 +56,13 @@ extern "C" __global__ void __launch_bounds__(128) multiply_plain(
 
 extern "C" __global__ void __launch_bounds__(128) multiply_gradient(
     const Batch* __restrict__ batch, u32 user_room, u32 item_room, const float* __restrict__ y,
-    u32 width, const float* __restrict__ x, u32 depth, u32 rows, u32 slice_depth,
+    u32 width, const float* __restrict__ x, u32 depth, u32 rows,
     float* __restrict__ out) {
     typedef multiply_detail::Product<false, false> Product;
     SHARED(Product::Shared, shared);
     Product::A a(y, nullptr, width, width);
     Product::B b(x, nullptr, depth, depth);
-    tile::Depth all = tile::slice_of(rows, slice_depth);
+    tile::Depth all = tile::slice_of(rows, gridDim.z);
     if (batch == nullptr) {
         tile::multiply_slice<Product>(a, b, all, nullptr, out, width, shared);
     } else {

@@ -74,9 +74,11 @@ struct Operand {
     const u32* ids;
     u32 lines;
     u32 columns;
-    // The rows from which this thread copies next, and the columns that they have: none, where
-    // there is no row.
+    // The rows that this thread copies next, and the columns that they have: none, where there is no
+    // row. Of rows along the depth only their numbers: a number that was asked for in one step is
+    // there in the next, whereas an address would have to be waited for at once.
     const Stored* rows[PIECES];
+    u32 numbers[PIECES];
     u32 ends[PIECES];
 
     __device__ __forceinline__ Operand(const Stored* values, const u32* ids, u32 lines, u32 columns)
@@ -92,23 +94,29 @@ struct Operand {
 #pragma unroll
         for (u32 i = 0; i < PIECES; ++i) {
             u32 row = first + (threadIdx.x + i * THREADS) / (ROW / PIECE);
-            rows[i] = values;
-            ends[i] = 0;
-            if (row < end) {
-                rows[i] += static_cast<u64>(ids == nullptr ? row : ids[row]) * columns;
-                ends[i] = end_column;
-            }
+            bool is_there = row < end;
+            numbers[i] = is_there && ids != nullptr ? ids[row] : row;
+            ends[i] = is_there ? end_column : 0;
         }
+    }
+
+    // Where a row begins; any place, if it is not there.
+    __device__ __forceinline__ const Stored* begin(u32 i) const {
+        return values + (ends[i] == 0 ? 0 : static_cast<u64>(numbers[i]) * columns);
     }
 
     // Before the first step: the rows of lines are the same in all of them.
     __device__ __forceinline__ void find_lines(u32 first_line, u32 end_k) {
         if (ALONG) {
             find_rows(first_line, lines, end_k);
+#pragma unroll
+            for (u32 i = 0; i < PIECES; ++i) {
+                rows[i] = begin(i);
+            }
         }
     }
 
-    // Before each step: the ids of its rows are then there when its copies begin.
+    // Before each step: the numbers of its rows are then there when its copies begin.
     __device__ __forceinline__ void find_depth(u32 first_k, u32 end_k) {
         if (!ALONG) {
             find_rows(first_k, end_k, lines);
@@ -121,7 +129,7 @@ struct Operand {
         for (u32 i = 0; i < PIECES; ++i) {
             u32 index = threadIdx.x + i * THREADS;
             u32 in_row = index % (ROW / PIECE) * PIECE;
-            copy_piece(tile + place(index / (ROW / PIECE), in_row), rows[i],
+            copy_piece(tile + place(index / (ROW / PIECE), in_row), ALONG ? rows[i] : begin(i),
                        (ALONG ? first_k : first_line) + in_row, ends[i]);
         }
     }

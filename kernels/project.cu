@@ -3,8 +3,7 @@
 // Shapes: E rows x D_m in f32, f16 or bf16, by item or at `places`; n items in room for `rows`; W
 // d x D_m, b d, z rows x d.
 // Outputs: with one slice z `=`, its first n rows; with more, those of slice s of `out` (rows x d
-// each) `=` the products of columns [s, s + 1) * slice_depth, which sum_slices adds in order, with
-// the bias.
+// each) `=` the products of that slice's columns, which sum_slices adds in order, with the bias.
 // Ownership: a block, a tile of 128 items x 64 columns of z (tile.cuh).
 // Bytes: n D_m sizeof E once for each 64 columns of z; from L2, d D_m 4 once for each 128 items,
 // and 4 n d written for each slice. Flops: 2 n D_m d, times 3 in TF32 for f32 features, 2 for f16
@@ -14,7 +13,8 @@
 // reach on sm_90; of halves 3.7 us and 5.2 us. With 2 us until the first features have come and 1 us
 // to write z, 11 us are predicted, and 8 us for halves; unmeasured.
 // Why: a batch has some 12 tiles and D_m = 4096 columns, too few blocks for a GPU: the depth is
-// cut into slices, as many as give each multiprocessor one block of 8 warps: more would write more.
+// cut into slices, as many as give each multiprocessor one block of 8 warps (projection_slices): more
+// would write more. The host knows the room for items alone; how many there are is the batch's.
 #include "tile.cuh"
 
 namespace project_detail {
@@ -23,17 +23,17 @@ template <class Format>
 __device__ __forceinline__ void project(const Batch& batch, u32 rows,
                                         const typename Format::Stored* features,
                                         const u32* places, u32 columns, const float* weight,
-                                        u32 width, const float* bias, u32 slice_depth,
-                                        float* out) {
+                                        u32 width, const float* bias, float* out) {
     typedef tile::Product<Format, true, tile::WIDE, tile::F32, true, tile::NARROW> Product;
     SHARED(typename Product::Shared, shared);
-    if (blockIdx.y * tile::WIDE >= batch.item_count) {
+    u32 slices = projection_slices(batch, gridDim.x, gridDim.z);
+    if (blockIdx.y * tile::WIDE >= batch.item_count || blockIdx.z >= slices) {
         return;
     }
     const u32* ids = feature_rows(batch, places, rows);
     typename Product::A a(features, ids, batch.item_count, columns);
     typename Product::B b(weight, nullptr, width, columns);
-    tile::Depth depth = tile::slice_of(columns, slice_depth);
+    tile::Depth depth = tile::slice_of(columns, slices);
     tile::multiply_slice<Product>(a, b, depth, bias, out, rows, shared);
 }
 
@@ -42,23 +42,23 @@ __device__ __forceinline__ void project(const Batch& batch, u32 rows,
 extern "C" __global__ void __launch_bounds__(256) project_f32(
     const Batch* __restrict__ batch, u32 rows, const float* __restrict__ features,
     const u32* __restrict__ places, u32 columns, const float* __restrict__ weight, u32 width,
-    const float* __restrict__ bias, u32 slice_depth, float* __restrict__ out) {
+    const float* __restrict__ bias, float* __restrict__ out) {
     project_detail::project<tile::F32>(*batch, rows, features, places, columns, weight, width,
-                                       bias, slice_depth, out);
+                                       bias, out);
 }
 
 extern "C" __global__ void __launch_bounds__(256) project_f16(
     const Batch* __restrict__ batch, u32 rows, const u16* __restrict__ features,
     const u32* __restrict__ places, u32 columns, const float* __restrict__ weight, u32 width,
-    const float* __restrict__ bias, u32 slice_depth, float* __restrict__ out) {
+    const float* __restrict__ bias, float* __restrict__ out) {
     project_detail::project<tile::F16>(*batch, rows, features, places, columns, weight, width,
-                                       bias, slice_depth, out);
+                                       bias, out);
 }
 
 extern "C" __global__ void __launch_bounds__(256) project_bf16(
     const Batch* __restrict__ batch, u32 rows, const u16* __restrict__ features,
     const u32* __restrict__ places, u32 columns, const float* __restrict__ weight, u32 width,
-    const float* __restrict__ bias, u32 slice_depth, float* __restrict__ out) {
+    const float* __restrict__ bias, float* __restrict__ out) {
     project_detail::project<tile::Bf16>(*batch, rows, features, places, columns, weight, width,
-                                       bias, slice_depth, out);
+                                       bias, out);
 }

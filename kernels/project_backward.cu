@@ -3,7 +3,7 @@
 // Shapes: dz rows x d, of which the batch's n items fill the first; E rows x D_m in f32, f16 or
 // bf16, by item or at `places`; dW d x D_m.
 // Outputs: with one slice dW `=`; with more, slice s of `out` (d x D_m each) `=` the products of
-// items [s, s + 1) * slice_depth, which sum_slices adds in order.
+// that slice's items, which sum_slices adds in order.
 // Ownership: a block, a tile of 64 rows x 128 columns of dW (tile.cuh).
 // Bytes: n D_m sizeof E once for each 64 rows of dW; from L2, n d 4 once for each 128 columns, and
 // 4 d D_m written for each slice. Flops: 2 n D_m d, times 3 in TF32 for f32 features, 2 for f16 and
@@ -17,14 +17,13 @@ template <class Format>
 __device__ __forceinline__ void project_backward(const Batch& batch, u32 rows,
                                                  const float* z_gradient, u32 width,
                                                  const typename Format::Stored* features,
-                                                 const u32* places, u32 columns, u32 slice_depth,
-                                                 float* out) {
+                                                 const u32* places, u32 columns, float* out) {
     typedef tile::Product<tile::F32, false, tile::NARROW, Format, false, tile::WIDE> Product;
     SHARED(typename Product::Shared, shared);
     typename Product::A a(z_gradient, nullptr, width, width);
     const u32* ids = feature_rows(batch, places, rows);
     typename Product::B b(features, ids, columns, columns);
-    tile::Depth depth = tile::slice_of(batch.item_count, slice_depth);
+    tile::Depth depth = tile::slice_of(batch.item_count, gridDim.z);
     tile::multiply_slice<Product>(a, b, depth, nullptr, out, width, shared);
 }
 
@@ -33,23 +32,23 @@ __device__ __forceinline__ void project_backward(const Batch& batch, u32 rows,
 extern "C" __global__ void __launch_bounds__(256) project_backward_f32(
     const Batch* __restrict__ batch, u32 rows, const float* __restrict__ z_gradient, u32 width,
     const float* __restrict__ features, const u32* __restrict__ places, u32 columns,
-    u32 slice_depth, float* __restrict__ out) {
+    float* __restrict__ out) {
     project_backward_detail::project_backward<tile::F32>(*batch, rows, z_gradient, width, features,
-                                                         places, columns, slice_depth, out);
+                                                         places, columns, out);
 }
 
 extern "C" __global__ void __launch_bounds__(256) project_backward_f16(
     const Batch* __restrict__ batch, u32 rows, const float* __restrict__ z_gradient, u32 width,
     const u16* __restrict__ features, const u32* __restrict__ places, u32 columns,
-    u32 slice_depth, float* __restrict__ out) {
+    float* __restrict__ out) {
     project_backward_detail::project_backward<tile::F16>(*batch, rows, z_gradient, width, features,
-                                                         places, columns, slice_depth, out);
+                                                         places, columns, out);
 }
 
 extern "C" __global__ void __launch_bounds__(256) project_backward_bf16(
     const Batch* __restrict__ batch, u32 rows, const float* __restrict__ z_gradient, u32 width,
     const u16* __restrict__ features, const u32* __restrict__ places, u32 columns,
-    u32 slice_depth, float* __restrict__ out) {
+    float* __restrict__ out) {
     project_backward_detail::project_backward<tile::Bf16>(*batch, rows, z_gradient, width, features,
-                                                         places, columns, slice_depth, out);
+                                                         places, columns, out);
 }

@@ -8,8 +8,10 @@
 // Ownership: the host cuts the rows into segments of at most 32 neighbours, or of as many as there
 // are segments (src/cuda/spmm.rs), so that a hub with a third of all edges is work for many groups,
 // and adding their sums is not the longer work. A group of lanes owns a segment; a row of one
-// segment is written at once, the segments of a longer row leave their sums in `partial`, and
-// spmm_join adds those in the order of the segments. No atomics: one fixed order.
+// segment is written at once. The segments of a longer row leave their sums in `partial`, and the
+// group that does so last, which `arrived` tells, adds them in the order of the segments: whoever
+// adds them, their sum has the same bits. Long segments come first, so that little is left to do
+// when the last of them is added. `arrived` is zero before and after.
 // Bytes: E (4d + 8) gathered, mostly from L2, N (8d + 16) from memory. Flops: 2 E d + 2 N d.
 // Bound: L2 bandwidth while x fits there (25 MB up to d = 64, N = 10^5), HBM beyond.
 // Mapping: lane q of a group holds columns 4q to 4q + 3, so a neighbour's row is one coalesced
@@ -19,9 +21,10 @@
 
 struct Segment {
     u32 row;
-    u32 start;   // Into `neighbours`.
+    u32 start;     // Into `neighbours`.
     u32 length;
-    u32 slot;    // Row of `partial`, or NO_SLOT.
+    u32 slot;      // Row of `partial`, or NO_SLOT.
+    u32 long_row;  // Its row among the long ones.
 };
 
 struct LongRow {
@@ -37,23 +40,50 @@ static const u32 PARTS_AT_ONCE = 8;
 
 namespace spmm_detail {
 
-__device__ __forceinline__ float4 add_base(
-    float4 sum, const float* base, float base_factor, float item_base_factor, u32 row, u32 users,
-    u64 place) {
-    if (base == nullptr) {
-        return sum;
+// What a row takes from the base: brought before its sum is there.
+struct Base {
+    float4 row;
+    float factor;
+
+    __device__ __forceinline__ Base(const float* base, float base_factor, float item_base_factor,
+                                    u32 row, u32 users, u64 place)
+        : row(zero4()), factor(0.0f) {
+        if (base != nullptr) {
+            this->row = load4(base + place);
+            factor = row < users ? base_factor : base_factor + item_base_factor;
+        }
     }
-    float factor = row < users ? base_factor : base_factor + item_base_factor;
-    return fma4(factor, load4(base + place), sum);
+
+    __device__ __forceinline__ float4 add(float4 sum) const { return fma4(factor, row, sum); }
+};
+
+// The sum of `count` rows of `width` numbers that follow each other, in their order; other
+// multiprocessors wrote them.
+__device__ __forceinline__ float4 sum_parts(const float* parts, u32 count, u32 width) {
+    float4 sum = zero4();
+    for (u32 first = 0; first < count; first += PARTS_AT_ONCE) {
+        float4 part[PARTS_AT_ONCE];
+#pragma unroll
+        for (u32 j = 0; j < PARTS_AT_ONCE; ++j) {
+            bool is_there = first + j < count;
+            part[j] = is_there ? load4_shared(parts + static_cast<u64>(first + j) * width) : zero4();
+        }
+#pragma unroll
+        for (u32 j = 0; j < PARTS_AT_ONCE; ++j) {
+            sum = add4(sum, part[j]);
+        }
+    }
+    return sum;
 }
 
 }  // namespace spmm_detail
 
 extern "C" __global__ void __launch_bounds__(256) spmm(
-    const Segment* __restrict__ segments, u32 segment_count, const u32* __restrict__ neighbours,
-    const float* __restrict__ scales, const float* __restrict__ x, const float* __restrict__ base,
-    float* __restrict__ y, float* __restrict__ partial, u32 users, u32 width, u32 lanes,
-    float neighbour_factor, float base_factor, float item_base_factor) {
+    const Segment* __restrict__ segments, u32 segment_count, const LongRow* __restrict__ long_rows,
+    u32* arrived, const u32* __restrict__ neighbours, const float* __restrict__ scales,
+    const float* __restrict__ x, const float* __restrict__ base, float* __restrict__ y,
+    float* partial, u32 users, u32 width, u32 lanes, float neighbour_factor, float base_factor,
+    float item_base_factor) {
     Group group(lanes);
     u32 index = group.index();
     // A group without a segment goes along with its warp.
@@ -62,10 +92,15 @@ extern "C" __global__ void __launch_bounds__(256) spmm(
     const u32* ids = neighbours + segment.start;
     u32 length = x == nullptr || !is_there ? 0 : segment.length;
     u32 longest = group.most(length);
+    bool is_part = is_there && segment.slot != NO_SLOT;
+    float factor = neighbour_factor * scales[segment.row];
     for (u32 first_column = 0; first_column < width; first_column += 4 * lanes) {
         u32 column = first_column + 4 * group.lane;
         bool has_columns = column < width;
         const float* x_column = x + (has_columns ? column : 0);
+        u64 place = static_cast<u64>(segment.row) * width + (has_columns ? column : 0);
+        spmm_detail::Base added(is_part ? nullptr : base, base_factor, item_base_factor,
+                                segment.row, users, place);
         float4 sum = zero4();
         for (u32 first = 0; first < longest; first += lanes) {
             // Where there is no neighbour, the first row is read and not added: a read that depends
@@ -94,52 +129,37 @@ extern "C" __global__ void __launch_bounds__(256) spmm(
         if (!is_there || !has_columns) {
             continue;
         }
-        u64 place = static_cast<u64>(segment.row) * width + column;
-        if (segment.slot == NO_SLOT) {
-            sum = scale4(neighbour_factor * scales[segment.row], sum);
-            sum = spmm_detail::add_base(sum, base, base_factor, item_base_factor, segment.row,
-                                        users, place);
-            store4(y + place, sum);
-        } else {
+        if (is_part) {
             store4(partial + static_cast<u64>(segment.slot) * width + column, sum);
+        } else {
+            store4(y + place, added.add(scale4(factor, sum)));
         }
     }
-}
 
-// The rows of more than one segment: one group a row.
-extern "C" __global__ void __launch_bounds__(256) spmm_join(
-    const LongRow* __restrict__ rows, u32 row_count, const float* __restrict__ partial,
-    const float* __restrict__ scales, const float* __restrict__ base, float* __restrict__ y,
-    u32 users, u32 width, u32 lanes, float neighbour_factor, float base_factor,
-    float item_base_factor) {
-    Group group(lanes);
-    u32 index = group.index();
-    if (index >= row_count) {
+    // Groups of a warp ask together. What they wrote is there for all before they say so.
+    if (__ballot_sync(ALL_LANES, is_part) == 0) {
         return;
     }
-    LongRow row = rows[index];
-    float factor = neighbour_factor * scales[row.row];
+    LongRow row = long_rows[is_part ? segment.long_row : 0];
+    __threadfence();
+    __syncwarp();
+    u32 before = 0;
+    if (is_part && group.lane == 0) {
+        before = atomicAdd(arrived + segment.long_row, 1u);
+    }
+    before = group.from(before, 0);
+    if (!is_part || before + 1 < row.segments) {
+        return;
+    }
+    __threadfence();
+    if (group.lane == 0) {
+        arrived[segment.long_row] = 0;
+    }
     for (u32 column = 4 * group.lane; column < width; column += 4 * lanes) {
-        float4 sum = zero4();
+        u64 place = static_cast<u64>(segment.row) * width + column;
+        spmm_detail::Base added(base, base_factor, item_base_factor, segment.row, users, place);
         const float* parts = partial + static_cast<u64>(row.slot) * width + column;
-        u32 segment = 0;
-        for (; segment + PARTS_AT_ONCE <= row.segments; segment += PARTS_AT_ONCE) {
-            float4 part[PARTS_AT_ONCE];
-#pragma unroll
-            for (u32 j = 0; j < PARTS_AT_ONCE; ++j) {
-                part[j] = load4(parts + static_cast<u64>(segment + j) * width);
-            }
-#pragma unroll
-            for (u32 j = 0; j < PARTS_AT_ONCE; ++j) {
-                sum = add4(sum, part[j]);
-            }
-        }
-        for (; segment < row.segments; ++segment) {
-            sum = add4(sum, load4(parts + static_cast<u64>(segment) * width));
-        }
-        u64 place = static_cast<u64>(row.row) * width + column;
-        sum = spmm_detail::add_base(scale4(factor, sum), base, base_factor, item_base_factor,
-                                    row.row, users, place);
-        store4(y + place, sum);
+        float4 sum = spmm_detail::sum_parts(parts, row.segments, width);
+        store4(y + place, added.add(scale4(factor, sum)));
     }
 }

@@ -3,24 +3,51 @@
 //   sum_slices     out_e = sum_s slices_{s, e} (+ bias_{e mod width})
 //   column_slices  slice_c = sum over rows [c, c + 1) * ROWS of x, the bias gradients' first half
 //
-// Shapes: slices n_s x elements, of which, with a batch, the rows of its items count (the others
-// stay as they are); x rows x width, of which, with a batch, its items' count too.
-// Outputs: `=`. Ownership: one thread an element.
-// Bytes: 4 (n_s + 1) elements; 4 rows width. Bound: memory, or latency where few.
+// Shapes: slices n_s x elements; of a projection (column_tiles > 0) as many slices as it was cut
+// into, and the rows of its batch's items (the others stay as they are); x rows x width, of which,
+// with a batch, its items' count too.
+// Outputs: `=`. Ownership: `lanes` neighbouring lanes an element, each of every lanes-th slice, or
+// one thread a column.
+// Bytes: 4 (n_s + 1) elements; 4 rows width. Bound: memory, or latency where few: a thread has
+// SLICES_AT_ONCE slices on their way, and several share an element where slices are many.
 #include "batch.cuh"
+
+namespace sum_detail {
+static const u32 SLICES_AT_ONCE = 8;
+}  // namespace sum_detail
 
 extern "C" __global__ void __launch_bounds__(256) sum_slices(
     const Batch* __restrict__ batch, const float* __restrict__ slices, u32 slice_count,
-    u64 elements, const float* __restrict__ bias, u32 width, float* __restrict__ out) {
-    u64 index = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (index >= (batch == nullptr ? elements : static_cast<u64>(batch->item_count) * width)) {
-        return;
+    u32 column_tiles, u64 elements, u32 lanes, const float* __restrict__ bias, u32 width,
+    float* __restrict__ out) {
+    using namespace sum_detail;
+    Group group(lanes);
+    u64 index = (static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
+    u64 end = elements;
+    if (column_tiles > 0) {
+        slice_count = projection_slices(*batch, column_tiles, slice_count);
+        end = static_cast<u64>(batch->item_count) * width;
     }
-    float sum = slices[index];
-    for (u32 slice = 1; slice < slice_count; ++slice) {
-        sum += slices[slice * elements + index];
+    bool is_there = index < end;
+    const float* own = slices + (is_there ? index : 0);
+    float added = bias != nullptr && is_there ? bias[index % width] : 0.0f;
+    float sum = 0.0f;
+    for (u32 first = group.lane; first < slice_count; first += SLICES_AT_ONCE * lanes) {
+        float part[SLICES_AT_ONCE];
+#pragma unroll
+        for (u32 j = 0; j < SLICES_AT_ONCE; ++j) {
+            u32 slice = first + j * lanes;
+            part[j] = slice < slice_count ? own[slice * elements] : 0.0f;
+        }
+#pragma unroll
+        for (u32 j = 0; j < SLICES_AT_ONCE; ++j) {
+            sum += part[j];
+        }
     }
-    out[index] = bias == nullptr ? sum : sum + bias[index % width];
+    sum = group.sum(sum);
+    if (is_there && group.lane == 0) {
+        out[index] = sum + added;
+    }
 }
 
 namespace column_detail {
@@ -38,6 +65,7 @@ extern "C" __global__ void __launch_bounds__(128) column_slices(
     u32 start = blockIdx.x * column_detail::ROWS;
     u32 stop = start + column_detail::ROWS < rows ? start + column_detail::ROWS : rows;
     float sum = 0.0f;
+#pragma unroll 8
     for (u32 row = start; row < stop; ++row) {
         sum += x[static_cast<u64>(row) * width + column];
     }

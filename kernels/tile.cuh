@@ -30,7 +30,7 @@ namespace tile {
 
 // Sides of a block's tile, and of a warp's.
 static const u32 NARROW = 64;
-static const u32 WIDE = 128;
+static const u32 WIDE = FEATURE_LINES;
 static const u32 WARP_LINES = 32;
 
 // The operands of a tile of LINES_A x LINES_B, and what of shared memory it takes: 48 KB for 8
@@ -71,6 +71,18 @@ __device__ __forceinline__ void split(float value, u32& big, u32& small) {
     }
 }
 
+// The products of 32 x 8 and 8 x 32 numbers, added to `sums`.
+__device__ __forceinline__ void multiply_all(float (&sums)[2][4][4], const u32 (&a)[2][4],
+                                             const u32 (&b)[4][2]) {
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j) {
+            multiply_tf32(sums[i][j], a[i], b[j]);
+        }
+    }
+}
+
 // The products of one DEPTH of the operands in shared memory, added to `totals`: of the lines of a
 // and b from `first_a` and `first_b` on.
 template <class A, class B>
@@ -83,7 +95,7 @@ __device__ __forceinline__ void multiply_step(const u8* tile_a, const u8* tile_b
     A::read(tile_a, first_a, group, in_group, a);
 #pragma unroll
     for (u32 k = 0; k < 4; k += 2) {
-        u32 big_b[4][2], small_b[4][2];
+        u32 big_a[2][4], small_a[2][4], big_b[4][2], small_b[4][2];
 #pragma unroll
         for (u32 j = 0; j < 4; ++j) {
 #pragma unroll
@@ -93,22 +105,20 @@ __device__ __forceinline__ void multiply_step(const u8* tile_a, const u8* tile_b
         }
 #pragma unroll
         for (u32 i = 0; i < 2; ++i) {
-            u32 big_a[4], small_a[4];
 #pragma unroll
             for (u32 part = 0; part < 4; ++part) {
-                split<A::EXACT>(a[2 * i + part % 2][k + part / 2], big_a[part], small_a[part]);
-            }
-#pragma unroll
-            for (u32 j = 0; j < 4; ++j) {
-                if (!A::EXACT) {
-                    multiply_tf32(sums[i][j], small_a, big_b[j]);
-                }
-                if (!B::EXACT) {
-                    multiply_tf32(sums[i][j], big_a, small_b[j]);
-                }
-                multiply_tf32(sums[i][j], big_a, big_b[j]);
+                split<A::EXACT>(a[2 * i + part % 2][k + part / 2], big_a[i][part],
+                                small_a[i][part]);
             }
         }
+        // Eight products lie between two of the same sums, for which the second would wait.
+        if (!A::EXACT) {
+            multiply_all(sums, small_a, big_b);
+        }
+        if (!B::EXACT) {
+            multiply_all(sums, big_a, small_b);
+        }
+        multiply_all(sums, big_a, big_b);
     }
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
@@ -149,13 +159,22 @@ struct FilledDepth {
     __device__ __forceinline__ u32 after(u32 k) const { return from(k + DEPTH); }
 };
 
-// The block's tile over a depth, given to out(line a, line b, the sums of this and the next three
-// lines of b) for each line of a and every fourth line of b that there is. Grid: x over tiles of
-// b's lines, y over tiles of a's lines.
-template <class Product, class Over, class Out>
+// Parts of a finished tile that a thread has: of each a line of a, four lines of b, of which the
+// first one is named, and their sums; and whether there are such lines.
+template <u32 COUNT>
+struct Out {
+    u32 rows[COUNT];
+    u32 columns[COUNT];
+    bool is_there[COUNT];
+    float sums[COUNT][4];
+};
+
+// The block's tile over a depth, given to out(Out<AT_ONCE>) until all of it was. Grid: x over tiles
+// of b's lines, y over tiles of a's lines.
+template <class Product, u32 AT_ONCE, class Over, class Take>
 __device__ __forceinline__ void multiply(typename Product::A& a, typename Product::B& b,
                                          const Over& depth, typename Product::Shared& shared,
-                                         Out out) {
+                                         Take take) {
     typedef typename Product::A A;
     typedef typename Product::B B;
     u32 first_a = blockIdx.y * A::LINES;
@@ -222,16 +241,22 @@ __device__ __forceinline__ void multiply(typename Product::A& a, typename Produc
         }
     }
     __syncthreads();
+    const u32 COUNT = A::LINES * B::LINES / (4 * Product::THREADS);
+    static_assert(COUNT % AT_ONCE == 0, "a thread's parts are as many");
 #pragma unroll
-    for (u32 i = 0; i < A::LINES * B::LINES / (4 * Product::THREADS); ++i) {
-        u32 index = threadIdx.x + i * Product::THREADS;
-        u32 row = index / (B::LINES / 4);
-        u32 column = index % (B::LINES / 4) * 4;
-        if (first_a + row < a.lines && first_b + column < b.lines) {
-            float sums[4];
-            load4(shared.out + row * Product::OUT_ROW + column, sums);
-            out(first_a + row, first_b + column, sums);
+    for (u32 first = 0; first < COUNT; first += AT_ONCE) {
+        Out<AT_ONCE> out;
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; ++i) {
+            u32 index = threadIdx.x + (first + i) * Product::THREADS;
+            u32 row = index / (B::LINES / 4);
+            u32 column = index % (B::LINES / 4) * 4;
+            out.rows[i] = first_a + row;
+            out.columns[i] = first_b + column;
+            out.is_there[i] = out.rows[i] < a.lines && out.columns[i] < b.lines;
+            load4(shared.out + row * Product::OUT_ROW + column, out.sums[i]);
         }
+        take(out);
     }
 }
 
@@ -243,7 +268,12 @@ __device__ __forceinline__ void multiply_slice(typename Product::A& a, typename 
                                                u32 rows, typename Product::Shared& shared) {
     float* slice = out + static_cast<u64>(blockIdx.z) * rows * b.lines;
     u32 columns = b.lines;
-    multiply<Product>(a, b, depth, shared, [=](u32 row, u32 column, float (&sums)[4]) {
+    multiply<Product, 1>(a, b, depth, shared, [=](Out<1>& part) {
+        if (!part.is_there[0]) {
+            return;
+        }
+        u32 column = part.columns[0];
+        float(&sums)[4] = part.sums[0];
         Quad quad(columns, column);
         if (bias != nullptr) {
             float added[4];
@@ -253,12 +283,13 @@ __device__ __forceinline__ void multiply_slice(typename Product::A& a, typename 
                 sums[n] += added[n];
             }
         }
-        quad.write(slice + static_cast<u64>(row) * columns + column, sums);
+        quad.write(slice + static_cast<u64>(part.rows[0]) * columns + column, sums);
     });
 }
 
-// The part of a depth that slice blockIdx.z has.
-__device__ __forceinline__ Depth slice_of(u32 depth, u32 slice_depth) {
+// The part of a depth that slice blockIdx.z of `slices` has, in whole steps.
+__device__ __forceinline__ Depth slice_of(u32 depth, u32 slices) {
+    u32 slice_depth = ((depth + slices - 1) / slices + DEPTH - 1) / DEPTH * DEPTH;
     u32 start = blockIdx.z * slice_depth;
     return Depth{start, start + slice_depth < depth ? start + slice_depth : depth};
 }

@@ -9,10 +9,10 @@
 // into slices, for more blocks: top_k then leaves each slice's best keys, and top_k_merge lists them.
 // Ownership: a block scores its users (16 up to K = 128) against a slice's items, 128 at a time, in
 // f32 by fused multiply-adds in the order of the columns: the CPU backend's bits. A user is one
-// warp's. A score above the user's threshold (its K-th best so far) whose item is not masked is
-// appended to the user's candidates in shared memory; when those may run over, the warp sorts them,
-// cuts them to K and the threshold rises. No other warp waits for that. In top_k_merge a block is a
-// warp and has one user.
+// warp's. A score above the user's threshold (its K-th best so far) is appended to the user's
+// candidates in shared memory; when those may run over, the warp drops those that are masked, all at
+// once, sorts the others, cuts them to K and the threshold rises. No other warp waits for that. In
+// top_k_merge a block is a warp and has one user.
 // Determinism: a candidate's key is (score descending, item ascending), unique and sorted, so how
 // the items are cut decides nothing. A later item with an equal score loses by its id: it need not
 // pass the threshold.
@@ -37,6 +37,8 @@ static const u32 KEYS = 4096;
 static const u32 MOST_KEYS = 2048;
 // Pairs of keys that a lane has read before it exchanges the first.
 static const u32 PAIRS = 4;
+// Keys that a lane looks for among masked items at a time.
+static const u32 CHECKED = 4;
 static const u32 NO_ITEM = 0xffffffffu;
 static const u64 NO_KEY = ~0ull;
 
@@ -59,19 +61,59 @@ __device__ __forceinline__ float score_of(u64 key) {
     return __uint_as_float(ascending & 0x80000000u ? ascending & 0x7fffffffu : ~ascending);
 }
 
-// Whether `node` is among a row's neighbours, which ascend.
-__device__ __forceinline__ bool is_neighbour(const u32* neighbours, u32 low, u32 high, u32 node) {
-    u32 end = high;
-    while (low < high) {
-        u32 middle = low + (high - low) / 2;
-        if (neighbours[middle] < node) {
-            low = middle + 1;
-        } else {
-            high = middle;
+// The neighbours of a row, which ascend: what its list leaves out.
+struct Masked {
+    const u32* neighbours;
+    u32 low;
+    u32 high;
+    // The node of item 0.
+    u32 first_node;
+
+    // The warp makes keys of masked items NO_KEY; how many of them there are. CHECKED keys of a
+    // lane are looked up side by side: each look depends on the one before.
+    __device__ __forceinline__ u32 drop(u64* keys, u32 count) const {
+        u32 dropped = 0;
+        if (low == high) {
+            return dropped;
         }
+        // All lanes have appended their keys.
+        __syncwarp();
+        for (u32 first = threadIdx.x % 32; first - threadIdx.x % 32 < count;
+             first += 32 * CHECKED) {
+            u32 node[CHECKED], below[CHECKED];
+#pragma unroll
+            for (u32 i = 0; i < CHECKED; ++i) {
+                u32 index = first + 32 * i;
+                node[i] = first_node + static_cast<u32>(keys[index < count ? index : 0]);
+                below[i] = low;
+            }
+            // The last neighbour that is not above the node, or the first one.
+            u32 step = 1;
+            while (2 * step < high - low) {
+                step *= 2;
+            }
+            for (; step > 0; step /= 2) {
+#pragma unroll
+                for (u32 i = 0; i < CHECKED; ++i) {
+                    u32 next = below[i] + step;
+                    if (next < high && neighbours[next] <= node[i]) {
+                        below[i] = next;
+                    }
+                }
+            }
+#pragma unroll
+            for (u32 i = 0; i < CHECKED; ++i) {
+                u32 index = first + 32 * i;
+                bool is_masked = index < count && neighbours[below[i]] == node[i];
+                if (is_masked) {
+                    keys[index] = NO_KEY;
+                }
+                dropped += __popc(__ballot_sync(ALL_LANES, is_masked));
+            }
+        }
+        return dropped;
     }
-    return low < end && neighbours[low] == node;
-}
+};
 
 // Appends the keys of those of the warp's lanes that have one.
 __device__ __forceinline__ void append(u64* keys, u32& count, bool has_key, u64 key) {
@@ -82,9 +124,9 @@ __device__ __forceinline__ void append(u64* keys, u32& count, bool has_key, u64 
     count += __popc(lanes);
 }
 
-// The warp sorts a user's `count` keys, in a room that is a power of two, and cuts them to K; how
-// many are left. Not inlined: most tiles pass it by.
-__device__ __noinline__ u32 compact(u64* keys, u32 count, u32 k) {
+// The warp sorts a user's `count` keys, in a room that is a power of two, `dropped` of which are
+// NO_KEY, and cuts them to K; how many are left. Not inlined: most tiles pass it by.
+__device__ __noinline__ u32 compact(u64* keys, u32 count, u32 dropped, u32 k) {
     u32 lane = threadIdx.x % 32;
     u32 end = 1;
     while (end < count) {
@@ -121,6 +163,7 @@ __device__ __noinline__ u32 compact(u64* keys, u32 count, u32 k) {
             __syncwarp();
         }
     }
+    count -= dropped;
     return count < k ? count : k;
 }
 
@@ -134,52 +177,57 @@ __device__ __forceinline__ void write_list(const u64* keys, u32 count, u32 k, u6
     }
 }
 
-// The block's scores: thread (warp w, lane l) has users w + 4 i and items l + 32 j.
-__device__ __forceinline__ void score_tile(Shared& shared, const float* predicted, const u32* ids,
-                                           u32 first_user, u32 users, u32 all_users, u32 first_item,
-                                           u32 items, u32 width, float (&scores)[4][4]) {
-    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    // A thread brings four columns of one user, if any, and of every ROWS-th item.
-    u32 row = threadIdx.x / (DEPTH / 4), in_row = 4 * (threadIdx.x % (DEPTH / 4));
-    u32 id = row < users ? ids[first_user + row] : 0;
-    for (u32 column = 0; column < width; column += DEPTH) {
-        const float* own = predicted + column + in_row;
-        bool has_columns = column + in_row < width;
-        float4 item_columns[ITEMS / ROWS];
+// Columns of the block's items and users on their way from memory to shared memory: a thread brings
+// four columns of one user, if any, and of every ROWS-th item.
+struct Columns {
+    float4 items[ITEMS / ROWS];
+    float4 user;
+
+    __device__ __forceinline__ void bring(const float* predicted, const float* own, u32 all_users,
+                                          u32 first_item, u32 end, u32 width, u32 first_column) {
+        u32 row = threadIdx.x / (DEPTH / 4);
+        u32 column = first_column + 4 * (threadIdx.x % (DEPTH / 4));
+        bool has_columns = column < width;
 #pragma unroll
         for (u32 i = 0; i < ITEMS / ROWS; ++i) {
             u32 item = first_item + row + ROWS * i;
-            item_columns[i] = has_columns && item < items
-                                  ? load4(own + static_cast<u64>(all_users + item) * width)
-                                  : zero4();
+            const float* place = predicted + static_cast<u64>(all_users + item) * width + column;
+            items[i] = has_columns && item < end ? load4(place) : zero4();
         }
+        user = has_columns && own != nullptr ? load4(own + column) : zero4();
+    }
+
+    __device__ __forceinline__ void put(Shared& shared) const {
+        u32 row = threadIdx.x / (DEPTH / 4), in_row = 4 * (threadIdx.x % (DEPTH / 4));
         if (row < USERS) {
-            store4(shared.users + row * STRIDE + in_row,
-                   has_columns && row < users ? load4(own + static_cast<u64>(id) * width)
-                                              : zero4());
+            store4(shared.users + row * STRIDE + in_row, user);
         }
 #pragma unroll
         for (u32 i = 0; i < ITEMS / ROWS; ++i) {
-            store4(shared.items + (row + ROWS * i) * STRIDE + in_row, item_columns[i]);
+            store4(shared.items + (row + ROWS * i) * STRIDE + in_row, items[i]);
         }
-        __syncthreads();
+    }
+};
+
+// The products of the columns in shared memory, added: thread (warp w, lane l) has users w + 4 i and
+// items l + 32 j.
+__device__ __forceinline__ void score_columns(const Shared& shared, float (&scores)[4][4]) {
+    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
-        for (u32 k = 0; k < DEPTH; k += 4) {
-            float4 user[4], item[4];
+    for (u32 k = 0; k < DEPTH; k += 4) {
+        float4 user[4], item[4];
 #pragma unroll
-            for (u32 i = 0; i < 4; ++i) {
-                user[i] = load4(shared.users + (warp + WARPS * i) * STRIDE + k);
-                item[i] = load4(shared.items + (lane + 32 * i) * STRIDE + k);
-            }
+        for (u32 i = 0; i < 4; ++i) {
+            user[i] = load4(shared.users + (warp + WARPS * i) * STRIDE + k);
+            item[i] = load4(shared.items + (lane + 32 * i) * STRIDE + k);
+        }
 #pragma unroll
-            for (u32 i = 0; i < 4; ++i) {
+        for (u32 i = 0; i < 4; ++i) {
 #pragma unroll
-                for (u32 j = 0; j < 4; ++j) {
-                    scores[i][j] = dot4(user[i], item[j], scores[i][j]);
-                }
+            for (u32 j = 0; j < 4; ++j) {
+                scores[i][j] = dot4(user[i], item[j], scores[i][j]);
             }
         }
-        __syncthreads();
     }
 }
 
@@ -201,10 +249,27 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
     }
     u32 start = blockIdx.y * slice_items;
     items = start + slice_items < items ? start + slice_items : items;
+    u32 row = threadIdx.x / (DEPTH / 4);
+    const float* own =
+        row < users ? predicted + static_cast<u64>(ids[first_user + row]) * width : nullptr;
+    auto masked = [&](u32 user) {
+        u32 id = ids[first_user + user];
+        return Masked{neighbours, offsets[id], offsets[id + 1], all_users};
+    };
+    Columns columns;
+    columns.bring(predicted, own, all_users, start, items, width, 0);
     for (u32 first_item = start; first_item < items; first_item += ITEMS) {
         float scores[4][4] = {};
-        score_tile(shared, predicted, ids, first_user, users, all_users, first_item, items, width,
-                   scores);
+        for (u32 column = 0; column < width; column += DEPTH) {
+            columns.put(shared);
+            __syncthreads();
+            // The next ones are on their way meanwhile, be they of the next items.
+            bool is_last = column + DEPTH >= width;
+            columns.bring(predicted, own, all_users, is_last ? first_item + ITEMS : first_item,
+                          items, width, is_last ? 0 : column + DEPTH);
+            score_columns(shared, scores);
+            __syncthreads();
+        }
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
             u32 user = warp + WARPS * i;
@@ -213,26 +278,15 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
             }
             u64* keys = shared.keys + user * capacity;
             float threshold = shared.thresholds[user];
-            bool is_better[4], any = false;
-#pragma unroll
-            for (u32 j = 0; j < 4; ++j) {
-                is_better[j] = first_item + lane + 32 * j < items && scores[i][j] > threshold;
-                any = any || is_better[j];
-            }
-            if (__ballot_sync(ALL_LANES, any) == 0) {
-                continue;
-            }
-            u32 id = ids[first_user + user];
-            u32 low = offsets[id], high = offsets[id + 1];
 #pragma unroll
             for (u32 j = 0; j < 4; ++j) {
                 u32 item = first_item + lane + 32 * j;
-                is_better[j] = is_better[j]
-                               && !is_neighbour(neighbours, low, high, all_users + item);
-                append(keys, counts[i], is_better[j], key_of(scores[i][j], item));
+                bool is_better = item < items && scores[i][j] > threshold;
+                append(keys, counts[i], is_better, key_of(scores[i][j], item));
             }
             if (counts[i] + ITEMS > capacity) {
-                counts[i] = compact(keys, counts[i], k);
+                u32 dropped = masked(user).drop(keys, counts[i]);
+                counts[i] = compact(keys, counts[i], dropped, k);
                 if (lane == 0 && counts[i] == k) {
                     shared.thresholds[user] = score_of(keys[k - 1]);
                 }
@@ -246,7 +300,8 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
             continue;
         }
         u64* keys = shared.keys + user * capacity;
-        counts[i] = compact(keys, counts[i], k);
+        u32 dropped = masked(user).drop(keys, counts[i]);
+        counts[i] = compact(keys, counts[i], dropped, k);
         u64 place = static_cast<u64>(first_user + user);
         if (slice_keys == nullptr) {
             write_list(keys, counts[i], k, place * k, list_items, list_scores);
@@ -280,10 +335,10 @@ extern "C" __global__ void __launch_bounds__(32) top_k_merge(
             append(keys, kept, key[j] < threshold, key[j]);
         }
         if (kept + ITEMS > capacity) {
-            kept = compact(keys, kept, k);
+            kept = compact(keys, kept, 0, k);
             threshold = kept == k ? keys[k - 1] : threshold;
         }
     }
-    kept = compact(keys, kept, k);
+    kept = compact(keys, kept, 0, k);
     write_list(keys, kept, k, static_cast<u64>(blockIdx.x) * k, list_items, list_scores);
 }

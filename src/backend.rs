@@ -407,8 +407,8 @@ pub trait Backend: Clone {
         p: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// Equations (4), (6), (8), (9): adds the terms ui, iu, align and mask to `losses` and replaces
-    /// the predictor outputs by their gradients (SPEC §4).
+    /// Equations (4), (6), (8), (9): finds the terms ui, iu, align and mask, for
+    /// [`Backend::add_losses`], and replaces the predictor outputs by their gradients (SPEC §4).
     ///
     /// `x` (R × d) holds the rows that the targets are made of.
     #[allow(clippy::too_many_arguments, reason = "one fused operation")]
@@ -420,6 +420,15 @@ pub trait Backend: Clone {
         dropout: &Dropout,
         x: View<'_, Self::Buffer>,
         predicted: ViewMut<'_, Self::Buffer>,
+        losses: &mut Self::Losses,
+    ) -> Result<()>;
+
+    /// Adds the terms that [`Backend::bootstrap_loss`] found to the sums. By itself, since the gradients
+    /// do not wait for it.
+    fn add_losses(
+        &self,
+        shape: LossShape,
+        batch: &Self::Batch,
         losses: &mut Self::Losses,
     ) -> Result<()>;
 
@@ -497,6 +506,23 @@ pub trait Backend: Clone {
         schedule: &Self::Schedule,
         features: &mut Self::Features,
     ) -> Result<()>;
+
+    /// Whether [`Backend::adam_rows_replay_ahead`] is worth asking for, with these features.
+    fn looks_ahead(&self, _features: &[Self::Features]) -> bool {
+        false
+    }
+
+    /// Does what [`Backend::adam_rows_replay`] would do in the next batch's step for those of its rows
+    /// that are not the batch's own: their gradient is zero in the batch's step, too. It may be done at
+    /// the same time as the batch's step. Where the next batch is not known, nothing.
+    fn adam_rows_replay_ahead(
+        &self,
+        _batch: &Self::Batch,
+        _schedule: &Self::Schedule,
+        _features: &mut Self::Features,
+    ) -> Result<()> {
+        Ok(())
+    }
 
     /// [`Backend::adam_rows_replay`] for all rows, up to step `last`.
     fn adam_rows_replay_all(

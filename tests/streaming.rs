@@ -155,7 +155,14 @@ fn a_full_gpu_streams(device: Arc<Device>) {
 #[test]
 fn streamed_features_give_the_bits_of_resident_ones() {
     if emulator::on_gpu() {
-        return a_full_gpu_streams(emulator::device().expect("a GPU"));
+        // Its memory comes in pages that are larger than these features: it cannot be filled to a row.
+        for config in [config(), TrainConfig { batch_size: 300, ..config() }] {
+            let [resident, streamed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+            train(FeatureStorage::Resident, &config, resident.path(), false, u64::MAX).unwrap();
+            train(FeatureStorage::Stream, &config, streamed.path(), false, u64::MAX).unwrap();
+            assert!(model(resident.path()) == model(streamed.path()), "{config:?}: bits differ");
+        }
+        return;
     }
     let Some(emulator) = emulator::emulator() else { return };
     emulator.set("BM3_EMULATOR_MEMORY", "200000000");

@@ -37,7 +37,11 @@ pub struct Spread {
 
 impl Spread {
     /// Of times, of which there is one at least.
-    fn of(mut times: Vec<f64>) -> Self {
+    ///
+    /// # Panics
+    /// Where there is none.
+    #[must_use]
+    pub fn of(mut times: Vec<f64>) -> Self {
         times.sort_by(f64::total_cmp);
         let middle = times.len() / 2;
         let median = match times.len() % 2 {

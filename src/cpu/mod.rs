@@ -98,6 +98,8 @@ impl CpuBatches {
 #[derive(Debug, Clone)]
 pub struct CpuLosses {
     sums: Vec<f64>,
+    /// What the last batch's pass found, not added yet.
+    found: Vec<f64>,
     watch: Watch,
 }
 
@@ -296,6 +298,7 @@ impl<T: Real> Backend for Cpu<T> {
     fn losses(&self, sums: &[f64]) -> Result<CpuLosses> {
         Ok(CpuLosses {
             sums: sums.to_vec(),
+            found: vec![0.0; sums.len()],
             watch: Watch::new(LossShape::modalities_of(sums.len())),
         })
     }
@@ -422,7 +425,18 @@ impl<T: Real> Backend for Cpu<T> {
         let _timed =
             Timed::new("bootstrap_loss", 3 * elements + 2 * pairs, 12 * elements + 2 * pairs);
         let (x, predicted) = (read(x), write(predicted));
-        loss::bootstrap_loss(shape, batch, cl_weight, dropout, x, predicted, &mut losses.sums);
+        losses.found.fill(0.0);
+        loss::bootstrap_loss(shape, batch, cl_weight, dropout, x, predicted, &mut losses.found);
+        Ok(())
+    }
+
+    fn add_losses(
+        &self,
+        _shape: LossShape,
+        _batch: &CpuBatch,
+        losses: &mut CpuLosses,
+    ) -> Result<()> {
+        losses.sums.iter_mut().zip(&losses.found).for_each(|(sum, found)| *sum += found);
         Ok(())
     }
 

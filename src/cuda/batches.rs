@@ -35,8 +35,8 @@ struct Record {
     pairs: u32,
     step: u32,
     number: u32,
-    /// C++ has it too, where nobody looks.
-    padding: u32,
+    next_item_count: u32,
+    next_items: Address,
 }
 
 /// A batch on a device: the record that kernels read, and the lists that it names.
@@ -97,7 +97,8 @@ impl CudaBatch {
             pairs: batch.pairs() as u32,
             step,
             number: 0,
-            padding: 0,
+            next_item_count: 0,
+            next_items: Address::NULL,
         };
         Ok(Self {
             record: Memory::from_slice(device, &[record], "a batch")?,
@@ -369,7 +370,7 @@ impl CudaBatches {
     fn advance(&self, device: &Arc<Device>) -> Result<()> {
         launch!(
             device,
-            Launch { kernel: "next_batch", grid: [1; 3], block: 32, bytes: 80, flops: 0 },
+            Launch { kernel: "next_batch", grid: [1; 3], block: 32, bytes: 96, flops: 0 },
             [
                 &self.users.ids,
                 &self.items.ids,

@@ -56,12 +56,23 @@ impl Tile {
         [x, y, slices as u32]
     }
 
-    /// How the depth of a product is cut: the depth of a slice, and how many there are.
-    pub fn slices(self, rows: usize, columns: usize, depth: usize) -> (usize, usize) {
+    /// How many slices the depth of a product is cut into.
+    pub fn slices(self, rows: usize, columns: usize, depth: usize) -> usize {
         let tiles = (rows as u64).div_ceil(self.rows) * (columns as u64).div_ceil(self.columns);
         let wanted = (TARGET_WARPS / self.warps() / tiles.max(1)).max(1) as usize;
         let slice_depth = depth.div_ceil(wanted).next_multiple_of(DEPTH).max(self.least_depth);
-        (slice_depth, depth.div_ceil(slice_depth).max(1))
+        depth.div_ceil(slice_depth).max(1)
+    }
+
+    /// The most slices of a product that fills some of these rows and cuts itself accordingly
+    /// (`projection_slices` of `batch.cuh`): for half of them.
+    pub fn most_slices(self, rows: usize, columns: usize, depth: usize) -> usize {
+        self.slices(rows.div_ceil(2), columns, depth)
+    }
+
+    /// Tiles side by side over so many columns.
+    pub fn column_tiles(self, columns: usize) -> u32 {
+        blocks(columns as u64, self.columns)
     }
 }
 
@@ -100,31 +111,86 @@ impl Rows {
     }
 }
 
-/// out `=` the sum of `count` slices of `elements` numbers, plus the bias of each column; with a
-/// batch only the rows of its items.
-#[allow(clippy::too_many_arguments, reason = "the kernel's")]
-pub(super) fn sum_slices(
-    device: &Arc<Device>,
-    batch: Address,
-    slices: Address,
-    count: usize,
-    elements: usize,
-    bias: Address,
-    width: usize,
-    out: Address,
-) -> Result<()> {
-    launch!(
-        device,
-        Launch {
-            kernel: "sum_slices",
-            grid: [blocks(elements as u64, 256), 1, 1],
-            block: 256,
-            bytes: 4 * (count as u64 + 1) * elements as u64,
-            flops: (count * elements) as u64,
-        },
-        [batch, slices, count as u32, elements as u64, bias, width as u32, out],
-        "{count} slices of {elements}"
-    )
+/// Slices of which a thread of `sum_slices` has all on their way: the same of `sum_slices.cu`.
+const SLICES_AT_ONCE: usize = 8;
+/// The most threads of `sum_slices`: as many as a large GPU has at a time.
+const MOST_SUMMING: usize = 2048 * 132;
+
+/// Slices of a product, to be added.
+#[derive(Clone, Copy)]
+pub(super) struct Slices {
+    pub address: Address,
+    /// How many there are.
+    pub count: usize,
+    /// Numbers of each.
+    pub elements: usize,
+}
+
+impl Slices {
+    /// How many lanes share an element.
+    fn lanes(self) -> usize {
+        let mut lanes = 1;
+        while lanes < 32
+            && self.count > SLICES_AT_ONCE * lanes
+            && 2 * lanes * self.elements <= MOST_SUMMING
+        {
+            lanes *= 2;
+        }
+        lanes
+    }
+
+    /// out `=` their sum.
+    pub fn sum(self, device: &Arc<Device>, out: Address) -> Result<()> {
+        self.sum_with(device, Address::NULL, 0, Address::NULL, 1, out)
+    }
+
+    /// out `=` the sum of those of them that the projection of the batch's items has, plus the bias of
+    /// each of `width` columns; only the items' rows.
+    pub fn sum_projection(
+        self,
+        device: &Arc<Device>,
+        batch: &CudaBatch,
+        bias: Address,
+        width: usize,
+        out: Address,
+    ) -> Result<()> {
+        let column_tiles = Tile::FEATURE_ROWS.column_tiles(width);
+        self.sum_with(device, batch.record(), column_tiles, bias, width, out)
+    }
+
+    fn sum_with(
+        self,
+        device: &Arc<Device>,
+        batch: Address,
+        column_tiles: u32,
+        bias: Address,
+        width: usize,
+        out: Address,
+    ) -> Result<()> {
+        let (Self { address, count, elements }, lanes) = (self, self.lanes());
+        launch!(
+            device,
+            Launch {
+                kernel: "sum_slices",
+                grid: [blocks((elements * lanes) as u64, 256), 1, 1],
+                block: 256,
+                bytes: 4 * (count as u64 + 1) * elements as u64,
+                flops: (count * elements) as u64,
+            },
+            [
+                batch,
+                address,
+                count as u32,
+                column_tiles,
+                elements as u64,
+                lanes as u32,
+                bias,
+                width as u32,
+                out,
+            ],
+            "{count} slices of {elements}"
+        )
+    }
 }
 
 /// sums `=` the sums of the columns of `x` (rows × width); with a batch, of its items' rows.
@@ -150,8 +216,7 @@ pub(super) fn column_sums(
         [batch, x, rows as u32, width as u32, slices.part(0)],
         "{rows} rows, d = {width}"
     )?;
-    let bias = Address::NULL;
-    sum_slices(device, Address::NULL, slices.part(0), count, width, bias, width, sums)
+    Slices { address: slices.part(0), count, elements: width }.sum(device, sums)
 }
 
 /// out (rows × width) `=` x wᵀ + bias, with x rows × width and w width × width.
@@ -216,7 +281,7 @@ pub(super) fn multiply_gradient(
     out: Address,
     (rows, width): (usize, usize),
 ) -> Result<()> {
-    let (slice_depth, count) = Tile::SMALL.slices(width, width, rows);
+    let count = Tile::SMALL.slices(width, width, rows);
     let elements = width * width;
     let partial = partial_sums(device, count, elements)?;
     let target = partial.as_ref().map_or(out, |partial| partial.part(0));
@@ -231,26 +296,12 @@ pub(super) fn multiply_gradient(
             bytes: 4 * (2 * n * d + count as u64 * d * d),
             flops: 2 * n * d * d,
         },
-        [
-            batch,
-            users,
-            items,
-            y,
-            width as u32,
-            x,
-            width as u32,
-            rows as u32,
-            slice_depth as u32,
-            target,
-        ],
+        [batch, users, items, y, width as u32, x, width as u32, rows as u32, target,],
         "{rows} rows, d = {width}"
     )?;
     match partial {
         None => Ok(()),
-        Some(partial) => {
-            let (slices, none) = (partial.part(0), Address::NULL);
-            sum_slices(device, none, slices, count, elements, none, width, out)
-        }
+        Some(partial) => Slices { address: partial.part(0), count, elements }.sum(device, out),
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Device {
     stream: Arc<CudaStream>,
     kernels: Arc<HashMap<&'static str, Kernel>>,
     scratch: Mutex<Option<CudaSlice<u8>>>,
+    /// What tables are copied by way of, once there was one.
+    staging: Mutex<Vec<Staging>>,
     /// Those that have been asked for.
     branches: Mutex<Vec<Arc<Self>>>,
     /// What is asked of this device and its branches, where somebody wants to know.
@@ -64,6 +66,9 @@ impl Scratch<'_> {
         Address(self.base + self.starts[index])
     }
 }
+
+/// Parts of a table that are on their way to the device, or being made.
+const STAGES: usize = 3;
 
 /// The parts of a scratch begin at multiples of this many bytes.
 pub(super) const PART_ALIGNMENT: u64 = 256;
@@ -109,8 +114,16 @@ impl Device {
         kernels: Arc<HashMap<&'static str, Kernel>>,
         notes: Arc<Notes>,
     ) -> Arc<Self> {
-        let (scratch, branches, recorder) = (Mutex::new(None), Mutex::default(), Mutex::new(None));
-        Arc::new(Self { gpu, stream, kernels, scratch, branches, notes, recorder })
+        Arc::new(Self {
+            gpu,
+            stream,
+            kernels,
+            scratch: Mutex::default(),
+            staging: Mutex::default(),
+            branches: Mutex::default(),
+            notes,
+            recorder: Mutex::default(),
+        })
     }
 
     /// The same GPU with the same kernels, and a stream and intermediate numbers of its own: its
@@ -144,6 +157,24 @@ impl Device {
             branches.push(this.with_stream(this.notes.clone())?);
         }
         Ok(branches[number].clone())
+    }
+
+    /// Does `work` on this device, and `aside` at the same time on a branch of it; what comes after it
+    /// comes after both.
+    ///
+    /// # Errors
+    /// Those of both, and [`Error::DeviceOperation`] when the driver fails.
+    pub(super) fn beside(
+        this: &Arc<Self>,
+        aside: impl FnOnce(&Arc<Self>) -> Result<()>,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let side = Self::branch(this, 0)?;
+        side.after(this)?;
+        let outcome = aside(&side).and_then(|()| work());
+        // Also of what failed half-way: its memory may be given back on this device's stream.
+        let joined = this.after(&side);
+        outcome.and(joined)
     }
 
     /// Has what will be asked for come after what `other` has been asked for so far.
@@ -347,13 +378,18 @@ impl Device {
         mut fill: impl FnMut(Range<usize>, &mut [u8]),
     ) -> Result<()> {
         let Some(target) = target.bytes_mut().filter(|_| length > 0) else { return Ok(()) };
-        let part = part.min(length);
         let failed = |error| self.failed(format!("copying {length} bytes to {what}"), error);
-        let staging = || Staging::new(&self.stream, part).map_err(failed);
-        let mut buffers = [staging()?, staging()?];
+        // Page-locking memory takes longer than a copy from it: it serves the next table, too.
+        let mut buffers = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffers.first().is_none_or(|buffer| buffer.length() < part) {
+            buffers.clear();
+            for _ in 0..STAGES {
+                buffers.push(Staging::new(&self.stream, part).map_err(failed)?);
+            }
+        }
         for (number, start) in (0..length).step_by(part).enumerate() {
             let range = start..(start + part).min(length);
-            let buffer = &mut buffers[number % 2];
+            let buffer = &mut buffers[number % STAGES];
             fill(range.clone(), buffer.bytes(range.len()).map_err(failed)?);
             buffer.copy_to(&mut target.slice_mut(range)).map_err(failed)?;
         }
@@ -393,8 +429,9 @@ pub(super) struct Staging {
 
 impl Staging {
     pub fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, DriverError> {
+        // Not write-combined: threads write a part each, not in the order of the addresses.
         // SAFETY: only what was written is copied, and bytes are never invalid.
-        let memory = unsafe { stream.context().alloc_pinned::<u8>(bytes) }?;
+        let memory = unsafe { stream.context().alloc_pinned_with_flags::<u8>(bytes, 0) }?;
         Ok(Self { memory, stream: stream.clone(), copied: None })
     }
 

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::batches::CudaBatch;
-use super::dense::{Tile, column_sums, partial_sums, sum_slices};
+use super::dense::{Slices, Tile, column_sums, partial_sums};
 use super::device::Device;
 use super::launch::{Address, Launch, launch};
 use super::memory::Memory;
@@ -85,8 +85,9 @@ impl StoredType {
     }
 }
 
-/// Bytes of rows that are converted and copied at a time.
-const COPY_BYTES: usize = 16 << 20;
+/// Bytes of rows that are converted and copied at a time: long enough that a copy's beginning does not
+/// matter, and short enough that page-locking memory for it does not.
+const COPY_BYTES: usize = 4 << 20;
 
 /// How many rows of a table are converted and copied at a time.
 pub(crate) fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
@@ -143,6 +144,11 @@ impl CudaFeatures {
     ) -> Self {
         let values = Shared::own(values);
         Self { values, stored, rows, columns, trained: None, places: Some(stream) }
+    }
+
+    /// Whether they are parameters.
+    pub fn is_trained(&self) -> bool {
+        self.trained.is_some()
     }
 
     /// Where kernels find the rows of streamed features; null where those are their items'.
@@ -388,7 +394,7 @@ pub(super) fn project(
 ) -> Result<()> {
     let (items, columns) = (batch.rooms().items, features.columns);
     let tile = Tile::FEATURE_ROWS;
-    let (slice_depth, count) = tile.slices(items, width, columns);
+    let count = tile.most_slices(items, width, columns);
     let elements = items * width;
     let partial = partial_sums(device, count, elements)?;
     let (target, added) = match &partial {
@@ -416,7 +422,6 @@ pub(super) fn project(
             weight,
             width as u32,
             added,
-            slice_depth as u32,
             target,
         ],
         "{items} items, D = {columns}, d = {width}"
@@ -424,8 +429,8 @@ pub(super) fn project(
     match partial {
         None => Ok(()),
         Some(partial) => {
-            let slices = partial.part(0);
-            sum_slices(device, batch.record(), slices, count, elements, bias, width, z)
+            let slices = Slices { address: partial.part(0), count, elements };
+            slices.sum_projection(device, batch, bias, width, z)
         }
     }
 }
@@ -441,41 +446,49 @@ pub(super) fn project_backward(
 ) -> Result<()> {
     let (items, columns) = (batch.rooms().items, features.columns);
     let tile = Tile::FEATURE_COLUMNS;
-    let (slice_depth, count) = tile.slices(width, columns, items);
+    let count = tile.slices(width, columns, items);
     let elements = width * columns;
-    let partial = partial_sums(device, count, elements)?;
-    let target = partial.as_ref().map_or(weight_gradient, |partial| partial.part(0));
     let kernels = ["project_backward_f32", "project_backward_f16", "project_backward_bf16"];
     let (n, d, wide) = (items as u64, width as u64, columns as u64);
-    launch!(
-        device,
-        Launch {
-            kernel: features.kernel(kernels),
-            grid: tile.grid(width, columns, count),
-            block: tile.threads(),
-            bytes: n * wide * features.stored.size() as u64
-                + 4 * n * d
-                + 4 * count as u64 * d * wide,
-            flops: 2 * n * d * wide,
-        },
-        [
-            batch.record(),
-            items as u32,
-            z_gradient,
-            width as u32,
-            &*features.values,
-            features.places(),
-            columns as u32,
-            slice_depth as u32,
-            target,
-        ],
-        "{items} items, D = {columns}, d = {width}"
-    )?;
-    if let Some(partial) = partial {
-        let (slices, none) = (partial.part(0), Address::NULL);
-        sum_slices(device, none, slices, count, elements, none, columns, weight_gradient)?;
-    }
-    column_sums(device, batch.record(), z_gradient, items, width, bias_gradient)
+    let bias = |side: &Arc<Device>| {
+        column_sums(side, batch.record(), z_gradient, items, width, bias_gradient)
+    };
+    let weight = || {
+        // Not before the side has had what may be the same memory.
+        let partial = partial_sums(device, count, elements)?;
+        let target = partial.as_ref().map_or(weight_gradient, |partial| partial.part(0));
+        launch!(
+            device,
+            Launch {
+                kernel: features.kernel(kernels),
+                grid: tile.grid(width, columns, count),
+                block: tile.threads(),
+                bytes: n * wide * features.stored.size() as u64
+                    + 4 * n * d
+                    + 4 * count as u64 * d * wide,
+                flops: 2 * n * d * wide,
+            },
+            [
+                batch.record(),
+                items as u32,
+                z_gradient,
+                width as u32,
+                &*features.values,
+                features.places(),
+                columns as u32,
+                target,
+            ],
+            "{items} items, D = {columns}, d = {width}"
+        )?;
+        match partial {
+            None => Ok(()),
+            Some(partial) => {
+                let slices = Slices { address: partial.part(0), count, elements };
+                slices.sum(device, weight_gradient)
+            }
+        }
+    };
+    Device::beside(device, bias, weight)
 }
 
 /// Which rows are brought up to which step.
@@ -483,6 +496,8 @@ pub(super) fn project_backward(
 pub(super) enum Replay<'a> {
     /// A batch's, to the step before its own.
     Batch(&'a CudaBatch),
+    /// The next batch's that are not the batch's, to the batch's own step.
+    Ahead(&'a CudaBatch),
     /// All, to this step.
     All(u32),
 }
@@ -496,9 +511,10 @@ pub(super) fn replay(
 ) -> Result<()> {
     let Some(trained) = &features.trained else { return Ok(()) };
     let columns = features.columns;
-    let (batch, count, last) = match which {
-        Replay::Batch(batch) => (batch.record(), batch.rooms().items, 0),
-        Replay::All(last) => (Address::NULL, features.rows, last),
+    let (batch, is_ahead, count, last) = match which {
+        Replay::Batch(batch) => (batch.record(), 0u32, batch.rooms().items, 0),
+        Replay::Ahead(batch) => (batch.record(), 1, batch.rooms().items, 0),
+        Replay::All(last) => (Address::NULL, 0, features.rows, last),
     };
     launch!(
         device,
@@ -512,6 +528,7 @@ pub(super) fn replay(
         },
         [
             batch,
+            is_ahead,
             schedule,
             last,
             columns as u32,

@@ -16,6 +16,8 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct CudaLosses {
     pub(super) sums: Memory<f64>,
+    /// The cosines of a batch's rows, R × 2, not added yet.
+    cosines: Option<Memory<f64>>,
     watch: Memory<u64>,
 }
 
@@ -40,8 +42,19 @@ impl CudaLosses {
         let words = WATCH_HEAD + LossShape::modalities_of(sums.len());
         Ok(Self {
             sums: Memory::from_slice(device, sums, "loss terms")?,
+            cosines: None,
             watch: Memory::from_slice(device, &vec![NOTHING_SEEN; words], "loss terms")?,
         })
+    }
+
+    /// Room for the cosines of so many rows.
+    fn cosines(&mut self, device: &Arc<Device>, rows: usize) -> Result<&Memory<f64>> {
+        let held = self.cosines.take().filter(|cosines| cosines.len() >= 2 * rows);
+        let cosines = match held {
+            Some(held) => held,
+            None => Memory::new(device, 2 * rows, "cosines of a batch")?,
+        };
+        Ok(self.cosines.insert(cosines))
     }
 
     /// Where `adam.cu` notes what it sees.
@@ -73,7 +86,7 @@ impl CudaLosses {
 /// The widest rows: 4 quads of each of 32 lanes.
 const WIDEST: usize = 512;
 
-/// Adds the terms ui, iu, align and mask to `losses` and replaces `predicted` by its gradient.
+/// Finds the cosines of the terms ui, iu, align and mask and replaces `predicted` by its gradient.
 pub(super) fn bootstrap_loss(
     device: &Arc<Device>,
     shape: LossShape,
@@ -81,7 +94,7 @@ pub(super) fn bootstrap_loss(
     cl_weight: f64,
     dropout: &Dropout,
     (x, predicted): (Address, Address),
-    losses: &Memory<f64>,
+    losses: &mut CudaLosses,
 ) -> Result<()> {
     let width = shape.embedding_size;
     let rooms = batch.rooms();
@@ -112,7 +125,7 @@ pub(super) fn bootstrap_loss(
         Dropout::Random { probability, seed } => (1, *probability, *seed),
         Dropout::Given { probability, .. } => (2, *probability, 0),
     };
-    let cosines = device.scratch([16 * rows], "cosines of a batch")?;
+    let cosines = losses.cosines(device, rows)?;
     let lanes = lanes(width);
     let targets = (2 * batch.pairs + 2 * rooms.items * shape.modalities) as u64;
     let (n, d) = (rows as u64, width as u64);
@@ -142,12 +155,24 @@ pub(super) fn bootstrap_loss(
             items as u32,
             x,
             predicted,
-            cosines.part(0),
+            cosines,
         ],
         "{} pairs, {rows} rows, d = {width}",
         batch.pairs
-    )?;
-    let terms = shape.terms() as u32 - 1;
+    )
+}
+
+/// Adds the terms ui, iu, align and mask whose cosines were found to the sums.
+pub(super) fn add_losses(
+    device: &Arc<Device>,
+    shape: LossShape,
+    batch: &CudaBatch,
+    losses: &CudaLosses,
+) -> Result<()> {
+    let Some(cosines) = &losses.cosines else { return Ok(()) };
+    let rooms = batch.rooms();
+    let (rows, terms) = (shape.rows(rooms), shape.terms() as u32 - 1);
+    let n = rows as u64;
     launch!(
         device,
         Launch {
@@ -157,7 +182,7 @@ pub(super) fn bootstrap_loss(
             bytes: 16 * n,
             flops: 2 * n,
         },
-        [batch.record(), rooms.users as u32, rooms.items as u32, cosines.part(0), losses],
+        [batch.record(), rooms.users as u32, rooms.items as u32, cosines, &losses.sums],
         "{terms} terms of {rows} rows"
     )
 }

@@ -47,7 +47,7 @@ pub use schedule::CudaSchedule;
 pub(crate) use search::CudaIndex;
 use shared::Pool;
 pub use shared::Shared;
-pub use spmm::CudaGraph;
+pub use spmm::{CudaGraph, RunGraph};
 use stream::FeatureStream;
 
 use crate::Result;
@@ -153,7 +153,7 @@ fn width_of(graph: &CudaGraph, elements: usize) -> usize {
 impl Backend for Cuda {
     type Real = f32;
     type Buffer = Memory<f32>;
-    type Graph = Shared<CudaGraph>;
+    type Graph = RunGraph;
     type Batch = CudaBatch;
     type Batches = CudaBatches;
     type Schedule = CudaSchedule;
@@ -205,11 +205,12 @@ impl Backend for Cuda {
         random::initial_values(&self.device, layout, seed)
     }
 
-    fn upload_graph(&self, graph: Arc<Graph>) -> Result<Shared<CudaGraph>> {
-        match &self.pool {
-            None => Ok(Shared::own(CudaGraph::new(&self.device, graph)?)),
-            Some(pool) => pool.graph(graph, &self.device),
-        }
+    fn upload_graph(&self, graph: Arc<Graph>) -> Result<RunGraph> {
+        let graph = match &self.pool {
+            None => Shared::own(CudaGraph::new(&self.device, graph)?),
+            Some(pool) => pool.graph(graph, &self.device)?,
+        };
+        RunGraph::new(&self.device, graph)
     }
 
     fn upload_batch(&self, batch: Batch, step: u32) -> Result<CudaBatch> {
@@ -338,7 +339,7 @@ impl Backend for Cuda {
 
     fn spmm(
         &self,
-        graph: &Shared<CudaGraph>,
+        graph: &RunGraph,
         x: Option<View<'_, Memory<f32>>>,
         base: Option<View<'_, Memory<f32>>>,
         factors: SpmmFactors,
@@ -393,7 +394,7 @@ impl Backend for Cuda {
 
     fn gather_rows(
         &self,
-        graph: &Shared<CudaGraph>,
+        graph: &RunGraph,
         batch: &CudaBatch,
         nodes: View<'_, Memory<f32>>,
         rows: ViewMut<'_, Memory<f32>>,
@@ -442,8 +443,16 @@ impl Backend for Cuda {
         losses: &mut CudaLosses,
     ) -> Result<()> {
         let rows = (address(&x), address_mut(&predicted));
-        let sums = &losses.sums;
-        loss::bootstrap_loss(&self.device, shape, batch, cl_weight, dropout, rows, sums)
+        loss::bootstrap_loss(&self.device, shape, batch, cl_weight, dropout, rows, losses)
+    }
+
+    fn add_losses(
+        &self,
+        shape: LossShape,
+        batch: &CudaBatch,
+        losses: &mut CudaLosses,
+    ) -> Result<()> {
+        loss::add_losses(&self.device, shape, batch, losses)
     }
 
     fn predict_backward(
@@ -494,7 +503,7 @@ impl Backend for Cuda {
 
     fn norm_backward(
         &self,
-        graph: &Shared<CudaGraph>,
+        graph: &RunGraph,
         nodes: View<'_, Memory<f32>>,
         factor: f64,
         loss_factor: f64,
@@ -515,7 +524,7 @@ impl Backend for Cuda {
 
     fn scatter_rows(
         &self,
-        graph: &Shared<CudaGraph>,
+        graph: &RunGraph,
         batch: &CudaBatch,
         rows: View<'_, Memory<f32>>,
         nodes: ViewMut<'_, Memory<f32>>,
@@ -548,6 +557,19 @@ impl Backend for Cuda {
         features::replay(&self.device, Replay::Batch(batch), schedule.address(), features)
     }
 
+    fn looks_ahead(&self, features: &[CudaFeatures]) -> bool {
+        features.iter().any(CudaFeatures::is_trained)
+    }
+
+    fn adam_rows_replay_ahead(
+        &self,
+        batch: &CudaBatch,
+        schedule: &CudaSchedule,
+        features: &mut CudaFeatures,
+    ) -> Result<()> {
+        features::replay(&self.device, Replay::Ahead(batch), schedule.address(), features)
+    }
+
     fn adam_rows_replay_all(
         &self,
         last: u32,
@@ -574,7 +596,7 @@ impl Backend for Cuda {
 
     fn top_k(
         &self,
-        graph: &Shared<CudaGraph>,
+        graph: &RunGraph,
         predicted: View<'_, Memory<f32>>,
         users: &[u32],
         k: usize,

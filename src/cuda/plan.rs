@@ -161,7 +161,7 @@ pub(crate) struct Shares {
 impl Shares {
     /// Counts for a run.
     pub fn of(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Self {
-        let (graph_bytes, _) = spmm::sizes(graph);
+        let graph_bytes = spmm::Sizes::of(graph).shared;
         let all: u64 = others(dataset, graph, config).iter().map(|line| line.bytes).sum();
         let own = all - graph_bytes;
         if !config.freeze_features || dataset.modalities.is_empty() {
@@ -186,12 +186,12 @@ impl Shares {
 fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryLine> {
     let layout = train::layout(dataset, config);
     let (dense, nodes) = (layout.len() as u64, layout.nodes.len() as u64);
-    let (graph_bytes, slots) = spmm::sizes(graph);
+    let spmm::Sizes { shared, own, slots } = spmm::Sizes::of(graph);
     let mut lines = Vec::new();
     let mut add = |what: &str, bytes: u64| {
         lines.push(MemoryLine { what: what.to_owned(), bytes });
     };
-    add("the graph, cut into even work", graph_bytes);
+    add("the graph, cut into even work", shared + own);
     add("dense parameters, their gradients and two moments", 4 * dense * WORD);
     add("propagated nodes and their gradient", (2 + layer_buffers(config)) * nodes * WORD);
     let values: u64 = dataset.modalities.iter().map(|m| m.features.columns() as u64).sum::<u64>()
@@ -208,7 +208,8 @@ fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryL
     let rows = rooms.users + rooms.items * (1 + dataset.modalities.len());
     add(
         "a batch's rows, predictions and gradients",
-        3 * (rows * config.embedding_size) as u64 * WORD + loss_bytes(dataset.modalities.len()),
+        (3 * 4 * config.embedding_size + 16) as u64 * rows as u64
+            + loss_bytes(dataset.modalities.len()),
     );
     add("intermediate sums", scratch(&layout, config, slots, rows, rooms.items));
     let arranging = batches::arranging_bytes(pairs, config.order);
@@ -237,15 +238,16 @@ fn schedule(epochs: u64, steps_per_epoch: usize) -> u64 {
 fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, items: usize) -> u64 {
     let d = config.embedding_size;
     let aligned = |bytes: usize| (bytes as u64).next_multiple_of(PART_ALIGNMENT);
+    let room = |count: usize, elements: usize| if count == 1 { 0 } else { 4 * count * elements };
     let partial = |tile: Tile, rows: usize, columns: usize, depth: usize| {
-        let (_, count) = tile.slices(rows, columns, depth);
-        if count == 1 { 0 } else { 4 * count * rows * columns }
+        room(tile.slices(rows, columns, depth), rows * columns)
     };
     let column_sums = |rows: usize| 4 * rows.div_ceil(COLUMN_ROWS as usize) * d;
     let modality = |columns: usize| {
-        let forward = partial(Tile::FEATURE_ROWS, items, d, columns);
+        let most = Tile::FEATURE_ROWS.most_slices(items, d, columns);
+        let forward = room(most, items * d);
         let backward = partial(Tile::FEATURE_COLUMNS, d, columns, items);
-        aligned(forward.max(backward).max(column_sums(items)))
+        aligned(forward.max(backward)) + aligned(column_sums(items))
     };
     let gcn = match config.propagation {
         Propagation::Light => 0,
@@ -258,7 +260,7 @@ fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, ite
     let modalities: u64 = layout.modalities.iter().map(|part| modality(part.columns)).sum();
     // An evaluation propagates too.
     let predictor = partial(Tile::SMALL, d, d, rows);
-    let device = [spmm, 16 * rows, column_sums(rows), predictor].into_iter().max();
+    let device = [spmm, column_sums(rows), predictor].into_iter().max();
     aligned(device.unwrap_or(0)) + nodes + modalities
 }
 

@@ -1,6 +1,7 @@
 //! The graph on a device, cut into segments of even work, and Â times a matrix (`spmm.cu`).
 
 use std::cmp::Reverse;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
@@ -8,6 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use super::device::Device;
 use super::launch::{Address, Launch, blocks, launch};
 use super::memory::Memory;
+use super::shared::Shared;
 use crate::backend::SpmmFactors;
 use crate::graph::Graph;
 use crate::{Error, Result};
@@ -26,6 +28,8 @@ struct Segment {
     start: u32,
     length: u32,
     slot: u32,
+    /// The row's place among the long ones.
+    long_row: u32,
 }
 
 /// `LongRow` of `spmm.cu`.
@@ -67,6 +71,7 @@ fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
     for (row, bounds) in offsets.windows(2).enumerate() {
         let most = segment_length(bounds[1] - bounds[0]);
         let (row, count) = (row as u32, (bounds[1] - bounds[0]).div_ceil(most).max(1));
+        let long_row = if count > 1 { long_rows.len() as u32 } else { 0 };
         if count > 1 {
             long_rows.push(LongRow { row, slot: slots as u32, segments: count as u32 });
         }
@@ -74,7 +79,7 @@ fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
             let start = bounds[0] + segment * most;
             let length = (bounds[1] - start).min(most) as u32;
             let slot = if count > 1 { (slots + segment) as u32 } else { NO_SLOT };
-            segments.push(Segment { row, start: start as u32, length, slot });
+            segments.push(Segment { row, start: start as u32, length, slot, long_row });
         }
         if count > 1 {
             slots += count;
@@ -84,12 +89,28 @@ fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
     (segments, long_rows, slots)
 }
 
-/// The bytes of a graph on a device, and the segments of its rows that have several.
-pub(super) fn sizes(graph: &Graph) -> (u64, usize) {
-    let (segments, long_rows, slots) = cut(graph.offsets());
-    let offsets_and_scales = 4 * (2 * graph.nodes() + 1);
-    let cuts = size_of_val(&segments[..]) + size_of_val(&long_rows[..]);
-    ((offsets_and_scales + 4 * graph.entries() + cuts) as u64, slots)
+/// What a graph takes on a device.
+pub(super) struct Sizes {
+    /// Bytes that runs share.
+    pub shared: u64,
+    /// Bytes that each run has beside it.
+    pub own: u64,
+    /// Segments of the rows that have several.
+    pub slots: usize,
+}
+
+impl Sizes {
+    /// Those of a graph.
+    pub fn of(graph: &Graph) -> Self {
+        let (segments, long_rows, slots) = cut(graph.offsets());
+        let offsets_and_scales = 4 * (2 * graph.nodes() + 1);
+        let cuts = size_of_val(&segments[..]) + size_of_val(&long_rows[..]);
+        Self {
+            shared: (offsets_and_scales + 4 * graph.entries() + cuts) as u64,
+            own: 4 * long_rows.len() as u64,
+            slots,
+        }
+    }
 }
 
 impl CudaGraph {
@@ -121,6 +142,33 @@ impl CudaGraph {
     }
 }
 
+/// A graph, which other runs may have too, and what a run alone has of it.
+#[derive(Debug)]
+pub struct RunGraph {
+    shared: Shared<CudaGraph>,
+    /// For each long row how many of its segments' sums are there: 0 between launches.
+    arrived: Memory<u32>,
+}
+
+impl RunGraph {
+    /// A run's own part of a graph.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(super) fn new(device: &Arc<Device>, graph: Shared<CudaGraph>) -> Result<Self> {
+        let arrived = Memory::zeros(device, graph.long_rows.len(), "the graph")?;
+        Ok(Self { shared: graph, arrived })
+    }
+}
+
+impl Deref for RunGraph {
+    type Target = CudaGraph;
+
+    fn deref(&self) -> &CudaGraph {
+        &self.shared
+    }
+}
+
 /// The lanes that share a row of `width` columns: one for each four, up to a warp.
 pub(super) fn lanes(width: usize) -> u32 {
     (width / 4).next_power_of_two().clamp(1, 32) as u32
@@ -129,7 +177,7 @@ pub(super) fn lanes(width: usize) -> u32 {
 /// y `=`; x and base may be null.
 pub(super) fn spmm(
     device: &Arc<Device>,
-    graph: &CudaGraph,
+    graph: &RunGraph,
     x: Address,
     base: Address,
     factors: SpmmFactors,
@@ -151,12 +199,16 @@ pub(super) fn spmm(
             kernel: "spmm",
             grid: [blocks(graph.segments.len() as u64, groups_per_block), 1, 1],
             block: 256,
-            bytes: gathered * (row_bytes + 8) + nodes * (2 * row_bytes + 16),
+            bytes: gathered * (row_bytes + 8)
+                + nodes * (2 * row_bytes + 16)
+                + 2 * graph.slots as u64 * row_bytes,
             flops: 2 * (gathered + nodes) * width as u64,
         },
         [
             &graph.segments,
             graph.segments.len() as u32,
+            &graph.long_rows,
+            &graph.arrived,
             &graph.neighbours,
             &graph.scales,
             x,
@@ -171,32 +223,6 @@ pub(super) fn spmm(
             item_base,
         ],
         "N = {nodes}, {entries} entries, d = {width}"
-    )?;
-    launch!(
-        device,
-        Launch {
-            kernel: "spmm_join",
-            grid: [blocks(graph.long_rows.len() as u64, groups_per_block), 1, 1],
-            block: 256,
-            bytes: (graph.slots + 2 * graph.long_rows.len()) as u64 * row_bytes,
-            flops: graph.slots as u64 * width as u64,
-        },
-        [
-            &graph.long_rows,
-            graph.long_rows.len() as u32,
-            partial.part(0),
-            &graph.scales,
-            base,
-            y,
-            users,
-            width as u32,
-            lanes,
-            neighbours,
-            base_factor,
-            item_base,
-        ],
-        "{} long rows, d = {width}",
-        graph.long_rows.len()
     )
 }
 
@@ -234,6 +260,7 @@ mod tests {
                 prop_assert_eq!(segment.slot == NO_SLOT, length == neighbours);
                 if segment.slot != NO_SLOT {
                     taken.push((segment.row, segment.slot));
+                    prop_assert_eq!(long_rows[segment.long_row as usize].row, segment.row);
                 }
             }
             prop_assert_eq!(next as usize, *offsets.last().unwrap());

@@ -280,6 +280,7 @@ impl<B: Backend> DeviceModel<B> {
     /// nodes      | H, rows of it --+-- |H| ---------------+-- scatter, R G --+
     /// modalities | Z_m ------------+                      +-- dW_m, Adam E_m-+
     /// the device |                 +-- p(x), loss, dx ----+-- dW_p ----------+-- Adam
+    /// ahead      | rows of E_m that the next step needs, brought up to this one -+
     /// ```
     fn step_with(
         &mut self,
@@ -294,6 +295,13 @@ impl<B: Backend> DeviceModel<B> {
         let rows = shape.rows(batch.rooms()) * d;
         self.reserve_rows(rows)?;
         branches.fork(&self.backend)?;
+        let looks_ahead = self.backend.looks_ahead(&self.features);
+        if looks_ahead {
+            branches.ahead.after(&self.backend)?;
+            for features in &mut self.features {
+                branches.ahead.adam_rows_replay_ahead(batch, &self.schedule, features)?;
+            }
+        }
         let on_nodes = &branches.nodes;
         self.propagate(on_nodes)?;
         let Self { backend, layout, graph, parameters, gradients, features, losses, .. } = self;
@@ -367,12 +375,16 @@ impl<B: Backend> DeviceModel<B> {
         let range = layout.predictor_weight.start..layout.predictor_bias.end;
         let target = view_mut(gradients, range);
         backend.predict_gradient(batch, output_gradient(), view(x, 0..rows), target)?;
+        backend.add_losses(shape, batch, losses)?;
 
         // G: the batch's rows added to theirs; then dH⁰, and §5.
         let target = view_mut(node_gradient, all);
         on_nodes.scatter_rows(graph, batch, view(gradient, 0..node_rows), target)?;
         self.propagate_backward(on_nodes)?;
         branches.join(&self.backend)?;
+        if looks_ahead {
+            self.backend.after(&branches.ahead)?;
+        }
         self.backend.adam(
             batch,
             &self.schedule,

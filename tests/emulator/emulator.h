@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -197,7 +198,7 @@ inline double __longlong_as_double(long long bits) {
 
 // Blocks run side by side.
 inline unsigned atomicAdd(unsigned* address, unsigned value) {
-    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+    return __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);
 }
 
 inline unsigned long long atomicMin(unsigned long long* address, unsigned long long value) {
@@ -209,7 +210,20 @@ inline unsigned long long atomicMin(unsigned long long* address, unsigned long l
     return old;
 }
 
-// The twins of the functions that hold inline PTX in common.cuh.
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+// The twins of the functions that only a GPU has, or that hold inline PTX, in common.cuh.
+
+inline float4 load4_shared(const float* address) {
+    return *reinterpret_cast<const float4*>(address);
+}
+
+inline unsigned long long nanoseconds_now() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return 1000000000ull * static_cast<unsigned long long>(now.tv_sec)
+           + static_cast<unsigned long long>(now.tv_nsec);
+}
 
 inline float half_to_float(unsigned short half) {
     uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;

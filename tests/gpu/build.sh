@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what tests/gpu/run.sh runs on a machine that has a GPU and no cargo: the program and the
-# tests of the kernels, stripped, into target/gpu/bin.
+# Builds what tests/gpu/run.sh runs on a machine that has a GPU and no cargo: the program, the tests of
+# the kernels and the bench of three operations alone, stripped, into target/gpu/bin.
 #
 #   tests/gpu/build.sh [TARGET ...]      test targets [kernels golden training streaming recommender]
 set -euo pipefail
@@ -19,6 +19,11 @@ for program in $programs; do
   name=$(basename "$program")
   cp "$program" "$bin/test-${name%-*}" # without cargo's hash
 done
+executable='import json, sys
+messages = map(json.loads, sys.stdin)
+print(*(line["executable"] for line in messages if line.get("executable") and "bench" in line["target"]["kind"]))'
+cp "$(cargo bench --locked --no-run --bench alone --message-format=json-render-diagnostics | python3 -c "$executable")" \
+  "$bin/bench-alone"
 strip "$bin"/*
 du -k "$bin"/*
 size=$(du -sk "$bin" | cut -f1)

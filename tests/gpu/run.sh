@@ -14,8 +14,9 @@
 # Needs bash, coreutils and python3. A failing step does not stop later ones; the exit code is 1 when
 # any failed. OUT [target/gpu] receives log.txt and summary.md. BM3_TEST_DATA names a data folder
 # for the training [../shared/data/lfm2k, or else a made-up set], BM3_TEST_EPOCHS its length [30],
-# BM3_TEST_SHAPE the made-up set for the sweep and the peer [baby], BM3_TEST_SERVING_SHAPE for serving
-# [electronics].
+# BM3_TEST_SHAPE the made-up set for the sweep [baby] and BM3_TEST_SWEEP_EPOCHS its length [100],
+# BM3_TEST_SHAPES those for the peer [baby sports electronics], BM3_TEST_SERVING_SHAPE the one for
+# serving [electronics].
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -34,7 +35,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$out"
 log=$out/log.txt summary=$out/summary.md
 : >"$log"
-failures=0
+failures=0 begun=()
 export BM3_TEST_GPU=1 BM3_GOLDEN_DIR=tests/golden
 [ -x "$engine" ] || { echo "there is no $engine: tests/gpu/build.sh makes it" >&2; exit 2; }
 
@@ -43,19 +44,50 @@ report() {
   printf '| %s | %s | %s |\n' "$@" | tee -a "$summary"
 }
 
+# result NAME CODE SECONDS LIMIT: what a step's exit code means
+result() {
+  local words=passed
+  case $2 in
+    0) ;;
+    124 | 137) words="FAILED: not done after $4 s" ;;
+    *) words="FAILED: exit code $2" ;;
+  esac
+  [ "$2" -eq 0 ] || failures=$((failures + 1))
+  report "$1" "$words" "$3"
+}
+
 # step NAME LIMIT COMMAND...: runs a command for LIMIT seconds at most, its output to the log
 step() {
-  local name=$1 limit=$2 begin=$SECONDS code=0 result=passed
+  local name=$1 limit=$2 begin=$SECONDS code=0
   shift 2
   printf '\n== %s\n%s\n' "$name" "$*" >>"$log"
   timeout --kill-after=10 "$limit" "$@" >>"$log" 2>&1 || code=$?
-  case $code in
-    0) ;;
-    124 | 137) result="FAILED: not done after $limit s" ;;
-    *) result="FAILED: exit code $code" ;;
-  esac
-  [ "$code" -eq 0 ] || failures=$((failures + 1))
-  report "$name" "$result" $((SECONDS - begin))
+  result "$name" "$code" $((SECONDS - begin)) "$limit"
+}
+
+# beside NAME LIMIT COMMAND...: begins a step that others do not wait for
+beside() {
+  local name=$1 limit=$2 number=${#begun[@]}
+  shift 2
+  begun+=("$name")
+  {
+    local begin=$SECONDS code=0
+    printf '\n== %s\n%s\n' "$name" "$*"
+    timeout --kill-after=10 "$limit" "$@" || code=$?
+    printf '%s %s %s\n' "$code" $((SECONDS - begin)) "$limit" >"$work/ended-$number"
+  } >"$work/log-$number" 2>&1 &
+}
+
+# Waits for the steps that were begun.
+all_of_them() {
+  local number code seconds limit
+  wait
+  for number in "${!begun[@]}"; do
+    read -r code seconds limit <"$work/ended-$number"
+    cat "$work/log-$number" >>"$log"
+    result "${begun[$number]}" "$code" "$seconds" "$limit"
+  done
+  begun=()
 }
 
 machine() {
@@ -71,8 +103,11 @@ machine() {
 tests() {
   local program
   for program in "$bin"/test-*; do
-    step "$(basename "$program")" 300 "$program" --nocapture --test-threads=1
+    [ "$program" = "$bin/test-streaming" ] || beside "$(basename "$program")" 300 "$program" --nocapture --test-threads=1
   done
+  all_of_them
+  # It takes all memory there is.
+  [ ! -x "$bin/test-streaming" ] || step test-streaming 300 "$bin/test-streaming" --nocapture --test-threads=1
 }
 
 # train RUN DEVICE DATA EPOCHS: a step that leaves a run in $work/RUN
@@ -103,7 +138,8 @@ sweep() {
   local features run begin serial together code
   step "a data set for the sweep" 120 "$engine" synth --shape "${BM3_TEST_SHAPE:-baby}" --out "$work/sweep-set"
   for features in true false; do
-    local common=(--data "$work/sweep-set" --device 0 "--freeze-features=$features" --epochs 10 --quiet
+    local common=(--data "$work/sweep-set" --device 0 "--freeze-features=$features" --quiet
+      --epochs "${BM3_TEST_SWEEP_EPOCHS:-100}" --patience 1000
       --grid "layers=1,2" --grid "dropout=0.3,0.5" --grid "reg-weight=0.1,0.01")
     begin=$(now)
     step "sweep, features frozen: $features, one after another" 300 \
@@ -140,12 +176,13 @@ sanitizers() {
   step "a data set for compute-sanitizer" 60 "$engine" synth --shape tiny --out "$work/small"
   for tool in memcheck racecheck synccheck initcheck; do
     for program in "$bin"/test-*; do
-      step "$tool: $(basename "$program")" 300 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      beside "$tool: $(basename "$program")" 300 compute-sanitizer --tool "$tool" --error-exitcode 9 \
         "$program" --test-threads=1
     done
-    step "$tool: training" 300 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+    beside "$tool: training" 300 compute-sanitizer --tool "$tool" --error-exitcode 9 \
       "$engine" train --data "$work/small" --device 0 --epochs 1 --out "$work/$tool" --quiet
   done
+  all_of_them
 }
 
 peer() {
@@ -153,9 +190,14 @@ peer() {
     report "PyTorch" "skipped: python3 has no PyTorch that sees a GPU" 0
     return
   fi
-  step "a data set for the peer" 120 "$engine" synth --shape "${BM3_TEST_SHAPE:-baby}" --out "$work/peer"
-  step "engine and peer in turn" 500 python3 benches/compare.py --data "$work/peer" --engine "$engine" --device 0 --operations
-  sed -n '/^Milliseconds per step/,/^== /p' "$log" | grep -v '^== ' >>"$work/figures" || true
+  for shape in ${BM3_TEST_SHAPES:-baby sports electronics}; do
+    step "a data set for the peer, $shape" 120 "$engine" synth --shape "$shape" --out "$work/peer"
+    step "engine and peer in turn, $shape" 300 python3 benches/compare.py --data "$work/peer" --engine "$engine" \
+      --alone "$bin/bench-alone" --device 0 --threads 16 --epochs 10 --steps 40 --operations
+    printf '\n%s\n' "$shape" >>"$work/figures"
+    sed -n "/^== engine and peer in turn, $shape/,\$p" "$log" | grep '^|' >>"$work/figures" || true
+    rm -rf "$work/peer"
+  done
 }
 
 {

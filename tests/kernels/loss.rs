@@ -59,6 +59,7 @@ impl Case {
                     &mut losses,
                 )
                 .unwrap();
+            backend.add_losses(self.shape, batch, &mut losses).unwrap();
             let gradient = download(backend, &predicted, elements);
             for row in (0..rows).filter(|row| !places.contains(row)) {
                 let row = &gradient[row * width..(row + 1) * width];

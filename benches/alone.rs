@@ -1,0 +1,135 @@
+//! Three operations alone, of which PyTorch has something in their place: `compare.py` runs this
+//! beside `peer/time_operations.py`.
+//!
+//! ```sh
+//! cargo bench --bench alone -- --data DIR [--device 0] [--threads N] [--repeats N]
+//! ```
+//!
+//! Calls follow each other, as many as say how long one takes, and are waited for together; lists of
+//! top-K are waited for one by one. Prints one JSON line, in seconds.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use bm3_engine::backend::{Backend, BatchRooms, SpmmFactors, view, view_mut};
+use bm3_engine::batch::{Batch, epoch_order};
+use bm3_engine::bench::Spread;
+use bm3_engine::config::{DeviceChoice, Order, TrainConfig};
+use bm3_engine::data::{Dataset, DatasetOptions};
+use bm3_engine::device::Device;
+use bm3_engine::{evaluate, train, with_backend};
+use clap::Parser;
+
+/// Times `spmm`, `project` of all modalities and `top_k` alone
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Folder with NAME.inter and one NAME_feat.npy per modality
+    #[arg(long)]
+    data: PathBuf,
+    /// `cpu` or a GPU's number
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
+    /// CPU threads [default: one per core]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Times that are measured, after one to warm up
+    #[arg(long, default_value_t = 7)]
+    repeats: usize,
+    /// The length K of lists
+    #[arg(long, default_value_t = 50)]
+    top_k: usize,
+    /// Cargo says so to every bench
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(threads) = arguments.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    let dataset = Dataset::open(&arguments.data, &DatasetOptions::default())?;
+    let (device, _) = Device::open(arguments.device)?;
+    let operations = with_backend!(device, backend => operations(&backend, &dataset, &arguments))?;
+    println!("{}", serde_json::json!({ "operations": operations }));
+    Ok(())
+}
+
+/// So many numbers from -0.5 to 0.5, scattered by SplitMix64's finaliser: rows are as good as random.
+fn numbers(count: usize) -> Vec<f32> {
+    let scattered = |index: u64| {
+        let mut bits = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (bits >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count as u64).map(scattered).collect()
+}
+
+/// Seconds of a call of `work`, of `calls` that follow each other and are waited for.
+fn timed<B: Backend>(
+    backend: &B,
+    repeats: usize,
+    calls: u32,
+    mut work: impl FnMut() -> bm3_engine::Result<()>,
+) -> bm3_engine::Result<Spread> {
+    let mut seconds = Vec::new();
+    for repeat in 0..=repeats.max(1) {
+        backend.synchronize()?;
+        let begun = Instant::now();
+        (0..calls).try_for_each(|_| work())?;
+        backend.synchronize()?;
+        if repeat > 0 {
+            seconds.push(begun.elapsed().as_secs_f64() / f64::from(calls));
+        }
+    }
+    Ok(Spread::of(seconds))
+}
+
+/// The seconds of each operation, by its name.
+fn operations<B: Backend<Real = f32>>(
+    backend: &B,
+    dataset: &Dataset,
+    arguments: &Arguments,
+) -> anyhow::Result<serde_json::Value> {
+    let config = TrainConfig::default();
+    let d = config.embedding_size;
+    let calls = if arguments.device == DeviceChoice::Cpu { 1 } else { 20 };
+    let graph = backend.upload_graph(train::graph(dataset, &config))?;
+    let nodes = (dataset.users + dataset.items) * d;
+    let (x, mut y) = (backend.upload(&numbers(nodes))?, backend.zeros(nodes)?);
+    let factors = SpmmFactors { neighbours: 1.0, base: 0.0, item_base: 0.0 };
+    let spmm = timed(backend, arguments.repeats, calls, || {
+        backend.spmm(&graph, Some(view(&x, 0..nodes)), None, factors, view_mut(&mut y, 0..nodes))
+    })?;
+
+    let order = epoch_order(Order::Random, 1, 0, dataset.train.users.len());
+    let pairs = &order[..config.batch_size.min(order.len())];
+    let batch = backend.upload_batch(Batch::of_pairs(&dataset.train, pairs), 1)?;
+    let projected = batch.rooms().items * d;
+    let mut z = backend.zeros(projected)?;
+    let modalities = dataset.modalities.iter().map(|modality| {
+        let columns = modality.features.columns();
+        let features = backend.frozen_features(modality.features.clone(), dataset.items)?;
+        Ok((features, backend.upload(&numbers(columns * d + d))?, columns * d))
+    });
+    let modalities = modalities.collect::<bm3_engine::Result<Vec<_>>>()?;
+    let project = timed(backend, arguments.repeats, calls, || {
+        modalities.iter().try_for_each(|(features, arena, weights)| {
+            let (weight, bias) = (view(arena, 0..*weights), view(arena, *weights..weights + d));
+            backend.project(&batch, features, weight, bias, view_mut(&mut z, 0..projected))
+        })
+    })?;
+
+    let users = evaluate::users_of(&[&dataset.valid, &dataset.test]);
+    let top_k = timed(backend, arguments.repeats.div_ceil(2), 1, || {
+        backend.top_k(&graph, view(&x, 0..nodes), &users, arguments.top_k).map(drop)
+    })?;
+    serde_json::to_value(
+        [("spmm", spmm), ("project", project), ("top_k", top_k)]
+            .into_iter()
+            .collect::<std::collections::BTreeMap<_, _>>(),
+    )
+    .context("writing JSON")
+}
