@@ -125,5 +125,5 @@ extern "C" __global__ void __launch_bounds__(128) adam_rows(
             }
         }
     };
-    tile::multiply<Product, ADAM_AT_ONCE>(a, b, depth, shared, update);
+    tile::multiply<Product, ADAM_AT_ONCE>(a, b, depth, tile::place_in_grid(), shared, update);
 }

@@ -152,15 +152,20 @@ struct Targets {
     u32 count;
     u32 tensor;
 
-    // Those from `first` on: their rows, and their ids for the mask. Where there is none, zeros.
+    // Where those from `first` on lie; where there is none, the first of all.
     template <u32 COUNT>
-    __device__ __forceinline__ void bring(u32 first, Row<QUADS> (&targets)[COUNT],
-                                          u32 (&id)[COUNT], const Group& group, u32 width) const {
-        u32 position[COUNT];
+    __device__ __forceinline__ void find(u32 first, u32 (&position)[COUNT]) const {
 #pragma unroll
         for (u32 n = 0; n < COUNT; ++n) {
             position[n] = first + n < count ? paired[first + n] : 0;
         }
+    }
+
+    // Their rows, and their ids for the mask.
+    template <u32 COUNT>
+    __device__ __forceinline__ void bring(const u32 (&position)[COUNT],
+                                          Row<QUADS> (&targets)[COUNT], u32 (&id)[COUNT],
+                                          const Group& group, u32 width) const {
 #pragma unroll
         for (u32 n = 0; n < COUNT; ++n) {
             id[n] = ids[position[n]];
@@ -187,7 +192,7 @@ struct Targets {
     }
 
     // The sum of their unit rows, in their order. While some are masked the next ones are on their
-    // way.
+    // way, and where the ones after those lie.
     __device__ __forceinline__ Row<QUADS> sum(const Mask& mask, u32 step, const Group& group,
                                               u32 width) const {
         Row<QUADS> sum = {};
@@ -195,8 +200,10 @@ struct Targets {
         u32 k = 0;
         if (most >= AT_ONCE) {
             Row<QUADS> next[AT_ONCE];
-            u32 next_id[AT_ONCE];
-            bring(0, next, next_id, group, width);
+            u32 next_id[AT_ONCE], after[AT_ONCE];
+            find(0, after);
+            bring(after, next, next_id, group, width);
+            find(AT_ONCE, after);
 #pragma unroll 1
             for (; k + AT_ONCE <= most; k += AT_ONCE) {
                 Row<QUADS> targets[AT_ONCE];
@@ -206,15 +213,17 @@ struct Targets {
                     targets[n] = next[n];
                     id[n] = next_id[n];
                 }
-                bring(k + AT_ONCE, next, next_id, group, width);
+                bring(after, next, next_id, group, width);
+                find(k + 2 * AT_ONCE, after);
                 add(k, targets, id, mask, step, group, width, sum);
             }
         }
 #pragma unroll 1
         for (; k < most; ++k) {
             Row<QUADS> target[1];
-            u32 id[1];
-            bring(k, target, id, group, width);
+            u32 position[1], id[1];
+            find(k, position);
+            bring(position, target, id, group, width);
             add(k, target, id, mask, step, group, width, sum);
         }
         return sum;

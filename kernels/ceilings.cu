@@ -4,8 +4,6 @@
 //   copy_ceiling      to_i = from_i
 //   multiply_ceiling  chains of x = a x + b in registers
 //   tensor_ceiling    chains of d = d + a b on the tensor cores, see multiply_tf32
-//   hold              nothing, for so many nanoseconds: what is asked for meanwhile follows without
-//                     gaps, so that timing it does not time who asks
 //
 // Outputs: to `=`; of the others one number a thread, so that none of it can be left out, `=`.
 // Bytes: 8 n. Flops: 2 CHAINS rounds, and 16 * 8 * 8 * 2 TILES rounds a warp.
@@ -64,10 +62,4 @@ extern "C" __global__ void __launch_bounds__(256) tensor_ceiling(u32 rounds, flo
         sum += tiles[i][0] + tiles[i][1] + tiles[i][2] + tiles[i][3];
     }
     out[static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x] = sum;
-}
-
-extern "C" __global__ void __launch_bounds__(32) hold(u64 nanoseconds) {
-    u64 begun = nanoseconds_now();
-    while (nanoseconds_now() - begun < nanoseconds) {
-    }
 }

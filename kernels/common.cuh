@@ -86,11 +86,12 @@ __device__ __forceinline__ float4 load4_shared(const float* address) {
     return __ldcg(reinterpret_cast<const float4*>(address));
 }
 
-// Nanoseconds since some beginning.
-__device__ __forceinline__ u64 nanoseconds_now() {
-    u64 now;
-    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-    return now;
+// The four words of the lane whose number differs in `distance`; all lanes of a warp ask together.
+__device__ __forceinline__ void exchange4(const u64 (&words)[4], u32 distance, u64 (&theirs)[4]) {
+#pragma unroll
+    for (u32 n = 0; n < 4; ++n) {
+        theirs[n] = __shfl_xor_sync(0xffffffffu, words[n], distance);
+    }
 }
 #endif
 
@@ -230,8 +231,9 @@ __device__ __forceinline__ double block_sum(double value, double (&scratch)[THRE
     for (u32 half = THREADS / 2; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) {
-            scratch[threadIdx.x] += scratch[threadIdx.x + half];
+            value += scratch[threadIdx.x + half];
+            scratch[threadIdx.x] = value;
         }
     }
-    return threadIdx.x == 0 ? scratch[0] : 0.0;
+    return threadIdx.x == 0 ? value : 0.0;
 }

@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(128) multiply_transposed(
     }
     Product::A a(x, nullptr, rows, depth);
     Product::B b(weight, nullptr, width, depth);
-    tile::multiply_slice<Product>(a, b, tile::Depth{0, depth}, bias, out, rows, shared);
+    tile::multiply_slice<Product>(a, b, tile::Depth{0, depth}, tile::place_in_grid(), bias, out, rows, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(128) multiply_plain(
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(128) multiply_plain(
     }
     Product::A a(x, nullptr, rows, depth);
     Product::B b(weight, nullptr, width, width);
-    tile::multiply_slice<Product>(a, b, tile::Depth{0, depth}, nullptr, out, rows, shared);
+    tile::multiply_slice<Product>(a, b, tile::Depth{0, depth}, tile::place_in_grid(), nullptr, out, rows, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(128) multiply_gradient(
@@ -62,11 +62,11 @@ extern "C" __global__ void __launch_bounds__(128) multiply_gradient(
     SHARED(Product::Shared, shared);
     Product::A a(y, nullptr, width, width);
     Product::B b(x, nullptr, depth, depth);
-    tile::Depth all = tile::slice_of(rows, gridDim.z);
+    tile::Depth all = tile::slice_of(rows, blockIdx.z, gridDim.z);
     if (batch == nullptr) {
-        tile::multiply_slice<Product>(a, b, all, nullptr, out, width, shared);
+        tile::multiply_slice<Product>(a, b, all, tile::place_in_grid(), nullptr, out, width, shared);
     } else {
         tile::FilledDepth filled{*batch, Rooms{user_room, item_room}, all.start, all.end};
-        tile::multiply_slice<Product>(a, b, filled, nullptr, out, width, shared);
+        tile::multiply_slice<Product>(a, b, filled, tile::place_in_grid(), nullptr, out, width, shared);
     }
 }

@@ -9,9 +9,9 @@
 // and 4 n d written for each slice. Flops: 2 n D_m d, times 3 in TF32 for f32 features, 2 for f16
 // and bf16.
 // Bound: memory and the tensor cores alike, for d = 64: of 1500 f32 rows of 4096 numbers, 24.6 MB
-// are 7.3 us at 3.35 TB/s, and 2.4 Gflop in TF32 7.8 us at the 310 Tflop/s that mma.sync is said to
-// reach on sm_90; of halves 3.7 us and 5.2 us. With 2 us until the first features have come and 1 us
-// to write z, 11 us are predicted, and 8 us for halves; unmeasured.
+// are 7.3 us at 3.35 TB/s, and 2.4 Gflop in TF32 7.8 us at the 322 Tflop/s that mma.sync was
+// measured to reach; of halves 3.7 us and 5.2 us. Measured on an H200: 22.7 us, a third of that rate
+// (benches/RESULTS.md); instructions bind, see tile.cuh.
 // Why: a batch has some 12 tiles and D_m = 4096 columns, too few blocks for a GPU: the depth is
 // cut into slices, as many as give each multiprocessor one block of 8 warps (projection_slices): more
 // would write more. The host knows the room for items alone; how many there are is the batch's.
@@ -23,18 +23,23 @@ template <class Format>
 __device__ __forceinline__ void project(const Batch& batch, u32 rows,
                                         const typename Format::Stored* features,
                                         const u32* places, u32 columns, const float* weight,
-                                        u32 width, const float* bias, float* out) {
+                                        u32 width, const float* bias, u32 most_slices,
+                                        float* out) {
     typedef tile::Product<Format, true, tile::WIDE, tile::F32, true, tile::NARROW> Product;
     SHARED(typename Product::Shared, shared);
-    u32 slices = projection_slices(batch, gridDim.x, gridDim.z);
-    if (blockIdx.y * tile::WIDE >= batch.item_count || blockIdx.z >= slices) {
+    // Blocks that have something to do come first, so that each multiprocessor gets one of them.
+    u32 tiles_b = (width + tile::NARROW - 1) / tile::NARROW;
+    u32 tiles = (batch.item_count + tile::WIDE - 1) / tile::WIDE * tiles_b;
+    u32 slices = projection_slices(batch, tiles_b, most_slices);
+    if (blockIdx.x >= tiles * slices) {
         return;
     }
+    tile::Place at{blockIdx.x % tiles / tiles_b, blockIdx.x % tiles_b, blockIdx.x / tiles};
     const u32* ids = feature_rows(batch, places, rows);
     typename Product::A a(features, ids, batch.item_count, columns);
     typename Product::B b(weight, nullptr, width, columns);
-    tile::Depth depth = tile::slice_of(columns, slices);
-    tile::multiply_slice<Product>(a, b, depth, bias, out, rows, shared);
+    tile::Depth depth = tile::slice_of(columns, at.slice, slices);
+    tile::multiply_slice<Product>(a, b, depth, at, bias, out, rows, shared);
 }
 
 }  // namespace project_detail
@@ -42,23 +47,23 @@ __device__ __forceinline__ void project(const Batch& batch, u32 rows,
 extern "C" __global__ void __launch_bounds__(256) project_f32(
     const Batch* __restrict__ batch, u32 rows, const float* __restrict__ features,
     const u32* __restrict__ places, u32 columns, const float* __restrict__ weight, u32 width,
-    const float* __restrict__ bias, float* __restrict__ out) {
+    const float* __restrict__ bias, u32 most_slices, float* __restrict__ out) {
     project_detail::project<tile::F32>(*batch, rows, features, places, columns, weight, width,
-                                       bias, out);
+                                       bias, most_slices, out);
 }
 
 extern "C" __global__ void __launch_bounds__(256) project_f16(
     const Batch* __restrict__ batch, u32 rows, const u16* __restrict__ features,
     const u32* __restrict__ places, u32 columns, const float* __restrict__ weight, u32 width,
-    const float* __restrict__ bias, float* __restrict__ out) {
+    const float* __restrict__ bias, u32 most_slices, float* __restrict__ out) {
     project_detail::project<tile::F16>(*batch, rows, features, places, columns, weight, width,
-                                       bias, out);
+                                       bias, most_slices, out);
 }
 
 extern "C" __global__ void __launch_bounds__(256) project_bf16(
     const Batch* __restrict__ batch, u32 rows, const u16* __restrict__ features,
     const u32* __restrict__ places, u32 columns, const float* __restrict__ weight, u32 width,
-    const float* __restrict__ bias, float* __restrict__ out) {
+    const float* __restrict__ bias, u32 most_slices, float* __restrict__ out) {
     project_detail::project<tile::Bf16>(*batch, rows, features, places, columns, weight, width,
-                                       bias, out);
+                                       bias, most_slices, out);
 }

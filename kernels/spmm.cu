@@ -2,7 +2,7 @@
 //
 //   y_i = neighbours * s_i * sum_j s_j x_j + (base + [i >= U] item_base) * b_i
 //
-// Shapes: x, b, y are N x d. Â is symmetric and its value on an edge is s_i s_j, so no value array
+// Shapes: x, b, y are N x d, of which a launch has so many columns from the addresses on. Â is symmetric and its value on an edge is s_i s_j, so no value array
 // exists, and the backward pass is this kernel applied to the gradient.
 // Outputs: y `=`.
 // Ownership: the host cuts the rows into segments of at most 32 neighbours, or of as many as there
@@ -13,7 +13,8 @@
 // adds them, their sum has the same bits. Long segments come first, so that little is left to do
 // when the last of them is added. `arrived` is zero before and after.
 // Bytes: E (4d + 8) gathered, mostly from L2, N (8d + 16) from memory. Flops: 2 E d + 2 N d.
-// Bound: L2 bandwidth while x fits there (25 MB up to d = 64, N = 10^5), HBM beyond.
+// Bound: L2 bandwidth while x's columns fit there, HBM beyond: so the host has wide or many rows'
+// columns done in parts (src/cuda/spmm.rs).
 // Mapping: lane q of a group holds columns 4q to 4q + 3, so a neighbour's row is one coalesced
 // read. Each lane brings the id and the scale of a neighbour of its own, and the group hears of
 // them: for 16 lanes two latencies in 16 neighbours; then their rows, AT_ONCE at a time.
@@ -40,7 +41,7 @@ static const u32 PARTS_AT_ONCE = 8;
 
 namespace spmm_detail {
 
-// What a row takes from the base: brought before its sum is there.
+// What a row takes from the base.
 struct Base {
     float4 row;
     float factor;
@@ -78,12 +79,12 @@ __device__ __forceinline__ float4 sum_parts(const float* parts, u32 count, u32 w
 
 }  // namespace spmm_detail
 
-extern "C" __global__ void __launch_bounds__(256) spmm(
+extern "C" __global__ void __launch_bounds__(256, 5) spmm(
     const Segment* __restrict__ segments, u32 segment_count, const LongRow* __restrict__ long_rows,
     u32* arrived, const u32* __restrict__ neighbours, const float* __restrict__ scales,
     const float* __restrict__ x, const float* __restrict__ base, float* __restrict__ y,
-    float* partial, u32 users, u32 width, u32 lanes, float neighbour_factor, float base_factor,
-    float item_base_factor) {
+    float* partial, u32 users, u32 columns, u32 width, u32 lanes, float neighbour_factor,
+    float base_factor, float item_base_factor) {
     Group group(lanes);
     u32 index = group.index();
     // A group without a segment goes along with its warp.
@@ -93,14 +94,10 @@ extern "C" __global__ void __launch_bounds__(256) spmm(
     u32 length = x == nullptr || !is_there ? 0 : segment.length;
     u32 longest = group.most(length);
     bool is_part = is_there && segment.slot != NO_SLOT;
-    float factor = neighbour_factor * scales[segment.row];
-    for (u32 first_column = 0; first_column < width; first_column += 4 * lanes) {
+    for (u32 first_column = 0; first_column < columns; first_column += 4 * lanes) {
         u32 column = first_column + 4 * group.lane;
-        bool has_columns = column < width;
+        bool has_columns = column < columns;
         const float* x_column = x + (has_columns ? column : 0);
-        u64 place = static_cast<u64>(segment.row) * width + (has_columns ? column : 0);
-        spmm_detail::Base added(is_part ? nullptr : base, base_factor, item_base_factor,
-                                segment.row, users, place);
         float4 sum = zero4();
         for (u32 first = 0; first < longest; first += lanes) {
             // Where there is no neighbour, the first row is read and not added: a read that depends
@@ -129,10 +126,12 @@ extern "C" __global__ void __launch_bounds__(256) spmm(
         if (!is_there || !has_columns) {
             continue;
         }
+        u64 place = static_cast<u64>(segment.row) * width + column;
         if (is_part) {
             store4(partial + static_cast<u64>(segment.slot) * width + column, sum);
         } else {
-            store4(y + place, added.add(scale4(factor, sum)));
+            spmm_detail::Base added(base, base_factor, item_base_factor, segment.row, users, place);
+            store4(y + place, added.add(scale4(neighbour_factor * scales[segment.row], sum)));
         }
     }
 
@@ -155,11 +154,11 @@ extern "C" __global__ void __launch_bounds__(256) spmm(
     if (group.lane == 0) {
         arrived[segment.long_row] = 0;
     }
-    for (u32 column = 4 * group.lane; column < width; column += 4 * lanes) {
+    for (u32 column = 4 * group.lane; column < columns; column += 4 * lanes) {
         u64 place = static_cast<u64>(segment.row) * width + column;
         spmm_detail::Base added(base, base_factor, item_base_factor, segment.row, users, place);
         const float* parts = partial + static_cast<u64>(row.slot) * width + column;
         float4 sum = spmm_detail::sum_parts(parts, row.segments, width);
-        store4(y + place, added.add(scale4(factor, sum)));
+        store4(y + place, added.add(scale4(neighbour_factor * scales[segment.row], sum)));
     }
 }

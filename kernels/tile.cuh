@@ -18,11 +18,9 @@
 // 700 ns asks for 18 KB at 3.35 TB/s and for 25 KB at 4.8 TB/s; of halves six stages, five times 4
 // KB.
 // Per step and block of 128 x 64: 384 products of 16 x 8 x 8 for f32 features, 96 for each quarter
-// of a multiprocessor, in 384 cycles, or some 610 at the 63 % of the tensor cores' peak that
-// mma.sync is said to reach on sm_90. The quarter's two warps issue some 530 instructions meanwhile
-// (197 each to read, split, multiply and add, 67 to copy), and shared memory gives 32 KB of
-// fragments in 256 cycles. So the tensor cores bind, not far from memory. None of this has been
-// measured.
+// of a multiprocessor, in some 600 cycles at the 322 Tflop/s that mma.sync was measured to reach on
+// an H200. The quarter's two warps issue 268 instructions each meanwhile, 48 of them products, and
+// take 1300 cycles: too few warps to hide what instructions wait for. That binds, not memory.
 #pragma once
 #include "operand.cuh"
 
@@ -169,16 +167,27 @@ struct Out {
     float sums[COUNT][4];
 };
 
-// The block's tile over a depth, given to out(Out<AT_ONCE>) until all of it was. Grid: x over tiles
-// of b's lines, y over tiles of a's lines.
+// Which tile a block has, and of which slice of the depth.
+struct Place {
+    u32 tile_a;
+    u32 tile_b;
+    u32 slice;
+};
+
+// Grid: x over tiles of b's lines, y over tiles of a's lines, z over slices.
+__device__ __forceinline__ Place place_in_grid() {
+    return Place{blockIdx.y, blockIdx.x, blockIdx.z};
+}
+
+// The block's tile over a depth, given to out(Out<AT_ONCE>) until all of it was.
 template <class Product, u32 AT_ONCE, class Over, class Take>
 __device__ __forceinline__ void multiply(typename Product::A& a, typename Product::B& b,
-                                         const Over& depth, typename Product::Shared& shared,
-                                         Take take) {
+                                         const Over& depth, const Place& at,
+                                         typename Product::Shared& shared, Take take) {
     typedef typename Product::A A;
     typedef typename Product::B B;
-    u32 first_a = blockIdx.y * A::LINES;
-    u32 first_b = blockIdx.x * B::LINES;
+    u32 first_a = at.tile_a * A::LINES;
+    u32 first_b = at.tile_b * B::LINES;
     u32 warp = threadIdx.x / 32;
     u32 warp_a = warp / Product::WARPS_B * WARP_LINES;
     u32 warp_b = warp % Product::WARPS_B * WARP_LINES;
@@ -260,15 +269,16 @@ __device__ __forceinline__ void multiply(typename Product::A& a, typename Produc
     }
 }
 
-// The tile of slice blockIdx.z, at its place in that slice of `out`, plus the bias of each column
+// The tile of a slice, at its place in that slice of `out`, plus the bias of each column
 // where there is one. A slice of `out` has room for `rows` rows.
 template <class Product, class Over>
 __device__ __forceinline__ void multiply_slice(typename Product::A& a, typename Product::B& b,
-                                               const Over& depth, const float* bias, float* out,
-                                               u32 rows, typename Product::Shared& shared) {
-    float* slice = out + static_cast<u64>(blockIdx.z) * rows * b.lines;
+                                               const Over& depth, const Place& at,
+                                               const float* bias, float* out, u32 rows,
+                                               typename Product::Shared& shared) {
+    float* slice = out + static_cast<u64>(at.slice) * rows * b.lines;
     u32 columns = b.lines;
-    multiply<Product, 1>(a, b, depth, shared, [=](Out<1>& part) {
+    multiply<Product, 1>(a, b, depth, at, shared, [=](Out<1>& part) {
         if (!part.is_there[0]) {
             return;
         }
@@ -287,10 +297,10 @@ __device__ __forceinline__ void multiply_slice(typename Product::A& a, typename 
     });
 }
 
-// The part of a depth that slice blockIdx.z of `slices` has, in whole steps.
-__device__ __forceinline__ Depth slice_of(u32 depth, u32 slices) {
+// The part of a depth that one of `slices` slices has, in whole steps.
+__device__ __forceinline__ Depth slice_of(u32 depth, u32 slice, u32 slices) {
     u32 slice_depth = ((depth + slices - 1) / slices + DEPTH - 1) / DEPTH * DEPTH;
-    u32 start = blockIdx.z * slice_depth;
+    u32 start = slice * slice_depth;
     return Depth{start, start + slice_depth < depth ? start + slice_depth : depth};
 }
 

@@ -23,9 +23,12 @@
 
 namespace top_k_detail {
 
-static const u32 THREADS = 128;
+static const u32 THREADS = 64;
 static const u32 WARPS = THREADS / 32;
 static const u32 USERS = 16;
+// Users of a warp. For four columns of eight users and of a lane's four items shared memory is read
+// in 8 + 16 cycles, in which a multiprocessor makes three quarters of their multiply-adds.
+static const u32 OWN = USERS / WARPS;
 static const u32 ITEMS = 128;
 static const u32 DEPTH = 16;
 // Rows that the block brings at a time, 16 bytes a thread.
@@ -39,6 +42,9 @@ static const u32 MOST_KEYS = 2048;
 static const u32 PAIRS = 4;
 // Keys that a lane looks for among masked items at a time.
 static const u32 CHECKED = 4;
+// Keys that a lane has when a warp sorts them in registers: two times four, and how many a warp has.
+static const u32 HELD = 8;
+static const u32 SORTED = 32 * HELD;
 static const u32 NO_ITEM = 0xffffffffu;
 static const u64 NO_KEY = ~0ull;
 
@@ -47,6 +53,7 @@ struct alignas(16) Shared {
     float items[ITEMS * STRIDE];
     u64 keys[KEYS];
     float thresholds[USERS];
+    u32 counts[USERS];
 };
 
 // Ascending keys: descending scores, then ascending items. -0 counts as 0.
@@ -76,8 +83,6 @@ struct Masked {
         if (low == high) {
             return dropped;
         }
-        // All lanes have appended their keys.
-        __syncwarp();
         for (u32 first = threadIdx.x % 32; first - threadIdx.x % 32 < count;
              first += 32 * CHECKED) {
             u32 node[CHECKED], below[CHECKED];
@@ -124,10 +129,103 @@ __device__ __forceinline__ void append(u64* keys, u32& count, bool has_key, u64 
     count += __popc(lanes);
 }
 
-// The warp sorts a user's `count` keys, in a room that is a power of two, `dropped` of which are
-// NO_KEY, and cuts them to K; how many are left. Not inlined: most tiles pass it by.
-__device__ __noinline__ u32 compact(u64* keys, u32 count, u32 dropped, u32 k) {
+// The smaller or the larger of two keys.
+__device__ __forceinline__ u64 of_two(u64 a, u64 b, bool smaller) {
+    return (a < b) == smaller ? a : b;
+}
+
+// A lane's keys that are `distance` apart become sorted, pair by pair.
+__device__ __forceinline__ void order_pairs(u64 (&keys)[HELD], u32 distance, bool ascend) {
+#pragma unroll
+    for (u32 n = 0; n < HELD; ++n) {
+        if ((n & distance) == 0) {
+            u64 a = keys[n], b = keys[n + distance];
+            keys[n] = of_two(a, b, ascend);
+            keys[n + distance] = of_two(a, b, !ascend);
+        }
+    }
+}
+
+// The warp sorts SORTED keys in registers; lane l has those of places HELD l to HELD l + HELD - 1.
+// Runs ascend and descend in turn; the last one, of all, ascends. The loops stay loops: unrolled,
+// their instructions would not fit into what a multiprocessor keeps of them.
+__device__ __forceinline__ void sort_held(u64 (&keys)[HELD]) {
     u32 lane = threadIdx.x % 32;
+    // Runs of two and of four, which do not depend on the lane.
+#pragma unroll
+    for (u32 n = 0; n < HELD; n += 2) {
+        u64 a = keys[n], b = keys[n + 1];
+        keys[n] = of_two(a, b, n % 4 == 0);
+        keys[n + 1] = of_two(a, b, n % 4 != 0);
+    }
+#pragma unroll
+    for (u32 distance = 2; distance > 0; distance /= 2) {
+#pragma unroll
+        for (u32 n = 0; n < HELD; ++n) {
+            if ((n & distance) == 0) {
+                u64 a = keys[n], b = keys[n + distance];
+                keys[n] = of_two(a, b, n < 4);
+                keys[n + distance] = of_two(a, b, n >= 4);
+            }
+        }
+    }
+#pragma unroll 1
+    for (u32 run = 1; run <= 32; run *= 2) {
+        // Runs of so many lanes' keys.
+        bool ascend = (lane & run) == 0;
+#pragma unroll 1
+        for (u32 lanes = run / 2; lanes > 0; lanes /= 2) {
+            bool smaller = ((lane & lanes) == 0) == ascend;
+#pragma unroll
+            for (u32 first = 0; first < HELD; first += 4) {
+                u64 mine[4], theirs[4];
+#pragma unroll
+                for (u32 n = 0; n < 4; ++n) {
+                    mine[n] = keys[first + n];
+                }
+                exchange4(mine, lanes, theirs);
+#pragma unroll
+                for (u32 n = 0; n < 4; ++n) {
+                    keys[first + n] = of_two(mine[n], theirs[n], smaller);
+                }
+            }
+        }
+        order_pairs(keys, 4, ascend);
+        order_pairs(keys, 2, ascend);
+        order_pairs(keys, 1, ascend);
+    }
+}
+
+// The warp drops those of a user's `count` keys that are masked, sorts the others and cuts them to K;
+// how many are left. Up to SORTED of them are sorted in registers, more in their room, a power of
+// two. Not inlined: most tiles pass it by.
+__device__ __noinline__ u32 compact(u64* keys, u32 count, u32 k, Masked masked) {
+    u32 lane = threadIdx.x % 32;
+    // All lanes have appended their keys.
+    __syncwarp();
+    u32 dropped = masked.drop(keys, count);
+    u32 kept = count - dropped < k ? count - dropped : k;
+    __syncwarp();
+    if (count <= SORTED) {
+        u64 held[HELD];
+#pragma unroll
+        for (u32 n = 0; n < HELD; ++n) {
+            u32 place = lane + 32 * n;
+            held[n] = place < count ? keys[place] : NO_KEY;
+        }
+        sort_held(held);
+        // All have read theirs.
+        __syncwarp();
+#pragma unroll
+        for (u32 n = 0; n < HELD; ++n) {
+            u32 place = HELD * lane + n;
+            if (place < kept) {
+                keys[place] = held[n];
+            }
+        }
+        __syncwarp();
+        return kept;
+    }
     u32 end = 1;
     while (end < count) {
         end *= 2;
@@ -163,8 +261,7 @@ __device__ __noinline__ u32 compact(u64* keys, u32 count, u32 dropped, u32 k) {
             __syncwarp();
         }
     }
-    count -= dropped;
-    return count < k ? count : k;
+    return kept;
 }
 
 // The warp writes a user's list.
@@ -211,21 +308,21 @@ struct Columns {
 
 // The products of the columns in shared memory, added: thread (warp w, lane l) has users w + 4 i and
 // items l + 32 j.
-__device__ __forceinline__ void score_columns(const Shared& shared, float (&scores)[4][4]) {
+__device__ __forceinline__ void score_columns(const Shared& shared, float (&scores)[OWN][4]) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
     for (u32 k = 0; k < DEPTH; k += 4) {
-        float4 user[4], item[4];
+        float4 item[4];
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            user[i] = load4(shared.users + (warp + WARPS * i) * STRIDE + k);
-            item[i] = load4(shared.items + (lane + 32 * i) * STRIDE + k);
+        for (u32 j = 0; j < 4; ++j) {
+            item[j] = load4(shared.items + (lane + 32 * j) * STRIDE + k);
         }
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
+        for (u32 i = 0; i < OWN; ++i) {
+            float4 user = load4(shared.users + (warp + WARPS * i) * STRIDE + k);
 #pragma unroll
             for (u32 j = 0; j < 4; ++j) {
-                scores[i][j] = dot4(user[i], item[j], scores[i][j]);
+                scores[i][j] = dot4(user, item[j], scores[i][j]);
             }
         }
     }
@@ -233,7 +330,7 @@ __device__ __forceinline__ void score_columns(const Shared& shared, float (&scor
 
 }  // namespace top_k_detail
 
-extern "C" __global__ void __launch_bounds__(128) top_k(
+extern "C" __global__ void __launch_bounds__(64) top_k(
     const float* __restrict__ predicted, const u32* __restrict__ ids, u32 id_count, u32 all_users,
     u32 items, u32 slice_items, u32 width, const u32* __restrict__ offsets,
     const u32* __restrict__ neighbours, u32 k, u32 capacity, u32 users_per_block,
@@ -243,8 +340,8 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
     u32 first_user = blockIdx.x * users_per_block;
     u32 users = first_user + users_per_block < id_count ? users_per_block : id_count - first_user;
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    u32 counts[4] = {};
     if (threadIdx.x < USERS) {
+        shared.counts[threadIdx.x] = 0;
         shared.thresholds[threadIdx.x] = __uint_as_float(0xff800000u);  // Minus infinity.
     }
     u32 start = blockIdx.y * slice_items;
@@ -259,7 +356,7 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
     Columns columns;
     columns.bring(predicted, own, all_users, start, items, width, 0);
     for (u32 first_item = start; first_item < items; first_item += ITEMS) {
-        float scores[4][4] = {};
+        float scores[OWN][4] = {};
         for (u32 column = 0; column < width; column += DEPTH) {
             columns.put(shared);
             __syncthreads();
@@ -271,44 +368,43 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
             __syncthreads();
         }
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
+        for (u32 i = 0; i < OWN; ++i) {
             u32 user = warp + WARPS * i;
             if (user >= users) {
                 continue;
             }
             u64* keys = shared.keys + user * capacity;
             float threshold = shared.thresholds[user];
+            u32 count = shared.counts[user];
 #pragma unroll
             for (u32 j = 0; j < 4; ++j) {
                 u32 item = first_item + lane + 32 * j;
                 bool is_better = item < items && scores[i][j] > threshold;
-                append(keys, counts[i], is_better, key_of(scores[i][j], item));
+                append(keys, count, is_better, key_of(scores[i][j], item));
             }
-            if (counts[i] + ITEMS > capacity) {
-                u32 dropped = masked(user).drop(keys, counts[i]);
-                counts[i] = compact(keys, counts[i], dropped, k);
-                if (lane == 0 && counts[i] == k) {
+            if (count + ITEMS > capacity) {
+                count = compact(keys, count, k, masked(user));
+                if (lane == 0 && count == k) {
                     shared.thresholds[user] = score_of(keys[k - 1]);
                 }
             }
+            if (lane == 0) {
+                shared.counts[user] = count;
+            }
         }
     }
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-        u32 user = warp + WARPS * i;
-        if (user >= users) {
-            continue;
-        }
+    __syncthreads();
+#pragma unroll 1
+    for (u32 user = warp; user < users; user += WARPS) {
         u64* keys = shared.keys + user * capacity;
-        u32 dropped = masked(user).drop(keys, counts[i]);
-        counts[i] = compact(keys, counts[i], dropped, k);
+        u32 count = compact(keys, shared.counts[user], k, masked(user));
         u64 place = static_cast<u64>(first_user + user);
         if (slice_keys == nullptr) {
-            write_list(keys, counts[i], k, place * k, list_items, list_scores);
+            write_list(keys, count, k, place * k, list_items, list_scores);
         } else {
             u64* slice = slice_keys + (place * gridDim.y + blockIdx.y) * k;
             for (u32 rank = lane; rank < k; rank += 32) {
-                slice[rank] = rank < counts[i] ? keys[rank] : NO_KEY;
+                slice[rank] = rank < count ? keys[rank] : NO_KEY;
             }
         }
     }
@@ -335,10 +431,10 @@ extern "C" __global__ void __launch_bounds__(32) top_k_merge(
             append(keys, kept, key[j] < threshold, key[j]);
         }
         if (kept + ITEMS > capacity) {
-            kept = compact(keys, kept, 0, k);
+            kept = compact(keys, kept, k, Masked{nullptr, 0, 0, 0});
             threshold = kept == k ? keys[k - 1] : threshold;
         }
     }
-    kept = compact(keys, kept, 0, k);
+    kept = compact(keys, kept, k, Masked{nullptr, 0, 0, 0});
     write_list(keys, kept, k, static_cast<u64>(blockIdx.x) * k, list_items, list_scores);
 }

@@ -23,6 +23,9 @@ pub(super) const COLUMN_ROWS: u64 = 32;
 /// GPU. A constant, so that sums have one order on every GPU.
 const TARGET_WARPS: u64 = 8 * 132;
 
+/// Blocks that a projection is cut into: the same of `batch.cuh`.
+const PROJECTION_BLOCKS: u32 = 132;
+
 /// The tile of a block: a `Product` of `tile.cuh`.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
@@ -68,6 +71,12 @@ impl Tile {
     /// (`projection_slices` of `batch.cuh`): for half of them.
     pub fn most_slices(self, rows: usize, columns: usize, depth: usize) -> usize {
         self.slices(rows.div_ceil(2), columns, depth)
+    }
+
+    /// Blocks of a projection that cuts itself: as many as it may have tiles, or as it is cut into.
+    pub fn projection_blocks(self, rows: usize, columns: usize) -> u32 {
+        let tiles = blocks(rows as u64, self.rows) * self.column_tiles(columns);
+        tiles.max(PROJECTION_BLOCKS)
     }
 
     /// Tiles side by side over so many columns.

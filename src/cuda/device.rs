@@ -1,15 +1,17 @@
 //! A GPU that was opened: memory, copies, launches, all in the order they are asked for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::mem;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, CudaViewMut, DevicePtr,
-    DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, result, sys,
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError,
+    LaunchConfig, PinnedHostSlice, PushKernelArg, result, sys,
 };
 use cudarc::nvrtc::Ptx;
+use rayon::prelude::*;
 
 use super::driver::{self, Gpu, problem_of};
 use super::kernels::{Kernels, NAMES};
@@ -31,7 +33,7 @@ pub struct Device {
     kernels: Arc<HashMap<&'static str, Kernel>>,
     scratch: Mutex<Option<CudaSlice<u8>>>,
     /// What tables are copied by way of, once there was one.
-    staging: Mutex<Vec<Staging>>,
+    staging: StagingPool,
     /// Those that have been asked for.
     branches: Mutex<Vec<Arc<Self>>>,
     /// What is asked of this device and its branches, where somebody wants to know.
@@ -66,9 +68,6 @@ impl Scratch<'_> {
         Address(self.base + self.starts[index])
     }
 }
-
-/// Parts of a table that are on their way to the device, or being made.
-const STAGES: usize = 3;
 
 /// The parts of a scratch begin at multiples of this many bytes.
 pub(super) const PART_ALIGNMENT: u64 = 256;
@@ -119,7 +118,7 @@ impl Device {
             stream,
             kernels,
             scratch: Mutex::default(),
-            staging: Mutex::default(),
+            staging: StagingPool::default(),
             branches: Mutex::default(),
             notes,
             recorder: Mutex::default(),
@@ -367,33 +366,45 @@ impl Device {
         graph.launch().map_err(|error| self.failed("recorded steps".to_owned(), error))
     }
 
-    /// Fills the first `length` bytes of `target` in parts of `part` bytes at most: while one is on
-    /// its way, `fill` makes the next, in page-locked memory.
+    /// Fills the first `length` bytes of `target` in parts of `part` bytes at most: `fill` makes them in
+    /// page-locked memory, on all threads, while others are on their way.
     pub(super) fn upload_parts(
         &self,
         target: &mut Memory<u8>,
         length: usize,
         part: usize,
         what: &str,
-        mut fill: impl FnMut(Range<usize>, &mut [u8]),
+        fill: impl Fn(Range<usize>, &mut [u8]) + Sync,
     ) -> Result<()> {
-        let Some(target) = target.bytes_mut().filter(|_| length > 0) else { return Ok(()) };
+        let base = target.address_of(0);
         let failed = |error| self.failed(format!("copying {length} bytes to {what}"), error);
-        // Page-locking memory takes longer than a copy from it: it serves the next table, too.
-        let mut buffers = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        if buffers.first().is_none_or(|buffer| buffer.length() < part) {
-            buffers.clear();
-            for _ in 0..STAGES {
-                buffers.push(Staging::new(&self.stream, part).map_err(failed)?);
-            }
-        }
-        for (number, start) in (0..length).step_by(part).enumerate() {
-            let range = start..(start + part).min(length);
-            let buffer = &mut buffers[number % STAGES];
-            fill(range.clone(), buffer.bytes(range.len()).map_err(failed)?);
-            buffer.copy_to(&mut target.slice_mut(range)).map_err(failed)?;
-        }
-        Ok(())
+        (0..length.div_ceil(part.max(1))).into_par_iter().try_for_each(|number| {
+            let range = number * part..((number + 1) * part).min(length);
+            let mut staging = self.staging.take(&self.stream, part).map_err(failed)?;
+            fill(range.clone(), staging.bytes(range.len()).map_err(failed)?);
+            let place = Address(base.0 + range.start as u64);
+            // SAFETY: these bytes are part of the target, of which the caller has the only reference;
+            // its other uses are asked of this device's stream, too.
+            let copied = unsafe { staging.copy_range(0..range.len(), place) };
+            copied.and_then(|()| staging.mark()).map_err(failed)?;
+            self.staging.give(staging);
+            Ok(())
+        })
+    }
+
+    /// Copies as many bytes as `target` has from an address on, once the work asked for so far is done: by
+    /// way of page-locked memory, on all threads.
+    pub(super) fn download_parts(&self, from: Address, target: &mut [u8]) -> Result<()> {
+        let length = target.len();
+        let failed = |error| self.failed(format!("copying {length} bytes from the device"), error);
+        target.par_chunks_mut(PIECE).enumerate().try_for_each(|(number, part)| {
+            let mut staging = self.staging.take(&self.stream, part.len()).map_err(failed)?;
+            let place = Address(from.0 + (number * PIECE) as u64);
+            staging.copy_from(place, part.len()).map_err(failed)?;
+            part.copy_from_slice(staging.bytes(part.len()).map_err(failed)?);
+            self.staging.give(staging);
+            Ok(())
+        })
     }
 
     /// An error of the driver, with what was attempted.
@@ -416,6 +427,41 @@ impl Drop for Device {
     }
 }
 
+/// Bytes of such a piece at least: long enough that a copy's beginning does not matter.
+pub(super) const PIECE: usize = 1 << 20;
+
+/// Pieces of page-locked memory that serve one table after the other: to page-lock takes longer than
+/// to copy.
+#[derive(Default)]
+struct StagingPool(Mutex<VecDeque<Staging>>);
+
+impl StagingPool {
+    /// A piece of so many bytes at least: the one that was given longest ago, so that its copy is
+    /// likely done, or a new one while there are fewer than two for each thread.
+    fn take(&self, stream: &Arc<CudaStream>, bytes: usize) -> Result<Staging, DriverError> {
+        let mut pieces = self.lock();
+        // Each thread has one at most beside those that wait here.
+        let oldest = match pieces.len() > rayon::current_num_threads() {
+            true => pieces.pop_front(),
+            false => None,
+        };
+        drop(pieces);
+        match oldest {
+            Some(piece) if piece.length() >= bytes => Ok(piece),
+            _ => Staging::new(stream, bytes.max(PIECE)),
+        }
+    }
+
+    fn give(&self, piece: Staging) {
+        self.lock().push_back(piece);
+    }
+
+    /// A thread that panicked has given nothing back.
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Staging>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Page-locked memory that copies to the device are made from.
 ///
 /// cudarc's own record of when such memory is free again goes with its event tracking, which this
@@ -423,7 +469,9 @@ impl Drop for Device {
 pub(super) struct Staging {
     memory: PinnedHostSlice<u8>,
     stream: Arc<CudaStream>,
-    /// The last copy has been made.
+    /// Whether copies were asked for that nobody has waited for.
+    is_in_use: bool,
+    /// The last of them has been made.
     copied: Option<CudaEvent>,
 }
 
@@ -432,11 +480,24 @@ impl Staging {
         // Not write-combined: threads write a part each, not in the order of the addresses.
         // SAFETY: only what was written is copied, and bytes are never invalid.
         let memory = unsafe { stream.context().alloc_pinned_with_flags::<u8>(bytes, 0) }?;
-        Ok(Self { memory, stream: stream.clone(), copied: None })
+        Ok(Self { memory, stream: stream.clone(), is_in_use: false, copied: None })
     }
 
+    /// Waits for the copies that were asked for, also where asking or waiting fails: with its memory
+    /// given back, a copy that is still to be made would read or write what is no longer there.
     fn wait(&mut self) -> Result<(), DriverError> {
-        self.copied.take().map_or(Ok(()), |copied| copied.synchronize())
+        if !mem::take(&mut self.is_in_use) {
+            return Ok(());
+        }
+        let outcome = match self.copied.take() {
+            Some(copied) => copied.synchronize(),
+            None => self.stream.synchronize(),
+        };
+        // What failed may be an earlier call, of which cudarc tells by the next one, once. Of a device
+        // that failed nothing is in flight any more.
+        outcome.inspect_err(|_| {
+            self.stream.synchronize().ok();
+        })
     }
 
     /// How many bytes it has.
@@ -448,14 +509,6 @@ impl Staging {
     pub fn bytes(&mut self, length: usize) -> Result<&mut [u8], DriverError> {
         self.wait()?;
         Ok(&mut self.memory.as_mut_slice()?[..length])
-    }
-
-    /// Copies as many bytes as `target` has, and does not wait.
-    fn copy_to(&mut self, target: &mut CudaViewMut<'_, u8>) -> Result<(), DriverError> {
-        let source = &self.memory.as_slice()?[..target.len()];
-        let done = self.stream.memcpy_htod(source, target);
-        self.mark()?;
-        done
     }
 
     /// Copies a part to a place on the device, and does not wait; [`Staging::mark`] comes after the
@@ -474,8 +527,21 @@ impl Staging {
         }
         self.stream.context().bind_to_thread()?;
         let source = &self.memory.as_slice()?[range];
-        // SAFETY: as the caller promises; the source stays until the copy that `copied` waits for.
+        self.is_in_use = true;
+        // SAFETY: as the caller promises; the source stays until the copies were waited for.
         unsafe { result::memcpy_htod_async(target.0, source, self.stream.cu_stream()) }
+    }
+
+    /// Copies so many bytes from a place on the device to its beginning, and does not wait.
+    fn copy_from(&mut self, source: Address, length: usize) -> Result<(), DriverError> {
+        self.wait()?;
+        self.stream.context().bind_to_thread()?;
+        let target = &mut self.memory.as_mut_slice()?[..length];
+        self.is_in_use = true;
+        // SAFETY: whoever asks has so much memory there; the target stays until the copies were
+        // waited for.
+        unsafe { result::memcpy_dtoh_async(target, source.0, self.stream.cu_stream()) }?;
+        self.mark()
     }
 
     /// Says that the copies asked for so far are all.
@@ -487,7 +553,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // A copy that failed reads this memory no more; the failure is reported by what comes next.
+        // The failure is reported by what comes next.
         self.wait().ok();
     }
 }

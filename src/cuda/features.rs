@@ -3,15 +3,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use super::batches::CudaBatch;
 use super::dense::{Slices, Tile, column_sums, partial_sums};
-use super::device::Device;
+use super::device::{Device, PIECE};
 use super::launch::{Address, Launch, launch};
 use super::memory::Memory;
 use super::shared::Shared;
@@ -85,9 +84,11 @@ impl StoredType {
     }
 }
 
-/// Bytes of rows that are converted and copied at a time: long enough that a copy's beginning does not
-/// matter, and short enough that page-locking memory for it does not.
-const COPY_BYTES: usize = 4 << 20;
+/// Bytes of rows that a thread converts and copies at a time.
+const COPY_BYTES: usize = PIECE;
+
+/// Bytes after which pages of a file that were read are given back.
+const RELEASED_BYTES: u64 = 256 << 20;
 
 /// How many rows of a table are converted and copied at a time.
 pub(crate) fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
@@ -303,27 +304,28 @@ pub(super) fn upload_rows(
     let row_bytes = matrix.columns() * stored.size();
     let (bytes, place) = (rows.count() * row_bytes, matrix.place());
     let part = rows_at_a_time(row_bytes, rows.count()) * row_bytes;
-    let first_beyond = AtomicUsize::new(usize::MAX);
+    let (first_beyond, done) = (AtomicUsize::new(usize::MAX), AtomicU64::new(0));
+    progress(&place, 0, bytes as u64);
     device.upload_parts(memory, bytes, part, "features", |range, part| {
-        progress(&place, range.start as u64, bytes as u64);
-        let first = range.start / row_bytes;
-        part.par_chunks_exact_mut(row_bytes).enumerate().for_each_init(
-            Vec::new,
-            |scratch, (index, bytes)| {
-                let row = rows.number(first + index);
-                if !row_to_bytes(matrix, row, stored, scratch, bytes) {
-                    first_beyond.fetch_min(row, Ordering::Relaxed);
-                }
-            },
-        );
-        if let Rows::First(_) = rows {
-            matrix.release(first..range.end / row_bytes);
+        let (first, length) = (range.start / row_bytes, range.len() as u64);
+        let mut scratch = Vec::new();
+        for (index, bytes) in part.chunks_exact_mut(row_bytes).enumerate() {
+            let row = rows.number(first + index);
+            if !row_to_bytes(matrix, row, stored, &mut scratch, bytes) {
+                first_beyond.fetch_min(row, Ordering::Relaxed);
+            }
+        }
+        let done = done.fetch_add(length, Ordering::Relaxed) + length;
+        progress(&place, done, bytes as u64);
+        // Now and then: each time all threads are told. Whoever still reads some of it reads it anew.
+        let last = range.end / row_bytes;
+        if let Rows::First(_) = rows
+            && done % RELEASED_BYTES < length
+        {
+            matrix.release(0..last);
         }
     })?;
-    if let Rows::Chosen(_) = rows {
-        matrix.release(0..matrix.rows());
-    }
-    progress(&place, bytes as u64, bytes as u64);
+    matrix.release(0..matrix.rows());
     match first_beyond.into_inner() {
         usize::MAX => Ok(()),
         row => Err(beyond(stored, matrix, row)),
@@ -406,7 +408,7 @@ pub(super) fn project(
         device,
         Launch {
             kernel: features.kernel(["project_f32", "project_f16", "project_bf16"]),
-            grid: tile.grid(items, width, count),
+            grid: [tile.projection_blocks(items, width), 1, 1],
             block: tile.threads(),
             bytes: n * wide * features.stored.size() as u64
                 + 4 * d * wide
@@ -422,6 +424,7 @@ pub(super) fn project(
             weight,
             width as u32,
             added,
+            count as u32,
             target,
         ],
         "{items} items, D = {columns}, d = {width}"

@@ -18,7 +18,6 @@ pub const NAMES: &[&str] = &[
     "column_slices",
     "copy_ceiling",
     "gather_rows",
-    "hold",
     "initial_values",
     "leaky_relu",
     "leaky_relu_backward",

@@ -12,6 +12,10 @@ use super::device::Device;
 use super::launch::Address;
 use crate::Result;
 
+/// Bytes from which on a copy to the host is made by way of page-locked memory: the driver copies
+/// smaller ones as fast by itself.
+const LARGE: usize = 4 << 20;
+
 /// Numbers on a device; given back, after the work in flight, when dropped.
 pub struct Memory<T> {
     device: Arc<Device>,
@@ -98,6 +102,10 @@ impl<T> Memory<T> {
         let Some(bytes) = self.bytes.as_ref().filter(|_| !target.is_empty()) else {
             return Ok(());
         };
+        if target.len() >= LARGE {
+            let from = Address(self.address_of(0).0 + start as u64);
+            return self.device.download_parts(from, target);
+        }
         let stream = self.device.stream();
         let part = bytes.slice(start..start + target.len());
         stream.memcpy_dtoh(&part, target).and_then(|()| stream.synchronize()).map_err(|error| {
@@ -115,11 +123,6 @@ impl Memory<u8> {
         let mut values = vec![T::zeroed(); self.length / size_of::<T>()];
         self.copy_to(0, bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
-    }
-
-    /// The bytes themselves, for copies that the caller arranges.
-    pub(super) fn bytes_mut(&mut self) -> Option<&mut CudaSlice<u8>> {
-        self.bytes.as_mut()
     }
 }
 

@@ -35,9 +35,6 @@ const CHAINS: u64 = 8;
 const TILES: u64 = 4;
 /// Launches that are timed.
 const ATTEMPTS: usize = 5;
-/// Nanoseconds that the device is held before launches are timed: as long as asking for as many takes
-/// as it has room for.
-const HOLD: u64 = 5_000_000;
 /// Numbers that are copied from the host at most, and what its bytes are.
 const MOST_UPLOADED: usize = 1 << 24;
 const MARK: u8 = 0xa5;
@@ -60,8 +57,6 @@ impl Device {
     /// Does `work` with each launch timed; launches that are recorded are not.
     pub(super) fn profile(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Operation>> {
         let recorder = || self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        let hold = Launch { kernel: "hold", grid: [1; 3], block: 32, bytes: 0, flops: 0 };
-        launch!(self, hold, [HOLD], "{HOLD} ns")?;
         *recorder() = Some(Recorded::default());
         let outcome = work();
         let recorded = recorder().take().unwrap_or_default();

@@ -17,6 +17,8 @@ use crate::{Error, Result};
 pub const LONGEST_LIST: usize = 1024;
 /// Candidates of all users of a block: `KEYS` of `top_k.cu`.
 const KEYS: usize = 4096;
+/// Threads of a block: the same of `top_k.cu`.
+const THREADS: u32 = 64;
 /// The most users of a block: `USERS` of `top_k.cu`.
 const USERS: usize = 16;
 /// Items scored between two looks at the candidates: `ITEMS` of `top_k.cu`.
@@ -146,7 +148,7 @@ pub(super) fn ranked(
         Launch {
             kernel: "top_k",
             grid: [grid, cut.slices as u32, 1],
-            block: 128,
+            block: THREADS,
             bytes: (4 * (users.len() + items) * width) as u64 + cut.slices as u64 * list_bytes,
             flops: 2 * scored * width as u64,
         },

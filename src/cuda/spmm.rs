@@ -65,7 +65,8 @@ fn segment_length(neighbours: usize) -> usize {
 }
 
 /// Cuts rows into segments; a row without neighbours has an empty one. Those longer than [`SEGMENT`]
-/// come first: begun last, they would be what is waited for.
+/// come first: begun last, they would be what is waited for. The others go by their length as well, so
+/// that the groups of a warp have as much to do.
 fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
     let (mut segments, mut long_rows, mut slots) = (Vec::new(), Vec::new(), 0);
     for (row, bounds) in offsets.windows(2).enumerate() {
@@ -85,7 +86,7 @@ fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
             slots += count;
         }
     }
-    segments.sort_by_key(|segment| Reverse(segment.length.max(SEGMENT as u32)));
+    segments.sort_by_key(|segment| Reverse(segment.length));
     (segments, long_rows, slots)
 }
 
@@ -169,6 +170,18 @@ impl Deref for RunGraph {
     }
 }
 
+/// Bytes of x that are gathered from in one launch: as many as stay in the second-level cache of a
+/// large GPU, beside what passes through it.
+const GATHERED_BYTES: usize = 40 << 20;
+/// Columns of a part at least: a line of that cache.
+const LEAST_COLUMNS: usize = 32;
+
+/// The columns that one launch has, of `width` columns of so many nodes.
+fn columns_at_once(nodes: usize, width: usize) -> usize {
+    let parts = (4 * nodes * width).div_ceil(GATHERED_BYTES).max(1);
+    width.div_ceil(parts).next_multiple_of(LEAST_COLUMNS).min(width)
+}
+
 /// The lanes that share a row of `width` columns: one for each four, up to a warp.
 pub(super) fn lanes(width: usize) -> u32 {
     (width / 4).next_power_of_two().clamp(1, 32) as u32
@@ -186,44 +199,54 @@ pub(super) fn spmm(
 ) -> Result<()> {
     let users = graph.graph.users() as u32;
     let (nodes, entries) = (graph.graph.nodes() as u64, graph.graph.entries() as u64);
-    let (row_bytes, lanes) = (4 * width as u64, lanes(width));
     let SpmmFactors { neighbours, base: base_factor, item_base } = factors;
     let [neighbours, base_factor, item_base] =
         [neighbours, base_factor, item_base].map(|factor| factor as f32);
     let partial = device.scratch([4 * graph.slots * width], "sums of long rows")?;
-    let groups_per_block = u64::from(256 / lanes);
     let gathered = if x == Address::NULL { 0 } else { entries };
-    launch!(
-        device,
-        Launch {
-            kernel: "spmm",
-            grid: [blocks(graph.segments.len() as u64, groups_per_block), 1, 1],
-            block: 256,
-            bytes: gathered * (row_bytes + 8)
-                + nodes * (2 * row_bytes + 16)
-                + 2 * graph.slots as u64 * row_bytes,
-            flops: 2 * (gathered + nodes) * width as u64,
-        },
-        [
-            &graph.segments,
-            graph.segments.len() as u32,
-            &graph.long_rows,
-            &graph.arrived,
-            &graph.neighbours,
-            &graph.scales,
-            x,
-            base,
-            y,
-            partial.part(0),
-            users,
-            width as u32,
-            lanes,
-            neighbours,
-            base_factor,
-            item_base,
-        ],
-        "N = {nodes}, {entries} entries, d = {width}"
-    )
+    let at_once = columns_at_once(graph.graph.nodes(), width);
+    for first in (0..width).step_by(at_once) {
+        let columns = at_once.min(width - first);
+        let (row_bytes, lanes) = (4 * columns as u64, lanes(columns));
+        let groups_per_block = u64::from(256 / lanes);
+        let from = |address: Address| match address {
+            Address::NULL => address,
+            Address(place) => Address(place + 4 * first as u64),
+        };
+        launch!(
+            device,
+            Launch {
+                kernel: "spmm",
+                grid: [blocks(graph.segments.len() as u64, groups_per_block), 1, 1],
+                block: 256,
+                bytes: gathered * (row_bytes + 8)
+                    + nodes * (2 * row_bytes + 16)
+                    + 2 * graph.slots as u64 * row_bytes,
+                flops: 2 * (gathered + nodes) * columns as u64,
+            },
+            [
+                &graph.segments,
+                graph.segments.len() as u32,
+                &graph.long_rows,
+                &graph.arrived,
+                &graph.neighbours,
+                &graph.scales,
+                from(x),
+                from(base),
+                from(y),
+                from(partial.part(0)),
+                users,
+                columns as u32,
+                width as u32,
+                lanes,
+                neighbours,
+                base_factor,
+                item_base,
+            ],
+            "N = {nodes}, {entries} entries, {columns} of d = {width}"
+        )?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

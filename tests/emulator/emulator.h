@@ -13,7 +13,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <ctime>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -218,11 +217,13 @@ inline float4 load4_shared(const float* address) {
     return *reinterpret_cast<const float4*>(address);
 }
 
-inline unsigned long long nanoseconds_now() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return 1000000000ull * static_cast<unsigned long long>(now.tv_sec)
-           + static_cast<unsigned long long>(now.tv_nsec);
+inline void exchange4(const unsigned long long (&words)[4], unsigned distance,
+                      unsigned long long (&theirs)[4]) {
+    uint32_t brought[8];
+    memcpy(brought, words, sizeof words);
+    const emulator::Brought* all =
+        emulator::meet_warp(emulator::Meeting::Shuffle, 0xffffffffu, brought, 8);
+    memcpy(theirs, all[emulator::lane() ^ distance], sizeof words);
 }
 
 inline float half_to_float(unsigned short half) {

@@ -276,3 +276,15 @@ fn streamed_features_are_projected_as_resident_ones() {
         assert_eq!(project(FeatureStorage::Stream), project(FeatureStorage::Resident));
     });
 }
+
+/// Tables of many parts, whose last one is shorter, on their way to the device and back.
+#[test]
+fn a_large_table_comes_back_as_it_went() {
+    on_device(|cuda| {
+        let (rows, columns) = (2_101, 1_003);
+        let values = numbers(11, rows * columns);
+        let matrix = FeatureMatrix::from_f32(rows, columns, values.clone()).unwrap();
+        let features = cuda.untrained_features(&matrix, rows).unwrap();
+        assert!(cuda.feature_values(&features).unwrap() == Some(values));
+    });
+}

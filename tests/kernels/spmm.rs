@@ -97,3 +97,20 @@ fn x_may_be_the_base() {
         assert_eq!(found, spmm(cuda, &graph, 8, Some(&x), Some(&x), factors));
     });
 }
+
+/// Rows too many for a cache have their columns done in parts, the last of which is narrower here.
+#[test]
+fn columns_are_done_in_parts() {
+    on_device(|cuda| {
+        let (graph, width) = (Arc::new(graph(10, 21_000, 500, 3_000, false)), 508);
+        let x = numbers(8, graph.nodes() * width);
+        let degree = graph.offsets().windows(2).map(|row| row[1] - row[0]).max().unwrap_or(0);
+        let factors = SpmmFactors { neighbours: 0.5, base: 0.5, item_base: 1.0 };
+        let found = spmm(cuda, &graph, width, Some(&x), Some(&x), factors);
+        let cpu = Cpu::<f64>::new();
+        let expected = spmm(&cpu, &graph, width, Some(&x), Some(&x), factors);
+        let magnitudes = magnitudes(&x);
+        let sizes = spmm(&cpu, &graph, width, Some(&magnitudes), Some(&magnitudes), factors);
+        close("in parts", &found, &expected, &sizes, 4.0 + roundings(degree));
+    });
+}
