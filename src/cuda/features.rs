@@ -2,8 +2,8 @@
 //! `project_backward.cu`, `adam_rows.cu`).
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -88,7 +88,7 @@ impl StoredType {
 const COPY_BYTES: usize = PIECE;
 
 /// Bytes after which pages of a file that were read are given back.
-const RELEASED_BYTES: u64 = 256 << 20;
+const RELEASED_BYTES: u64 = 32 << 20;
 
 /// How many rows of a table are converted and copied at a time.
 pub(crate) fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
@@ -304,7 +304,7 @@ pub(super) fn upload_rows(
     let row_bytes = matrix.columns() * stored.size();
     let (bytes, place) = (rows.count() * row_bytes, matrix.place());
     let part = rows_at_a_time(row_bytes, rows.count()) * row_bytes;
-    let (first_beyond, done) = (AtomicUsize::new(usize::MAX), AtomicU64::new(0));
+    let (first_beyond, done) = (AtomicUsize::new(usize::MAX), Mutex::new(0));
     progress(&place, 0, bytes as u64);
     device.upload_parts(memory, bytes, part, "features", |range, part| {
         let (first, length) = (range.start / row_bytes, range.len() as u64);
@@ -315,14 +315,15 @@ pub(super) fn upload_rows(
                 first_beyond.fetch_min(row, Ordering::Relaxed);
             }
         }
-        let done = done.fetch_add(length, Ordering::Relaxed) + length;
-        progress(&place, done, bytes as u64);
+        // One thread tells at a time, so that what it tells grows.
+        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+        *done += length;
+        progress(&place, *done, bytes as u64);
         // Now and then: each time all threads are told. Whoever still reads some of it reads it anew.
-        let last = range.end / row_bytes;
         if let Rows::First(_) = rows
-            && done % RELEASED_BYTES < length
+            && *done % RELEASED_BYTES < length
         {
-            matrix.release(0..last);
+            matrix.release(0..range.end / row_bytes);
         }
     })?;
     matrix.release(0..matrix.rows());

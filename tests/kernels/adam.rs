@@ -3,8 +3,10 @@
 use bm3_engine::backend::{
     ADAM_EPSILON, AdamStep, BETA1, BETA2, Backend, BatchRooms, FeatureState, view,
 };
-use bm3_engine::batch::Batch;
-use bm3_engine::cuda::Cuda;
+use bm3_engine::batch::{Batch, EpochPlan};
+use bm3_engine::config::Order;
+use bm3_engine::cuda::{Cuda, CudaBatch};
+use bm3_engine::data::Pairs;
 use bm3_engine::step::{adam_step, fresh_features};
 
 use crate::check::{
@@ -213,5 +215,64 @@ fn steps_of_rows_take_the_gradient_dz_w() {
             let counted = after.touched.iter().filter(|&&step| step == 2).count();
             assert_eq!(counted, items.len());
         }
+    });
+}
+
+/// Rows that the next batch alone has are brought up to the batch's step, no others; and whether they
+/// are or not, all rows end with the same bits.
+#[test]
+fn rows_of_the_next_batch_are_brought_up_beside_the_step() {
+    on_device(|cuda| {
+        let (rows, columns, width, size) = (30, 70, 12, 8);
+        let batches_of =
+            [[3, 3, 3, 5, 5, 7, 7, 7], [1, 3, 5, 9, 11, 13, 15, 17], [0, 1, 2, 3, 20, 21, 22, 23]];
+        let items = batches_of.as_flattened().to_vec();
+        let pairs = Pairs { users: vec![0; items.len()], items };
+        let before = FeatureState {
+            values: numbers(1, rows * columns),
+            first: numbers(2, rows * columns),
+            second: magnitudes(&numbers(3, rows * columns)),
+            touched: vec![1; rows],
+        };
+        let schedule = schedule(cuda, &history(5));
+        let weight = upload(cuda, &numbers(4, width * columns));
+        // Of as many rows as batches have room for.
+        let elements = 64 * width;
+        let dz = upload(cuda, &numbers(5, elements));
+        let run = |looks_ahead: bool| {
+            let mut features = cuda.trained_features(before.clone(), columns).unwrap();
+            let mut losses = cuda.losses(&[1.0; 5]).unwrap();
+            let mut batches = cuda.batches(&pairs, 1, rows, size).unwrap();
+            let plan = EpochPlan { order: Order::File, seed: 1, epoch: 0, first_step: 3 };
+            cuda.arrange(&mut batches, plan).unwrap();
+            let mut states = Vec::new();
+            for numbers_of_batches in [0..1, 1..3] {
+                let mut step = |batch: &CudaBatch| {
+                    assert_eq!(batch.rooms().items * width, elements);
+                    if looks_ahead {
+                        cuda.adam_rows_replay_ahead(batch, &schedule, &mut features)?;
+                    }
+                    cuda.adam_rows_replay(batch, &schedule, &mut features)?;
+                    let (dz, weight) = (view(&dz, 0..elements), view(&weight, 0..width * columns));
+                    let features = &mut features;
+                    cuda.adam_rows(batch, dz, weight, &schedule, features, 0, &mut losses)
+                };
+                for number in numbers_of_batches {
+                    let one = number..number + 1;
+                    cuda.each_batch(&mut batches, one, &mut step, &mut || true).unwrap();
+                }
+                states.push(read(cuda, &features));
+            }
+            cuda.adam_rows_replay_all(5, &schedule, &mut features).unwrap();
+            (states, read(cuda, &features))
+        };
+        let ((without, end_without), (with, end_with)) = (run(false), run(true));
+        let touched = |ahead: bool| -> Vec<u32> {
+            let current = |row: &u32| [3, 5, 7].contains(row);
+            let next = |row: &u32| ahead && batches_of[1].contains(row);
+            (0..rows as u32).map(|row| if current(&row) || next(&row) { 3 } else { 1 }).collect()
+        };
+        assert_eq!((&without[0].touched, &with[0].touched), (&touched(false), &touched(true)));
+        assert!(end_without == end_with, "bits differ");
     });
 }
