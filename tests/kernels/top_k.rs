@@ -43,7 +43,8 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
     on_device(|cuda| {
         // One user and item; fewer items than K; a block's users and one more; many items, so that
         // candidates are cut several times; every size of candidate room; d of whole and broken
-        // depths; so many users that items are not sliced, and that slices have several tiles.
+        // depths; so many users that items are not sliced, and that slices have several tiles; a slice
+        // of more keys than registers hold, whose number is odd.
         for (users, items, width, k) in [
             (1, 1, 4, 1),
             (3, 5, 12, 20),
@@ -55,6 +56,7 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
             (2, 2500, 4, 1024),
             (4300, 700, 4, 50),
             (600, 3000, 4, 20),
+            (9, 1067, 4, 300),
         ] {
             for self_loops in [false, true] {
                 let graph = graph(users as u64, users, items, 3 * users, self_loops);
