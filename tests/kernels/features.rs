@@ -138,6 +138,40 @@ fn projections_agree_with_the_cpu_in_every_stored_type() {
     });
 }
 
+/// More items than half of the batch's room: the projection is cut into fewer slices than it has room
+/// for, and what else lies there is not added.
+#[test]
+fn a_projection_of_fewer_slices_than_there_is_room_for_agrees_with_the_cpu() {
+    on_device(|cuda| {
+        let (rows, columns, width, pairs) = (512, 2304, 4, 2000);
+        let (values, weight) = (numbers(1, rows * columns), numbers(2, width * columns));
+        let (bias, gradient) = (numbers(3, width), numbers(4, rows * width));
+        let case = Case {
+            rows,
+            columns,
+            width,
+            batch: batch(rows, pairs),
+            values: &values,
+            weight: &weight,
+            bias: &bias,
+            gradient: &gradient,
+        };
+        let [values, weight, bias, gradient] =
+            [&values, &weight, &bias, &gradient].map(|values| magnitudes(values));
+        let sizes = Case {
+            batch: case.batch.clone(),
+            values: &values,
+            weight: &weight,
+            bias: &bias,
+            gradient: &gradient,
+            ..case
+        };
+        let (expected, sizes) = (case.run(&Cpu::<f64>::new()).0, sizes.run(&Cpu::<f64>::new()).0);
+        let found = case.run(cuda).0;
+        close("z", &found, &expected, &sizes, SPLIT + roundings(columns));
+    });
+}
+
 /// Trained features are projected by the same kernels, with the same bits as frozen ones in f32.
 #[test]
 fn trained_features_are_projected_as_frozen_ones() {
