@@ -124,15 +124,18 @@ fn zeros_of_both_signs_are_equal() {
 #[test]
 fn scores_that_ascend_with_the_items_are_all_taken_in() {
     on_device(|cuda| {
-        // The worst order: every item is better than all before it.
-        let (items, width) = (2000, 4);
-        let graph = graph(1, 1, items, 1, false);
-        let mut predicted = vec![1.0; (1 + items) * width];
+        // The worst order: every item is better than all before it, in slices of four tiles.
+        let (items, width) = (67_000, 4);
+        let graph = graph(1, 3, items, 1, false);
+        let mut predicted = vec![1.0; (3 + items) * width];
+        // Users whose scores are not each other's.
+        predicted[width..2 * width].fill(2.0);
+        predicted[2 * width..3 * width].fill(3.0);
         for item in 0..items {
-            predicted[(1 + item) * width..(2 + item) * width].fill(item as f32);
+            predicted[(3 + item) * width..(4 + item) * width].fill(item as f32);
         }
-        let found = top_k(cuda, &graph, &predicted, &[0], 60);
-        assert_eq!(found, sorted(&graph, &predicted, width, &[0], 60));
+        let found = top_k(cuda, &graph, &predicted, &[0, 1, 2], 60);
+        assert_eq!(found, sorted(&graph, &predicted, width, &[0, 1, 2], 60));
     });
 }
 
