@@ -2,31 +2,33 @@
 //! beside `peer/time_operations.py`.
 //!
 //! ```sh
-//! cargo bench --bench alone -- --data DIR [--device 0] [--threads N] [--repeats N]
+//! cargo bench --bench alone -- [--data DIR] [--device 0] [--threads N] [--repeats N]
 //! ```
 //!
-//! Calls follow each other, as many as say how long one takes, and are waited for together; lists of
-//! top-K are waited for one by one. Prints one JSON line, in seconds.
+//! Without a folder it makes a data set up, as the other bench does. Calls follow each other and are
+//! waited for together; lists of top-K are waited for one by one. Prints one JSON line, in seconds.
+
+mod made_up;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Context;
 use bm3_engine::backend::{Backend, BatchRooms, SpmmFactors, view, view_mut};
 use bm3_engine::batch::{Batch, epoch_order};
 use bm3_engine::bench::Spread;
 use bm3_engine::config::{DeviceChoice, Order, TrainConfig};
 use bm3_engine::data::{Dataset, DatasetOptions};
 use bm3_engine::device::Device;
+use bm3_engine::philox::{Purpose, Stream};
 use bm3_engine::{evaluate, train, with_backend};
 use clap::Parser;
 
 /// Times `spmm`, `project` of all modalities and `top_k` alone
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Folder with NAME.inter and one NAME_feat.npy per modality
+    /// Folder with NAME.inter and one NAME_feat.npy per modality [default: a made-up set]
     #[arg(long)]
-    data: PathBuf,
+    data: Option<PathBuf>,
     /// `cpu` or a GPU's number
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
@@ -42,29 +44,36 @@ struct Arguments {
     /// Cargo says so to every bench
     #[arg(long, hide = true)]
     bench: bool,
+    /// Only whether it works: one call
+    #[arg(long, hide = true)]
+    test: bool,
 }
 
 fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
+    if arguments.test {
+        arguments.repeats = 1;
+    }
     if let Some(threads) = arguments.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
-    let dataset = Dataset::open(&arguments.data, &DatasetOptions::default())?;
+    let (_made_up, dataset) = match &arguments.data {
+        Some(data) => (None, Dataset::open(data, &DatasetOptions::default())?),
+        None => {
+            let (directory, dataset) = made_up::dataset();
+            (Some(directory), dataset)
+        }
+    };
     let (device, _) = Device::open(arguments.device)?;
     let operations = with_backend!(device, backend => operations(&backend, &dataset, &arguments))?;
     println!("{}", serde_json::json!({ "operations": operations }));
     Ok(())
 }
 
-/// So many numbers from -0.5 to 0.5, scattered by SplitMix64's finaliser: rows are as good as random.
+/// So many numbers from -0.5 to 0.5, drawn for their places.
 fn numbers(count: usize) -> Vec<f32> {
-    let scattered = |index: u64| {
-        let mut bits = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (bits >> 40) as f32 / (1 << 24) as f32 - 0.5
-    };
-    (0..count as u64).map(scattered).collect()
+    let stream = Stream::new(1, Purpose::Initial, 0, 0);
+    (0..count as u64).map(|index| stream.uniform(index) as f32 - 0.5).collect()
 }
 
 /// Seconds of a call of `work`, of `calls` that follow each other and are waited for.
@@ -92,7 +101,7 @@ fn operations<B: Backend<Real = f32>>(
     backend: &B,
     dataset: &Dataset,
     arguments: &Arguments,
-) -> anyhow::Result<serde_json::Value> {
+) -> bm3_engine::Result<serde_json::Value> {
     let config = TrainConfig::default();
     let d = config.embedding_size;
     let calls = if arguments.device == DeviceChoice::Cpu { 1 } else { 20 };
@@ -126,10 +135,5 @@ fn operations<B: Backend<Real = f32>>(
     let top_k = timed(backend, arguments.repeats.div_ceil(2), 1, || {
         backend.top_k(&graph, view(&x, 0..nodes), &users, arguments.top_k).map(drop)
     })?;
-    serde_json::to_value(
-        [("spmm", spmm), ("project", project), ("top_k", top_k)]
-            .into_iter()
-            .collect::<std::collections::BTreeMap<_, _>>(),
-    )
-    .context("writing JSON")
+    Ok(serde_json::json!({ "spmm": spmm, "project": project, "top_k": top_k }))
 }

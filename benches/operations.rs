@@ -4,15 +4,16 @@
 //! its flops (the elements of criterion's figure). `cargo bench` runs it; BM3_BENCH_SHAPE=tiny makes
 //! it quick.
 
+mod made_up;
+
 use bm3_engine::backend::{
     AdamStep, Backend, BatchRooms, Dropout, FeatureState, LossShape, SpmmFactors, view, view_mut,
 };
 use bm3_engine::batch::{Batch, epoch_order};
 use bm3_engine::config::{Order, TrainConfig};
 use bm3_engine::cpu::Cpu;
-use bm3_engine::data::{Dataset, DatasetOptions};
+use bm3_engine::data::Dataset;
 use bm3_engine::step::{DenseState, DeviceModel, RawFeatures, adam_step, fresh_features};
-use bm3_engine::synth::{self, Shape, SynthOptions};
 use bm3_engine::{evaluate, train};
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 
@@ -34,18 +35,6 @@ fn measure(
     let Work { bytes, flops } = work;
     group.throughput(Throughput::ElementsAndBytes { elements: flops, bytes });
     group.bench_function(name, |bencher| bencher.iter(&mut call));
-}
-
-fn dataset() -> (tempfile::TempDir, Dataset) {
-    let shape = match std::env::var("BM3_BENCH_SHAPE") {
-        Ok(name) => name.parse().expect("a shape's name"),
-        Err(_) => Shape::Baby,
-    };
-    let directory = tempfile::tempdir().expect("a temporary folder");
-    let options = SynthOptions::new(shape, 1);
-    synth::generate(&options, directory.path(), &mut |_, _, _| {}).expect("a made-up data set");
-    let dataset = Dataset::open(directory.path(), &DatasetOptions::default()).expect("our own");
-    (directory, dataset)
 }
 
 fn model(dataset: &Dataset, config: &TrainConfig) -> DeviceModel<Cpu<f32>> {
@@ -79,7 +68,7 @@ fn trained(dataset: &Dataset, features: &bm3_engine::data::FeatureMatrix) -> Fea
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args().sample_size(20);
-    let (_directory, dataset) = dataset();
+    let (_directory, dataset) = made_up::dataset();
     let config = TrainConfig::default();
     let backend = Cpu::<f32>::new();
     let d = config.embedding_size;
