@@ -51,10 +51,14 @@ static const u32 FEATURE_LINES = 128;
 // that sums have one order on every GPU.
 static const u32 PROJECTION_BLOCKS = 132;
 
-// How many slices the projection of the batch's items is cut into: it has `most` at most, and
-// `column_tiles` tiles side by side.
+// The tiles of the projection of the batch's items, `column_tiles` of them side by side.
+__device__ __forceinline__ u32 projection_tiles(const Batch& batch, u32 column_tiles) {
+    return column_tiles * ((batch.item_count + FEATURE_LINES - 1) / FEATURE_LINES);
+}
+
+// How many slices it is cut into, `most` at most.
 __device__ __forceinline__ u32 projection_slices(const Batch& batch, u32 column_tiles, u32 most) {
-    u32 tiles = column_tiles * ((batch.item_count + FEATURE_LINES - 1) / FEATURE_LINES);
+    u32 tiles = projection_tiles(batch, column_tiles);
     u32 wanted = PROJECTION_BLOCKS / (tiles > 0 ? tiles : 1);
     return wanted < 1 ? 1 : wanted < most ? wanted : most;
 }

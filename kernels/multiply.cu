@@ -38,7 +38,8 @@ extern "C" __global__ void __launch_bounds__(128) multiply_transposed(
     }
     Product::A a(x, nullptr, rows, depth);
     Product::B b(weight, nullptr, width, depth);
-    tile::multiply_slice<Product>(a, b, tile::Depth{0, depth}, tile::place_in_grid(), bias, out, rows, shared);
+    tile::Depth all{0, depth};
+    tile::multiply_slice<Product>(a, b, all, tile::place_in_grid(), bias, out, rows, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(128) multiply_plain(
@@ -51,22 +52,23 @@ extern "C" __global__ void __launch_bounds__(128) multiply_plain(
     }
     Product::A a(x, nullptr, rows, depth);
     Product::B b(weight, nullptr, width, width);
-    tile::multiply_slice<Product>(a, b, tile::Depth{0, depth}, tile::place_in_grid(), nullptr, out, rows, shared);
+    tile::Depth all{0, depth};
+    tile::multiply_slice<Product>(a, b, all, tile::place_in_grid(), nullptr, out, rows, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(128) multiply_gradient(
     const Batch* __restrict__ batch, u32 user_room, u32 item_room, const float* __restrict__ y,
-    u32 width, const float* __restrict__ x, u32 depth, u32 rows,
-    float* __restrict__ out) {
+    u32 width, const float* __restrict__ x, u32 depth, u32 rows, float* __restrict__ out) {
     typedef multiply_detail::Product<false, false> Product;
     SHARED(Product::Shared, shared);
     Product::A a(y, nullptr, width, width);
     Product::B b(x, nullptr, depth, depth);
-    tile::Depth all = tile::slice_of(rows, blockIdx.z, gridDim.z);
+    tile::Place at = tile::place_in_grid();
+    tile::Depth all = tile::slice_of(rows, at.slice, gridDim.z);
     if (batch == nullptr) {
-        tile::multiply_slice<Product>(a, b, all, tile::place_in_grid(), nullptr, out, width, shared);
+        tile::multiply_slice<Product>(a, b, all, at, nullptr, out, width, shared);
     } else {
         tile::FilledDepth filled{*batch, Rooms{user_room, item_room}, all.start, all.end};
-        tile::multiply_slice<Product>(a, b, filled, tile::place_in_grid(), nullptr, out, width, shared);
+        tile::multiply_slice<Product>(a, b, filled, at, nullptr, out, width, shared);
     }
 }

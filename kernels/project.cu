@@ -10,11 +10,12 @@
 // and bf16.
 // Bound: memory and the tensor cores alike, for d = 64: of 1500 f32 rows of 4096 numbers, 24.6 MB
 // are 7.3 us at 3.35 TB/s, and 2.4 Gflop in TF32 7.8 us at the 322 Tflop/s that mma.sync was
-// measured to reach; of halves 3.7 us and 5.2 us. Measured on an H200: 22.7 us, a third of that rate
-// (benches/RESULTS.md); instructions bind, see tile.cuh.
+// measured to reach; of halves 3.7 us and 5.2 us. Measured on an H200: 22.7 us, a third of that
+// rate (benches/RESULTS.md); instructions bind, see tile.cuh.
 // Why: a batch has some 12 tiles and D_m = 4096 columns, too few blocks for a GPU: the depth is
-// cut into slices, as many as give each multiprocessor one block of 8 warps (projection_slices): more
-// would write more. The host knows the room for items alone; how many there are is the batch's.
+// cut into slices, as many as give each multiprocessor one block of 8 warps (projection_slices):
+// more would write more. The host knows the room for items alone; how many there are is the
+// batch's.
 #include "tile.cuh"
 
 namespace project_detail {
@@ -29,7 +30,7 @@ __device__ __forceinline__ void project(const Batch& batch, u32 rows,
     SHARED(typename Product::Shared, shared);
     // Blocks that have something to do come first, so that each multiprocessor gets one of them.
     u32 tiles_b = (width + tile::NARROW - 1) / tile::NARROW;
-    u32 tiles = (batch.item_count + tile::WIDE - 1) / tile::WIDE * tiles_b;
+    u32 tiles = projection_tiles(batch, tiles_b);
     u32 slices = projection_slices(batch, tiles_b, most_slices);
     if (blockIdx.x >= tiles * slices) {
         return;

@@ -23,9 +23,9 @@ __device__ __forceinline__ void project_backward(const Batch& batch, u32 rows,
     typename Product::A a(z_gradient, nullptr, width, width);
     const u32* ids = feature_rows(batch, places, rows);
     typename Product::B b(features, ids, columns, columns);
-    tile::Depth depth = tile::slice_of(batch.item_count, blockIdx.z, gridDim.z);
-    tile::multiply_slice<Product>(a, b, depth, tile::place_in_grid(), nullptr, out, width,
-                                         shared);
+    tile::Place at = tile::place_in_grid();
+    tile::Depth depth = tile::slice_of(batch.item_count, at.slice, gridDim.z);
+    tile::multiply_slice<Product>(a, b, depth, at, nullptr, out, width, shared);
 }
 
 }  // namespace project_backward_detail

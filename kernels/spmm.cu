@@ -2,8 +2,9 @@
 //
 //   y_i = neighbours * s_i * sum_j s_j x_j + (base + [i >= U] item_base) * b_i
 //
-// Shapes: x, b, y are N x d, of which a launch has so many columns from the addresses on. Â is symmetric and its value on an edge is s_i s_j, so no value array
-// exists, and the backward pass is this kernel applied to the gradient.
+// Shapes: x, b, y are N x d, of which a launch has `columns` columns from the addresses on. Â is
+// symmetric and its value on an edge is s_i s_j, so no value array exists, and the backward pass is
+// this kernel applied to the gradient.
 // Outputs: y `=`.
 // Ownership: the host cuts the rows into segments of at most 32 neighbours, or of as many as there
 // are segments (src/cuda/spmm.rs), so that a hub with a third of all edges is work for many groups,
@@ -41,22 +42,16 @@ static const u32 PARTS_AT_ONCE = 8;
 
 namespace spmm_detail {
 
-// What a row takes from the base.
-struct Base {
-    float4 row;
-    float factor;
-
-    __device__ __forceinline__ Base(const float* base, float base_factor, float item_base_factor,
-                                    u32 row, u32 users, u64 place)
-        : row(zero4()), factor(0.0f) {
-        if (base != nullptr) {
-            this->row = load4(base + place);
-            factor = row < users ? base_factor : base_factor + item_base_factor;
-        }
+// A row's scaled sum, and what it takes from the base.
+__device__ __forceinline__ float4 add_base(
+    float4 sum, const float* base, float base_factor, float item_base_factor, u32 row, u32 users,
+    u64 place) {
+    if (base == nullptr) {
+        return sum;
     }
-
-    __device__ __forceinline__ float4 add(float4 sum) const { return fma4(factor, row, sum); }
-};
+    float factor = row < users ? base_factor : base_factor + item_base_factor;
+    return fma4(factor, load4(base + place), sum);
+}
 
 // The sum of `count` rows of `width` numbers that follow each other, in their order; other
 // multiprocessors wrote them.
@@ -94,6 +89,11 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
     u32 length = x == nullptr || !is_there ? 0 : segment.length;
     u32 longest = group.most(length);
     bool is_part = is_there && segment.slot != NO_SLOT;
+    auto write = [&](u64 place, float4 sum) {
+        sum = scale4(neighbour_factor * scales[segment.row], sum);
+        store4(y + place, spmm_detail::add_base(sum, base, base_factor, item_base_factor,
+                                                segment.row, users, place));
+    };
     for (u32 first_column = 0; first_column < columns; first_column += 4 * lanes) {
         u32 column = first_column + 4 * group.lane;
         bool has_columns = column < columns;
@@ -130,8 +130,7 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
         if (is_part) {
             store4(partial + static_cast<u64>(segment.slot) * width + column, sum);
         } else {
-            spmm_detail::Base added(base, base_factor, item_base_factor, segment.row, users, place);
-            store4(y + place, added.add(scale4(neighbour_factor * scales[segment.row], sum)));
+            write(place, sum);
         }
     }
 
@@ -156,9 +155,7 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
     }
     for (u32 column = 4 * group.lane; column < columns; column += 4 * lanes) {
         u64 place = static_cast<u64>(segment.row) * width + column;
-        spmm_detail::Base added(base, base_factor, item_base_factor, segment.row, users, place);
         const float* parts = partial + static_cast<u64>(row.slot) * width + column;
-        float4 sum = spmm_detail::sum_parts(parts, row.segments, width);
-        store4(y + place, added.add(scale4(neighbour_factor * scales[segment.row], sum)));
+        write(place, spmm_detail::sum_parts(parts, row.segments, width));
     }
 }

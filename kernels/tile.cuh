@@ -179,7 +179,7 @@ __device__ __forceinline__ Place place_in_grid() {
     return Place{blockIdx.y, blockIdx.x, blockIdx.z};
 }
 
-// The block's tile over a depth, given to out(Out<AT_ONCE>) until all of it was.
+// The block's tile over a depth, given to take(Out<AT_ONCE>) until all of it was.
 template <class Product, u32 AT_ONCE, class Over, class Take>
 __device__ __forceinline__ void multiply(typename Product::A& a, typename Product::B& b,
                                          const Over& depth, const Place& at,
@@ -269,8 +269,8 @@ __device__ __forceinline__ void multiply(typename Product::A& a, typename Produc
     }
 }
 
-// The tile of a slice, at its place in that slice of `out`, plus the bias of each column
-// where there is one. A slice of `out` has room for `rows` rows.
+// The tile of a slice, at its place in that slice of `out`, plus the bias of each column where there
+// is one. A slice of `out` has room for `rows` rows.
 template <class Product, class Over>
 __device__ __forceinline__ void multiply_slice(typename Product::A& a, typename Product::B& b,
                                                const Over& depth, const Place& at,

@@ -42,7 +42,7 @@ static const u32 MOST_KEYS = 2048;
 static const u32 PAIRS = 4;
 // Keys that a lane looks for among masked items at a time.
 static const u32 CHECKED = 4;
-// Keys that a lane has when a warp sorts them in registers: two times four, and how many a warp has.
+// Keys that a lane has when a warp sorts them in registers, two times four, and all that a warp has.
 static const u32 HELD = 8;
 static const u32 SORTED = 32 * HELD;
 static const u32 NO_ITEM = 0xffffffffu;
@@ -134,14 +134,16 @@ __device__ __forceinline__ u64 of_two(u64 a, u64 b, bool smaller) {
     return (a < b) == smaller ? a : b;
 }
 
-// A lane's keys that are `distance` apart become sorted, pair by pair.
-__device__ __forceinline__ void order_pairs(u64 (&keys)[HELD], u32 distance, bool ascend) {
+// A lane's keys that are `distance` apart become sorted, pair by pair: ascending where `ascends` says
+// so of the first one.
+template <class Ascends>
+__device__ __forceinline__ void order_pairs(u64 (&keys)[HELD], u32 distance, Ascends ascends) {
 #pragma unroll
     for (u32 n = 0; n < HELD; ++n) {
         if ((n & distance) == 0) {
             u64 a = keys[n], b = keys[n + distance];
-            keys[n] = of_two(a, b, ascend);
-            keys[n + distance] = of_two(a, b, !ascend);
+            keys[n] = of_two(a, b, ascends(n));
+            keys[n + distance] = of_two(a, b, !ascends(n));
         }
     }
 }
@@ -152,23 +154,9 @@ __device__ __forceinline__ void order_pairs(u64 (&keys)[HELD], u32 distance, boo
 __device__ __forceinline__ void sort_held(u64 (&keys)[HELD]) {
     u32 lane = threadIdx.x % 32;
     // Runs of two and of four, which do not depend on the lane.
-#pragma unroll
-    for (u32 n = 0; n < HELD; n += 2) {
-        u64 a = keys[n], b = keys[n + 1];
-        keys[n] = of_two(a, b, n % 4 == 0);
-        keys[n + 1] = of_two(a, b, n % 4 != 0);
-    }
-#pragma unroll
-    for (u32 distance = 2; distance > 0; distance /= 2) {
-#pragma unroll
-        for (u32 n = 0; n < HELD; ++n) {
-            if ((n & distance) == 0) {
-                u64 a = keys[n], b = keys[n + distance];
-                keys[n] = of_two(a, b, n < 4);
-                keys[n + distance] = of_two(a, b, n >= 4);
-            }
-        }
-    }
+    order_pairs(keys, 1, [](u32 n) { return (n & 2) == 0; });
+    order_pairs(keys, 2, [](u32 n) { return (n & 4) == 0; });
+    order_pairs(keys, 1, [](u32 n) { return (n & 4) == 0; });
 #pragma unroll 1
     for (u32 run = 1; run <= 32; run *= 2) {
         // Runs of so many lanes' keys.
@@ -190,15 +178,16 @@ __device__ __forceinline__ void sort_held(u64 (&keys)[HELD]) {
                 }
             }
         }
-        order_pairs(keys, 4, ascend);
-        order_pairs(keys, 2, ascend);
-        order_pairs(keys, 1, ascend);
+        auto all_alike = [=](u32) { return ascend; };
+        order_pairs(keys, 4, all_alike);
+        order_pairs(keys, 2, all_alike);
+        order_pairs(keys, 1, all_alike);
     }
 }
 
-// The warp drops those of a user's `count` keys that are masked, sorts the others and cuts them to K;
-// how many are left. Up to SORTED of them are sorted in registers, more in their room, a power of
-// two. Not inlined: most tiles pass it by.
+// The warp drops those of a user's `count` keys that are masked, sorts the others and cuts them to
+// K; how many are left. Up to SORTED of them are sorted in registers, more in their room, a power
+// of two. Not inlined: most tiles pass it by.
 __device__ __noinline__ u32 compact(u64* keys, u32 count, u32 k, Masked masked) {
     u32 lane = threadIdx.x % 32;
     // All lanes have appended their keys.
@@ -306,8 +295,8 @@ struct Columns {
     }
 };
 
-// The products of the columns in shared memory, added: thread (warp w, lane l) has users w + 4 i and
-// items l + 32 j.
+// The products of the columns in shared memory, added: thread (warp w, lane l) has users
+// w + WARPS i and items l + 32 j.
 __device__ __forceinline__ void score_columns(const Shared& shared, float (&scores)[OWN][4]) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll

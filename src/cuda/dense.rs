@@ -19,12 +19,12 @@ const DEPTH: usize = 16;
 /// Rows that a thread of `column_slices` sums: `ROWS` of `sum_slices.cu`.
 pub(super) const COLUMN_ROWS: u64 = 32;
 
-/// Warps that a product is cut into where its depth allows: eight for each multiprocessor of a large
-/// GPU. A constant, so that sums have one order on every GPU.
-const TARGET_WARPS: u64 = 8 * 132;
-
-/// Blocks that a projection is cut into: the same of `batch.cuh`.
+/// Blocks that a projection is cut into, one for each multiprocessor of a large GPU: the same of
+/// `batch.cuh`. A constant, so that sums have one order on every GPU.
 const PROJECTION_BLOCKS: u32 = 132;
+
+/// Warps that a product is cut into where its depth allows: eight for each of these multiprocessors.
+const TARGET_WARPS: u64 = 8 * PROJECTION_BLOCKS as u64;
 
 /// The tile of a block: a `Product` of `tile.cuh`.
 #[derive(Clone, Copy)]
@@ -122,8 +122,8 @@ impl Rows {
 
 /// Slices of which a thread of `sum_slices` has all on their way: the same of `sum_slices.cu`.
 const SLICES_AT_ONCE: usize = 8;
-/// The most threads of `sum_slices`: as many as a large GPU has at a time.
-const MOST_SUMMING: usize = 2048 * 132;
+/// The most threads of `sum_slices`: as many as these multiprocessors have at a time.
+const MOST_SUMMING: usize = 2048 * PROJECTION_BLOCKS as usize;
 
 /// Slices of a product, to be added.
 #[derive(Clone, Copy)]

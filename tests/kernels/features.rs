@@ -56,7 +56,25 @@ struct Case<'a> {
     gradient: &'a [f32],
 }
 
+/// z, then dW and db.
+type Outcome = (Vec<f64>, Vec<f64>);
+
 impl Case<'_> {
+    /// What the CPU computes in f64, and how large the sums' parts are together.
+    fn expected(&self) -> (Outcome, Outcome) {
+        let [values, weight, bias, gradient] =
+            [self.values, self.weight, self.bias, self.gradient].map(magnitudes);
+        let sizes = Case {
+            batch: self.batch.clone(),
+            values: &values,
+            weight: &weight,
+            bias: &bias,
+            gradient: &gradient,
+            ..*self
+        };
+        (self.run(&Cpu::<f64>::new()), sizes.run(&Cpu::<f64>::new()))
+    }
+
     /// z, then dW and db.
     fn run<B: Backend>(&self, backend: &B) -> (Vec<B::Real>, Vec<B::Real>) {
         let matrix = FeatureMatrix::from_f32(self.rows, self.columns, self.values.to_vec());
@@ -112,18 +130,7 @@ fn projections_agree_with_the_cpu_in_every_stored_type() {
                     bias: &bias,
                     gradient: &gradient,
                 };
-                let (expected, expected_gradient) = case.run(&Cpu::<f64>::new());
-                let [values_size, weight_size, bias_size, gradient_size] =
-                    [&values, &weight, &bias, &gradient].map(|values| magnitudes(values));
-                let sizes = Case {
-                    batch: case.batch.clone(),
-                    values: &values_size,
-                    weight: &weight_size,
-                    bias: &bias_size,
-                    gradient: &gradient_size,
-                    ..case
-                };
-                let (sizes, gradient_sizes) = sizes.run(&Cpu::<f64>::new());
+                let ((expected, expected_gradient), (sizes, gradient_sizes)) = case.expected();
                 for batch in [case.batch.short(), case.batch.clone()] {
                     let case = Case { batch, ..case };
                     let (found, found_gradient) = case.run(&cuda.clone().storing(storage));
@@ -156,17 +163,7 @@ fn a_projection_of_fewer_slices_than_there_is_room_for_agrees_with_the_cpu() {
             bias: &bias,
             gradient: &gradient,
         };
-        let [values, weight, bias, gradient] =
-            [&values, &weight, &bias, &gradient].map(|values| magnitudes(values));
-        let sizes = Case {
-            batch: case.batch.clone(),
-            values: &values,
-            weight: &weight,
-            bias: &bias,
-            gradient: &gradient,
-            ..case
-        };
-        let (expected, sizes) = (case.run(&Cpu::<f64>::new()).0, sizes.run(&Cpu::<f64>::new()).0);
+        let ((expected, _), (sizes, _)) = case.expected();
         let found = case.run(cuda).0;
         close("z", &found, &expected, &sizes, SPLIT + roundings(columns));
     });
