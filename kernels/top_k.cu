@@ -274,11 +274,13 @@ struct Columns {
         u32 row = threadIdx.x / (DEPTH / 4);
         u32 column = first_column + 4 * (threadIdx.x % (DEPTH / 4));
         bool has_columns = column < width;
+        u32 item = first_item + row;
+        const float* place = predicted + static_cast<u64>(all_users + item) * width + column;
+        u64 apart = static_cast<u64>(ROWS) * width;
 #pragma unroll
         for (u32 i = 0; i < ITEMS / ROWS; ++i) {
-            u32 item = first_item + row + ROWS * i;
-            const float* place = predicted + static_cast<u64>(all_users + item) * width + column;
-            items[i] = has_columns && item < end ? load4(place) : zero4();
+            items[i] = has_columns && item + ROWS * i < end ? load4(place) : zero4();
+            place += apart;
         }
         user = has_columns && own != nullptr ? load4(own + column) : zero4();
     }

@@ -5,6 +5,9 @@
 //! More than the budget fails, and so does so much less that the budget no longer guards what was
 //! won. `BM3_RECORD_BUDGETS=1 cargo test --test kernel_budgets` writes what this build uses. The
 //! figures are those of one toolkit: with another one, or without nvcc, nothing is compared.
+//!
+//! nvcc may compile the same source differently from run to run: some of its choices depend on where
+//! its own data happens to lie. A kernel that changes its figures so is rewritten until it does not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
