@@ -220,6 +220,8 @@ pub trait Backend: Clone {
     type Schedule: Default + Send + Sync;
     /// One modality's raw features, resident or mapped; with optimiser state when trained.
     type Features: Send + Sync;
+    /// Numbers kept as they were at some time, until they are read.
+    type Kept: Send + Sync;
     /// Sums of loss terms, in f64, and what was not finite; kept on the device until asked for.
     type Losses: Send + Sync;
     /// Lists of the best items, kept on the device until asked for.
@@ -252,6 +254,10 @@ pub trait Backend: Clone {
     fn upload(&self, values: &[Self::Real]) -> Result<Self::Buffer>;
     /// A copy of a part of a buffer.
     fn download(&self, source: View<'_, Self::Buffer>) -> Result<Vec<Self::Real>>;
+    /// Keeps a copy of a part of a buffer, as it is after the work asked for so far.
+    fn keep(&self, source: View<'_, Self::Buffer>) -> Result<Self::Kept>;
+    /// What was kept, read from where it is.
+    fn read_kept(&self, kept: Self::Kept) -> Result<Vec<Self::Real>>;
     /// The arena's initial values for a seed (SPEC §6): the bits of [`Layout::initial_values`].
     fn initial_values(&self, layout: &Layout, seed: u64) -> Result<Self::Buffer>;
     /// A graph on the device.
@@ -295,8 +301,9 @@ pub trait Backend: Clone {
     /// # Errors
     /// [`crate::Error::Setting`] naming `--feature-type`, for a type that the device does not store.
     fn store_features_as(&mut self, choice: FeatureTypeChoice) -> Result<()>;
-    /// Decides where the frozen features of a run will lie; before anything of it is allocated. The
-    /// outcome is a sentence for the user, where there is something to say.
+    /// Decides where the frozen features of a run will lie, and what is kept of trained ones; before
+    /// anything of it is allocated. The outcome is a sentence for the user, where there is something
+    /// to say.
     ///
     /// # Errors
     /// [`crate::Error::Setting`] for a choice that does not suit the run; those of the device.
@@ -323,8 +330,9 @@ pub trait Backend: Clone {
         &self,
         features: &'a Self::Features,
     ) -> Result<Option<SavedFeatures<'a, Self::Real>>>;
-    /// The values of trained features, I × D_m, without their moments; `None` when frozen.
-    fn feature_values(&self, features: &Self::Features) -> Result<Option<Vec<Self::Real>>>;
+    /// Keeps a copy of the values of trained features, I × D_m, without their moments; `None` when
+    /// frozen.
+    fn keep_features(&self, features: &Self::Features) -> Result<Option<Self::Kept>>;
     /// Sums of loss terms that go on from `sums`. Nothing that is not finite has been seen.
     fn losses(&self, sums: &[f64]) -> Result<Self::Losses>;
     /// Makes sums of as many loss terms go on from `sums`.

@@ -85,13 +85,16 @@ impl MemoryPlan {
         let pairs = dataset.train.users.len() as u64;
         add("interactions and an epoch's order", interactions(dataset) + pairs * 4);
         add("graph", graph.entries() as u64 * 4 + graph.nodes() as u64 * 8);
-        // The best epoch's parameters wait here too, and are written before these are read.
+        // The best epoch's are written before these are read.
         add("dense parameters and two moments, while they are saved", 3 * dense * REAL);
         let features = feature_values(dataset);
         if !config.freeze_features && features > 0 {
             let what = "trained features and two moments, while they are saved";
             let touched = dataset.modalities.len() as u64 * dataset.items as u64 * 4;
             add(what, 3 * features * REAL + touched);
+        }
+        if placement == (Placement::Trained { keeps_best: false }) {
+            add("trained features of the best epoch", features * REAL);
         }
         let streamed = matches!(placement, Placement::Streamed { .. });
         if config.freeze_features && features > 0 && !streamed {

@@ -357,7 +357,7 @@ fn check_parameters<B: Backend>(
     steps: usize,
     report: &mut Report,
 ) {
-    let parameters = to_f64(&model.dense_parameters().expect("parameters"));
+    let parameters = to_f64(&model.dense_state().expect("parameters").parameters);
     let tensors = model.layout().tensors.clone();
     let mut found: Vec<(String, Vec<f64>)> = tensors
         .iter()

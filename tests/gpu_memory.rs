@@ -6,28 +6,39 @@
 
 mod emulator;
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bm3_engine::config::{FeatureStorage, FeatureTypeChoice, Order, Propagation, TrainConfig};
 use bm3_engine::cuda::{Cuda, Device};
-use bm3_engine::data::{Dataset, DatasetOptions};
+use bm3_engine::data::{Dataset, DatasetOptions, Pairs};
 use bm3_engine::memory::MemoryPlan;
 use bm3_engine::records::{EpochRecord, Observer};
-use bm3_engine::run::RunDirectory;
+use bm3_engine::run::{MODEL, RunDirectory};
 use bm3_engine::synth::{self, Shape, SynthOptions};
 use bm3_engine::train::{FitOptions, fit, graph};
 use bm3_engine::{Error, Result};
 use emulator::Emulator;
 
+/// The emulator is one for the process, and its memory is counted: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// This share less than planned is too little. The rest is the largest batch that could be, and the
 /// growth of the memory for intermediate numbers, which may stop short of what is planned.
 const SLACK: f64 = 0.05;
 
-/// The most bytes in use after a step or an epoch.
+/// What a run has of the device's memory.
 struct Watch {
     emulator: &'static Emulator,
+    /// The most bytes in use after a step or an epoch.
     most: u64,
+    /// Bytes copied to the host by the end of each epoch, with its evaluation.
+    read: Vec<u64>,
 }
 
 impl Observer for Watch {
@@ -37,28 +48,50 @@ impl Observer for Watch {
 
     fn epoch(&mut self, _: &EpochRecord) {
         self.most = self.most.max(self.emulator.used());
+        self.read.push(self.emulator.read());
     }
 }
 
-/// Trains on a GPU of so many bytes; the most that was seen in use.
+/// What a run took, and what it left.
+struct Taken {
+    /// The most bytes in use after a step or an epoch.
+    most: u64,
+    /// The most bytes copied to the host in an epoch after the first.
+    read: u64,
+    model: Vec<u8>,
+}
+
+/// Trains on a GPU of so many bytes.
 fn train(
     emulator: &'static Emulator,
     dataset: &Dataset,
     config: &TrainConfig,
     memory: u64,
-) -> Result<u64> {
+) -> Result<Taken> {
     emulator.set("BM3_EMULATOR_MEMORY", &memory.to_string());
     let directory = tempfile::tempdir().unwrap();
     let directory = RunDirectory::open(directory.path(), false).unwrap();
     let options =
         FitOptions { initial: None, resume: false, checkpoint_interval: Duration::from_secs(3600) };
-    let mut watch = Watch { emulator, most: 0 };
+    let mut watch = Watch { emulator, most: 0, read: Vec::new() };
     let stop = AtomicBool::new(false);
     let device = Device::open(0, Some(&emulator::kernels())).expect("the emulator");
     let cuda = Cuda::new(device).keeping_features(FeatureStorage::Resident);
     let outcome = fit(cuda, dataset, config, &directory, &options, &mut watch, &stop);
     assert_eq!(emulator.used(), 0, "a run leaves nothing behind");
-    outcome.map(|_| watch.most)
+    outcome?;
+    let read = watch.read.windows(2).map(|two| two[1] - two[0]).max();
+    let model = std::fs::read(directory.file(MODEL)).expect("a run's model");
+    Ok(Taken { most: watch.most, read: read.expect("two epochs"), model })
+}
+
+/// A small data set with all that a large one has.
+fn tiny(folder: &Path) -> PathBuf {
+    let data = folder.join("tiny");
+    let feature_type = bm3_engine::data::FeatureType::F16;
+    let options = SynthOptions { feature_type, ..SynthOptions::new(Shape::Tiny, 1) };
+    synth::generate(&options, &data, &mut |_, _, _| ()).unwrap();
+    data
 }
 
 #[test]
@@ -68,11 +101,9 @@ fn a_plan_is_what_a_run_takes() {
         return;
     }
     let Some(emulator) = emulator::emulator() else { return };
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("tiny");
-    let feature_type = bm3_engine::data::FeatureType::F16;
-    let options = SynthOptions { feature_type, ..SynthOptions::new(Shape::Tiny, 1) };
-    synth::generate(&options, &data, &mut |_, _, _| ()).unwrap();
+    let data = tiny(folder.path());
     let dataset = Dataset::open(&data, &DatasetOptions::default()).unwrap();
     let none = DatasetOptions { modalities: Some(vec![]), ..DatasetOptions::default() };
     let bare = Dataset::open(&data, &none).unwrap();
@@ -106,11 +137,54 @@ fn a_plan_is_what_a_run_takes() {
             MemoryPlan::on_gpu(dataset, &graph, &config, FeatureStorage::Resident, 0).unwrap();
         let plan = plan.device_total();
         let used = train(emulator, dataset, &config, plan)
-            .unwrap_or_else(|error| panic!("{what}: {plan} bytes are not enough: {error}"));
+            .unwrap_or_else(|error| panic!("{what}: {plan} bytes are not enough: {error}"))
+            .most;
         assert!(used <= plan, "{what}: {used} bytes of {plan} planned");
         let less = plan - (SLACK * plan as f64) as u64;
-        let error = train(emulator, dataset, &config, less).expect_err(what);
+        let error = train(emulator, dataset, &config, less).err().expect(what);
         assert!(matches!(error, Error::DeviceMemory { .. }), "{what}: {error}");
         println!("{what}: planned {plan} bytes, {used} in use after a step, {less} do not suffice");
     }
+}
+
+/// A model is read from the device when it is saved, not whenever it is better than those before, if
+/// the device has room for it; a byte less, and trained features are read each time. Both have one
+/// outcome.
+#[test]
+fn the_best_epoch_stays_on_the_device_where_there_is_room() {
+    if emulator::on_gpu() {
+        println!("skipped: what a GPU has cannot be changed");
+        return;
+    }
+    let Some(emulator) = emulator::emulator() else { return };
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    // Without a validation split each epoch is the best one so far.
+    let dataset = Dataset::open(&tiny(folder.path()), &DatasetOptions::default()).unwrap();
+    let (train_pairs, none) = (dataset.train.clone(), Pairs::default());
+    let modalities = dataset.modalities.clone();
+    let dataset = Dataset::from_parts("tiny", train_pairs, &none, &none, modalities).unwrap();
+    let config = TrainConfig { embedding_size: 16, epochs: 3, ..TrainConfig::default() };
+    let graph = graph(&dataset, &config);
+    let planned = |free| {
+        let storage = FeatureStorage::Resident;
+        MemoryPlan::on_gpu(&dataset, &graph, &config, storage, free).unwrap().device_total()
+    };
+    let columns: usize = dataset.modalities.iter().map(|m| m.features.columns()).sum();
+    let features = (4 * dataset.items * columns) as u64;
+    let (least, most) = (planned(0), planned(1 << 40));
+    assert_eq!(most, least + features);
+
+    let (mut too_little, mut enough) = (0, 1 << 40);
+    while enough - too_little > 1 {
+        let middle = u64::midpoint(too_little, enough);
+        *if planned(middle) == most { &mut enough } else { &mut too_little } = middle;
+    }
+    let kept = train(emulator, &dataset, &config, enough).unwrap();
+    let read = train(emulator, &dataset, &config, too_little).unwrap();
+    assert!(kept.most <= most, "{} bytes of {most} planned", kept.most);
+    assert_eq!(kept.most - read.most, features, "a copy of the features, and no more");
+    assert_eq!(read.read - kept.read, features, "which is not read each time");
+    assert!(kept.read < features / 4, "{} bytes read in an epoch", kept.read);
+    assert!(kept.model == read.model, "the same model");
 }

@@ -183,10 +183,44 @@ impl Watcher for MostUsed {
                 let used = emulator::emulator().expect("it is there").used();
                 self.0.fetch_max(used, Ordering::Relaxed);
             }
-            Event::Failed(error) => panic!("{}: {error}", run.name),
+            Event::Failed(error) | Event::Postponed(error) => panic!("{}: {error}", run.name),
             _ => {}
         }
     }
+}
+
+/// Where the best epochs' features fit beside all runs that find room without them, they are kept on
+/// the GPU; else none is, so that as many runs go on at once.
+#[test]
+fn runs_keep_their_best_features_where_that_leaves_no_run_out() {
+    let _alone = alone();
+    if emulator::on_gpu() {
+        println!("skipped: what a GPU has cannot be changed");
+        return;
+    }
+    let Some(cuda) = emulator::cuda() else { return };
+    let emulator = emulator::emulator().expect("it is there");
+    let dataset = dataset();
+    let plan = plan(&["dropout=0.3,0.5"], &[3, 5], &TrainSettings::default());
+    let features = 4 * 600 * (300 + 12);
+    let roomy = room(cuda, &plan, &dataset, FeatureStorage::Auto, None).0;
+    let least = roomy.each - features;
+    for each in [roomy.each, least] {
+        let enough = (64 << 20) + roomy.shared + 4 * (each + each / 16);
+        for memory in [enough, enough + features] {
+            emulator.set("BM3_EMULATOR_MEMORY", &memory.to_string());
+            let cuda = emulator::cuda().unwrap();
+            let (room, shared) = room(cuda, &plan, &dataset, FeatureStorage::Auto, None);
+            assert_eq!((room.lanes.jobs, room.each, room.wanted), (4, each, None));
+            let folder = tempfile::tempdir().unwrap();
+            let watch = MostUsed(AtomicU64::new(0));
+            let backend = || shared.sibling();
+            let results = sweep(&plan, &dataset, folder.path(), room.lanes, &backend, &watch);
+            assert_eq!(results.count("finished"), 4);
+            assert!(watch.0.into_inner() <= roomy.shared + 4 * each);
+        }
+    }
+    emulator.set("BM3_EMULATOR_MEMORY", "");
 }
 
 #[test]

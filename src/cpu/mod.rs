@@ -129,6 +129,7 @@ impl<T: Real> Backend for Cpu<T> {
     type Batches = CpuBatches;
     type Schedule = Vec<AdamStep>;
     type Features = CpuFeatures<T>;
+    type Kept = Vec<T>;
     type Losses = CpuLosses;
     type Lists = TopK;
 
@@ -176,6 +177,14 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn download(&self, source: View<'_, Vec<T>>) -> Result<Vec<T>> {
         Ok(read(source).to_vec())
+    }
+
+    fn keep(&self, source: View<'_, Vec<T>>) -> Result<Vec<T>> {
+        self.download(source)
+    }
+
+    fn read_kept(&self, kept: Vec<T>) -> Result<Vec<T>> {
+        Ok(kept)
     }
 
     fn initial_values(&self, layout: &Layout, seed: u64) -> Result<Vec<T>> {
@@ -288,7 +297,7 @@ impl<T: Real> Backend for Cpu<T> {
         })
     }
 
-    fn feature_values(&self, features: &CpuFeatures<T>) -> Result<Option<Vec<T>>> {
+    fn keep_features(&self, features: &CpuFeatures<T>) -> Result<Option<Vec<T>>> {
         Ok(match features {
             CpuFeatures::Frozen(_) => None,
             CpuFeatures::Trained { state, .. } => Some(state.values.clone()),

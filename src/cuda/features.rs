@@ -98,6 +98,25 @@ pub(crate) fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
 /// What trained features are called when there is no room for them.
 const TRAINED: &str = "trained features (values and two moments)";
 
+/// Numbers kept as they were at some time.
+#[derive(Debug)]
+pub enum CudaKept {
+    /// On the device: kept in no time.
+    Device(Memory<u8>),
+    /// In the host's memory.
+    Host(Vec<f32>),
+}
+
+impl CudaKept {
+    /// Reads them.
+    pub(super) fn read(self) -> Result<Vec<f32>> {
+        match self {
+            Self::Device(memory) => memory.read_as(),
+            Self::Host(values) => Ok(values),
+        }
+    }
+}
+
 /// Raw features on a device.
 #[derive(Debug)]
 pub struct CudaFeatures {
@@ -219,6 +238,18 @@ impl CudaFeatures {
     /// Those of the device.
     pub fn values(&self) -> Result<Option<Vec<f32>>> {
         self.trained.as_ref().map(|_| self.values.read_as()).transpose()
+    }
+
+    /// A copy of the values of trained features: on the device, or else in the host's memory.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(super) fn keep(&self, on_device: bool) -> Result<Option<CudaKept>> {
+        if !on_device {
+            return Ok(self.values()?.map(CudaKept::Host));
+        }
+        let copy = |_| self.values.copy(0..self.values.len(), "features of the best epoch");
+        Ok(self.trained.as_ref().map(copy).transpose()?.map(CudaKept::Device))
     }
 
     /// The state of trained features.

@@ -96,6 +96,23 @@ impl<T: Pod> Memory<T> {
     }
 }
 
+impl<T: Pod> Memory<T> {
+    /// A copy of the elements of `range` on the device, as bytes.
+    ///
+    /// # Errors
+    /// Those of [`Memory::new`], and when the copy fails.
+    pub(super) fn copy(&self, range: Range<usize>, what: &str) -> Result<Memory<u8>> {
+        assert!(range.end <= self.length, "memory of {} is copied to {}", self.length, range.end);
+        let range = range.start * size_of::<T>()..range.end * size_of::<T>();
+        let mut copy = Memory::new(&self.device, range.len(), what)?;
+        if let (Some(source), Some(target)) = (&self.bytes, &mut copy.bytes) {
+            let done = self.device.stream().memcpy_dtod(&source.slice(range), target);
+            done.map_err(|error| self.device.failed(format!("copying {what}"), error))?;
+        }
+        Ok(copy)
+    }
+}
+
 impl<T> Memory<T> {
     /// Copies as many bytes as `target` has, from byte `start` on.
     fn copy_to(&self, start: usize, target: &mut [u8]) -> Result<()> {

@@ -35,7 +35,7 @@ use dense::Rows;
 pub use device::Device;
 pub use driver::{Gpu, Unusable, can_run, gpus};
 pub(crate) use features::rows_at_a_time;
-pub use features::{CudaFeatures, StoredType, UploadProgress};
+pub use features::{CudaFeatures, CudaKept, StoredType, UploadProgress};
 use features::{Replay, frozen_table};
 pub use kernels::{Capability, CudaVersion, Kernels, NAMES as KERNEL_NAMES};
 use launch::Address;
@@ -76,6 +76,8 @@ pub struct Cuda {
     pool: Option<Arc<Pool>>,
     /// What brings frozen features that are not all on the device.
     stream: Option<Arc<FeatureStream>>,
+    /// Whether trained features are kept on the device, where the run has room for them.
+    keeps_features: bool,
     progress: Arc<UploadProgress>,
 }
 
@@ -89,6 +91,7 @@ impl Cuda {
             budget: None,
             pool: None,
             stream: None,
+            keeps_features: false,
             progress: Arc::new(|_: &str, _, _| ()),
         }
     }
@@ -104,10 +107,11 @@ impl Cuda {
     /// # Errors
     /// Those of the device.
     pub fn sibling(&self) -> Result<Self> {
-        Ok(Self { device: self.device.sibling()?, stream: None, ..self.clone() })
+        let device = self.device.sibling()?;
+        Ok(Self { device, stream: None, keeps_features: false, ..self.clone() })
     }
 
-    /// Has a run count on no more than so many bytes when it decides where features lie.
+    /// Has a run count on no more than so many bytes when it decides what lies where.
     pub fn within(self, budget: u64) -> Self {
         Self { budget: Some(budget), ..self }
     }
@@ -158,6 +162,7 @@ impl Backend for Cuda {
     type Batches = CudaBatches;
     type Schedule = CudaSchedule;
     type Features = CudaFeatures;
+    type Kept = CudaKept;
     type Losses = CudaLosses;
     type Lists = CudaLists;
 
@@ -199,6 +204,14 @@ impl Backend for Cuda {
 
     fn download(&self, source: View<'_, Memory<f32>>) -> Result<Vec<f32>> {
         source.buffer.read(source.range)
+    }
+
+    fn keep(&self, source: View<'_, Memory<f32>>) -> Result<CudaKept> {
+        source.buffer.copy(source.range, "parameters of the best epoch").map(CudaKept::Device)
+    }
+
+    fn read_kept(&self, kept: CudaKept) -> Result<Vec<f32>> {
+        kept.read()
     }
 
     fn initial_values(&self, layout: &Layout, seed: u64) -> Result<Memory<f32>> {
@@ -269,12 +282,13 @@ impl Backend for Cuda {
         let free = self.budget.map_or(free, |budget| budget.min(free));
         let placement = Placement::decide(dataset, graph, config, self.storage, free)?;
         self.stream = match &placement {
-            Placement::Resident => None,
+            Placement::Resident | Placement::Trained { .. } => None,
             Placement::Streamed { kept, room } => {
                 let kept = kept.clone();
                 Some(Arc::new(FeatureStream::new(&self.device, dataset.items, kept, *room)?))
             }
         };
+        self.keeps_features = placement == Placement::Trained { keeps_best: true };
         Ok(placement.describe(dataset, config))
     }
 
@@ -312,8 +326,8 @@ impl Backend for Cuda {
         Ok(features.state()?.map(Cow::Owned))
     }
 
-    fn feature_values(&self, features: &CudaFeatures) -> Result<Option<Vec<f32>>> {
-        features.values()
+    fn keep_features(&self, features: &CudaFeatures) -> Result<Option<CudaKept>> {
+        features.keep(self.keeps_features)
     }
 
     fn losses(&self, sums: &[f64]) -> Result<CudaLosses> {

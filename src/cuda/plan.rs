@@ -34,11 +34,17 @@ const STEP: u64 = 8;
 pub(crate) const SPARE_SHARE: u64 = 16;
 pub(crate) const MARGIN: u64 = 64 << 20;
 
-/// Where the frozen features of a run lie.
+/// Where the features of a run lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Placement {
-    /// All on the GPU (or trained, and there in any case).
+    /// All on the GPU.
     Resident,
+    /// Trained, and therefore on the GPU.
+    Trained {
+        /// Whether the best epoch's are kept there too, and not in the host's memory: reading them
+        /// can take longer than an epoch.
+        keeps_best: bool,
+    },
     /// In their files: a batch's rows come when they are needed, those of a few items stay.
     Streamed {
         /// The items whose rows stay.
@@ -58,11 +64,15 @@ impl Placement {
         free: u64,
     ) -> Result<Self> {
         let row_bytes = row_bytes(dataset, config);
-        if storage == FeatureStorage::Resident || !config.freeze_features || row_bytes == 0 {
+        let trained = trained_bytes(dataset, config);
+        if trained == 0 && (storage == FeatureStorage::Resident || row_bytes == 0) {
             return Ok(Self::Resident);
         }
         let others: u64 = others(dataset, graph, config).iter().map(|line| line.bytes).sum();
         let budget = free.saturating_sub(others + others / SPARE_SHARE + MARGIN);
+        if trained > 0 {
+            return Ok(Self::Trained { keeps_best: trained <= budget });
+        }
         let room = rooms(dataset, config).items;
         let (all, least) = ((dataset.items * row_bytes) as u64, stream::bytes(0, room, row_bytes));
         // Of a small table a few batches take more than the whole.
@@ -104,6 +114,15 @@ fn row_bytes(dataset: &Dataset, config: &TrainConfig) -> usize {
     dataset.modalities.iter().map(bytes).sum()
 }
 
+/// Bytes of the values of trained features; 0 where they are frozen.
+fn trained_bytes(dataset: &Dataset, config: &TrainConfig) -> u64 {
+    let columns = |modality: &crate::data::Modality| modality.features.columns() as u64;
+    match config.freeze_features {
+        true => 0,
+        false => dataset.items as u64 * dataset.modalities.iter().map(columns).sum::<u64>() * WORD,
+    }
+}
+
 /// The rooms of a run's batches.
 fn rooms(dataset: &Dataset, config: &TrainConfig) -> Rooms {
     let most = dataset.train.users.len().min(config.batch_size);
@@ -120,7 +139,12 @@ pub(crate) fn training(
     let mut lines = others(dataset, graph, config);
     let mut add = |what: String, bytes: u64| lines.push(MemoryLine { what, bytes });
     match placement {
-        _ if !config.freeze_features => {}
+        Placement::Trained { keeps_best } => {
+            if *keeps_best {
+                let bytes = trained_bytes(dataset, config);
+                add("trained features of the best epoch".to_owned(), bytes);
+            }
+        }
         Placement::Streamed { kept, room } => {
             let bytes = stream::bytes(kept.len(), *room, row_bytes(dataset, config));
             let what = format!("streamed features: {} rows that stay, and batches'", kept.len());
@@ -151,6 +175,8 @@ pub(crate) struct Shares {
     pub own: u64,
     /// Bytes of its own if features are streamed, without any that stay.
     pub streaming: u64,
+    /// Bytes of trained features, which may be kept at their best beside those that are trained.
+    pub best: u64,
     /// Bytes of the graph, which runs share.
     pub graph: u64,
     /// The tables of frozen features, which runs share: the modality's number, the stored type, and
@@ -165,7 +191,8 @@ impl Shares {
         let all: u64 = others(dataset, graph, config).iter().map(|line| line.bytes).sum();
         let own = all - graph_bytes;
         if !config.freeze_features || dataset.modalities.is_empty() {
-            return Self { own, streaming: own, graph: graph_bytes, tables: Vec::new() };
+            let best = trained_bytes(dataset, config);
+            return Self { own, streaming: own, best, graph: graph_bytes, tables: Vec::new() };
         }
         let room = rooms(dataset, config).items;
         let table = |(number, modality): (usize, &crate::data::Modality)| {
@@ -176,6 +203,7 @@ impl Shares {
         Self {
             own,
             streaming: own + stream::bytes(0, room, row_bytes(dataset, config)),
+            best: 0,
             graph: graph_bytes,
             tables: dataset.modalities.iter().enumerate().map(table).collect(),
         }
@@ -193,12 +221,12 @@ fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryL
     };
     add("the graph, cut into even work", shared + own);
     add("dense parameters, their gradients and two moments", 4 * dense * WORD);
+    add("dense parameters of the best epoch", dense * WORD);
     add("propagated nodes and their gradient", (2 + layer_buffers(config)) * nodes * WORD);
-    let values: u64 = dataset.modalities.iter().map(|m| m.features.columns() as u64).sum::<u64>()
-        * dataset.items as u64;
-    if !config.freeze_features && values > 0 {
+    let trained = trained_bytes(dataset, config);
+    if trained > 0 {
         let touched = (dataset.modalities.len() * dataset.items) as u64 * WORD;
-        add("trained features and two moments", 3 * values * WORD + touched);
+        add("trained features and two moments", 3 * trained + touched);
     }
     let pairs = dataset.train.users.len();
     let steps_per_epoch = pairs.div_ceil(config.batch_size);

@@ -3,6 +3,7 @@
 //! It reads like SPEC §2 to §5, top to bottom, and runs on every device.
 
 mod branches;
+mod kept;
 mod propagation;
 
 use std::cell::Cell;
@@ -23,6 +24,7 @@ use crate::real::Real;
 use crate::records::Metrics;
 use crate::watch::Failure;
 use branches::Branches;
+pub use kept::{KeptParameters, ParameterValues};
 
 /// A model on a device, with everything its training needs.
 pub struct DeviceModel<B: Backend> {
@@ -506,11 +508,6 @@ impl<B: Backend> DeviceModel<B> {
         })
     }
 
-    /// The dense parameters alone.
-    pub fn dense_parameters(&self) -> Result<Vec<B::Real>> {
-        self.backend.download(view(&self.parameters, 0..self.layout.len()))
-    }
-
     /// The dense gradients of the last step.
     pub fn gradients(&self) -> Result<Vec<B::Real>> {
         self.backend.download(view(&self.gradients, 0..self.layout.len()))
@@ -543,12 +540,6 @@ impl<B: Backend> DeviceModel<B> {
     pub fn feature_states(&mut self) -> Result<Vec<Option<SavedFeatures<'_, B::Real>>>> {
         self.replay_features()?;
         self.features.iter().map(|features| self.backend.feature_state(features)).collect()
-    }
-
-    /// The values of [`DeviceModel::feature_states`].
-    pub fn feature_values(&mut self) -> Result<Vec<Option<Vec<B::Real>>>> {
-        self.replay_features()?;
-        self.features.iter().map(|features| self.backend.feature_values(features)).collect()
     }
 
     fn replay_features(&mut self) -> Result<()> {

@@ -95,7 +95,8 @@ pub fn on_cpu(
 ///
 /// Frozen features lie on the GPU once for all runs. Where they do not fit beside one run, runs
 /// follow one another, and each decides for itself what of the features it keeps there. With
-/// `stream`, each run keeps rows in its part of the memory.
+/// `stream`, each run keeps rows in its part of the memory. Runs that train features also keep those
+/// of the best epoch there, where that leaves no run out.
 ///
 /// # Errors
 /// Those of the device.
@@ -110,7 +111,7 @@ pub fn on_gpu(
     let free = free.saturating_sub(MARGIN);
     let mut graphs = BTreeMap::new();
     let mut tables: BTreeMap<(usize, StoredType), u64> = BTreeMap::new();
-    let (mut own, mut streaming, mut host) = (0, 0, 0);
+    let (mut own, mut streaming, mut keeping, mut host) = (0, 0, 0, 0);
     for run in one_of_each_configuration(runs) {
         let (dataset, config) = (dataset(run), &run.config.train);
         let graph = graph(&dataset, config);
@@ -120,6 +121,7 @@ pub fn on_gpu(
         host = host.max(all.host_total());
         own = own.max(shares.own);
         streaming = streaming.max(shares.streaming);
+        keeping = keeping.max(shares.own + shares.best);
         for (modality, stored, bytes) in shares.tables {
             tables.insert((modality, stored), bytes);
         }
@@ -139,19 +141,26 @@ pub fn on_gpu(
         let tighter = on_host.lanes.jobs < room.lanes.jobs;
         if tighter { on_host.clone() } else { Room { memory: GPU, ..room } }
     };
+    // The part of one run, and what it counts although it is there already.
+    let part = |room: &Room, shared: u64| {
+        free.saturating_sub(shared) / room.lanes.jobs as u64 + graphs + MARGIN
+    };
     if storage == FeatureStorage::Stream {
         let room = gpu(graphs, streaming);
-        // The part of one run, and what it counts although it is there already.
-        let part = free.saturating_sub(graphs) / room.lanes.jobs as u64 + graphs + MARGIN;
+        let part = part(&room, graphs);
         return Ok((room, cuda.keeping_features(storage).within(part)));
     }
-    let room = gpu(shared, own);
+    // Runs keep their best features on the GPU where that leaves no other run out.
+    let (room, keeping) = (gpu(shared, own), gpu(shared, keeping));
+    let room = if keeping.lanes.jobs == room.lanes.jobs { keeping } else { room };
     let holds_one = shared + own + own / SPARE_SHARE <= free;
-    let storage = match storage {
-        FeatureStorage::Auto if !holds_one => FeatureStorage::Auto,
-        _ => FeatureStorage::Resident,
+    let (storage, shared) = match storage {
+        // One run after the other, each with what there is.
+        FeatureStorage::Auto if !holds_one => (FeatureStorage::Auto, graphs),
+        _ => (FeatureStorage::Resident, shared),
     };
-    Ok((room, cuda.keeping_features(storage)))
+    let part = part(&room, shared);
+    Ok((room, cuda.keeping_features(storage).within(part)))
 }
 
 /// Seeds change no size.

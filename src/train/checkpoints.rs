@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use super::{Best, Run, Snapshot, Trained, feature_sources, graph};
+use super::{Best, Run, Trained, feature_sources, graph};
 use crate::backend::{Backend, FeatureState};
 use crate::checkpoint::{
     self, Identity, ModelRecord, StateRecord, Tensor, TensorFile, dense_tensors,
@@ -17,7 +17,9 @@ use crate::model::Model;
 use crate::parameters::Layout;
 use crate::records::{EpochRecord, Observer};
 use crate::run::{self, RunDirectory, Summary};
-use crate::step::{DenseState, DeviceModel, RawFeatures, adam_step, learning_rate};
+use crate::step::{
+    DenseState, DeviceModel, ParameterValues, RawFeatures, adam_step, learning_rate,
+};
 use crate::{Error, Result, files, model};
 
 /// What to do about a run directory whose files do not go together.
@@ -86,9 +88,6 @@ impl<'a, B: Backend> Run<'a, B> {
         if has_next {
             files::rename(&next_model, &directory.file(run::MODEL))?;
         }
-        if let Some(best) = &mut self.best {
-            best.unsaved = None;
-        }
         self.saved = Some(self.step);
         observer.checkpoint(&path);
         Ok(())
@@ -99,13 +98,16 @@ impl<'a, B: Backend> Run<'a, B> {
         self.directory.map_or(Ok(()), |directory| directory.write_records(&self.records))
     }
 
-    /// Writes the best model where it is not yet saved; whether it had to.
-    fn save_best(&self, path: &Path) -> Result<bool> {
-        let Some(best) = &self.best else { return Ok(false) };
-        let Some(snapshot) = &best.unsaved else { return Ok(false) };
+    /// Writes the best model where it is not yet saved, and keeps it no longer; whether it had to. A
+    /// run ends when it cannot be written.
+    fn save_best(&mut self, path: &Path) -> Result<bool> {
+        let Some(best) = &mut self.best else { return Ok(false) };
+        let Some(kept) = best.unsaved.take() else { return Ok(false) };
+        let record = best.record.clone();
+        let record = self.model_record(&record);
+        let ParameterValues { dense, features } = self.model.read_kept(kept)?;
         let (layout, graph) = (self.model.layout(), self.model.graph());
-        let record = self.model_record(&best.record);
-        model::write(path, &record, layout, &snapshot.dense, &snapshot.features, graph)?;
+        model::write(path, &record, layout, &dense, &features, graph)?;
         Ok(true)
     }
 
@@ -122,10 +124,10 @@ impl<'a, B: Backend> Run<'a, B> {
     pub(super) fn into_trained(mut self, summary: Summary) -> Result<Trained> {
         let model = match (self.best.take(), self.directory) {
             (None, _) => None,
-            (Some(Best { record, unsaved: Some(snapshot) }), _) => {
+            (Some(Best { record, unsaved: Some(kept) }), _) => {
                 let record = self.model_record(&record);
                 let (layout, graph) = (self.model.layout().clone(), self.model.graph().clone());
-                let Snapshot { dense, features } = snapshot;
+                let ParameterValues { dense, features } = self.model.read_kept(kept)?;
                 Some(Model::new(record, layout, &dense, features, graph))
             }
             (Some(_), directory) => {

@@ -26,7 +26,9 @@ use crate::parameters::Layout;
 use crate::real::Real;
 use crate::records::{EpochRecord, Metrics, Observer, RunStart};
 use crate::run::{self, RunDirectory, StopReason, Summary};
-use crate::step::{DeviceModel, RawFeatures, adam_step, learning_rate, loss_names, total_loss};
+use crate::step::{
+    DeviceModel, KeptParameters, RawFeatures, adam_step, learning_rate, loss_names, total_loss,
+};
 use crate::watch::{Failure, Place};
 
 /// The list length whose recall decides which epoch is best.
@@ -156,16 +158,11 @@ pub fn widths(dataset: &Dataset) -> Vec<(String, usize)> {
     dataset.modalities.iter().map(|modality| (modality.name.clone(), width(modality))).collect()
 }
 
-/// A best model, kept in memory until the next checkpoint.
-struct Best<T> {
+/// A best epoch.
+struct Best<B: Backend> {
     record: EpochRecord,
-    /// The model, where `model.safetensors` does not hold it yet.
-    unsaved: Option<Snapshot<T>>,
-}
-
-struct Snapshot<T> {
-    dense: Vec<T>,
-    features: Vec<Option<Vec<T>>>,
+    /// Its model, kept until the next checkpoint, where `model.safetensors` does not hold it yet.
+    unsaved: Option<KeptParameters<B>>,
 }
 
 struct Run<'a, B: Backend> {
@@ -182,7 +179,7 @@ struct Run<'a, B: Backend> {
     /// The users to be evaluated, each once.
     users: Vec<u32>,
     records: Vec<EpochRecord>,
-    best: Option<Best<B::Real>>,
+    best: Option<Best<B>>,
     evaluations_since_best: u64,
     batch_size: usize,
     /// The steps up to the last checkpoint, if there is one.
@@ -371,13 +368,10 @@ impl<'a, B: Backend> Run<'a, B> {
             profiled: false,
         };
         if best {
-            // First, so that two snapshots are never held at once.
+            // First, so that two models are never kept at once.
             self.best = None;
-            let unsaved = Snapshot {
-                dense: self.model.dense_parameters()?,
-                features: self.model.feature_values()?,
-            };
-            self.best = Some(Best { record: record.clone(), unsaved: Some(unsaved) });
+            let unsaved = Some(self.model.keep()?);
+            self.best = Some(Best { record: record.clone(), unsaved });
             self.evaluations_since_best = 0;
         } else {
             self.evaluations_since_best += 1;

@@ -130,6 +130,7 @@ struct Driver {
     std::map<char*, size_t> host_memory;
     size_t used = 0;
     size_t most_used = 0;
+    size_t read = 0;
     std::set<Stream*> streams;
     CUresult sticky = CUDA_SUCCESS;
     std::string failure = "unspecified launch failure";
@@ -338,6 +339,12 @@ unsigned long long bm3_emulator_used() {
         catch_up(*stream, stream->asked);
     }
     return driver().used;
+}
+
+// Bytes copied to the host since the process began.
+unsigned long long bm3_emulator_read() {
+    std::lock_guard<std::recursive_mutex> lock(driver().mutex);
+    return driver().read;
 }
 
 CUresult cuInit(unsigned) {
@@ -763,8 +770,24 @@ CUresult cuMemcpyDtoHAsync_v2(void* target, CUdeviceptr source, size_t bytes, St
     if (!is_allocated(driver().device_memory, from, bytes)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    driver().read += bytes;
     return ask(*stream, [target, from, bytes] {
         memcpy(target, from, bytes);
+        return CUDA_SUCCESS;
+    });
+}
+
+CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr target, CUdeviceptr source, size_t bytes,
+                              Stream* stream) {
+    BEGIN_IN_CONTEXT();
+    char* to = reinterpret_cast<char*>(target);
+    const char* from = reinterpret_cast<const char*>(source);
+    const auto& memory = driver().device_memory;
+    if (!is_allocated(memory, to, bytes) || !is_allocated(memory, from, bytes)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return ask(*stream, [to, from, bytes] {
+        memcpy(to, from, bytes);
         return CUDA_SUCCESS;
     });
 }

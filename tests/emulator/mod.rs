@@ -104,10 +104,19 @@ impl Emulator {
 
     /// Bytes of device memory in use.
     pub fn used(&self) -> u64 {
-        // SAFETY: the function has this type.
+        self.count(b"bm3_emulator_used")
+    }
+
+    /// Bytes copied to the host since the process began.
+    pub fn read(&self) -> u64 {
+        self.count(b"bm3_emulator_read")
+    }
+
+    fn count(&self, name: &[u8]) -> u64 {
+        // SAFETY: the functions that count have this type.
         unsafe {
-            let used = self.library.get::<unsafe extern "C" fn() -> u64>(b"bm3_emulator_used");
-            used.expect("the function")()
+            let count = self.library.get::<unsafe extern "C" fn() -> u64>(name);
+            count.expect("the function")()
         }
     }
 }

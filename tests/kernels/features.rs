@@ -190,7 +190,7 @@ fn trained_features_are_projected_as_frozen_ones() {
         };
         let trained = cuda.trained_features(fresh_features(values.clone(), rows), columns).unwrap();
         assert_eq!(case.run_with(cuda, &trained), case.run(cuda));
-        assert_eq!(cuda.feature_values(&trained).unwrap(), Some(values.clone()));
+        assert_eq!(trained.values().unwrap(), Some(values.clone()));
     });
 }
 
@@ -316,6 +316,6 @@ fn a_large_table_comes_back_as_it_went() {
         let values = numbers(11, rows * columns);
         let matrix = FeatureMatrix::from_f32(rows, columns, values.clone()).unwrap();
         let features = cuda.untrained_features(&matrix, rows).unwrap();
-        assert!(cuda.feature_values(&features).unwrap() == Some(values));
+        assert!(features.values().unwrap() == Some(values));
     });
 }
