@@ -3,6 +3,10 @@
 //
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //   p = p - step_size m / (sqrt(v) root_factor + epsilon)
+//
+// nvcc's root and division look at their operands and branch for rare ones, and elements between
+// whose branches a thread goes wait for each other. Where all operands are known to be plain, the
+// same steps without the branches have the same bits, and elements overlap.
 #pragma once
 #include "common.cuh"
 #include "watch.cuh"
@@ -12,14 +16,78 @@ struct AdamStep {
     float root_factor;  // 1 / sqrt(1 - b2^t)
 };
 
-__device__ __forceinline__ void adam_update(AdamStep step, float gradient, float& parameter,
-                                            float& first, float& second) {
-    const float beta1 = 0.9f, beta2 = 0.999f, epsilon = 1e-8f;
+__device__ __forceinline__ void adam_moments(float gradient, float& first, float& second) {
+    const float beta1 = 0.9f, beta2 = 0.999f;
     // 1 - beta in double, then rounded: as the CPU backend and PyTorch have it.
     const float rest1 = static_cast<float>(1.0 - 0.9), rest2 = static_cast<float>(1.0 - 0.999);
     first = fmaf(beta1, first, rest1 * gradient);
     second = fmaf(beta2, second, rest2 * gradient * gradient);
-    parameter -= step.step_size * first / fmaf(sqrtf(second), step.root_factor, epsilon);
+}
+
+// The moments' part of adam_move_plain's bounds: m from 2^-80 to 2^40 or their negatives, v from
+// 2^-100 to 2^30. Both also shrink: so there is a bound for the first and one for the last of a row
+// of steps without a gradient.
+__device__ __forceinline__ bool adam_is_small(float first, float second) {
+    return fabsf(first) <= 0x1p40f && second <= 0x1p30f;
+}
+
+__device__ __forceinline__ bool adam_is_large(float first, float second) {
+    return fabsf(first) >= 0x1p-80f && second >= 0x1p-100f;
+}
+
+// The constants' part of the bounds.
+__device__ __forceinline__ bool adam_is_plain(AdamStep step) {
+    return step.step_size >= 0x1p-20f && step.step_size <= 0x1p20f && step.root_factor >= 0.0f
+        && step.root_factor <= 32.0f;
+}
+
+// What p moves by.
+__device__ __forceinline__ float adam_move(AdamStep step, float first, float second) {
+    return step.step_size * first / fmaf(sqrtf(second), step.root_factor, 1e-8f);
+}
+
+// The same within the bounds above. The numerator is then between 2^-100 and 2^60, the denominator
+// between 1e-8 and 2^21, and no number on the way is less than 2^-149 times a whole one: all
+// remainders are exact.
+__device__ __forceinline__ float adam_move_plain(AdamStep step, float first, float second) {
+    float near = near_reciprocal_root(second);
+    float root = second * near, half = 0.5f * near;
+    root = fmaf(fmaf(-root, root, second), half, root);
+    float numerator = step.step_size * first;
+    float denominator = fmaf(root, step.root_factor, 1e-8f);
+    float reciprocal = near_reciprocal(denominator);
+    reciprocal = fmaf(reciprocal, fmaf(-denominator, reciprocal, 1.0f), reciprocal);
+    float quotient = numerator * reciprocal;
+    return fmaf(reciprocal, fmaf(-denominator, quotient, numerator), quotient);
+}
+
+__device__ __forceinline__ void adam_update(AdamStep step, float gradient, float& parameter,
+                                            float& first, float& second) {
+    adam_moments(gradient, first, second);
+    parameter -= adam_move(step, first, second);
+}
+
+// Four elements' steps.
+__device__ __forceinline__ void adam_update4(AdamStep step, const float (&gradient)[4],
+                                             float (&parameter)[4], float (&first)[4],
+                                             float (&second)[4]) {
+    bool plain = adam_is_plain(step);
+#pragma unroll
+    for (u32 n = 0; n < 4; ++n) {
+        adam_moments(gradient[n], first[n], second[n]);
+        plain = plain && adam_is_small(first[n], second[n]) && adam_is_large(first[n], second[n]);
+    }
+    if (plain) {
+#pragma unroll
+        for (u32 n = 0; n < 4; ++n) {
+            parameter[n] -= adam_move_plain(step, first[n], second[n]);
+        }
+    } else {
+#pragma unroll
+        for (u32 n = 0; n < 4; ++n) {
+            parameter[n] -= adam_move(step, first[n], second[n]);
+        }
+    }
 }
 
 // Whether an element is as it should be after its step. A gradient that is not finite, or whose

@@ -12,15 +12,69 @@
 // up to the batch's step, in which their gradient is zero, too.
 // Outputs: E, m, v, touched of those rows, in place; watch of the modality: step and row, where an
 // element of them is not finite (watch.cuh).
-// Ownership: adam_replay, one block a row, four elements a thread at a time: 48 bytes on their way
-// for each thread. adam_rows, a block a tile of 64 rows x 64 columns, whose gradient never leaves
-// the multiprocessor (tile.cuh); a thread has four times as much on its way.
+// Ownership: adam_replay, a block a part of a row, four elements a thread: 48 bytes on their way for
+// each thread. A row that missed hundreds of steps holds the others up the less the shorter its
+// parts are; each of them has a number of its own in `touched`, rows x parts. adam_rows, a block a
+// tile of 64 rows x 64 columns, whose gradient never leaves the multiprocessor (tile.cuh); a thread
+// has four times as much on its way.
 // Bytes: 24 n D_m each; adam_replay nothing where no step was missed. Flops: 14 n D_m for each
 // missed step; 6 n D_m d in TF32. Bound: memory.
 #include "adam.cuh"
 #include "tile.cuh"
 
-extern "C" __global__ void __launch_bounds__(256, 4) adam_replay(
+// Columns of a part: four for each thread of a block.
+static const u32 PART = 512;
+// Steps that are replayed before it is looked whether all numbers were plain.
+static const u32 REPLAYED_AT_ONCE = 64;
+
+static __device__ __forceinline__ u32 part_of(u32 row, u32 columns, u32 column) {
+    return row * ((columns + PART - 1) / PART) + column / PART;
+}
+
+// Four elements' steps without a gradient, if all numbers are plain from the first to the last; else
+// nothing.
+static __device__ __forceinline__ bool replay_plain(const AdamStep* schedule, u32 step, u32 end,
+                                                    float (&value)[4], float (&first)[4],
+                                                    float (&second)[4]) {
+    bool plain = true;
+    float value_then[4], first_then[4], second_then[4];
+#pragma unroll
+    for (u32 n = 0; n < 4; ++n) {
+        plain = plain && adam_is_small(first[n], second[n]);
+        value_then[n] = value[n];
+        first_then[n] = first[n];
+        second_then[n] = second[n];
+    }
+#pragma unroll 1
+    for (; step < end; ++step) {
+        AdamStep constants = schedule[step];
+        plain = plain && adam_is_plain(constants);
+#pragma unroll
+        for (u32 n = 0; n < 4; ++n) {
+            adam_moments(0.0f, first_then[n], second_then[n]);
+            value_then[n] -= adam_move_plain(constants, first_then[n], second_then[n]);
+        }
+    }
+#pragma unroll
+    for (u32 n = 0; n < 4; ++n) {
+        plain = plain && adam_is_large(first_then[n], second_then[n]);
+    }
+    if (plain) {
+#pragma unroll
+        for (u32 n = 0; n < 4; ++n) {
+            value[n] = value_then[n];
+            first[n] = first_then[n];
+            second[n] = second_then[n];
+        }
+    }
+    return plain;
+}
+
+// With fewer registers than so many blocks leave, nvcc has the four elements go through the same ones
+// in turn.
+static const u32 REPLAY_BLOCKS = 8;
+
+extern "C" __global__ void __launch_bounds__(PART / 4, REPLAY_BLOCKS) adam_replay(
     const Batch* __restrict__ batch, u32 ahead, const AdamStep* __restrict__ schedule, u32 last,
     u32 columns, float* __restrict__ values, float* __restrict__ firsts,
     float* __restrict__ seconds, u32* __restrict__ touched) {
@@ -35,33 +89,44 @@ extern "C" __global__ void __launch_bounds__(256, 4) adam_replay(
             return;
         }
     }
-    u32 current = touched[row];
-    // Every thread has read the row's step before one of them moves it on.
+    u32 column = PART * blockIdx.y + 4 * threadIdx.x;
+    u32* part = touched + part_of(row, columns, column);
+    u32 current = *part;
+    // Every thread has read the part's step before one of them moves it on.
     __syncthreads();
     if (current == 0 || current >= last) {
         return;
     }
-    for (u32 column = 4 * threadIdx.x; column < columns; column += 4 * blockDim.x) {
-        u64 place = static_cast<u64>(row) * columns + column;
-        Quad quad(columns, column);
-        float value[4], first[4], second[4];
-        quad.read(values + place, value);
-        quad.read(firsts + place, first);
-        quad.read(seconds + place, second);
-        for (u32 step = current; step < last; ++step) {
-            AdamStep constants = schedule[step];
+    if (threadIdx.x == 0) {
+        *part = last;
+    }
+    if (column >= columns) {
+        return;
+    }
+    u64 place = static_cast<u64>(row) * columns + column;
+    Quad quad(columns, column);
+    float value[4], first[4], second[4];
+    quad.read(values + place, value);
+    // Behind the row's end they are plain.
+    quad.read(firsts + place, first, 1.0f);
+    quad.read(seconds + place, second, 1.0f);
+    while (current < last) {
+        u32 end = last - current < REPLAYED_AT_ONCE ? last : current + REPLAYED_AT_ONCE;
+        if (!replay_plain(schedule, current, end, value, first, second)) {
+#pragma unroll 1
+            for (u32 step = current; step < end; ++step) {
+                AdamStep constants = schedule[step];
 #pragma unroll
-            for (u32 n = 0; n < 4; ++n) {
-                adam_update(constants, 0.0f, value[n], first[n], second[n]);
+                for (u32 n = 0; n < 4; ++n) {
+                    adam_update(constants, 0.0f, value[n], first[n], second[n]);
+                }
             }
         }
-        quad.write(values + place, value);
-        quad.write(firsts + place, first);
-        quad.write(seconds + place, second);
+        current = end;
     }
-    if (threadIdx.x == 0) {
-        touched[row] = last;
-    }
+    quad.write(values + place, value);
+    quad.write(firsts + place, first);
+    quad.write(seconds + place, second);
 }
 
 // Quads that a thread of adam_rows has on their way.
@@ -105,11 +170,11 @@ extern "C" __global__ void __launch_bounds__(128) adam_rows(
             if (!out.is_there[i]) {
                 continue;
             }
+            // Behind the row's end all are zeros, and stay.
+            adam_update4(constants, out.sums[i], value[i], first[i], second[i]);
             bool finite = true;
 #pragma unroll
             for (u32 n = 0; n < 4; ++n) {
-                // Behind the row's end all are zeros, and stay.
-                adam_update(constants, out.sums[i][n], value[i][n], first[i][n], second[i][n]);
                 finite = finite && adam_is_finite(value[i][n], second[i][n]);
             }
             u64 place = static_cast<u64>(item[i]) * columns + out.columns[i];
@@ -120,8 +185,8 @@ extern "C" __global__ void __launch_bounds__(128) adam_rows(
             if (!finite) {
                 watch_sees(watch, step, item[i]);
             }
-            if (out.columns[i] == 0) {
-                touched[item[i]] = step;
+            if (out.columns[i] % PART == 0) {
+                touched[part_of(item[i], columns, out.columns[i])] = step;
             }
         }
     };

@@ -39,6 +39,19 @@ __device__ __forceinline__ u32 to_tf32(float value) {
     return bits;
 }
 
+// 1 / x and 1 / sqrt(x) of a normal x, nearly: where nvcc's own division and root begin.
+__device__ __forceinline__ float near_reciprocal(float x) {
+    float value;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+    return value;
+}
+
+__device__ __forceinline__ float near_reciprocal_root(float x) {
+    float value;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+    return value;
+}
+
 // d (16 x 8) += a (16 x 8) b (8 x 8) on the tensor cores. With g = lane / 4 and t = lane % 4 a
 // lane holds a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b: (t, g), (t + 4, g);
 // d: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
@@ -126,14 +139,15 @@ struct Quad {
     __device__ __forceinline__ Quad(u32 columns, u32 column)
         : at_once(columns % 4 == 0), count(columns - column < 4 ? columns - column : 4) {}
 
-    // Zeros where there is nothing.
-    __device__ __forceinline__ void read(const float* address, float (&numbers)[4]) const {
+    // `nothing` where there is nothing.
+    __device__ __forceinline__ void read(const float* address, float (&numbers)[4],
+                                         float nothing = 0.0f) const {
         if (at_once) {
             load4(address, numbers);
         } else {
 #pragma unroll
             for (u32 n = 0; n < 4; ++n) {
-                numbers[n] = n < count ? address[n] : 0.0f;
+                numbers[n] = n < count ? address[n] : nothing;
             }
         }
     }

@@ -2,6 +2,7 @@
 //! `project_backward.cu`, `adam_rows.cu`).
 
 use std::fmt;
+use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -135,7 +136,16 @@ pub struct CudaFeatures {
 struct Trained {
     first: Memory<f32>,
     second: Memory<f32>,
+    /// The step up to which each part of each row is current.
     touched: Memory<u32>,
+}
+
+/// Columns of a row that a block of `adam_replay` brings up to date, four for each of its threads.
+const PART: usize = 512;
+
+/// The parts of a row of trained features.
+pub(super) fn parts(columns: usize) -> usize {
+    columns.div_ceil(PART)
 }
 
 impl CudaFeatures {
@@ -186,6 +196,8 @@ impl CudaFeatures {
         columns: usize,
     ) -> Result<Self> {
         let what = TRAINED;
+        let of_parts = state.touched.iter().flat_map(|&step| iter::repeat_n(step, parts(columns)));
+        let of_parts: Vec<u32> = of_parts.collect();
         Ok(Self {
             values: Shared::own(Memory::from_slice(
                 device,
@@ -198,7 +210,7 @@ impl CudaFeatures {
             trained: Some(Trained {
                 first: Memory::from_slice(device, &state.first, what)?,
                 second: Memory::from_slice(device, &state.second, what)?,
-                touched: Memory::from_slice(device, &state.touched, what)?,
+                touched: Memory::from_slice(device, &of_parts, what)?,
             }),
             places: None,
         })
@@ -226,7 +238,7 @@ impl CudaFeatures {
             trained: Some(Trained {
                 first: Memory::zeros(device, elements, what)?,
                 second: Memory::zeros(device, elements, what)?,
-                touched: Memory::zeros(device, rows, what)?,
+                touched: Memory::zeros(device, rows * parts(matrix.columns()), what)?,
             }),
             places: None,
         })
@@ -260,11 +272,13 @@ impl CudaFeatures {
         let (Some(trained), Some(values)) = (&self.trained, self.values()?) else {
             return Ok(None);
         };
+        // Steps and replays alike leave all parts of a row at the same step.
+        let touched = trained.touched.read(0..trained.touched.len())?;
         Ok(Some(FeatureState {
             values,
             first: trained.first.read(0..trained.first.len())?,
             second: trained.second.read(0..trained.second.len())?,
-            touched: trained.touched.read(0..trained.touched.len())?,
+            touched: touched.into_iter().step_by(parts(self.columns)).collect(),
         }))
     }
 
@@ -555,8 +569,8 @@ pub(super) fn replay(
         device,
         Launch {
             kernel: "adam_replay",
-            grid: [count as u32, 1, 1],
-            block: 256,
+            grid: [count as u32, parts(columns) as u32, 1],
+            block: PART as u32 / 4,
             // Rows that missed no step are not read: this is the most, not the least.
             bytes: 24 * (count * columns) as u64,
             flops: 14 * (count * columns) as u64,

@@ -10,6 +10,7 @@ use super::StoredType;
 use super::batches::{self, rooms_for};
 use super::dense::{COLUMN_ROWS, Tile};
 use super::device::PART_ALIGNMENT;
+use super::features::parts;
 use super::loss::loss_bytes;
 use super::rows::norm_blocks;
 use super::schedule::room_for;
@@ -225,7 +226,8 @@ fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryL
     add("propagated nodes and their gradient", (2 + layer_buffers(config)) * nodes * WORD);
     let trained = trained_bytes(dataset, config);
     if trained > 0 {
-        let touched = (dataset.modalities.len() * dataset.items) as u64 * WORD;
+        let parts = dataset.modalities.iter().map(|part| parts(part.features.columns()) as u64);
+        let touched = parts.sum::<u64>() * dataset.items as u64 * WORD;
         add("trained features and two moments", 3 * trained + touched);
     }
     let pairs = dataset.train.users.len();

@@ -246,6 +246,12 @@ inline uint32_t to_tf32(float value) {
     return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;
 }
 
+inline float near_reciprocal(float x) { return 1.0f / x; }
+
+inline float near_reciprocal_root(float x) {
+    return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x)));
+}
+
 inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     uint32_t words[emulator::WORDS] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     memcpy(words + 6, d, sizeof d);

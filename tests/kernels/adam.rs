@@ -127,6 +127,137 @@ fn replayed_rows_have_the_bits_of_dense_steps() {
     });
 }
 
+/// Numbers from 2^`least` to 2^`most` or their negatives, evenly by their exponent; some are 0.
+fn of_all_sizes(seed: u64, count: usize, least: f64, most: f64) -> Vec<f32> {
+    let sizes = numbers(seed, count);
+    let size = |&size: &f32| match size {
+        0.0 => 0.0,
+        // The sign of a number's last places is as good as any.
+        size => {
+            let exponent = least + (most - least) * f64::from(size.abs());
+            exponent.exp2().copysign(f64::from(size)) as f32
+        }
+    };
+    sizes.iter().map(size).collect()
+}
+
+/// Rows of as many columns as several parts have and some: within the bounds in which a step has no
+/// branches, on all sides of them, and on their way out of them.
+fn rare(rows: usize, columns: usize, least: f64, most: f64) -> FeatureState<f32> {
+    let elements = rows * columns;
+    FeatureState {
+        values: numbers(1, elements),
+        first: of_all_sizes(2, elements, least, most),
+        second: magnitudes(&of_all_sizes(3, elements, 1.4 * least, 1.4 * most)),
+        touched: (0..rows as u32).map(|row| 1 + row % 7 * 31).collect(),
+    }
+}
+
+/// Steps as usual, and some of rates that are rarer than numbers.
+fn rare_history() -> Vec<AdamStep> {
+    let mut history: Vec<_> = (1..=220).map(|step| adam_step(step, 1e-3)).collect();
+    for (step, rate) in [(2, 0.0), (70, 1e-9), (71, 1e9), (140, 1e-36), (200, -0.5)] {
+        history[step - 1] = adam_step(step as u64, rate);
+    }
+    history
+}
+
+#[track_caller]
+fn assert_same_bits(found: &FeatureState<f32>, expected: &FeatureState<f32>, what: &str) {
+    assert_eq!(found.touched, expected.touched, "{what}");
+    let pairs = [
+        ("value", &found.values, &expected.values),
+        ("m", &found.first, &expected.first),
+        ("v", &found.second, &expected.second),
+    ];
+    for (name, found, expected) in pairs {
+        for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let same = found.to_bits() == expected.to_bits();
+            assert!(same, "{what}: {name} {place} is {found:e}, not {expected:e}");
+        }
+    }
+}
+
+/// What steps without a gradient make of a row's elements, by the formula.
+fn replay_row(state: &mut FeatureState<f32>, row: usize, columns: usize, steps: &[AdamStep]) {
+    let FeatureState { values, first, second, .. } = state;
+    for element in row * columns..(row + 1) * columns {
+        for &step in steps {
+            update(step, 0.0, &mut values[element], &mut first[element], &mut second[element]);
+        }
+    }
+}
+
+/// Steps have branches for rare numbers, and whole rows of steps go without them where no number is
+/// rare: both have the bits of the formula. On a GPU all the more elements, whose roots and divisions
+/// begin with the GPU's own approximations.
+#[test]
+fn rare_numbers_are_replayed_to_the_same_bits() {
+    on_device(|cuda| {
+        let many = if crate::emulator::on_gpu() { 500 } else { 1 };
+        for (rows, columns, least, most) in
+            [(7 * many, 1100, -107.0, 70.0), (7 * many, 513, -80.0, 25.0), (7, 6, -80.0, 21.0)]
+        {
+            let before = rare(rows, columns, least, most);
+            let history = rare_history();
+            for usual in [true, false] {
+                let mut history = history.clone();
+                if usual {
+                    let steps = 1..=history.len() as u64;
+                    history = steps.map(|step| adam_step(step, 1e-3)).collect();
+                }
+                let mut features = cuda.trained_features(before.clone(), columns).unwrap();
+                let schedule = schedule(cuda, &history);
+                let last = history.len() as u32;
+                cuda.adam_rows_replay_all(last, &schedule, &mut features).unwrap();
+                let mut expected = before.clone();
+                for row in 0..rows {
+                    let missed = &history[before.touched[row] as usize..];
+                    replay_row(&mut expected, row, columns, missed);
+                    expected.touched[row] = last;
+                }
+                let what = format!("{rows} x {columns}, usual steps: {usual}");
+                assert_same_bits(&read(cuda, &features), &expected, &what);
+            }
+        }
+    });
+}
+
+/// A batch's step whose gradient is zero is a replayed one, whatever the numbers.
+#[test]
+fn a_step_of_rare_rows_has_the_bits_of_the_formula() {
+    on_device(|cuda| {
+        let (rows, columns, width) = (70, 1100, 4);
+        for (least, most) in [(-107.0, 70.0), (-79.0, 21.0)] {
+            for rate in [1e-3, 1e-9] {
+                let items = (0..rows as u32).collect::<Vec<_>>();
+                let case = BatchCase::new(vec![0; rows], items);
+                let case = BatchCase { step: 2, ..case };
+                let before = rare(rows, columns, least, most);
+                let mut features = cuda.trained_features(before.clone(), columns).unwrap();
+                let history = [adam_step(1, rate), adam_step(2, rate)];
+                let schedule = schedule(cuda, &history);
+                let weight = upload(cuda, &numbers(7, width * columns));
+                case.with(cuda, |batch| {
+                    let room = batch.rooms().items * width;
+                    let dz = upload(cuda, &vec![0.0; room]);
+                    let mut losses = cuda.losses(&[1.0; 5]).unwrap();
+                    let (dz, weight) = (view(&dz, 0..room), view(&weight, 0..width * columns));
+                    cuda.adam_rows(batch, dz, weight, &schedule, &mut features, 0, &mut losses)
+                        .unwrap();
+                });
+                let mut expected = before;
+                for row in 0..rows {
+                    replay_row(&mut expected, row, columns, &history[1..]);
+                    expected.touched[row] = 2;
+                }
+                let what = format!("2^{least} to 2^{most}, rate {rate}");
+                assert_same_bits(&read(cuda, &features), &expected, &what);
+            }
+        }
+    });
+}
+
 /// The constants of steps reach the device as the history grows, also beyond the room made first.
 #[test]
 fn a_long_history_is_replayed_to_its_end() {
