@@ -139,7 +139,8 @@ extern "C" __global__ void __launch_bounds__(128) adam_rows(
     u32* __restrict__ touched, u64* watch) {
     typedef tile::Product<tile::F32, true, tile::NARROW, tile::F32, false, tile::NARROW> Product;
     SHARED(Product::Shared, shared);
-    if (blockIdx.y * tile::NARROW >= batch->item_count) {
+    tile::Place at = tile::place_in_grid<Product>(columns);
+    if (at.tile_a * tile::NARROW >= batch->item_count) {
         return;
     }
     Product::A a(z_gradient, nullptr, batch->item_count, width);
@@ -190,5 +191,5 @@ extern "C" __global__ void __launch_bounds__(128) adam_rows(
             }
         }
     };
-    tile::multiply<Product, ADAM_AT_ONCE>(a, b, depth, tile::place_in_grid(), shared, update);
+    tile::multiply<Product, ADAM_AT_ONCE>(a, b, depth, at, shared, update);
 }

@@ -4,7 +4,7 @@
 #include "common.cuh"
 
 // `Batch` of src/batch.rs: every distinct user and item of the pairs once, ascending, and with whom
-// each is paired, in the order of the pairs.
+// each is paired, in the order of the pairs; and the items of the batch that comes next.
 struct Batch {
     const u32* users;
     const u32* items;

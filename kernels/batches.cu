@@ -7,7 +7,8 @@
 //   batch_lists     the distinct ids of each batch, ascending, the bounds of their pairs, and each
 //                   position's place among the ids
 //   batch_partners  of each pair, in a side's order: the place of its other side
-//   next_batch      the batch of the next step: where its lists lie, and how long they are
+//   next_batch      the batch of the next step: where its lists lie, and how long they are; also where
+//                   the items of the one after it do
 //
 // Shapes: P pairs; ids of P, bounds of P / |B| (|B| + 1), places and partners of P; counts P / |B|.
 // Outputs: `=`. Ownership: one thread a pair; batch_lists, a block a batch, 256 pairs at a time.

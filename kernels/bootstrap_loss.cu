@@ -12,8 +12,8 @@
 // Shapes: x and predicted R x d, in blocks: users, items, the items in each modality (batch.cuh).
 // Outputs: predicted `=` its gradient, zero in rows that the batch does not fill; cosines (R x 2)
 // `=` in those that it fills; loss_terms: losses `+=`.
-// Ownership: a group of lanes owns an online row and keeps it, S, the target at hand and the next
-// one in registers; a target's mask is drawn again by whoever reads it (Philox of seed, step,
+// Ownership: a group of lanes owns an online row and keeps it, S, up to three targets at hand and the
+// next ones in registers; a target's mask is drawn again by whoever reads it (Philox of seed, step,
 // tensor, row, column / 4), so neither mask nor dropped row nor cosine matrix exists in memory.
 // Determinism: targets are added in the order of the pairs; loss_terms sums in f64 by a fixed tree.
 // Bytes: R d (4 + 4 + 4) and 4 d for each pair and side, from L2. Flops: about 6 d a pair and side,
@@ -142,7 +142,7 @@ __device__ __forceinline__ void make_units(Row<QUADS> (&targets)[COUNT], const M
 // The targets of a user or an item: the rows of whom it is paired with, one after the other.
 template <u32 QUADS>
 struct Targets {
-    // Of how many targets the unit rows are made at the same time: of more, registers would be
+    // Of how many targets the unit rows are made at the same time: of more, many registers would be
     // spilled.
     static const u32 AT_ONCE = QUADS == 1 ? 3 : 4 / QUADS;
 

@@ -18,8 +18,8 @@ namespace multiply_detail {
 
 // Whether the batch, if there is one, fills no row of this block's tile: it fills the beginnings of
 // rooms, which are multiples of a tile.
-__device__ __forceinline__ bool is_unfilled(const Batch* batch, Rooms rooms) {
-    return batch != nullptr && !rooms.filled(*batch, blockIdx.y * tile::NARROW);
+__device__ __forceinline__ bool is_unfilled(const Batch* batch, Rooms rooms, tile::Place at) {
+    return batch != nullptr && !rooms.filled(*batch, at.tile_a * tile::NARROW);
 }
 
 template <bool ALONG_A, bool ALONG_B>
@@ -33,13 +33,14 @@ extern "C" __global__ void __launch_bounds__(128) multiply_transposed(
     const float* __restrict__ bias, float* __restrict__ out) {
     typedef multiply_detail::Product<true, true> Product;
     SHARED(Product::Shared, shared);
-    if (multiply_detail::is_unfilled(batch, Rooms{user_room, item_room})) {
+    tile::Place at = tile::place_in_grid<Product>(width);
+    if (multiply_detail::is_unfilled(batch, Rooms{user_room, item_room}, at)) {
         return;
     }
     Product::A a(x, nullptr, rows, depth);
     Product::B b(weight, nullptr, width, depth);
     tile::Depth all{0, depth};
-    tile::multiply_slice<Product>(a, b, all, tile::place_in_grid(), bias, out, rows, shared);
+    tile::multiply_slice<Product>(a, b, all, at, bias, out, rows, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(128) multiply_plain(
@@ -47,13 +48,14 @@ extern "C" __global__ void __launch_bounds__(128) multiply_plain(
     u32 rows, u32 depth, const float* __restrict__ weight, u32 width, float* __restrict__ out) {
     typedef multiply_detail::Product<true, false> Product;
     SHARED(Product::Shared, shared);
-    if (multiply_detail::is_unfilled(batch, Rooms{user_room, item_room})) {
+    tile::Place at = tile::place_in_grid<Product>(width);
+    if (multiply_detail::is_unfilled(batch, Rooms{user_room, item_room}, at)) {
         return;
     }
     Product::A a(x, nullptr, rows, depth);
     Product::B b(weight, nullptr, width, width);
     tile::Depth all{0, depth};
-    tile::multiply_slice<Product>(a, b, all, tile::place_in_grid(), nullptr, out, rows, shared);
+    tile::multiply_slice<Product>(a, b, all, at, nullptr, out, rows, shared);
 }
 
 extern "C" __global__ void __launch_bounds__(128) multiply_gradient(
@@ -63,8 +65,8 @@ extern "C" __global__ void __launch_bounds__(128) multiply_gradient(
     SHARED(Product::Shared, shared);
     Product::A a(y, nullptr, width, width);
     Product::B b(x, nullptr, depth, depth);
-    tile::Place at = tile::place_in_grid();
-    tile::Depth all = tile::slice_of(rows, at.slice, gridDim.z);
+    tile::Place at = tile::place_in_grid<Product>(depth);
+    tile::Depth all = tile::slice_of(rows, at.slice, gridDim.y);
     if (batch == nullptr) {
         tile::multiply_slice<Product>(a, b, all, at, nullptr, out, width, shared);
     } else {

@@ -23,8 +23,8 @@ __device__ __forceinline__ void project_backward(const Batch& batch, u32 rows,
     typename Product::A a(z_gradient, nullptr, width, width);
     const u32* ids = feature_rows(batch, places, rows);
     typename Product::B b(features, ids, columns, columns);
-    tile::Place at = tile::place_in_grid();
-    tile::Depth depth = tile::slice_of(batch.item_count, at.slice, gridDim.z);
+    tile::Place at = tile::place_in_grid<Product>(columns);
+    tile::Depth depth = tile::slice_of(batch.item_count, at.slice, gridDim.y);
     tile::multiply_slice<Product>(a, b, depth, at, nullptr, out, width, shared);
 }
 

@@ -11,9 +11,10 @@
 // and adding their sums is not the longer work. A group of lanes owns a segment; a row of one
 // segment is written at once. The segments of a longer row leave their sums in `partial`, and the
 // group that does so last, which `arrived` tells, adds them in the order of the segments: whoever
-// adds them, their sum has the same bits. Long segments come first, so that little is left to do
-// when the last of them is added. `arrived` is zero before and after.
-// Bytes: E (4d + 8) gathered, mostly from L2, N (8d + 16) from memory. Flops: 2 E d + 2 N d.
+// adds them, their sum has the same bits. Longer rows' segments come first, so that much is left to
+// do beside when the last of them are added. `arrived` is zero before and after.
+// Bytes: E (4d + 8) gathered, mostly from L2, N (8d + 24) from memory, and 8d for each segment of a
+// longer row. Flops: 2 E d + 2 N d.
 // Bound: L2 bandwidth while x's columns fit there, HBM beyond: so the host has wide or many rows'
 // columns done in parts (src/cuda/spmm.rs).
 // Mapping: lane q of a group holds columns 4q to 4q + 3, so a neighbour's row is one coalesced
@@ -146,6 +147,8 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
         before = atomicAdd(arrived + segment.long_row, 1u);
     }
     before = group.from(before, 0);
+    // A shuffle orders no memory: the first lane's count goes before all lanes' reads.
+    __syncwarp();
     if (!is_part || before + 1 < row.segments) {
         return;
     }

@@ -174,9 +174,12 @@ struct Place {
     u32 slice;
 };
 
-// Grid: x over tiles of b's lines, y over tiles of a's lines, z over slices.
-__device__ __forceinline__ Place place_in_grid() {
-    return Place{blockIdx.y, blockIdx.x, blockIdx.z};
+// Grid: x over tiles, those of b's lines side by side, y over slices. x alone is long enough for as
+// many lines as a model may have nodes.
+template <class Product>
+__device__ __forceinline__ Place place_in_grid(u32 lines_b) {
+    u32 side_by_side = (lines_b + Product::B::LINES - 1) / Product::B::LINES;
+    return Place{blockIdx.x / side_by_side, blockIdx.x % side_by_side, blockIdx.y};
 }
 
 // The block's tile over a depth, given to take(Out<AT_ONCE>) until all of it was.

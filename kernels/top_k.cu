@@ -89,7 +89,7 @@ struct Masked {
 #pragma unroll
             for (u32 i = 0; i < CHECKED; ++i) {
                 u32 index = first + 32 * i;
-                node[i] = first_node + static_cast<u32>(keys[index < count ? index : 0]);
+                node[i] = index < count ? first_node + static_cast<u32>(keys[index]) : 0;
                 below[i] = low;
             }
             // The last neighbour that is not above the node, or the first one.

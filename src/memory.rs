@@ -85,7 +85,7 @@ impl MemoryPlan {
         let pairs = dataset.train.users.len() as u64;
         add("interactions and an epoch's order", interactions(dataset) + pairs * 4);
         add("graph", graph.entries() as u64 * 4 + graph.nodes() as u64 * 8);
-        // The best epoch's are written before these are read.
+        // The best epoch's are written, and no longer held, before these are read.
         add("dense parameters and two moments, while they are saved", 3 * dense * REAL);
         let features = feature_values(dataset);
         if !config.freeze_features && features > 0 {
@@ -93,18 +93,18 @@ impl MemoryPlan {
             let touched = dataset.modalities.len() as u64 * dataset.items as u64 * 4;
             add(what, 3 * features * REAL + touched);
         }
-        if placement == (Placement::Trained { keeps_best: false }) {
-            add("trained features of the best epoch", features * REAL);
-        }
         let streamed = matches!(placement, Placement::Streamed { .. });
-        if config.freeze_features && features > 0 && !streamed {
-            let part = |modality: &crate::data::Modality| {
-                let stored = StoredType::of_run(config, &modality.features);
-                let row_bytes = modality.features.columns() * stored.size();
-                (cuda::rows_at_a_time(row_bytes, dataset.items) * row_bytes) as u64
+        if features > 0 && !streamed {
+            let row_bytes = |modality: &crate::data::Modality| {
+                let stored = match config.freeze_features {
+                    true => StoredType::of_run(config, &modality.features),
+                    false => StoredType::F32,
+                };
+                modality.features.columns() * stored.size()
             };
-            let part = dataset.modalities.iter().map(part).max().unwrap_or(0);
-            add("page-locked memory, while features are copied", 2 * part);
+            let longest = dataset.modalities.iter().map(row_bytes).max().unwrap_or(0);
+            let bytes = cuda::staging_bytes(longest);
+            add("page-locked memory, by way of which features are copied", bytes);
         }
         let users = evaluate::users_of(&[&dataset.valid, &dataset.test]).len() as u64;
         let wanted = (dataset.valid.items.len() + dataset.test.items.len()) as u64;

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bm3_engine::backend::Backend;
 use bm3_engine::config::{FeatureStorage, FeatureTypeChoice, Order, Propagation, TrainConfig};
 use bm3_engine::cuda::{Cuda, Device};
 use bm3_engine::data::{Dataset, DatasetOptions, Pairs};
@@ -39,16 +40,25 @@ struct Watch {
     most: u64,
     /// Bytes copied to the host by the end of each epoch, with its evaluation.
     read: Vec<u64>,
+    /// From an epoch's first step to its end others leave so much beside what is in use.
+    left: Option<u64>,
+    /// The device's memory.
+    memory: u64,
 }
 
 impl Observer for Watch {
-    fn step(&mut self, _: u64, _: u64, _: u64) {
-        self.most = self.most.max(self.emulator.used());
+    fn step(&mut self, _: u64, step_in_epoch: u64, _: u64) {
+        let used = self.emulator.used();
+        self.most = self.most.max(used);
+        if let (Some(left), 1) = (self.left, step_in_epoch) {
+            self.emulator.set("BM3_EMULATOR_MEMORY", &(used + left).to_string());
+        }
     }
 
     fn epoch(&mut self, _: &EpochRecord) {
         self.most = self.most.max(self.emulator.used());
         self.read.push(self.emulator.read());
+        self.emulator.set("BM3_EMULATOR_MEMORY", &self.memory.to_string());
     }
 }
 
@@ -61,19 +71,20 @@ struct Taken {
     model: Vec<u8>,
 }
 
-/// Trains on a GPU of so many bytes.
+/// Trains on a GPU of so many bytes, of which others may leave little meanwhile.
 fn train(
     emulator: &'static Emulator,
     dataset: &Dataset,
     config: &TrainConfig,
     memory: u64,
+    left: Option<u64>,
 ) -> Result<Taken> {
     emulator.set("BM3_EMULATOR_MEMORY", &memory.to_string());
     let directory = tempfile::tempdir().unwrap();
     let directory = RunDirectory::open(directory.path(), false).unwrap();
     let options =
         FitOptions { initial: None, resume: false, checkpoint_interval: Duration::from_secs(3600) };
-    let mut watch = Watch { emulator, most: 0, read: Vec::new() };
+    let mut watch = Watch { emulator, most: 0, read: Vec::new(), left, memory };
     let stop = AtomicBool::new(false);
     let device = Device::open(0, Some(&emulator::kernels())).expect("the emulator");
     let cuda = Cuda::new(device).keeping_features(FeatureStorage::Resident);
@@ -136,12 +147,12 @@ fn a_plan_is_what_a_run_takes() {
         let plan =
             MemoryPlan::on_gpu(dataset, &graph, &config, FeatureStorage::Resident, 0).unwrap();
         let plan = plan.device_total();
-        let used = train(emulator, dataset, &config, plan)
+        let used = train(emulator, dataset, &config, plan, None)
             .unwrap_or_else(|error| panic!("{what}: {plan} bytes are not enough: {error}"))
             .most;
         assert!(used <= plan, "{what}: {used} bytes of {plan} planned");
         let less = plan - (SLACK * plan as f64) as u64;
-        let error = train(emulator, dataset, &config, less).err().expect(what);
+        let error = train(emulator, dataset, &config, less, None).err().expect(what);
         assert!(matches!(error, Error::DeviceMemory { .. }), "{what}: {error}");
         println!("{what}: planned {plan} bytes, {used} in use after a step, {less} do not suffice");
     }
@@ -180,11 +191,36 @@ fn the_best_epoch_stays_on_the_device_where_there_is_room() {
         let middle = u64::midpoint(too_little, enough);
         *if planned(middle) == most { &mut enough } else { &mut too_little } = middle;
     }
-    let kept = train(emulator, &dataset, &config, enough).unwrap();
-    let read = train(emulator, &dataset, &config, too_little).unwrap();
+    let kept = train(emulator, &dataset, &config, enough, None).unwrap();
+    let read = train(emulator, &dataset, &config, too_little, None).unwrap();
     assert!(kept.most <= most, "{} bytes of {most} planned", kept.most);
     assert_eq!(kept.most - read.most, features, "a copy of the features, and no more");
     assert_eq!(read.read - kept.read, features, "which is not read each time");
     assert!(kept.read < features / 4, "{} bytes read in an epoch", kept.read);
     assert!(kept.model == read.model, "the same model");
+
+    // What was counted on goes to others before it is needed: beside the other parameters there is no
+    // room for the features.
+    let late = train(emulator, &dataset, &config, enough, Some(features / 2)).unwrap();
+    assert_eq!(late.read, read.read, "read as where there was no room from the beginning");
+    assert!(late.model == read.model, "the same model");
+    emulator.set("BM3_EMULATOR_MEMORY", "");
+}
+
+/// The driver keeps what was freed for this process: a run that follows another finds as much memory
+/// as the first one did.
+#[test]
+fn freed_memory_is_free() {
+    if emulator::on_gpu() {
+        println!("skipped: others may use a GPU's memory meanwhile");
+        return;
+    }
+    let Some(cuda) = emulator::cuda() else { return };
+    let _alone = alone();
+    let (before, total) = cuda.device().memory().unwrap();
+    let buffer = cuda.zeros(10_000_000).unwrap();
+    assert_eq!(cuda.device().memory().unwrap(), (before - 40_000_000, total));
+    drop(buffer);
+    cuda.synchronize().unwrap();
+    assert_eq!(cuda.device().memory().unwrap(), (before, total));
 }

@@ -18,7 +18,7 @@ import torch
 
 from bm3 import Bm3, Settings, normalised_adjacency
 
-# Steps of a block, and blocks that are timed.
+# Steps that are timed at a time.
 BLOCK = 8
 
 

@@ -3,9 +3,11 @@
     python worker.py --data DIR [--device cpu|cuda:0] [--threads N]
 
 A request is `{"mode": MODE, "freeze_features": BOOL}` for `time_step.py`, or `{"operations": true}`
-for `time_operations.py`. Between requests it does nothing, and has no model.
+for `time_operations.py`. Between requests it does nothing, and holds no memory
+for a model.
 """
 
+import gc
 import json
 import sys
 
@@ -25,6 +27,10 @@ def main():
             answer = time_operations(data, arguments)
         else:
             answer = time_steps(data, arguments, request["mode"], request["freeze_features"])
+        # What is cached would be memory that the engine does not find.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         print(json.dumps(answer), flush=True)
 
 

@@ -370,7 +370,7 @@ impl CudaBatches {
     fn advance(&self, device: &Arc<Device>) -> Result<()> {
         launch!(
             device,
-            Launch { kernel: "next_batch", grid: [1; 3], block: 32, bytes: 96, flops: 0 },
+            Launch { kernel: "next_batch", grid: [1; 3], block: 32, bytes: 104, flops: 0 },
             [
                 &self.users.ids,
                 &self.items.ids,

@@ -36,7 +36,7 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Of a product of small weights. Its slices are small and many: few threads add them.
+    /// Of a product of small weights.
     pub const SMALL: Self = Self { rows: TILE, columns: TILE, least_depth: 8 * DEPTH };
     /// Of a product whose rows are those of features.
     pub const FEATURE_ROWS: Self = Self { rows: WIDE, columns: TILE, least_depth: 4 * DEPTH };
@@ -53,10 +53,10 @@ impl Tile {
         32 * self.warps() as u32
     }
 
-    /// The grid of a product of `columns` by `rows` outputs in `slices` slices.
+    /// The grid of a product of `columns` by `rows` outputs in `slices` slices: `place_in_grid` of
+    /// `tile.cuh`.
     pub fn grid(self, rows: usize, columns: usize, slices: usize) -> [u32; 3] {
-        let (x, y) = (blocks(columns as u64, self.columns), blocks(rows as u64, self.rows));
-        [x, y, slices as u32]
+        [blocks(rows as u64, self.rows) * self.column_tiles(columns), slices as u32, 1]
     }
 
     /// How many slices the depth of a product is cut into.
@@ -372,5 +372,21 @@ fn elementwise(kernel: &'static str, elements: u64, bytes: u64, flops: u64) -> L
         block: 256,
         bytes: bytes * elements,
         flops: flops * elements,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A GPU's grid has 65,535 blocks in y and z at most: no number of nodes, rows or slices may need more.
+    #[test]
+    fn a_grid_holds_as_many_rows_as_ids_can_tell_apart() {
+        let nodes = u32::MAX as usize;
+        let [x, y, z] = Tile::SMALL.grid(nodes, 64, Tile::SMALL.slices(nodes, 64, 64));
+        assert_eq!((x, y, z), (1 << 26, 1, 1));
+        let [x, y, z] = Tile::SMALL.grid(512, 512, Tile::SMALL.slices(512, 512, nodes));
+        assert_eq!((x, z), (64, 1));
+        assert!((2..1024).contains(&y), "{y} slices");
     }
 }

@@ -33,7 +33,8 @@ pub struct Device {
     kernels: Arc<HashMap<&'static str, Kernel>>,
     scratch: Mutex<Option<CudaSlice<u8>>>,
     /// What tables are copied by way of, once there was one.
-    staging: StagingPool,
+    /// What tables are copied by way of; all siblings have the same.
+    staging: Arc<StagingPool>,
     /// Those that have been asked for.
     branches: Mutex<Vec<Arc<Self>>>,
     /// What is asked of this device and its branches, where somebody wants to know.
@@ -104,13 +105,14 @@ impl Device {
                 .map_err(|error| failed(&format!("loading kernel {name}"), error))?;
             functions.insert(name, kernel);
         }
-        Ok(Self::on(gpu, stream, Arc::new(functions), Arc::default()))
+        Ok(Self::on(gpu, stream, Arc::new(functions), Arc::default(), Arc::default()))
     }
 
     fn on(
         gpu: Gpu,
         stream: Arc<CudaStream>,
         kernels: Arc<HashMap<&'static str, Kernel>>,
+        staging: Arc<StagingPool>,
         notes: Arc<Notes>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -118,7 +120,7 @@ impl Device {
             stream,
             kernels,
             scratch: Mutex::default(),
-            staging: StagingPool::default(),
+            staging,
             branches: Mutex::default(),
             notes,
             recorder: Mutex::default(),
@@ -137,7 +139,8 @@ impl Device {
     fn with_stream(&self, notes: Arc<Notes>) -> Result<Arc<Self>> {
         let stream = self.stream.context().new_stream();
         let stream = stream.map_err(|error| self.failed("making a stream".to_owned(), error))?;
-        Ok(Self::on(self.gpu.clone(), stream, self.kernels.clone(), notes))
+        let (kernels, staging) = (self.kernels.clone(), self.staging.clone());
+        Ok(Self::on(self.gpu.clone(), stream, kernels, staging, notes))
     }
 
     /// Branch `number` of this device: a sibling that is the same one each time, so that it has its
@@ -220,20 +223,32 @@ impl Device {
             .context()
             .mem_get_info()
             .map_err(|error| self.failed("asking for free memory".to_owned(), error))?;
-        Ok((free as u64, total as u64))
+        // What this process has freed is kept for its next allocations, and not free to the driver.
+        let reserved = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
+        let used = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+        let kept = match (self.of_pool(reserved), self.of_pool(used)) {
+            (Some(reserved), Some(used)) => reserved.saturating_sub(used),
+            // Without a pool nothing is kept.
+            _ => 0,
+        };
+        Ok((free as u64 + kept, total as u64))
     }
 
     /// The most bytes that were in use at a time, as far as the driver counts them.
     pub(super) fn peak_memory(&self) -> Option<u64> {
+        self.of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+    }
+
+    /// Bytes that the driver counts of its memory pool, if it has one.
+    fn of_pool(&self, attribute: sys::CUmemPool_attribute) -> Option<u64> {
         let context = self.stream.context();
-        let mut most = 0u64;
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        let mut bytes = 0u64;
         // SAFETY: the pool is the device's own, and the attribute's value is a u64, as documented.
         let asked = context.has_async_alloc().then(|| unsafe {
             let pool = result::device::get_default_mem_pool(context.cu_device())?;
-            result::mem_pool::get_attribute(pool, attribute, (&raw mut most).cast())
+            result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast())
         });
-        asked?.ok().map(|()| most)
+        asked?.ok().map(|()| bytes)
     }
 
     /// Waits for the work asked for so far.
@@ -376,6 +391,7 @@ impl Device {
         what: &str,
         fill: impl Fn(Range<usize>, &mut [u8]) + Sync,
     ) -> Result<()> {
+        assert!(length <= target.len(), "{length} bytes of {what} are filled, of {}", target.len());
         let base = target.address_of(0);
         let failed = |error| self.failed(format!("copying {length} bytes to {what}"), error);
         (0..length.div_ceil(part.max(1))).into_par_iter().try_for_each(|number| {
@@ -384,7 +400,7 @@ impl Device {
             fill(range.clone(), staging.bytes(range.len()).map_err(failed)?);
             let place = Address(base.0 + range.start as u64);
             // SAFETY: these bytes are part of the target, of which the caller has the only reference;
-            // its other uses are asked of this device's stream, too.
+            // other streams use it only after this one has come so far (`shared.rs`, `stream.rs`).
             let copied = unsafe { staging.copy_range(0..range.len(), place) };
             copied.and_then(|()| staging.mark()).map_err(failed)?;
             self.staging.give(staging);
@@ -394,13 +410,17 @@ impl Device {
 
     /// Copies as many bytes as `target` has from an address on, once the work asked for so far is done: by
     /// way of page-locked memory, on all threads.
-    pub(super) fn download_parts(&self, from: Address, target: &mut [u8]) -> Result<()> {
+    ///
+    /// # Safety
+    /// As many bytes from `from` on are memory of this device.
+    pub(super) unsafe fn download_parts(&self, from: Address, target: &mut [u8]) -> Result<()> {
         let length = target.len();
         let failed = |error| self.failed(format!("copying {length} bytes from the device"), error);
         target.par_chunks_mut(PIECE).enumerate().try_for_each(|(number, part)| {
             let mut staging = self.staging.take(&self.stream, part.len()).map_err(failed)?;
             let place = Address(from.0 + (number * PIECE) as u64);
-            staging.copy_from(place, part.len()).map_err(failed)?;
+            // SAFETY: a part of what the caller promises.
+            unsafe { staging.copy_from(place, part.len()) }.map_err(failed)?;
             part.copy_from_slice(staging.bytes(part.len()).map_err(failed)?);
             self.staging.give(staging);
             Ok(())
@@ -430,6 +450,12 @@ impl Drop for Device {
 /// Bytes of such a piece at least: long enough that a copy's beginning does not matter.
 pub(super) const PIECE: usize = 1 << 20;
 
+/// The most bytes of page-locked memory by way of which tables of such rows are copied.
+pub(crate) fn staging_bytes(row_bytes: usize) -> u64 {
+    // One in the hands of each thread, and as many that wait and one.
+    ((2 * rayon::current_num_threads() + 1) * row_bytes.max(PIECE)) as u64
+}
+
 /// Pieces of page-locked memory that serve one table after the other: to page-lock takes longer than
 /// to copy.
 #[derive(Default)]
@@ -447,7 +473,12 @@ impl StagingPool {
         };
         drop(pieces);
         match oldest {
-            Some(piece) if piece.length() >= bytes => Ok(piece),
+            Some(mut piece) if piece.length() >= bytes => {
+                // It may have served a sibling's stream.
+                piece.wait()?;
+                piece.stream = stream.clone();
+                Ok(piece)
+            }
             _ => Staging::new(stream, bytes.max(PIECE)),
         }
     }
@@ -462,7 +493,7 @@ impl StagingPool {
     }
 }
 
-/// Page-locked memory that copies to the device are made from.
+/// Page-locked memory that copies to the device, or from it, go by way of.
 ///
 /// cudarc's own record of when such memory is free again goes with its event tracking, which this
 /// device does without: the event is ours.
@@ -533,13 +564,15 @@ impl Staging {
     }
 
     /// Copies so many bytes from a place on the device to its beginning, and does not wait.
-    fn copy_from(&mut self, source: Address, length: usize) -> Result<(), DriverError> {
+    ///
+    /// # Safety
+    /// As many bytes from `source` on are memory of this device.
+    unsafe fn copy_from(&mut self, source: Address, length: usize) -> Result<(), DriverError> {
         self.wait()?;
         self.stream.context().bind_to_thread()?;
         let target = &mut self.memory.as_mut_slice()?[..length];
         self.is_in_use = true;
-        // SAFETY: whoever asks has so much memory there; the target stays until the copies were
-        // waited for.
+        // SAFETY: as the caller promises; the target stays until the copies were waited for.
         unsafe { result::memcpy_dtoh_async(target, source.0, self.stream.cu_stream()) }?;
         self.mark()
     }

@@ -92,7 +92,7 @@ const COPY_BYTES: usize = PIECE;
 const RELEASED_BYTES: u64 = 32 << 20;
 
 /// How many rows of a table are converted and copied at a time.
-pub(crate) fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
+fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
     (COPY_BYTES / row_bytes).clamp(1, rows.max(1))
 }
 
@@ -109,6 +109,24 @@ pub enum CudaKept {
 }
 
 impl CudaKept {
+    /// A copy on the device; where memory that was counted on has gone to others meanwhile, what
+    /// `read` reads.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(super) fn new(
+        copy: Result<Memory<u8>>,
+        read: impl FnOnce() -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        match copy {
+            Err(error @ Error::DeviceMemory { .. }) => {
+                tracing::warn!(%error, "the best epoch's model is kept in the host's memory");
+                read().map(Self::Host)
+            }
+            copy => copy.map(Self::Device),
+        }
+    }
+
     /// Reads them.
     pub(super) fn read(self) -> Result<Vec<f32>> {
         match self {
@@ -257,11 +275,15 @@ impl CudaFeatures {
     /// # Errors
     /// Those of the device.
     pub(super) fn keep(&self, on_device: bool) -> Result<Option<CudaKept>> {
-        if !on_device {
-            return Ok(self.values()?.map(CudaKept::Host));
+        if self.trained.is_none() {
+            return Ok(None);
         }
-        let copy = |_| self.values.copy(0..self.values.len(), "features of the best epoch");
-        Ok(self.trained.as_ref().map(copy).transpose()?.map(CudaKept::Device))
+        let read = || self.values.read_as();
+        if !on_device {
+            return read().map(CudaKept::Host).map(Some);
+        }
+        let copy = self.values.copy(0..self.values.len(), "features of the best epoch");
+        CudaKept::new(copy, read).map(Some)
     }
 
     /// The state of trained features.

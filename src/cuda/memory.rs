@@ -12,8 +12,7 @@ use super::device::Device;
 use super::launch::Address;
 use crate::Result;
 
-/// Bytes from which on a copy to the host is made by way of page-locked memory: the driver copies
-/// smaller ones as fast by itself.
+/// Bytes from which on a copy to the host is made by way of page-locked memory, in parts.
 const LARGE: usize = 4 << 20;
 
 /// Numbers on a device; given back, after the work in flight, when dropped.
@@ -94,9 +93,7 @@ impl<T: Pod> Memory<T> {
         self.copy_to(range.start * size_of::<T>(), bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
     }
-}
 
-impl<T: Pod> Memory<T> {
     /// A copy of the elements of `range` on the device, as bytes.
     ///
     /// # Errors
@@ -119,12 +116,14 @@ impl<T> Memory<T> {
         let Some(bytes) = self.bytes.as_ref().filter(|_| !target.is_empty()) else {
             return Ok(());
         };
+        // Of a range within the memory, or it panics.
+        let part = bytes.slice(start..start + target.len());
         if target.len() >= LARGE {
             let from = Address(self.address_of(0).0 + start as u64);
-            return self.device.download_parts(from, target);
+            // SAFETY: where the part begins.
+            return unsafe { self.device.download_parts(from, target) };
         }
         let stream = self.device.stream();
-        let part = bytes.slice(start..start + target.len());
         stream.memcpy_dtoh(&part, target).and_then(|()| stream.synchronize()).map_err(|error| {
             self.device.failed(format!("copying {} bytes from the device", target.len()), error)
         })

@@ -33,8 +33,8 @@ use std::sync::Arc;
 pub use batches::{CudaBatch, CudaBatches};
 use dense::Rows;
 pub use device::Device;
+pub(crate) use device::staging_bytes;
 pub use driver::{Gpu, Unusable, can_run, gpus};
-pub(crate) use features::rows_at_a_time;
 pub use features::{CudaFeatures, CudaKept, StoredType, UploadProgress};
 use features::{Replay, frozen_table};
 pub use kernels::{Capability, CudaVersion, Kernels, NAMES as KERNEL_NAMES};
@@ -207,7 +207,9 @@ impl Backend for Cuda {
     }
 
     fn keep(&self, source: View<'_, Memory<f32>>) -> Result<CudaKept> {
-        source.buffer.copy(source.range, "parameters of the best epoch").map(CudaKept::Device)
+        let View { buffer, range } = source;
+        let copy = buffer.copy(range.clone(), "parameters of the best epoch");
+        CudaKept::new(copy, || buffer.read(range))
     }
 
     fn read_kept(&self, kept: CudaKept) -> Result<Vec<f32>> {

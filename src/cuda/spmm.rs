@@ -65,8 +65,9 @@ fn segment_length(neighbours: usize) -> usize {
 }
 
 /// Cuts rows into segments; a row without neighbours has an empty one. Those longer than [`SEGMENT`]
-/// come first: begun last, they would be what is waited for. The others go by their length as well, so
-/// that the groups of a warp have as much to do.
+/// come first, with what is left of their rows: begun last, they would be what is waited for, and whoever
+/// comes last adds the row's segments. The others go by their length as well, so that the groups of a
+/// warp have as much to do.
 fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
     let (mut segments, mut long_rows, mut slots) = (Vec::new(), Vec::new(), 0);
     for (row, bounds) in offsets.windows(2).enumerate() {
@@ -86,7 +87,10 @@ fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
             slots += count;
         }
     }
-    segments.sort_by_key(|segment| Reverse(segment.length));
+    segments.sort_by_key(|&Segment { row, length, slot, .. }| match slot {
+        NO_SLOT => (Reverse(length as usize), true),
+        _ => (Reverse(segment_length(offsets[row as usize + 1] - offsets[row as usize])), false),
+    });
     (segments, long_rows, slots)
 }
 
@@ -220,7 +224,7 @@ pub(super) fn spmm(
                 grid: [blocks(graph.segments.len() as u64, groups_per_block), 1, 1],
                 block: 256,
                 bytes: gathered * (row_bytes + 8)
-                    + nodes * (2 * row_bytes + 16)
+                    + nodes * (2 * row_bytes + 24)
                     + 2 * graph.slots as u64 * row_bytes,
                 flops: 2 * (gathered + nodes) * columns as u64,
             },
@@ -268,8 +272,11 @@ mod tests {
                 Some(*sum)
             }));
             let (mut segments, long_rows, slots) = cut(&offsets);
-            let is_long = |segment: &Segment| segment.length > SEGMENT as u32;
-            prop_assert!(segments.is_sorted_by_key(|segment| !is_long(segment)));
+            let whole = segments.iter().position(|segment| segment.slot == NO_SLOT);
+            let whole = whole.unwrap_or(segments.len());
+            prop_assert!(segments[..whole].iter().all(|segment| segment.slot != NO_SLOT));
+            prop_assert!(segments[whole..].iter().all(|segment| segment.slot == NO_SLOT));
+            prop_assert!(segments[whole..].is_sorted_by_key(|segment| Reverse(segment.length)));
             segments.sort_by_key(|segment| (segment.start, segment.row));
             let mut next = 0;
             let mut taken = Vec::new();

@@ -130,6 +130,7 @@ pub fn on_gpu(
     // With a split by seed each one has graphs of its own.
     let sets: BTreeSet<*const Dataset> =
         runs.iter().map(|run| Arc::as_ptr(&dataset(run))).collect();
+    let own_graph = graphs.values().copied().max().unwrap_or(0);
     let graphs = graphs.values().sum::<u64>() * sets.len() as u64;
     let wanted = jobs.unwrap_or(GPU_JOBS).min(runs.len());
     let shared = graphs + tables.values().sum::<u64>();
@@ -143,7 +144,7 @@ pub fn on_gpu(
     };
     // The part of one run, and what it counts although it is there already.
     let part = |room: &Room, shared: u64| {
-        free.saturating_sub(shared) / room.lanes.jobs as u64 + graphs + MARGIN
+        free.saturating_sub(shared) / room.lanes.jobs as u64 + own_graph + MARGIN
     };
     if storage == FeatureStorage::Stream {
         let room = gpu(graphs, streaming);
@@ -152,7 +153,8 @@ pub fn on_gpu(
     }
     // Runs keep their best features on the GPU where that leaves no other run out.
     let (room, keeping) = (gpu(shared, own), gpu(shared, keeping));
-    let room = if keeping.lanes.jobs == room.lanes.jobs { keeping } else { room };
+    let leaves_all = keeping.lanes.jobs == room.lanes.jobs && keeping.memory == room.memory;
+    let room = if leaves_all { keeping } else { room };
     let holds_one = shared + own + own / SPARE_SHARE <= free;
     let (storage, shared) = match storage {
         // One run after the other, each with what there is.

@@ -481,14 +481,22 @@ CUresult cuDeviceGetDefaultMemPool(void** pool, CUdevice) {
     return CUDA_SUCCESS;
 }
 
+// Bytes that the pool has of the device's memory: it keeps what was freed, while there is other.
+static unsigned long long reserved() {
+    unsigned long long total = number("BM3_EMULATOR_MEMORY", "1099511627776");
+    return std::max<unsigned long long>(driver().used,
+                                        std::min<unsigned long long>(driver().most_used, total));
+}
+
 CUresult cuMemPoolGetAttribute(void*, int attribute, void* value) {
     BEGIN();
-    // The most bytes that were in use at a time.
-    if (attribute != 8) {
-        return CUDA_ERROR_INVALID_VALUE;
+    unsigned long long& bytes = *static_cast<unsigned long long*>(value);
+    switch (attribute) {
+        case 5: bytes = reserved(); return CUDA_SUCCESS;
+        case 7: bytes = driver().used; return CUDA_SUCCESS;
+        case 8: bytes = driver().most_used; return CUDA_SUCCESS;
+        default: return CUDA_ERROR_INVALID_VALUE;
     }
-    *static_cast<unsigned long long*>(value) = driver().most_used;
-    return CUDA_SUCCESS;
 }
 
 CUresult cuMemPoolSetAttribute(void*, int, void*) {
@@ -659,7 +667,7 @@ CUresult cuEventSynchronize(Event* event) {
 CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
     BEGIN();
     *total = number("BM3_EMULATOR_MEMORY", "1099511627776");
-    *free = *total > driver().used ? *total - driver().used : 0;
+    *free = *total - std::min<size_t>(*total, reserved());
     return CUDA_SUCCESS;
 }
 
@@ -796,6 +804,10 @@ CUresult cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, un
                         unsigned block_x, unsigned block_y, unsigned block_z, unsigned,
                         Stream* stream, void** parameters, void**) {
     BEGIN_IN_CONTEXT();
+    // As a GPU has it: only x goes further.
+    if (grid_x > 0x7fffffff || grid_y > 0xffff || grid_z > 0xffff) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     const emulator::Kernel* kernel = function->kernel;
     auto arguments = std::make_shared<std::vector<std::vector<char>>>();
     for (size_t index = 0; index < kernel->sizes.size(); ++index) {

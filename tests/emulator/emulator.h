@@ -2,9 +2,9 @@
 //
 // A block's threads are fibers of one host thread. Each runs until a meeting point (a barrier, a
 // shuffle, a vote, a matrix product), where it waits for those it must meet; scheduler.cpp resumes
-// them, and driver.cpp speaks to programs as the CUDA driver does. Between meeting points a thread runs alone, so the order in which threads run is the
-// emulator's to choose: tests run kernels in several orders, and a result that depends on the
-// order betrays a missing barrier. Shared and device memory start as NaN patterns, so that a
+// them, and driver.cpp speaks to programs as the CUDA driver does. Between meeting points a thread
+// runs alone, so the order in which threads run is the emulator's to choose: tests run kernels in
+// several orders, and a result that depends on the order betrays a missing barrier. Shared and device memory start as NaN patterns, so that a
 // number nobody wrote is seen. Device memory is plain memory between guard words; out-of-bounds
 // accesses and undefined behaviour are left to AddressSanitizer and UBSan builds.
 #pragma once

@@ -106,7 +106,7 @@ tests() {
     [ "$program" = "$bin/test-streaming" ] || beside "$(basename "$program")" 300 "$program" --nocapture --test-threads=1
   done
   all_of_them
-  # It takes all memory there is.
+  # It copies beside kernels: not while others compute.
   [ ! -x "$bin/test-streaming" ] || step test-streaming 300 "$bin/test-streaming" --nocapture --test-threads=1
 }
 

@@ -146,7 +146,8 @@ fn of_all_sizes(seed: u64, count: usize, least: f64, most: f64) -> Vec<f32> {
 fn rare(rows: usize, columns: usize, least: f64, most: f64) -> FeatureState<f32> {
     let elements = rows * columns;
     FeatureState {
-        values: numbers(1, elements),
+        // Small ones tell of the last bits of a small move.
+        values: of_all_sizes(1, elements, least, most),
         first: of_all_sizes(2, elements, least, most),
         second: magnitudes(&of_all_sizes(3, elements, 1.4 * least, 1.4 * most)),
         touched: (0..rows as u32).map(|row| 1 + row % 7 * 31).collect(),
@@ -196,7 +197,7 @@ fn rare_numbers_are_replayed_to_the_same_bits() {
     on_device(|cuda| {
         let many = if crate::emulator::on_gpu() { 500 } else { 1 };
         for (rows, columns, least, most) in
-            [(7 * many, 1100, -107.0, 70.0), (7 * many, 513, -80.0, 25.0), (7, 6, -80.0, 21.0)]
+            [(7 * many, 1100, -107.0, 110.0), (7 * many, 513, -80.0, 25.0), (7, 6, -120.0, -70.0)]
         {
             let before = rare(rows, columns, least, most);
             let history = rare_history();
@@ -228,7 +229,7 @@ fn rare_numbers_are_replayed_to_the_same_bits() {
 fn a_step_of_rare_rows_has_the_bits_of_the_formula() {
     on_device(|cuda| {
         let (rows, columns, width) = (70, 1100, 4);
-        for (least, most) in [(-107.0, 70.0), (-79.0, 21.0)] {
+        for (least, most) in [(-107.0, 110.0), (-79.0, 21.0), (-120.0, -70.0)] {
             for rate in [1e-3, 1e-9] {
                 let items = (0..rows as u32).collect::<Vec<_>>();
                 let case = BatchCase::new(vec![0; rows], items);
