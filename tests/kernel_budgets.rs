@@ -99,13 +99,14 @@ fn written(toolkit: &str, kernels: &Kernels) -> String {
     text + "\n"
 }
 
-/// What is over its budget, or so far below that the budget should follow.
+/// What is over its budget, in units of what the device gives out, or so far below that the budget should
+/// follow.
 fn differences(found: &Kernels, budgets: &Kernels) -> Vec<String> {
     let mut all = Vec::new();
-    let mut compare = |kernel: &str, what: &str, found: u32, budget: u32, slack: u32| {
-        if found > budget {
+    let mut compare = |kernel: &str, what: &str, found: u32, budget: u32, unit: u32| {
+        if found.div_ceil(unit) > budget.div_ceil(unit) {
             all.push(format!("{kernel}: {found} {what}, over its budget of {budget}"));
-        } else if found + slack < budget {
+        } else if found + unit <= budget {
             all.push(format!("{kernel}: {found} {what}, below its budget of {budget}: lower it"));
         }
     };
@@ -117,13 +118,13 @@ fn differences(found: &Kernels, budgets: &Kernels) -> Vec<String> {
             strangers.push(format!("{name} {which}"));
             continue;
         };
-        compare(name, "bytes of shared memory", uses.shared_bytes, budget.shared_bytes, 0);
-        compare(name, "bytes of spilled registers", uses.spilled_bytes, budget.spilled_bytes, 0);
+        compare(name, "bytes of shared memory", uses.shared_bytes, budget.shared_bytes, 1);
+        compare(name, "bytes of spilled registers", uses.spilled_bytes, budget.spilled_bytes, 1);
         for (capability, &registers) in &uses.registers {
             // A build for capabilities of the user's choice may have others.
             if let Some(&most) = budget.registers.get(capability) {
                 let what = format!("registers for capability {capability}");
-                compare(name, &what, registers, most, REGISTER_UNIT - 1);
+                compare(name, &what, registers, most, REGISTER_UNIT);
             }
         }
     }
@@ -165,6 +166,9 @@ fn what_is_over_or_far_below_a_budget_is_named() {
         found("spmm 80 40 0 0\nspmm 90 32 0 0\ntop_k 80 118 44416 0\ntop_k 90 96 44416 0\n");
     assert_eq!(budgets(&written("13.0", &recorded)), ("13.0".to_owned(), recorded.clone()));
     assert!(differences(&recorded, &recorded).is_empty());
+    let alike =
+        found("spmm 80 38 0 0\nspmm 90 30 0 0\ntop_k 80 120 44416 0\ntop_k 90 93 44416 0\n");
+    assert!(differences(&alike, &recorded).is_empty());
 
     let now = found("spmm 80 33 0 0\nspmm 90 33 0 16\ntop_k 90 88 44032 0\nnew 90 1 0 0\n");
     assert_eq!(
