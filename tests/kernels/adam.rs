@@ -200,13 +200,10 @@ fn rare_numbers_are_replayed_to_the_same_bits() {
             [(7 * many, 1100, -107.0, 110.0), (7 * many, 513, -80.0, 25.0), (7, 6, -120.0, -70.0)]
         {
             let before = rare(rows, columns, least, most);
-            let history = rare_history();
-            for usual in [true, false] {
-                let mut history = history.clone();
-                if usual {
-                    let steps = 1..=history.len() as u64;
-                    history = steps.map(|step| adam_step(step, 1e-3)).collect();
-                }
+            let steady = |rate| (1..=220).map(|step| adam_step(step, rate)).collect();
+            let histories =
+                [("usual", steady(1e-3)), ("tiny", steady(1e-36)), ("mixed", rare_history())];
+            for (rates, history) in histories {
                 let mut features = cuda.trained_features(before.clone(), columns).unwrap();
                 let schedule = schedule(cuda, &history);
                 let last = history.len() as u32;
@@ -217,7 +214,7 @@ fn rare_numbers_are_replayed_to_the_same_bits() {
                     replay_row(&mut expected, row, columns, missed);
                     expected.touched[row] = last;
                 }
-                let what = format!("{rows} x {columns}, usual steps: {usual}");
+                let what = format!("{rows} x {columns}, {rates} rates");
                 assert_same_bits(&read(cuda, &features), &expected, &what);
             }
         }
@@ -230,7 +227,7 @@ fn a_step_of_rare_rows_has_the_bits_of_the_formula() {
     on_device(|cuda| {
         let (rows, columns, width) = (70, 1100, 4);
         for (least, most) in [(-107.0, 110.0), (-79.0, 21.0), (-120.0, -70.0)] {
-            for rate in [1e-3, 1e-9] {
+            for rate in [1e-3, 1e-9, 1e-36] {
                 let items = (0..rows as u32).collect::<Vec<_>>();
                 let case = BatchCase::new(vec![0; rows], items);
                 let case = BatchCase { step: 2, ..case };
@@ -247,6 +244,8 @@ fn a_step_of_rare_rows_has_the_bits_of_the_formula() {
                     cuda.adam_rows(batch, dz, weight, &schedule, &mut features, 0, &mut losses)
                         .unwrap();
                 });
+                // All parts of the rows are at this step now: nothing is left to be replayed.
+                cuda.adam_rows_replay_all(2, &schedule, &mut features).unwrap();
                 let mut expected = before;
                 for row in 0..rows {
                     replay_row(&mut expected, row, columns, &history[1..]);
