@@ -128,7 +128,7 @@ fn replayed_rows_have_the_bits_of_dense_steps() {
 }
 
 /// Numbers from 2^`least` to 2^`most` or their negatives, evenly by their exponent; some are 0.
-fn of_all_sizes(seed: u64, count: usize, least: f64, most: f64) -> Vec<f32> {
+fn of_all_sizes(seed: u64, count: usize, [least, most]: [f64; 2]) -> Vec<f32> {
     let sizes = numbers(seed, count);
     let size = |&size: &f32| match size {
         0.0 => 0.0,
@@ -141,15 +141,24 @@ fn of_all_sizes(seed: u64, count: usize, least: f64, most: f64) -> Vec<f32> {
     sizes.iter().map(size).collect()
 }
 
+/// Exponents on all sides of the bounds in which a step has no branches.
+const WIDE: [[f64; 2]; 2] = [[-107.0, 110.0], [-150.0, 154.0]];
+/// Within them and just beyond.
+const PLAIN: [[f64; 2]; 2] = [[-80.0, 25.0], [-105.0, 32.0]];
+/// Beyond them for first moments alone, whose moves then have remainders that are too small for a float.
+const TINY: [[f64; 2]; 2] = [[-130.0, -75.0], [-60.0, -20.0]];
+
 /// Rows of as many columns as several parts have and some: within the bounds in which a step has no
 /// branches, on all sides of them, and on their way out of them.
-fn rare(rows: usize, columns: usize, least: f64, most: f64) -> FeatureState<f32> {
+///
+/// `sizes`: exponents of the first moments, and of the second.
+fn rare(rows: usize, columns: usize, sizes: [[f64; 2]; 2]) -> FeatureState<f32> {
     let elements = rows * columns;
     FeatureState {
         // Small ones tell of the last bits of a small move.
-        values: of_all_sizes(1, elements, least, most),
-        first: of_all_sizes(2, elements, least, most),
-        second: magnitudes(&of_all_sizes(3, elements, 1.4 * least, 1.4 * most)),
+        values: of_all_sizes(1, elements, sizes[0]),
+        first: of_all_sizes(2, elements, sizes[0]),
+        second: magnitudes(&of_all_sizes(3, elements, sizes[1])),
         touched: (0..rows as u32).map(|row| 1 + row % 7 * 31).collect(),
     }
 }
@@ -196,10 +205,10 @@ fn replay_row(state: &mut FeatureState<f32>, row: usize, columns: usize, steps: 
 fn rare_numbers_are_replayed_to_the_same_bits() {
     on_device(|cuda| {
         let many = if crate::emulator::on_gpu() { 500 } else { 1 };
-        for (rows, columns, least, most) in
-            [(7 * many, 1100, -107.0, 110.0), (7 * many, 513, -80.0, 25.0), (7, 6, -120.0, -70.0)]
+        for (rows, columns, sizes) in
+            [(7 * many, 1100, WIDE), (7 * many, 513, PLAIN), (7, 6, TINY), (7, 100, TINY)]
         {
-            let before = rare(rows, columns, least, most);
+            let before = rare(rows, columns, sizes);
             let steady = |rate| (1..=220).map(|step| adam_step(step, rate)).collect();
             let histories =
                 [("usual", steady(1e-3)), ("tiny", steady(1e-36)), ("mixed", rare_history())];
@@ -226,12 +235,12 @@ fn rare_numbers_are_replayed_to_the_same_bits() {
 fn a_step_of_rare_rows_has_the_bits_of_the_formula() {
     on_device(|cuda| {
         let (rows, columns, width) = (70, 1100, 4);
-        for (least, most) in [(-107.0, 110.0), (-79.0, 21.0), (-120.0, -70.0)] {
+        for sizes in [WIDE, PLAIN, TINY] {
             for rate in [1e-3, 1e-9, 1e-36] {
                 let items = (0..rows as u32).collect::<Vec<_>>();
                 let case = BatchCase::new(vec![0; rows], items);
                 let case = BatchCase { step: 2, ..case };
-                let before = rare(rows, columns, least, most);
+                let before = rare(rows, columns, sizes);
                 let mut features = cuda.trained_features(before.clone(), columns).unwrap();
                 let history = [adam_step(1, rate), adam_step(2, rate)];
                 let schedule = schedule(cuda, &history);
@@ -251,7 +260,7 @@ fn a_step_of_rare_rows_has_the_bits_of_the_formula() {
                     replay_row(&mut expected, row, columns, &history[1..]);
                     expected.touched[row] = 2;
                 }
-                let what = format!("2^{least} to 2^{most}, rate {rate}");
+                let what = format!("sizes {sizes:?}, rate {rate}");
                 assert_same_bits(&read(cuda, &features), &expected, &what);
             }
         }
