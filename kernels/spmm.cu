@@ -149,7 +149,7 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
     before = group.from(before, 0);
     // A shuffle orders no memory: the first lane's count goes before all lanes' reads.
     __syncwarp();
-    if (!is_part || before + 1 < row.segments) {
+    if (!is_part || before + 1 != row.segments) {
         return;
     }
     __threadfence();
