@@ -154,6 +154,8 @@ unsigned long long number(const char* name, const char* standard) {
     return strtoull(setting(name, standard).c_str(), nullptr, 10);
 }
 
+size_t total_memory() { return number("BM3_EMULATOR_MEMORY", "1099511627776"); }
+
 // The error that the call of a function has to begin with, if any.
 CUresult begin(const char* function) {
     Driver& all = driver();
@@ -422,7 +424,7 @@ CUresult cuDeviceGetName(char* name, int length, CUdevice) {
 
 CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice) {
     BEGIN();
-    *bytes = number("BM3_EMULATOR_MEMORY", "1099511627776");
+    *bytes = total_memory();
     return CUDA_SUCCESS;
 }
 
@@ -482,19 +484,17 @@ CUresult cuDeviceGetDefaultMemPool(void** pool, CUdevice) {
 }
 
 // Bytes that the pool has of the device's memory: it keeps what was freed, while there is other.
-static unsigned long long reserved() {
-    unsigned long long total = number("BM3_EMULATOR_MEMORY", "1099511627776");
-    return std::max<unsigned long long>(driver().used,
-                                        std::min<unsigned long long>(driver().most_used, total));
+static size_t reserved() {
+    return std::max(driver().used, std::min(driver().most_used, total_memory()));
 }
 
 CUresult cuMemPoolGetAttribute(void*, int attribute, void* value) {
     BEGIN();
     unsigned long long& bytes = *static_cast<unsigned long long*>(value);
     switch (attribute) {
-        case 5: bytes = reserved(); return CUDA_SUCCESS;
-        case 7: bytes = driver().used; return CUDA_SUCCESS;
-        case 8: bytes = driver().most_used; return CUDA_SUCCESS;
+        case 5: bytes = reserved(); return CUDA_SUCCESS;            // RESERVED_MEM_CURRENT
+        case 7: bytes = driver().used; return CUDA_SUCCESS;         // USED_MEM_CURRENT
+        case 8: bytes = driver().most_used; return CUDA_SUCCESS;    // USED_MEM_HIGH
         default: return CUDA_ERROR_INVALID_VALUE;
     }
 }
@@ -666,8 +666,8 @@ CUresult cuEventSynchronize(Event* event) {
 
 CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
     BEGIN();
-    *total = number("BM3_EMULATOR_MEMORY", "1099511627776");
-    *free = *total - std::min<size_t>(*total, reserved());
+    *total = total_memory();
+    *free = *total - std::min(*total, reserved());
     return CUDA_SUCCESS;
 }
 
@@ -677,10 +677,12 @@ CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, Stream* stream) {
         return unsupported(*stream);
     }
     Driver& all = driver();
-    if (bytes > number("BM3_EMULATOR_MEMORY", "1099511627776") - all.used) {
-        // A GPU would wait for memory that is being given back, too.
-        catch_up(*stream, stream->asked);
-        if (bytes > number("BM3_EMULATOR_MEMORY", "1099511627776") - all.used) {
+    if (all.used + bytes > total_memory()) {
+        // A GPU would wait for memory that is being given back, too, on whatever stream.
+        for (Stream* other : all.streams) {
+            catch_up(*other, other->asked);
+        }
+        if (all.used + bytes > total_memory()) {
             return CUDA_ERROR_OUT_OF_MEMORY;
         }
     }
