@@ -16,6 +16,8 @@ struct AdamStep {
     float root_factor;  // 1 / sqrt(1 - b2^t)
 };
 
+static const float ADAM_EPSILON = 1e-8f;
+
 __device__ __forceinline__ void adam_moments(float gradient, float& first, float& second) {
     const float beta1 = 0.9f, beta2 = 0.999f;
     // 1 - beta in double, then rounded: as the CPU backend and PyTorch have it.
@@ -43,18 +45,18 @@ __device__ __forceinline__ bool adam_is_plain(AdamStep step) {
 
 // What p moves by.
 __device__ __forceinline__ float adam_move(AdamStep step, float first, float second) {
-    return step.step_size * first / fmaf(sqrtf(second), step.root_factor, 1e-8f);
+    return step.step_size * first / fmaf(sqrtf(second), step.root_factor, ADAM_EPSILON);
 }
 
 // The same within the bounds above. The numerator is then between 2^-100 and 2^60, the denominator
-// between 1e-8 and 2^21, and no number on the way is less than 2^-149 times a whole one: all
-// remainders are exact.
+// between 1e-8 and 2^21, and remainders, of some 2^-48 of the numerator at least, are multiples of
+// 2^-149: exact.
 __device__ __forceinline__ float adam_move_plain(AdamStep step, float first, float second) {
     float near = near_reciprocal_root(second);
     float root = second * near, half = 0.5f * near;
     root = fmaf(fmaf(-root, root, second), half, root);
     float numerator = step.step_size * first;
-    float denominator = fmaf(root, step.root_factor, 1e-8f);
+    float denominator = fmaf(root, step.root_factor, ADAM_EPSILON);
     float reciprocal = near_reciprocal(denominator);
     reciprocal = fmaf(reciprocal, fmaf(-denominator, reciprocal, 1.0f), reciprocal);
     float quotient = numerator * reciprocal;

@@ -95,15 +95,9 @@ impl MemoryPlan {
         }
         let streamed = matches!(placement, Placement::Streamed { .. });
         if features > 0 && !streamed {
-            let row_bytes = |modality: &crate::data::Modality| {
-                let stored = match config.freeze_features {
-                    true => StoredType::of_run(config, &modality.features),
-                    false => StoredType::F32,
-                };
-                modality.features.columns() * stored.size()
-            };
-            let longest = dataset.modalities.iter().map(row_bytes).max().unwrap_or(0);
-            let bytes = cuda::staging_bytes(longest);
+            let tables = dataset.modalities.iter().map(|modality| &modality.features);
+            let longest = tables.map(|features| StoredType::row_bytes(config, features)).max();
+            let bytes = cuda::staging_bytes(longest.unwrap_or(0));
             add("page-locked memory, by way of which features are copied", bytes);
         }
         let users = evaluate::users_of(&[&dataset.valid, &dataset.test]).len() as u64;
@@ -140,7 +134,7 @@ fn interactions(dataset: &Dataset) -> u64 {
 }
 
 /// The numbers of all modalities' features.
-fn feature_values(dataset: &Dataset) -> u64 {
+pub(crate) fn feature_values(dataset: &Dataset) -> u64 {
     let columns = dataset.modalities.iter().map(|modality| modality.features.columns() as u64);
     dataset.items as u64 * columns.sum::<u64>()
 }

@@ -194,12 +194,8 @@ impl Watcher for MostUsed {
 #[test]
 fn runs_keep_their_best_features_where_that_leaves_no_run_out() {
     let _alone = alone();
-    if emulator::on_gpu() {
-        println!("skipped: what a GPU has cannot be changed");
-        return;
-    }
-    let Some(cuda) = emulator::cuda() else { return };
-    let emulator = emulator::emulator().expect("it is there");
+    let Some(emulator) = emulator::changeable() else { return };
+    let cuda = emulator::cuda().expect("the emulator's");
     let dataset = dataset();
     let plan = plan(&["dropout=0.3,0.5"], &[3, 5], &TrainSettings::default());
     let features = 4 * 600 * (300 + 12);
@@ -226,12 +222,8 @@ fn runs_keep_their_best_features_where_that_leaves_no_run_out() {
 #[test]
 fn what_is_shared_lies_there_once_and_memory_decides_how_many_run() {
     let _alone = alone();
-    if emulator::on_gpu() {
-        println!("skipped: what a GPU has cannot be changed");
-        return;
-    }
-    let Some(cuda) = emulator::cuda() else { return };
-    let emulator = emulator::emulator().expect("it is there");
+    let Some(emulator) = emulator::changeable() else { return };
+    let cuda = emulator::cuda().expect("the emulator's");
     let dataset = dataset();
     let features = 4 * 600 * (300 + 12);
 

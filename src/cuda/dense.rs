@@ -56,12 +56,12 @@ impl Tile {
     /// The grid of a product of `columns` by `rows` outputs in `slices` slices: `place_in_grid` of
     /// `tile.cuh`.
     pub fn grid(self, rows: usize, columns: usize, slices: usize) -> [u32; 3] {
-        [blocks(rows as u64, self.rows) * self.column_tiles(columns), slices as u32, 1]
+        [self.tiles(rows, columns), slices as u32, 1]
     }
 
     /// How many slices the depth of a product is cut into.
     pub fn slices(self, rows: usize, columns: usize, depth: usize) -> usize {
-        let tiles = (rows as u64).div_ceil(self.rows) * (columns as u64).div_ceil(self.columns);
+        let tiles = u64::from(self.tiles(rows, columns));
         let wanted = (TARGET_WARPS / self.warps() / tiles.max(1)).max(1) as usize;
         let slice_depth = depth.div_ceil(wanted).next_multiple_of(DEPTH).max(self.least_depth);
         depth.div_ceil(slice_depth).max(1)
@@ -75,8 +75,12 @@ impl Tile {
 
     /// Blocks of a projection that cuts itself: as many as it may have tiles, or as it is cut into.
     pub fn projection_blocks(self, rows: usize, columns: usize) -> u32 {
-        let tiles = blocks(rows as u64, self.rows) * self.column_tiles(columns);
-        tiles.max(PROJECTION_BLOCKS)
+        self.tiles(rows, columns).max(PROJECTION_BLOCKS)
+    }
+
+    /// Tiles of so many rows and columns.
+    fn tiles(self, rows: usize, columns: usize) -> u32 {
+        blocks(rows as u64, self.rows) * self.column_tiles(columns)
     }
 
     /// Tiles side by side over so many columns.

@@ -62,9 +62,17 @@ impl StoredType {
         }
     }
 
-    /// The type in which a run stores frozen features.
+    /// The type in which a run stores features: trained ones in single precision.
     pub(crate) fn of_run(config: &TrainConfig, features: &FeatureMatrix) -> Self {
-        Self::chosen(config.feature_type).unwrap_or(Self::of(features.dtype()))
+        match config.freeze_features {
+            true => Self::chosen(config.feature_type).unwrap_or(Self::of(features.dtype())),
+            false => Self::F32,
+        }
+    }
+
+    /// Bytes of a row of features as a run stores them.
+    pub(crate) fn row_bytes(config: &TrainConfig, features: &FeatureMatrix) -> usize {
+        features.columns() * Self::of_run(config, features).size()
     }
 
     /// The type of a file whose numbers are stored as they are.
@@ -158,7 +166,8 @@ struct Trained {
     touched: Memory<u32>,
 }
 
-/// Columns of a row that a block of `adam_replay` brings up to date, four for each of its threads.
+/// Columns of a row that a block of `adam_replay` brings up to date, four for each of its threads: the
+/// same of `adam_rows.cu`.
 const PART: usize = 512;
 
 /// The parts of a row of trained features.

@@ -76,8 +76,8 @@ pub struct Cuda {
     pool: Option<Arc<Pool>>,
     /// What brings frozen features that are not all on the device.
     stream: Option<Arc<FeatureStream>>,
-    /// Whether trained features are kept on the device, where the run has room for them.
-    keeps_features: bool,
+    /// Whether the run has room for the best epoch's features beside those that are trained.
+    keeps_best: bool,
     progress: Arc<UploadProgress>,
 }
 
@@ -91,7 +91,7 @@ impl Cuda {
             budget: None,
             pool: None,
             stream: None,
-            keeps_features: false,
+            keeps_best: false,
             progress: Arc::new(|_: &str, _, _| ()),
         }
     }
@@ -108,7 +108,7 @@ impl Cuda {
     /// Those of the device.
     pub fn sibling(&self) -> Result<Self> {
         let device = self.device.sibling()?;
-        Ok(Self { device, stream: None, keeps_features: false, ..self.clone() })
+        Ok(Self { device, stream: None, keeps_best: false, ..self.clone() })
     }
 
     /// Has a run count on no more than so many bytes when it decides what lies where.
@@ -290,7 +290,7 @@ impl Backend for Cuda {
                 Some(Arc::new(FeatureStream::new(&self.device, dataset.items, kept, *room)?))
             }
         };
-        self.keeps_features = placement == Placement::Trained { keeps_best: true };
+        self.keeps_best = placement == Placement::Trained { keeps_best: true };
         Ok(placement.describe(dataset, config))
     }
 
@@ -329,7 +329,7 @@ impl Backend for Cuda {
     }
 
     fn keep_features(&self, features: &CudaFeatures) -> Result<Option<CudaKept>> {
-        features.keep(self.keeps_features)
+        features.keep(self.keeps_best)
     }
 
     fn losses(&self, sums: &[f64]) -> Result<CudaLosses> {

@@ -21,7 +21,7 @@ use crate::config::{FeatureStorage, Propagation, TrainConfig};
 use crate::data::Dataset;
 use crate::evaluate;
 use crate::graph::Graph;
-use crate::memory::{MemoryLine, layer_buffers};
+use crate::memory::{MemoryLine, feature_values, layer_buffers};
 use crate::parameters::Layout;
 use crate::train::{self, STOPPING_LENGTH};
 
@@ -109,19 +109,13 @@ impl Placement {
 
 /// Bytes of an item's features in all modalities, as they are stored.
 fn row_bytes(dataset: &Dataset, config: &TrainConfig) -> usize {
-    let bytes = |modality: &crate::data::Modality| {
-        modality.features.columns() * StoredType::of_run(config, &modality.features).size()
-    };
-    dataset.modalities.iter().map(bytes).sum()
+    let features = dataset.modalities.iter().map(|modality| &modality.features);
+    features.map(|features| StoredType::row_bytes(config, features)).sum()
 }
 
 /// Bytes of the values of trained features; 0 where they are frozen.
 fn trained_bytes(dataset: &Dataset, config: &TrainConfig) -> u64 {
-    let columns = |modality: &crate::data::Modality| modality.features.columns() as u64;
-    match config.freeze_features {
-        true => 0,
-        false => dataset.items as u64 * dataset.modalities.iter().map(columns).sum::<u64>() * WORD,
-    }
+    if config.freeze_features { 0 } else { feature_values(dataset) * WORD }
 }
 
 /// The rooms of a run's batches.

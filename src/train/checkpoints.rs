@@ -101,10 +101,9 @@ impl<'a, B: Backend> Run<'a, B> {
     /// Writes the best model where it is not yet saved, and keeps it no longer; whether it had to. A
     /// run ends when it cannot be written.
     fn save_best(&mut self, path: &Path) -> Result<bool> {
-        let Some(best) = &mut self.best else { return Ok(false) };
-        let Some(kept) = best.unsaved.take() else { return Ok(false) };
-        let record = best.record.clone();
-        let record = self.model_record(&record);
+        let kept = self.best.as_mut().and_then(|best| best.unsaved.take());
+        let (Some(best), Some(kept)) = (&self.best, kept) else { return Ok(false) };
+        let record = self.model_record(&best.record);
         let ParameterValues { dense, features } = self.model.read_kept(kept)?;
         let (layout, graph) = (self.model.layout(), self.model.graph());
         model::write(path, &record, layout, &dense, &features, graph)?;

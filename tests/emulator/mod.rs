@@ -68,6 +68,16 @@ pub fn emulator() -> Option<&'static Emulator> {
     EMULATOR.get_or_init(|| library().map(|path| Emulator::load(&path))).as_ref()
 }
 
+/// The emulator, for a test that changes what a device has; `None`, with the reason printed, on a GPU
+/// or without a C++ compiler.
+pub fn changeable() -> Option<&'static Emulator> {
+    if on_gpu() {
+        println!("skipped: what a GPU has cannot be changed");
+        return None;
+    }
+    emulator()
+}
+
 pub struct Emulator {
     library: libloading::Library,
     /// Where `libcuda.so` lies, for programs started with `LD_LIBRARY_PATH`.

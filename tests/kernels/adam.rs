@@ -112,13 +112,8 @@ fn replayed_rows_have_the_bits_of_dense_steps() {
                     if !chosen || expected.touched[row] == 0 {
                         continue;
                     }
-                    for &step in &history[expected.touched[row] as usize..] {
-                        for element in row * columns..(row + 1) * columns {
-                            let FeatureState { values, first, second, .. } = &mut expected;
-                            let (m, v) = (&mut first[element], &mut second[element]);
-                            update(step, 0.0, &mut values[element], m, v);
-                        }
-                    }
+                    let missed = &history[expected.touched[row] as usize..];
+                    replay_row(&mut expected, row, columns, missed);
                     expected.touched[row] = history.len() as u32;
                 }
                 assert_eq!(read(cuda, &features), expected, "{rows} x {columns}");
@@ -163,9 +158,14 @@ fn rare(rows: usize, columns: usize, sizes: [[f64; 2]; 2]) -> FeatureState<f32> 
     }
 }
 
+/// Steps of one rate.
+fn steady(rate: f64) -> Vec<AdamStep> {
+    (1..=220).map(|step| adam_step(step, rate)).collect()
+}
+
 /// Steps as usual, and some of rates that are rarer than numbers.
 fn rare_history() -> Vec<AdamStep> {
-    let mut history: Vec<_> = (1..=220).map(|step| adam_step(step, 1e-3)).collect();
+    let mut history = steady(1e-3);
     for (step, rate) in [(2, 0.0), (70, 1e-9), (71, 1e9), (140, 1e-36), (200, -0.5)] {
         history[step - 1] = adam_step(step as u64, rate);
     }
@@ -209,7 +209,6 @@ fn rare_numbers_are_replayed_to_the_same_bits() {
             [(7 * many, 1100, WIDE), (7 * many, 513, PLAIN), (7, 6, TINY), (7, 100, TINY)]
         {
             let before = rare(rows, columns, sizes);
-            let steady = |rate| (1..=220).map(|step| adam_step(step, rate)).collect();
             let histories =
                 [("usual", steady(1e-3)), ("tiny", steady(1e-36)), ("mixed", rare_history())];
             for (rates, history) in histories {
@@ -282,12 +281,7 @@ fn a_long_history_is_replayed_to_its_end() {
             known = last;
         }
         let mut expected = before;
-        for &step in &history[1..] {
-            for element in 0..4 {
-                let FeatureState { values, first, second, .. } = &mut expected;
-                update(step, 0.0, &mut values[element], &mut first[element], &mut second[element]);
-            }
-        }
+        replay_row(&mut expected, 0, 4, &history[1..]);
         expected.touched = vec![2500];
         assert_eq!(read(cuda, &features), expected);
     });
