@@ -32,7 +32,6 @@ pub struct Device {
     stream: Arc<CudaStream>,
     kernels: Arc<HashMap<&'static str, Kernel>>,
     scratch: Mutex<Option<CudaSlice<u8>>>,
-    /// What tables are copied by way of, once there was one.
     /// What tables are copied by way of; all siblings have the same.
     staging: Arc<StagingPool>,
     /// Those that have been asked for.
@@ -382,7 +381,8 @@ impl Device {
     }
 
     /// Fills the first `length` bytes of `target` in parts of `part` bytes at most: `fill` makes them in
-    /// page-locked memory, on all threads, while others are on their way.
+    /// page-locked memory, on all threads, while others are on their way. Whoever is free takes the next
+    /// part, so that a file is read from its beginning on.
     pub(super) fn upload_parts(
         &self,
         target: &mut Memory<u8>,
@@ -394,7 +394,7 @@ impl Device {
         assert!(length <= target.len(), "{length} bytes of {what} are filled, of {}", target.len());
         let base = target.address_of(0);
         let failed = |error| self.failed(format!("copying {length} bytes to {what}"), error);
-        (0..length.div_ceil(part.max(1))).into_par_iter().try_for_each(|number| {
+        (0..length.div_ceil(part.max(1))).par_bridge().try_for_each(|number| {
             let range = number * part..((number + 1) * part).min(length);
             let mut staging = self.staging.take(&self.stream, part).map_err(failed)?;
             fill(range.clone(), staging.bytes(range.len()).map_err(failed)?);

@@ -380,7 +380,9 @@ pub(super) fn upload_rows(
     let row_bytes = matrix.columns() * stored.size();
     let (bytes, place) = (rows.count() * row_bytes, matrix.place());
     let part = rows_at_a_time(row_bytes, rows.count()) * row_bytes;
-    let (first_beyond, done) = (AtomicUsize::new(usize::MAX), Mutex::new(0));
+    let first_beyond = AtomicUsize::new(usize::MAX);
+    // How many bytes are done, and where the last of them ends.
+    let done = Mutex::new((0, 0));
     progress(&place, 0, bytes as u64);
     device.upload_parts(memory, bytes, part, "features", |range, part| {
         let (first, length) = (range.start / row_bytes, range.len() as u64);
@@ -393,13 +395,16 @@ pub(super) fn upload_rows(
         }
         // One thread tells at a time, so that what it tells grows.
         let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+        let (done, end) = &mut *done;
         *done += length;
+        *end = range.end.max(*end);
         progress(&place, *done, bytes as u64);
-        // Now and then: each time all threads are told. Whoever still reads some of it reads it anew.
+        // Now and then: each time all threads are told. Parts are begun in the file's order, so that
+        // this is all but what threads have in hand; whoever still reads some of it reads it anew.
         if let Rows::First(_) = rows
             && *done % RELEASED_BYTES < length
         {
-            matrix.release(0..range.end / row_bytes);
+            matrix.release(0..*end / row_bytes);
         }
     })?;
     matrix.release(0..matrix.rows());
