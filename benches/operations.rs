@@ -210,7 +210,7 @@ fn main() {
     measure(&mut group, "adam", work, || {
         let schedule = vec![adam_step(7, 1e-3)];
         let [p, m, v] = [&mut parameters, &mut first, &mut second];
-        backend.adam(&batch, &schedule, &gradients, p, m, v, &mut losses).unwrap();
+        backend.adam(&batch, &schedule, 0..dense, &gradients, p, m, v, &mut losses).unwrap();
     });
     let evaluated = evaluate::users_of(&[&dataset.valid, &dataset.test]);
     let scores = evaluated.len() as u64 * dataset.items as u64;

@@ -1,10 +1,10 @@
-// One Adam step of all dense parameters (SPEC section 5), over n elements (a multiple of 4).
+// One Adam step of dense parameters (SPEC section 5): of n elements, from `begin` to `end` (both
+// multiples of 4) of their arenas.
 //
 // The constants are those of the batch's step in `schedule`, which has the constants of every step.
 // Outputs: parameters, first and second moments, updated in place; watch: the step, where one of
-// these or of the `terms` losses is not finite (watch.cuh; v is not where g is not). Ownership: one
-// thread, four elements; the first thread the losses. Bytes: 28 n (p, m, v read and written, g
-// read), 8 terms. Flops: about 18 n. Bound: memory.
+// these is not finite (watch.cuh; v is not where g is not). Ownership: one thread, four elements.
+// Bytes: 28 n (p, m, v read and written, g read). Flops: about 18 n. Bound: memory.
 #include "adam.cuh"
 #include "batch.cuh"
 
@@ -12,12 +12,9 @@ extern "C" __global__ void __launch_bounds__(256) adam(
     const Batch* __restrict__ batch, const AdamStep* __restrict__ schedule,
     const float* __restrict__ gradients,
     float* __restrict__ parameters, float* __restrict__ firsts, float* __restrict__ seconds,
-    u64 elements, const double* __restrict__ losses, u32 terms, u64* watch) {
-    u64 index = 4 * (static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x);
-    if (index == 0) {
-        watch_losses(losses, terms, batch->step, watch);
-    }
-    if (index >= elements) {
+    u64 begin, u64 end, u64* watch) {
+    u64 index = begin + 4 * (static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x);
+    if (index >= end) {
         return;
     }
     AdamStep step = schedule[batch->step - 1];

@@ -21,6 +21,7 @@
 // draws where there is dropout, else L2.
 #include "batch.cuh"
 #include "philox.cuh"
+#include "watch.cuh"
 
 namespace loss_detail {
 
@@ -350,5 +351,21 @@ extern "C" __global__ void __launch_bounds__(256) loss_terms(
     sum = block_sum<loss_detail::LOSS_THREADS>(sum, scratch);
     if (threadIdx.x == 0) {
         losses[term] += 1.0 - sum / batch->pairs;
+    }
+}
+
+// The first of a step's loss terms that is not finite (watch.cuh), once all were added: sums stay as
+// they are once they are not finite, so that the first step that sees one is the step that made it
+// so. One thread; 8 bytes a term.
+extern "C" __global__ void __launch_bounds__(32) watch_losses(
+    const Batch* __restrict__ batch, const double* __restrict__ losses, u32 terms, u64* watch) {
+    if (threadIdx.x > 0) {
+        return;
+    }
+    for (u32 term = 0; term < terms && watch[0] == NOTHING_SEEN; ++term) {
+        if (!is_finite(losses[term])) {
+            watch[0] = static_cast<u64>(batch->step) << 32 | term;
+            watch[1] = static_cast<u64>(__double_as_longlong(losses[term]));
+        }
     }
 }

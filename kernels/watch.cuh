@@ -17,14 +17,3 @@ template <class T> __device__ __forceinline__ bool is_finite(T value) {
 __device__ __forceinline__ void watch_sees(u64* place, u32 step, u32 number) {
     atomicMin(place, static_cast<u64>(step) << 32 | number);
 }
-
-// One thread of a step calls it, after the step's losses were added: sums stay as they are once they
-// are not finite, so that the first step that sees one is the step that made it so.
-__device__ __forceinline__ void watch_losses(const double* losses, u32 terms, u32 step, u64* watch) {
-    for (u32 term = 0; term < terms && watch[0] == NOTHING_SEEN; ++term) {
-        if (!is_finite(losses[term])) {
-            watch[0] = static_cast<u64>(step) << 32 | term;
-            watch[1] = static_cast<u64>(__double_as_longlong(losses[term]));
-        }
-    }
-}

@@ -440,6 +440,10 @@ pub trait Backend: Clone {
         losses: &mut Self::Losses,
     ) -> Result<()>;
 
+    /// Looks at the sums of a step to which all terms were added: the first that is not finite is noted
+    /// in `losses`, for [`Backend::failure`].
+    fn watch_losses(&self, batch: &Self::Batch, losses: &mut Self::Losses) -> Result<()>;
+
     /// The gradient of the predictor's input over a batch's R rows: dx `=` da W_p.
     fn predict_backward(
         &self,
@@ -490,14 +494,15 @@ pub trait Backend: Clone {
         nodes: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// Adam's step of the batch on the dense parameters; all buffers have one length. It is the last
-    /// operation of a step: that of `losses` or of what it updates something is not finite is noted
-    /// there, as [`Backend::failure`] has it.
+    /// Adam's step of the batch on the elements `range` of the dense parameters, bounds that are
+    /// multiples of 4; all buffers have one length. That something of them is not finite afterwards is
+    /// noted in `losses`, for [`Backend::failure`].
     #[allow(clippy::too_many_arguments, reason = "one fused operation")]
     fn adam(
         &self,
         batch: &Self::Batch,
         schedule: &Self::Schedule,
+        range: Range<usize>,
         gradients: &Self::Buffer,
         parameters: &mut Self::Buffer,
         first: &mut Self::Buffer,

@@ -45,13 +45,19 @@ pub struct ModalityLayout {
 }
 
 impl ModalityLayout {
+    /// Its dense tensors: the weight and the bias.
+    pub fn projection(&self) -> Range<usize> {
+        self.weight.start..self.bias.end
+    }
+
     /// The name that trained features have in saved files.
     pub fn features_name(&self) -> String {
         format!("modality.{}.features", self.name)
     }
 }
 
-/// Where every dense parameter lies in one arena, so that one launch updates all of them.
+/// Where every dense parameter lies in one arena, so that one launch updates all those that are ready
+/// at the same time.
 ///
 /// Gradients and moments have arenas of the same layout. The embeddings of users and items come
 /// first and together are H⁰, N × d.
@@ -128,6 +134,16 @@ impl Layout {
             predictor_bias,
             modalities,
         }
+    }
+
+    /// The tensors whose gradients come by way of the graph: H⁰ and the W^l of the paper's form.
+    pub fn graph(&self) -> Range<usize> {
+        self.nodes.start..self.propagation.last().map_or(self.nodes.end, |weight| weight.end)
+    }
+
+    /// The predictor's tensors: the weight and the bias.
+    pub fn predictor(&self) -> Range<usize> {
+        self.predictor_weight.start..self.predictor_bias.end
     }
 
     /// The number of dense parameters.

@@ -103,16 +103,6 @@ pub struct CpuLosses {
     watch: Watch,
 }
 
-impl CpuLosses {
-    /// Looks at the sums after the step `step`.
-    fn watch(&mut self, step: u32) {
-        if self.watch.loss.is_none() {
-            let wrong = self.sums.iter().position(|sum| !sum.is_finite());
-            self.watch.loss = wrong.map(|term| (step, term as u32, self.sums[term]));
-        }
-    }
-}
-
 fn read<T>(view: View<'_, Vec<T>>) -> &[T] {
     &view.buffer[view.range]
 }
@@ -449,6 +439,14 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(())
     }
 
+    fn watch_losses(&self, batch: &CpuBatch, losses: &mut CpuLosses) -> Result<()> {
+        if losses.watch.loss.is_none() {
+            let wrong = losses.sums.iter().position(|sum| !sum.is_finite());
+            losses.watch.loss = wrong.map(|term| (batch.step, term as u32, losses.sums[term]));
+        }
+        Ok(())
+    }
+
     fn predict_backward(
         &self,
         _batch: &CpuBatch,
@@ -535,17 +533,21 @@ impl<T: Real> Backend for Cpu<T> {
         &self,
         batch: &CpuBatch,
         schedule: &Vec<AdamStep>,
+        range: Range<usize>,
         gradients: &Vec<T>,
         parameters: &mut Vec<T>,
         first: &mut Vec<T>,
         second: &mut Vec<T>,
         losses: &mut CpuLosses,
     ) -> Result<()> {
-        let _timed = Timed::new("adam", 7 * gradients.len(), 14 * gradients.len());
-        losses.watch(batch.step);
+        let _timed = Timed::new("adam", 7 * range.len(), 14 * range.len());
+        let start = range.start;
+        let gradients = &gradients[range.clone()];
+        let [parameters, first, second] =
+            [parameters, first, second].map(|buffer| &mut buffer[range.clone()]);
         let wrong = adam::adam(batch.constants(schedule), gradients, parameters, first, second);
         if let Some(element) = wrong {
-            keep_first(&mut losses.watch.dense, (batch.step, (element / 4) as u32));
+            keep_first(&mut losses.watch.dense, (batch.step, ((start + element) / 4) as u32));
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Products of small dense weights and what surrounds them: the predictor, the layers of the
 //! paper's form, Adam (`multiply.cu`, `sum_slices.cu`, `leaky_relu.cu`, `adam.cu`).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::batches::CudaBatch;
@@ -337,18 +338,17 @@ pub(super) fn leaky_relu_backward(
     launch!(device, launch, [y, gradient, elements], "{elements} elements")
 }
 
-/// One Adam step of `elements` parameters, and a look at the losses.
+/// One Adam step of the elements `range` of the dense parameters.
 pub(super) fn adam(
     device: &Arc<Device>,
     batch: &CudaBatch,
     schedule: Address,
     [gradients, parameters, first, second]: [Address; 4],
-    elements: usize,
+    range: Range<usize>,
     losses: &CudaLosses,
 ) -> Result<()> {
-    let elements = elements as u64;
-    let launch = elementwise("adam", elements, 28, 18);
-    let (terms, watch) = (losses.sums.len() as u32, losses.watch_of_dense());
+    let (begin, end) = (range.start as u64, range.end as u64);
+    let launch = elementwise("adam", end - begin, 28, 18);
     launch!(
         device,
         launch,
@@ -359,12 +359,12 @@ pub(super) fn adam(
             parameters,
             first,
             second,
-            elements,
-            &losses.sums,
-            terms,
-            watch,
+            begin,
+            end,
+            losses.watch_of_dense(),
         ],
-        "{elements} parameters"
+        "{} parameters",
+        range.len()
     )
 }
 

@@ -48,6 +48,7 @@ pub const NAMES: &[&str] = &[
     "top_k",
     "top_k_merge",
     "user_metrics",
+    "watch_losses",
 ];
 
 /// A CUDA version, as drivers and toolkits give it.

@@ -57,7 +57,7 @@ impl CudaLosses {
         Ok(self.cosines.insert(cosines))
     }
 
-    /// Where `adam.cu` notes what it sees.
+    /// Where `adam.cu` and `watch_losses` note what they see.
     pub(super) fn watch_of_dense(&self) -> Address {
         self.watch.address_of(0)
     }
@@ -184,5 +184,26 @@ pub(super) fn add_losses(
         },
         [batch.record(), rooms.users as u32, rooms.items as u32, cosines, &losses.sums],
         "{terms} terms of {rows} rows"
+    )
+}
+
+/// Looks at the sums of a step.
+pub(super) fn watch_losses(
+    device: &Arc<Device>,
+    batch: &CudaBatch,
+    losses: &CudaLosses,
+) -> Result<()> {
+    let terms = losses.sums.len() as u32;
+    launch!(
+        device,
+        Launch {
+            kernel: "watch_losses",
+            grid: [1, 1, 1],
+            block: 32,
+            bytes: 8 * u64::from(terms),
+            flops: 0,
+        },
+        [batch.record(), &losses.sums, terms, losses.watch_of_dense()],
+        "{terms} sums"
     )
 }

@@ -471,6 +471,10 @@ impl Backend for Cuda {
         loss::add_losses(&self.device, shape, batch, losses)
     }
 
+    fn watch_losses(&self, batch: &CudaBatch, losses: &mut CudaLosses) -> Result<()> {
+        loss::watch_losses(&self.device, batch, losses)
+    }
+
     fn predict_backward(
         &self,
         batch: &CudaBatch,
@@ -554,14 +558,16 @@ impl Backend for Cuda {
         &self,
         batch: &CudaBatch,
         schedule: &CudaSchedule,
+        range: Range<usize>,
         gradients: &Memory<f32>,
         parameters: &mut Memory<f32>,
         first: &mut Memory<f32>,
         second: &mut Memory<f32>,
         losses: &mut CudaLosses,
     ) -> Result<()> {
+        assert!(range.end <= gradients.len(), "{range:?} of {} elements", gradients.len());
         let places = [gradients, parameters, first, second].map(|buffer| buffer.address_of(0));
-        dense::adam(&self.device, batch, schedule.address(), places, gradients.len(), losses)
+        dense::adam(&self.device, batch, schedule.address(), places, range, losses)
     }
 
     fn adam_rows_replay(

@@ -279,10 +279,10 @@ impl<B: Backend> DeviceModel<B> {
     /// The same, with what may be done at the same time asked of branches.
     ///
     /// ```text
-    /// nodes      | H, rows of it --+-- |H| ---------------+-- scatter, R G --+
-    /// modalities | Z_m ------------+                      +-- dW_m, Adam E_m-+
-    /// the device |                 +-- p(x), loss, dx ----+-- dW_p ----------+-- Adam
-    /// ahead      | rows of E_m that the next step needs, brought up to this one -+
+    /// nodes      | H, rows of it --+-- |H| ------------+-- scatter, R G, Adam H⁰ ----+
+    /// modalities | Z_m ------------+                   +-- dW_m, Adam E_m, Adam W_m -+
+    /// the device |                 +-- p(x), loss, dx -+-- dW_p, losses, Adam W_p ---+--
+    /// ahead      | rows of E_m that the next step needs, brought up to this one -----+
     /// ```
     fn step_with(
         &mut self,
@@ -359,9 +359,8 @@ impl<B: Backend> DeviceModel<B> {
         branches.fork(backend)?;
         for (index, modality) in layout.modalities.iter().enumerate() {
             let z_gradient = || view(&*gradient, modality_rows(index));
-            let range = modality.weight.start..modality.bias.end;
             let (on_modality, features) = (&branches.modalities[index], &mut features[index]);
-            let target = view_mut(gradients, range);
+            let target = view_mut(gradients, modality.projection());
             on_modality.project_backward(batch, features, z_gradient(), target)?;
             let weight = parameter(&modality.weight);
             on_modality.adam_rows(
@@ -374,28 +373,41 @@ impl<B: Backend> DeviceModel<B> {
                 losses,
             )?;
         }
-        let range = layout.predictor_weight.start..layout.predictor_bias.end;
-        let target = view_mut(gradients, range);
+        let target = view_mut(gradients, layout.predictor());
         backend.predict_gradient(batch, output_gradient(), view(x, 0..rows), target)?;
+        // Among them is the norms' term, which is the nodes' work.
+        backend.after(on_nodes)?;
         backend.add_losses(shape, batch, losses)?;
+        backend.watch_losses(batch, losses)?;
 
-        // G: the batch's rows added to theirs; then dH⁰, and §5.
+        // G: the batch's rows added to theirs; then dH⁰.
         let target = view_mut(node_gradient, all);
         on_nodes.scatter_rows(graph, batch, view(gradient, 0..node_rows), target)?;
         self.propagate_backward(on_nodes)?;
+
+        // §5, of each part of the dense parameters by whoever has its gradient first.
+        let mut update = |branch: &B, range| {
+            branch.adam(
+                batch,
+                &self.schedule,
+                range,
+                &self.gradients,
+                &mut self.parameters,
+                &mut self.first,
+                &mut self.second,
+                &mut self.losses,
+            )
+        };
+        for (modality, branch) in self.layout.modalities.iter().zip(&branches.modalities) {
+            update(branch, modality.projection())?;
+        }
+        update(&self.backend, self.layout.predictor())?;
+        update(on_nodes, self.layout.graph())?;
         branches.join(&self.backend)?;
         if looks_ahead {
             self.backend.after(&branches.ahead)?;
         }
-        self.backend.adam(
-            batch,
-            &self.schedule,
-            &self.gradients,
-            &mut self.parameters,
-            &mut self.first,
-            &mut self.second,
-            &mut self.losses,
-        )
+        Ok(())
     }
 
     fn reserve_rows(&mut self, elements: usize) -> Result<()> {

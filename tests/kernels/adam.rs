@@ -38,8 +38,9 @@ fn history(steps: u64) -> Vec<AdamStep> {
 #[test]
 fn dense_steps_have_the_bits_of_the_formula() {
     on_device(|cuda| {
-        // A rest of a block, and gradients so small that their square is subnormal or 0.
-        for elements in [4, 1020, 1028] {
+        // A rest of a block, some of the elements alone, and gradients so small that their square is
+        // subnormal or 0.
+        for (elements, range) in [(4, 0..4), (1020, 0..1020), (1028, 0..1028), (3000, 1028..2060)] {
             let mut parameters = numbers(1, elements);
             let (mut first, mut second) = (vec![0.0; elements], vec![0.0; elements]);
             let mut buffers = [&parameters, &first, &second].map(|values| upload(cuda, values));
@@ -48,16 +49,16 @@ fn dense_steps_have_the_bits_of_the_formula() {
             for (index, step) in history(3).into_iter().enumerate() {
                 let batch = cuda.upload_batch(Batch::new(&[0], &[0]), index as u32 + 1).unwrap();
                 let mut gradients = numbers(2 + index as u64, elements);
-                gradients[0] = 0.0;
-                gradients[1] = 1e-21;
-                gradients[2] = 1e18;
-                let device_gradients = upload(cuda, &gradients);
-                let [parameter, m, v] = &mut buffers;
-                let gradients_of = &device_gradients;
-                cuda.adam(&batch, &schedule, gradients_of, parameter, m, v, &mut losses).unwrap();
-                for (element, &gradient) in gradients.iter().enumerate() {
+                gradients[range.start] = 0.0;
+                gradients[range.start + 1] = 1e-21;
+                gradients[range.start + 2] = 1e18;
+                let given = upload(cuda, &gradients);
+                let [p, m, v] = &mut buffers;
+                let range = range.clone();
+                cuda.adam(&batch, &schedule, range.clone(), &given, p, m, v, &mut losses).unwrap();
+                for element in range {
                     let (m, v) = (&mut first[element], &mut second[element]);
-                    update(step, gradient, &mut parameters[element], m, v);
+                    update(step, gradients[element], &mut parameters[element], m, v);
                 }
                 for (buffer, expected) in buffers.iter().zip([&parameters, &first, &second]) {
                     let found = download(cuda, buffer, elements);

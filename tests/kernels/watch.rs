@@ -1,5 +1,5 @@
-//! `watch.cuh`: what was the first not to be finite, as `adam.cu` and `adam_rows.cu` see it, and the
-//! CPU backend's twin of each.
+//! `watch.cuh`: what was the first not to be finite, as `adam.cu`, `adam_rows.cu` and `watch_losses`
+//! see it, and the CPU backend's twin of each.
 
 use bm3_engine::backend::{AdamStep, Backend, BatchRooms, view};
 use bm3_engine::batch::Batch;
@@ -28,7 +28,8 @@ macro_rules! on_both {
     }};
 }
 
-/// What is seen in dense steps with these constants and gradients, losses that go on from `sums`.
+/// What is seen in dense steps with these constants and gradients, of a half of the elements after the
+/// other, and of losses that are `sums`.
 fn dense<B: Backend<Real = f32>>(
     backend: &B,
     history: &[AdamStep],
@@ -43,7 +44,14 @@ fn dense<B: Backend<Real = f32>>(
     for (step, gradients) in gradients.iter().enumerate() {
         let batch = backend.upload_batch(Batch::new(&[0], &[0]), step as u32 + 1).unwrap();
         let gradients = upload(backend, gradients);
-        backend.adam(&batch, &schedule, &gradients, &mut p, &mut m, &mut v, &mut losses).unwrap();
+        // The later part first: the smaller element is kept, whoever comes first.
+        let middle = (elements / 2).next_multiple_of(4);
+        for range in [middle..elements, 0..middle] {
+            let [p, m, v] = [&mut p, &mut m, &mut v];
+            let losses = &mut losses;
+            backend.adam(&batch, &schedule, range, &gradients, p, m, v, losses).unwrap();
+        }
+        backend.watch_losses(&batch, &mut losses).unwrap();
     }
     backend.failure(&losses).unwrap()
 }
