@@ -8,7 +8,6 @@ mod emulator;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bm3_engine::backend::Backend;
@@ -22,12 +21,6 @@ use bm3_engine::synth::{self, Shape, SynthOptions};
 use bm3_engine::train::{FitOptions, fit, graph};
 use bm3_engine::{Error, Result};
 use emulator::Emulator;
-
-/// The emulator is one for the process, and its memory is counted: one test at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// This share less than planned is too little. The rest is the largest batch that could be, and the
 /// growth of the memory for intermediate numbers, which may stop short of what is planned.
@@ -108,7 +101,7 @@ fn tiny(folder: &Path) -> PathBuf {
 #[test]
 fn a_plan_is_what_a_run_takes() {
     let Some(emulator) = emulator::changeable() else { return };
-    let _alone = alone();
+    let _alone = emulator::alone();
     let folder = tempfile::tempdir().unwrap();
     let data = tiny(folder.path());
     let dataset = Dataset::open(&data, &DatasetOptions::default()).unwrap();
@@ -160,7 +153,7 @@ fn a_plan_is_what_a_run_takes() {
 #[test]
 fn the_best_epoch_stays_on_the_device_where_there_is_room() {
     let Some(emulator) = emulator::changeable() else { return };
-    let _alone = alone();
+    let _alone = emulator::alone();
     let folder = tempfile::tempdir().unwrap();
     // Without a validation split each epoch is the best one so far.
     let dataset = Dataset::open(&tiny(folder.path()), &DatasetOptions::default()).unwrap();
@@ -196,7 +189,6 @@ fn the_best_epoch_stays_on_the_device_where_there_is_room() {
     let late = train(emulator, &dataset, &config, enough, Some(features / 2)).unwrap();
     assert_eq!(late.read, read.read, "read as where there was no room from the beginning");
     assert!(late.model == read.model, "the same model");
-    emulator.set("BM3_EMULATOR_MEMORY", "");
 }
 
 /// The driver keeps what was freed for this process: a run that follows another finds as much memory
@@ -207,7 +199,7 @@ fn freed_memory_is_free() {
         println!("skipped: others may use a GPU's memory meanwhile");
         return;
     }
-    let _alone = alone();
+    let _alone = emulator::alone();
     let Some(cuda) = emulator::cuda() else { return };
     let (before, total) = cuda.device().memory().unwrap();
     let buffer = cuda.zeros(10_000_000).unwrap();

@@ -6,7 +6,7 @@ mod emulator;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use assert_cmd::cargo::cargo_bin_cmd;
@@ -26,12 +26,6 @@ use bm3_engine::sweep::{
 use bm3_engine::train::{FitOptions, fit};
 use bm3_engine::{Error, Result};
 use predicates::str::contains;
-
-/// The emulator is one for the process, and its memory is counted: one test at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Users that like a few of many items, whose features take most of the memory.
 fn dataset() -> Arc<Dataset> {
@@ -152,7 +146,7 @@ fn assert_bits(plan: &Plan, storage: FeatureStorage, jobs: usize) {
 
 #[test]
 fn each_run_on_its_stream_is_that_run_alone() {
-    let _alone = alone();
+    let _alone = emulator::alone();
     let plan = plan(
         &["layers=1,2", "freeze-features=true,false", "self-loops=false,true"],
         &[3],
@@ -163,13 +157,13 @@ fn each_run_on_its_stream_is_that_run_alone() {
 
 #[test]
 fn each_stored_type_is_shared_by_itself() {
-    let _alone = alone();
+    let _alone = emulator::alone();
     assert_bits(&plan(&["feature-type=f32,bf16"], &[3, 5], &frozen()), FeatureStorage::Auto, 3);
 }
 
 #[test]
 fn runs_side_by_side_stream_their_features_each_for_itself() {
-    let _alone = alone();
+    let _alone = emulator::alone();
     assert_bits(&plan(&["dropout=0.3,0.5"], &[3], &frozen()), FeatureStorage::Stream, 2);
 }
 
@@ -193,7 +187,7 @@ impl Watcher for MostUsed {
 /// the GPU; else none is, so that as many runs go on at once.
 #[test]
 fn runs_keep_their_best_features_where_that_leaves_no_run_out() {
-    let _alone = alone();
+    let _alone = emulator::alone();
     let Some(emulator) = emulator::changeable() else { return };
     let cuda = emulator::cuda().expect("the emulator's");
     let dataset = dataset();
@@ -216,12 +210,11 @@ fn runs_keep_their_best_features_where_that_leaves_no_run_out() {
             assert!(watch.0.into_inner() <= roomy.shared + 4 * each);
         }
     }
-    emulator.set("BM3_EMULATOR_MEMORY", "");
 }
 
 #[test]
 fn what_is_shared_lies_there_once_and_memory_decides_how_many_run() {
-    let _alone = alone();
+    let _alone = emulator::alone();
     let Some(emulator) = emulator::changeable() else { return };
     let cuda = emulator::cuda().expect("the emulator's");
     let dataset = dataset();
@@ -281,14 +274,13 @@ fn what_is_shared_lies_there_once_and_memory_decides_how_many_run() {
         drop(shared);
         assert_eq!(emulator.used(), before, "a sweep leaves nothing behind");
     }
-    emulator.set("BM3_EMULATOR_MEMORY", "");
 }
 
 /// Streams do not wait for each other: what is shared must not be gone while a run's work, which
 /// nobody has waited for, still reads it.
 #[test]
 fn what_is_shared_stays_until_the_work_with_it_is_done() {
-    let _alone = alone();
+    let _alone = emulator::alone();
     let Some(cuda) = emulator::cuda() else { return };
     let (dataset, d, items) = (dataset(), 16, [0u32, 5, 599]);
     let matrix = &dataset.modalities[0].features;
@@ -392,7 +384,7 @@ fn a_run_that_finds_no_memory_waits_for_the_others() {
 
 #[test]
 fn the_program_sweeps_on_a_gpu() {
-    let _alone = alone();
+    let _alone = emulator::alone();
     let driver = match emulator::on_gpu() {
         true => None,
         false => match emulator::library() {

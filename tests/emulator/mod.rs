@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bm3_engine::cuda::{Capability, Cuda, CudaVersion, Device, KERNEL_NAMES, Kernels};
 
@@ -76,6 +76,27 @@ pub fn changeable() -> Option<&'static Emulator> {
         return None;
     }
     emulator()
+}
+
+/// One test at a time changes what the device of this process has, or counts it.
+pub fn alone() -> Alone {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    Alone { _held: ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner) }
+}
+
+/// What a test holds while it is [`alone`]; the next one has a device with as much memory as ever.
+pub struct Alone {
+    _held: MutexGuard<'static, ()>,
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if !on_gpu()
+            && let Some(emulator) = emulator()
+        {
+            emulator.set("BM3_EMULATOR_MEMORY", "");
+        }
+    }
 }
 
 pub struct Emulator {
