@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::host::available_memory;
 use super::lanes::Lanes;
 use super::plan::PlannedRun;
 use crate::Result;
@@ -169,14 +170,6 @@ pub fn on_gpu(
 fn one_of_each_configuration<'a>(runs: &[&'a PlannedRun]) -> impl Iterator<Item = &'a PlannedRun> {
     let mut seen = BTreeSet::new();
     runs.iter().copied().filter(move |run| seen.insert(run.configuration))
-}
-
-/// Bytes that processes can still have without others being swapped out; Linux says it in kB,
-/// elsewhere it is not known.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| 1024 * kilobytes)
 }
 
 #[cfg(test)]

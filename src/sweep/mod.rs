@@ -8,6 +8,7 @@
 
 mod capacity;
 mod directory;
+mod host;
 mod lanes;
 mod plan;
 mod results;

@@ -156,15 +156,11 @@ pub struct Results {
 impl Results {
     /// Of runs and their outcomes, in the order of [`Plan::runs`].
     pub fn new(plan: &Plan, runs: &[PlannedRun], outcomes: &[Outcome]) -> Self {
-        let mut configurations: Vec<ConfigurationResult> = (0..plan.configurations())
-            .map(|configuration| {
-                let own: Vec<(&PlannedRun, &Outcome)> = runs
-                    .iter()
-                    .zip(outcomes)
-                    .filter(|(run, _)| run.configuration == configuration)
-                    .collect();
-                ConfigurationResult::new(plan.choice(configuration), &own)
-            })
+        // The runs of a configuration follow one another.
+        let of_runs: Vec<(&PlannedRun, &Outcome)> = runs.iter().zip(outcomes).collect();
+        let mut configurations: Vec<ConfigurationResult> = of_runs
+            .chunk_by(|(one, _), (next, _)| one.configuration == next.configuration)
+            .map(|own| ConfigurationResult::new(plan.choice(own[0].0.configuration), own))
             .collect();
         let order = |recall: Option<f64>| recall.unwrap_or(f64::NEG_INFINITY);
         // Stable: equals stay in the order of the grid.
