@@ -4,6 +4,8 @@ use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::signals;
+
 /// What a shell reports for a program that SIGINT ended.
 pub const EXIT_CODE: u8 = 130;
 
@@ -14,17 +16,20 @@ pub struct Interrupted;
 
 /// Turns SIGINT, SIGTERM and SIGHUP into a flag that long work looks at. The second one ends the
 /// process at once; files are written atomically, so even that leaves the last checkpoint whole.
+/// Those that whoever started the program has it ignore, as `nohup` does SIGHUP, it goes on to ignore.
 ///
 /// # Errors
 /// When the system refuses the handler.
 pub fn install() -> anyhow::Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
+    let ignored = signals::ignored();
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
             process::exit(EXIT_CODE.into());
         }
         eprintln!("\ninterrupted: saving; once more to end at once");
     })?;
+    signals::ignore(&ignored);
     Ok(interrupted)
 }

@@ -11,6 +11,28 @@ pub fn install() {
 #[cfg(not(unix))]
 pub fn install() {}
 
+/// Of the signals that ask a program to end, those that this one was started to ignore.
+#[cfg(unix)]
+pub fn ignored() -> Vec<i32> {
+    unix::ignored()
+}
+
+/// Ignores some signals.
+#[cfg(unix)]
+pub fn ignore(signals: &[i32]) {
+    unix::ignore(signals);
+}
+
+/// None: nobody can ask for it here.
+#[cfg(not(unix))]
+pub fn ignored() -> Vec<i32> {
+    Vec::new()
+}
+
+/// Does nothing, as there are none.
+#[cfg(not(unix))]
+pub fn ignore(_: &[i32]) {}
+
 #[cfg(unix)]
 mod unix {
     use std::mem::MaybeUninit;
@@ -23,9 +45,32 @@ mod unix {
     /// What was done about SIGBUS before.
     static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
+    /// What is done about a signal; `None` where the system does not say.
+    fn action(signal: libc::c_int) -> Option<libc::sigaction> {
+        // SAFETY: a zeroed action is a valid one, which the system overwrites; nothing is changed.
+        unsafe {
+            let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+            (libc::sigaction(signal, ptr::null(), &mut action) == 0).then_some(action)
+        }
+    }
+
+    pub fn ignored() -> Vec<libc::c_int> {
+        let asking = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+        let is_ignored = |&signal: &libc::c_int| {
+            action(signal).is_some_and(|action| action.sa_sigaction == libc::SIG_IGN)
+        };
+        asking.into_iter().filter(is_ignored).collect()
+    }
+
+    pub fn ignore(signals: &[libc::c_int]) {
+        for &signal in signals {
+            // SAFETY: nothing but a signal's disposition is changed, to one that the system offers.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
+    }
+
     pub fn install() {
-        // SAFETY: nothing but the disposition of a signal is changed, to one that the system offers.
-        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+        ignore(&[libc::SIGXFSZ]);
         let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
             on_bus_error;
         // SAFETY: the action is zeroed, which is a valid one, and its fields are set as sigaction(2)
@@ -35,9 +80,8 @@ mod unix {
             action.sa_sigaction = handler as libc::sighandler_t;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             libc::sigemptyset(&mut action.sa_mask);
-            let mut before: libc::sigaction = MaybeUninit::zeroed().assume_init();
             // Where it cannot be set, the program ends as it would have without it.
-            if libc::sigaction(libc::SIGBUS, ptr::null(), &mut before) == 0 {
+            if let Some(before) = self::action(libc::SIGBUS) {
                 let _ = BEFORE.set(before);
                 libc::sigaction(libc::SIGBUS, &action, ptr::null_mut());
             }
