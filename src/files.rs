@@ -4,8 +4,8 @@
 //! to the disk and renamed over the target: a reader, or a process killed at any moment, sees the
 //! old file or the new one, never a part.
 
-use std::fs::{File, TryLockError};
-use std::io::{BufWriter, Write};
+use std::fs::{File, Permissions, TryLockError};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use tempfile::NamedTempFile;
@@ -15,8 +15,15 @@ use crate::{Error, Result, fault};
 /// The file of a directory that is locked while a process works in it.
 pub const LOCK: &str = ".lock";
 
-/// What the names of unfinished files begin with; also of those that the safetensors crate makes.
-pub const TEMPORARY_PREFIX: &str = ".tmp";
+/// What the names of unfinished files begin with, before six letters and digits; also of those that
+/// the safetensors crate makes.
+const TEMPORARY_PREFIX: &str = ".tmp";
+
+/// Whether a file of this name is one that a process was killed in the middle of writing.
+pub(crate) fn is_temporary(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(TEMPORARY_PREFIX) else { return false };
+    rest.len() == 6 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
 
 /// Writes `path` through `fill`, atomically: temporary file, sync, rename, sync of the directory.
 ///
@@ -46,13 +53,15 @@ pub fn write_atomic_by_name(path: &Path, fill: impl FnOnce(&Path) -> Result<()>)
 fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> Result<()> {
     let directory = directory_of(path);
     let mut temporary = fault::point()
-        .and_then(|()| tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(directory))
+        .and_then(|()| create_temporary(directory))
+        .map_err(|error| Error::io(path, "create", error))?;
+    let permissions = permissions_of(path, temporary.as_file())
         .map_err(|error| Error::io(path, "create", error))?;
     fault::point().map_err(|error| Error::io(path, "write", error))?;
     fill(&mut temporary)?;
     // By name: a writer that was given the name may have put another file there.
     let written = File::open(temporary.path()).map_err(|error| Error::io(path, "open", error))?;
-    make_readable(&written).map_err(|error| Error::io(path, "write", error))?;
+    written.set_permissions(permissions).map_err(|error| Error::io(path, "write", error))?;
     fault::point()
         .and_then(|()| written.sync_all())
         .map_err(|error| Error::io(path, "sync", error))?;
@@ -70,6 +79,19 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
         .and_then(|()| std::fs::rename(from, to))
         .map_err(|error| Error::io(to, "rename into", error))?;
     made_durable(directory_of(to))
+}
+
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// [`Error::Io`] naming the path.
+pub fn remove(path: &Path) -> Result<()> {
+    match fault::point().and_then(|()| std::fs::remove_file(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(path, "remove", error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Locks a directory against other processes, until the file that is returned is closed, by the
@@ -132,16 +154,21 @@ pub fn refuse_existing<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Re
     }
 }
 
-/// Temporary files are created private to the user; what we leave has the usual permissions.
-#[cfg(unix)]
-fn make_readable(file: &File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+/// A temporary file as any program's new file is: whoever the user's mask lets may read it.
+fn create_temporary(directory: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY_PREFIX);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(directory)
 }
 
-#[cfg(not(unix))]
-fn make_readable(_: &File) -> std::io::Result<()> {
-    Ok(())
+/// The permissions of the file that is replaced; where there is none, those of a new file.
+fn permissions_of(replaced: &Path, new: &File) -> io::Result<Permissions> {
+    match std::fs::metadata(replaced) {
+        Ok(metadata) if metadata.is_file() => Ok(metadata.permissions()),
+        _ => Ok(new.metadata()?.permissions()),
+    }
 }
 
 #[cfg(unix)]
@@ -182,11 +209,38 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_file_can_be_read_by_others() {
+    fn a_file_has_the_permissions_of_the_one_it_replaces_or_of_a_new_one() {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.txt");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        // What the mask of this process leaves of a new file's.
+        let other = directory.path().join("b.txt");
+        std::fs::write(&other, b"x").unwrap();
+        let by_name = |temporary: &Path| {
+            // As writers do that replace a file themselves.
+            std::fs::remove_file(temporary).unwrap();
+            std::fs::write(temporary, b"y").unwrap();
+            Ok(())
+        };
         write_bytes_atomic(&path, b"x").unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(mode(&path), mode(&other));
+        for private in [0o600, 0o640] {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(private)).unwrap();
+            write_bytes_atomic(&path, b"x").unwrap();
+            assert_eq!(mode(&path), private);
+            write_atomic_by_name(&path, by_name).unwrap();
+            assert_eq!(mode(&path), private);
+        }
+    }
+
+    #[test]
+    fn only_names_of_unfinished_files_are_temporary() {
+        let directory = tempfile::tempdir().unwrap();
+        let temporary = create_temporary(directory.path()).unwrap();
+        assert!(is_temporary(&temporary.path().file_name().unwrap().to_string_lossy()));
+        for name in [".tmp", ".tmp_notes", ".tmpabcde", ".tmpabcdefg", "tmpabcdef", ".tmpabc.ef"] {
+            assert!(!is_temporary(name), "{name}");
+        }
     }
 }

@@ -23,6 +23,8 @@ use crate::{Error, Result};
 const INTERACTION_OFFSETS: &str = "interactions.offsets";
 /// The distinct items of each user's training pairs, ascending.
 const INTERACTION_ITEMS: &str = "interactions.items";
+/// What a model's file has beside the values of tensors.
+pub(crate) const INTERACTIONS: [&str; 2] = [INTERACTION_OFFSETS, INTERACTION_ITEMS];
 
 /// A trained model: its parameters, the interactions it was trained on, and how it came about.
 ///

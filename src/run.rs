@@ -26,6 +26,9 @@ pub const PROFILE: &str = "profile.json";
 /// What came of it.
 pub const SUMMARY: &str = "summary.json";
 
+/// What a run leaves under names of its own, and does not find before it begins.
+const OWN: [&str; 6] = [STATE, CONFIG, MODEL, METRICS, SUMMARY, PROFILE];
+
 /// Why training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,6 +72,8 @@ pub struct Summary {
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
+    /// Whether original ids were here before, somebody else's or of the run that is continued.
+    had_ids: bool,
     /// Unlocked when closed, by the system too when the process dies.
     _lock: File,
 }
@@ -78,7 +83,8 @@ impl RunDirectory {
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be created; [`Error::RunFile`] when another process trains in
-    /// it, when `resume` is false and a run is already there, and when it is true and there is none.
+    /// it, when `resume` is false and a run is already there, or a file that would be taken for a
+    /// run's, and when it is true and there is none.
     pub fn open(path: &Path, resume: bool) -> Result<Self> {
         // A run that was ended before its first checkpoint has left its settings alone.
         if resume && !path.join(STATE).is_file() && !path.join(CONFIG).is_file() {
@@ -90,15 +96,52 @@ impl RunDirectory {
         }
         std::fs::create_dir_all(path).map_err(|error| Error::io(path, "create", error))?;
         let lock = files::lock(path, "another process is training in this directory")?;
-        if !resume && path.join(STATE).exists() {
+        let found = OWN.into_iter().find(|name| path.join(name).exists());
+        if let (false, Some(found)) = (resume, found) {
             let problem = format!(
-                "a run is already here; continue it with --resume {}, or give another --out",
+                "a run is already here, or its {found}; continue it with --resume {}, or give \
+                 another --out",
                 path.display()
             );
             return Err(Error::run_file(path, problem));
         }
+        if path.join(MODEL).exists() && !path.join(STATE).exists() {
+            let problem = format!(
+                "has a {MODEL} but no {STATE} to go on from; give the directory as the run left \
+                 it, or start again in another --out"
+            );
+            return Err(Error::run_file(path, problem));
+        }
         remove_unfinished(path);
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        let had_ids = IdMaps::paths(path).iter().any(|path| path.exists());
+        Ok(Self { path: path.to_owned(), had_ids, _lock: lock })
+    }
+
+    /// Keeps the original ids of the data folder, where it has them, beside the model: its numbers
+    /// mean nothing without them. What is wrong with the folder's, which training does not need.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::RunFile`] where the directory has ids of something else.
+    pub fn keep_ids(&self, data: &Path) -> Result<Option<Error>> {
+        let maps = match IdMaps::read(data) {
+            Ok(Some(maps)) => maps,
+            Ok(None) => return Ok(None),
+            // A foreign folder may have other files of these names.
+            Err(error) if error.is_input() => return Ok(Some(error)),
+            Err(error) => return Err(error),
+        };
+        match IdMaps::read(&self.path) {
+            // Those of the run that is continued, or the data folder is the directory itself.
+            Ok(Some(_)) if self.has_state() => {}
+            Ok(Some(kept)) if kept == maps => {}
+            Ok(Some(_)) => {
+                let problem = "has original ids that are not the data's; give another --out";
+                return Err(Error::run_file(&self.path, problem.to_owned()));
+            }
+            // The second is missing where a process was killed after the first.
+            Ok(None) | Err(_) => maps.write(&self.path)?,
+        }
+        Ok(None)
     }
 
     /// Whether a checkpoint is here.
@@ -106,13 +149,15 @@ impl RunDirectory {
         self.file(STATE).exists()
     }
 
-    /// Takes back a directory in which nothing was trained: its settings, its lock, and itself
-    /// when there is nothing else in it.
+    /// Takes back a directory in which nothing was trained: its settings and the ids that were kept
+    /// with them, its lock, and itself when there is nothing else in it.
     pub fn discard_unused(self) {
         if !self.has_state() {
             // Best effort: what cannot be removed does no harm.
-            let files = [CONFIG, METRICS, PROFILE, files::LOCK].map(|name| self.file(name));
-            for path in files.into_iter().chain(IdMaps::paths(&self.path)) {
+            let ids = IdMaps::paths(&self.path).into_iter().filter(|_| !self.had_ids);
+            let settings = [CONFIG, METRICS, PROFILE].map(|name| self.file(name));
+            // The lock goes last: from there on another process may have the directory.
+            for path in settings.into_iter().chain(ids).chain([self.file(files::LOCK)]) {
                 std::fs::remove_file(path).ok();
             }
             std::fs::remove_dir(&self.path).ok();
@@ -170,7 +215,7 @@ fn remove_unfinished(directory: &Path) {
     }
     // Best effort: what cannot be listed or removed does no harm.
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(files::TEMPORARY_PREFIX) {
+        if files::is_temporary(&entry.file_name().to_string_lossy()) {
             std::fs::remove_file(entry.path()).ok();
         }
     }

@@ -161,10 +161,10 @@ fn events_are_json_lines() {
 #[cfg(unix)]
 fn train_and_signal(data: &str, run: &Path, signal: &str, patience: Duration) -> Option<i32> {
     let mut arguments = vec!["train", "--checkpoint-seconds", "0"];
-    if run.join("state.safetensors").is_file() {
+    if run.join("config.toml").is_file() {
         arguments.extend(["--resume", path(run)]);
     } else {
-        // Killed before its first checkpoint, it starts anew.
+        // Killed before it was there, it starts anew.
         arguments.extend(["--data", data, "--out", path(run), "--epochs", "80"]);
         arguments.extend(["--patience", "1000", "--dropout", "0.2"]);
     }
@@ -197,7 +197,7 @@ fn a_run_killed_again_and_again_ends_with_the_same_model() {
         let signal = if attempt % 3 == 2 { "-INT" } else { "-KILL" };
         train_and_signal(&data, &broken, signal, patience);
     }
-    let resume = if broken.join("state.safetensors").is_file() {
+    let resume = if broken.join("config.toml").is_file() {
         vec!["train", "--quiet", "--resume", path(&broken)]
     } else {
         let mut arguments = vec!["train", "--quiet", "--data", &data, "--out", path(&broken)];
@@ -252,6 +252,86 @@ fn an_interruption_saves_and_says_how_to_go_on() {
     assert_eq!(summary(&run)["stopped_by"], "epochs");
 }
 
+/// A run started by `nohup` goes on when its terminal hangs up.
+#[cfg(unix)]
+#[test]
+fn a_signal_that_the_program_is_started_to_ignore_is_ignored() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = tiny(directory.path());
+    let run = directory.path().join("run");
+    let mut child = Command::new("sh")
+        .envs(NO_GPU)
+        .args(["-c", "trap '' HUP; exec \"$@\"", "sh"])
+        .arg(assert_cmd::cargo::cargo_bin!("bm3-engine"))
+        .args(["train", "--quiet", "--data", &data, "--out", path(&run)])
+        .args(["--epochs", "1000000", "--patience", "1000000", "--checkpoint-seconds", "0"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let signal = |signal: &str| {
+        Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    };
+    let state = run.join("state.safetensors");
+    while !state.is_file() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal("-HUP");
+    // It goes on to write checkpoints: a process that was told to stop writes one.
+    for _ in 0..3 {
+        let before = fs::metadata(&state).unwrap().modified().unwrap();
+        while fs::metadata(&state).unwrap().modified().unwrap() == before {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    signal("-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+/// A safetensors file of one tensor that no model has.
+const SMELL: &[u8] = b"\x48\0\0\0\0\0\0\0{\"smell.weight\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       \0\0\0\0";
+
+/// A model's own file has initial values: training goes on where it was, with moments of 0.
+#[test]
+fn a_model_begins_where_another_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = tiny(directory.path());
+    let [first, second] = ["first", "second"].map(|name| directory.path().join(name));
+    let train = |run: &Path, more: &[&str]| {
+        let arguments = ["train", "--quiet", "--data", &data, "--out", path(run)];
+        program(&arguments).args(["--epochs", "30"]).args(more).assert().success();
+        let records = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let loss = |line: &str| -> f64 {
+            let record: Value = serde_json::from_str(line).unwrap();
+            record["loss"]["total"].as_f64().unwrap()
+        };
+        (loss(records.lines().next().unwrap()), loss(records.lines().last().unwrap()))
+    };
+    let (begin, end) = train(&first, &[]);
+    assert!(end < 0.9 * begin, "{end} after {begin}");
+    let model = first.join("model.safetensors");
+    let (goes_on, _) = train(&second, &["--init", path(&model)]);
+    assert!(goes_on < end + 0.2 * (begin - end), "{goes_on} after {end}, first {begin}");
+}
+
+/// Without a validation split nothing ends a run early; that is said before it begins.
+#[test]
+fn a_run_without_a_validation_split_is_warned_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = tiny(directory.path());
+    let run = directory.path().join("run");
+    let warning = "warning: there are no validation interactions (x_label 1)";
+    let arguments = ["train", "--data", &data, "--out", path(&run), "--epochs", "1"];
+    program(&arguments).assert().success().stderr(contains(warning).not());
+    let table = Path::new(&data).join("tiny.inter");
+    let text = fs::read_to_string(&table).unwrap();
+    let kept: Vec<&str> = text.lines().filter(|line| !line.ends_with("\t1")).collect();
+    assert!(kept.len() < text.lines().count());
+    fs::write(&table, kept.join("\n")).unwrap();
+    fs::remove_dir_all(&run).unwrap();
+    program(&arguments).assert().success().stderr(contains(warning));
+}
+
 #[test]
 fn bad_input_is_refused_and_nothing_is_written() {
     let directory = tempfile::tempdir().unwrap();
@@ -287,6 +367,10 @@ fn bad_input_is_refused_and_nothing_is_written() {
     let wrong = directory.path().join("wrong.safetensors");
     fs::write(&wrong, b"nonsense").unwrap();
     refused(&["--data", &data, "--init", path(&wrong)], "not a whole safetensors file");
+    fs::write(&wrong, SMELL).unwrap();
+    let expected = "`smell.weight` is not one of this model's; expected user_embedding, ";
+    refused(&["--data", &data, "--init", path(&wrong)], expected);
+    refused(&["--data", &data, "--init", path(&wrong)], "modality.image.features");
 
     program(&["synth", "--shape", "tiny", "--out", &data])
         .assert()

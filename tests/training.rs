@@ -13,7 +13,7 @@ use bm3_engine::backend::{Backend, Dropout};
 use bm3_engine::batch::Batch;
 use bm3_engine::config::{Order, Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
-use bm3_engine::data::{Dataset, DatasetOptions};
+use bm3_engine::data::{Dataset, DatasetOptions, IdMaps};
 use bm3_engine::records::{EpochRecord, Observer};
 use bm3_engine::run::{self, RunDirectory, StopReason, Summary};
 use bm3_engine::train::{FitOptions, fit};
@@ -209,6 +209,82 @@ fn a_run_stopped_anywhere_resumes_to_the_same_bits() {
     });
 }
 
+/// Copies the run's files whenever a checkpoint was made: what there would be after a kill.
+struct Copies<'a> {
+    run: &'a Path,
+    /// Epochs and steps in the next one so far, of each copy.
+    made: Vec<(u64, u64, tempfile::TempDir)>,
+    place: (u64, u64),
+}
+
+impl Observer for Copies<'_> {
+    fn step(&mut self, epoch: u64, step: u64, _: u64) {
+        self.place = (epoch - 1, step);
+    }
+
+    fn epoch(&mut self, record: &EpochRecord) {
+        self.place = (record.epoch, 0);
+    }
+
+    fn checkpoint(&mut self, _: &Path) {
+        assert!(!self.run.join(run::SUMMARY).exists(), "a summary of an earlier end");
+        let copy = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(self.run).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        }
+        self.made.push((self.place.0, self.place.1, copy));
+    }
+}
+
+/// Checkpoints are made within epochs, after any step; a run that is killed goes on from the last one to
+/// the same bits. Once a run that was over goes on, nothing tells of its earlier end.
+#[test]
+fn a_run_killed_within_an_epoch_goes_on_from_its_last_checkpoint() {
+    on_each_backend!(backend => {
+        let config = TrainConfig { epochs: 3, ..config() };
+        let whole = tempfile::tempdir().unwrap();
+        let summary = train(backend(), whole.path(), &config, false, u64::MAX);
+        let steps = summary.steps / summary.epochs;
+        let shorter = TrainConfig { epochs: 1, ..config.clone() };
+        let broken = tempfile::tempdir().unwrap();
+        train(backend(), broken.path(), &shorter, false, u64::MAX);
+        assert!(broken.path().join(run::SUMMARY).exists());
+
+        let mut copies = Copies { run: broken.path(), made: Vec::new(), place: (1, 0) };
+        let directory = RunDirectory::open(broken.path(), true).unwrap();
+        let interval = Duration::from_nanos(1);
+        let options = FitOptions { initial: None, resume: true, checkpoint_interval: interval };
+        let stop = AtomicBool::new(false);
+        fit(backend(), &dataset(), &config, &directory, &options, &mut copies, &stop).unwrap();
+        drop(directory);
+        assert_same_run(whole.path(), broken.path());
+
+        let within: Vec<_> = copies.made.iter().filter(|(_, step, _)| *step > 0).collect();
+        // A GPU is asked for several steps at a time.
+        let places: Vec<(u64, u64)> = within.iter().map(|copy| (copy.0, copy.1)).collect();
+        assert!(within.len() > 1 || steps < 17, "{places:?} of {steps} steps");
+        for (epoch, step, copy) in within.into_iter().step_by(3) {
+            assert!((1..3).contains(epoch) && *step < steps, "epoch {epoch}, step {step}");
+            train(backend(), copy.path(), &config, true, u64::MAX);
+            assert_same_run(whole.path(), copy.path());
+        }
+    });
+}
+
+/// Intervals may be longer than any clock tells.
+#[test]
+fn a_run_may_never_be_saved_before_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = RunDirectory::open(directory.path(), false).unwrap();
+    let mut copies = Copies { run: directory.path(), made: Vec::new(), place: (0, 0) };
+    let options = FitOptions { initial: None, resume: false, checkpoint_interval: Duration::MAX };
+    let (backend, stop) = (Cpu::<f32>::new(), AtomicBool::new(false));
+    fit(backend, &dataset(), &config(), &run, &options, &mut copies, &stop).unwrap();
+    let places: Vec<(u64, u64)> = copies.made.iter().map(|copy| (copy.0, copy.1)).collect();
+    assert_eq!(places, [(config().epochs, 0)]);
+}
+
 #[test]
 fn patience_ends_a_run_and_the_best_epoch_is_kept() {
     let directory = tempfile::tempdir().unwrap();
@@ -266,6 +342,80 @@ fn a_directory_serves_one_run_at_a_time() {
     train(Cpu::<f32>::new(), directory.path(), &config(), false, 2);
     let error = RunDirectory::open(directory.path(), false).unwrap_err().to_string();
     assert!(error.contains("--resume"), "{error}");
+}
+
+/// What a directory has under the names of a run's files is nobody's to replace, whoever wrote it.
+#[test]
+fn a_directory_with_files_of_a_runs_names_is_refused() {
+    for name in [run::CONFIG, run::MODEL, run::METRICS, run::SUMMARY, run::PROFILE, run::STATE] {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(name);
+        std::fs::write(&file, "mine").unwrap();
+        let error = RunDirectory::open(directory.path(), false).unwrap_err().to_string();
+        assert!(error.contains(&format!("or its {name}; continue it with --resume")), "{error}");
+        assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+    }
+    // A model without the state that it belongs to is not gone on with, either.
+    let directory = tempfile::tempdir().unwrap();
+    train(Cpu::<f32>::new(), directory.path(), &TrainConfig { epochs: 1, ..config() }, false, 99);
+    std::fs::write(directory.path().join(run::CONFIG), "").unwrap();
+    std::fs::remove_file(directory.path().join(run::STATE)).unwrap();
+    let error = RunDirectory::open(directory.path(), true).unwrap_err().to_string();
+    assert!(error.contains("has a model.safetensors but no state.safetensors"), "{error}");
+}
+
+/// A run that is refused takes back what it wrote, and nothing else.
+#[test]
+fn a_refused_run_leaves_what_it_found() {
+    let data = tempfile::tempdir().unwrap();
+    let ids = |users: &[&str]| IdMaps {
+        users: users.iter().map(|&user| user.to_owned()).collect(),
+        items: vec!["thing".to_owned()],
+    };
+    ids(&["me", "you"]).write(data.path()).unwrap();
+    std::fs::write(data.path().join(".tmp_notes"), "mine").unwrap();
+    let names = |directory: &Path| {
+        let names = std::fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let begin = |directory: &Path| {
+        let run = RunDirectory::open(directory, false).unwrap();
+        std::fs::write(run.file(run::CONFIG), "settings").unwrap();
+        run
+    };
+    // In the data's own folder, whose ids are the run's.
+    let before = names(data.path());
+    let run = begin(data.path());
+    assert!(run.keep_ids(data.path()).unwrap().is_none());
+    run.discard_unused();
+    assert_eq!(names(data.path()), before);
+    assert_eq!(IdMaps::read(data.path()).unwrap(), Some(ids(&["me", "you"])));
+
+    // In one that was not there.
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("run");
+    let run = begin(&directory);
+    assert!(run.keep_ids(data.path()).unwrap().is_none());
+    assert_eq!(IdMaps::read(&directory).unwrap(), Some(ids(&["me", "you"])));
+    run.discard_unused();
+    assert!(!directory.exists());
+
+    // In one with ids of something else.
+    std::fs::create_dir(&directory).unwrap();
+    ids(&["them"]).write(&directory).unwrap();
+    let run = begin(&directory);
+    let error = run.keep_ids(data.path()).unwrap_err().to_string();
+    assert!(error.contains("has original ids that are not the data's"), "{error}");
+    run.discard_unused();
+    assert_eq!(IdMaps::read(&directory).unwrap(), Some(ids(&["them"])));
+
+    // Ids of the data that cannot be read are no reason to refuse it.
+    std::fs::remove_file(&IdMaps::paths(data.path())[0]).unwrap();
+    let run = RunDirectory::open(&parent.path().join("other"), false).unwrap();
+    let problem = run.keep_ids(data.path()).unwrap().expect("one file of two");
+    assert!(problem.to_string().contains("is missing beside it"), "{problem}");
 }
 
 /// Rows of trained features replayed late against a sweep over the table at each step.

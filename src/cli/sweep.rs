@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bm3_engine::backend::Backend;
 use bm3_engine::config::{Axis, ConfigFile, RunConfig, RunSettings, TrainSettings, seeds};
@@ -15,7 +14,7 @@ use bm3_engine::{Error, Result};
 use super::backend;
 use super::interrupt::{self, Interrupted};
 use super::progress::{Face, SweepReporter};
-use super::train::default_directory;
+use super::train::create_default_directory;
 use super::{FIXED_BY_A_RUN, output, sweep_table};
 
 /// Train a grid of configurations, several at once, and compare them
@@ -129,9 +128,10 @@ pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
         return output::print(&sweep_table::preview(&request.runs, &room));
     }
     let interrupted = interrupt::install()?;
-    let path = request.out.clone().unwrap_or_else(|| {
-        default_directory(&format!("{}-sweep", datasets.first.name), SystemTime::now())
-    });
+    let path = match &request.out {
+        Some(path) => path.clone(),
+        None => create_default_directory(&format!("{}-sweep", datasets.first.name))?,
+    };
     let directory = match request.resume {
         true => SweepDirectory::open(&path, &datasets.first)?,
         false => SweepDirectory::create(&path, &request.plan, &datasets.first)?,

@@ -1,11 +1,11 @@
 //! `bm3-engine train`
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bm3_engine::config::{ConfigFile, RunConfig, RunSettings, TrainSettings};
-use bm3_engine::data::IdMaps;
 use bm3_engine::records::Observer;
 use bm3_engine::run::{CONFIG, RunDirectory, StopReason, Summary};
 use bm3_engine::train::{FitOptions, check_saved, fit as fit_model};
@@ -156,8 +156,30 @@ fn continued(directory: &Path, arguments: &TrainArguments) -> Result<RunConfig> 
     RunConfig::new(&arguments.train.clone().or(train), &arguments.run.clone().or(run))
 }
 
+/// Creates the [`default_directory`] of a data set's name; `-2`, `-3` and so on follow where another
+/// process began in the same second.
+pub(super) fn create_default_directory(dataset: &str) -> Result<PathBuf> {
+    create_new(&default_directory(dataset, SystemTime::now()))
+}
+
+/// Creates a directory of this name, or with the first number behind it that makes a new name.
+fn create_new(path: &Path) -> Result<PathBuf> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(|error| Error::io(parent, "create", error))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let others = (2..).map(|number| path.with_file_name(format!("{name}-{number}")));
+    for path in std::iter::once(path.to_owned()).chain(others) {
+        match std::fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::io(&path, "create", error)),
+        }
+    }
+    unreachable!("there is always another number")
+}
+
 /// `runs/DATASET-UTCTIME`, as in `runs/baby-20260131T235959Z`.
-pub(super) fn default_directory(dataset: &str, now: SystemTime) -> PathBuf {
+fn default_directory(dataset: &str, now: SystemTime) -> PathBuf {
     let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     let (days, seconds) = (since_epoch / 86_400, since_epoch % 86_400);
     let (year, month, day) = civil_date(days);
@@ -193,10 +215,18 @@ fn fit(
     let dataset = backend::dataset(config, request.face != Face::Quiet)?;
     if request.face != Face::Quiet {
         backend::warn(&dataset);
+        if dataset.valid.users.is_empty() {
+            eprintln!(
+                "warning: there are no validation interactions (x_label 1): nothing stops training \
+                 early, all {} epochs are trained and the last one is kept; set --epochs, or split \
+                 the interactions with --split",
+                config.train.epochs
+            );
+        }
     }
     let path = match &request.out {
         Some(path) => path.clone(),
-        None => default_directory(&dataset.name, SystemTime::now()),
+        None => create_default_directory(&dataset.name)?,
     };
     let directory = RunDirectory::open(&path, request.resume)?;
     if request.resume {
@@ -211,7 +241,11 @@ fn fit(
         }
     }
     config.write(&directory.file(CONFIG))?;
-    keep_ids(&config.data, directory.path(), request.face != Face::Quiet)?;
+    if let Some(problem) = directory.keep_ids(&config.data)?
+        && request.face != Face::Quiet
+    {
+        eprintln!("warning: the original ids are not kept with the run: {problem}");
+    }
     let options = FitOptions {
         initial: config.init.as_deref(),
         resume: request.resume,
@@ -230,40 +264,26 @@ fn fit(
     match result {
         // That one names the checkpoint, and would come again.
         Err(error @ Error::NonFinite(_)) => Err(error.into()),
-        Err(error) if !error.is_input() && directory.has_state() => {
-            Err(Resumable { error, directory: path }.into())
+        Err(error) if !error.is_input() => {
+            let is_saved = directory.has_state();
+            Err(Resumable { error, is_saved, directory: path }.into())
         }
         result => Ok(result?),
     }
 }
 
-/// A failure that the last checkpoint has survived.
+/// A failure that the settings and the last checkpoint, if there was one, have survived.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{error}; the last checkpoint is whole: mend this and go on with bm3-engine train --resume {}",
+    "{error}; {}mend this and go on with bm3-engine train --resume {}",
+    if *is_saved { "the last checkpoint is whole: " } else { "" },
     directory.display()
 )]
 struct Resumable {
     #[source]
     error: Error,
+    is_saved: bool,
     directory: PathBuf,
-}
-
-/// Keeps the original ids of the data folder, where it has them, beside the model: its numbers mean
-/// nothing without them.
-fn keep_ids(data: &Path, run: &Path, talks: bool) -> Result<()> {
-    match IdMaps::read(data) {
-        Ok(Some(maps)) => maps.write(run),
-        Ok(None) => Ok(()),
-        // Training needs none, and a foreign folder may have other files of these names.
-        Err(error) if error.is_input() => {
-            if talks {
-                eprintln!("warning: the original ids are not kept with the run: {error}");
-            }
-            Ok(())
-        }
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]
@@ -455,5 +475,16 @@ mod tests {
         assert_eq!(at(951_827_696), Path::new("runs/baby-20000229T123456Z"));
         assert_eq!(at(1_767_225_599), Path::new("runs/baby-20251231T235959Z"));
         assert_eq!(at(4_107_542_400), Path::new("runs/baby-21000301T000000Z"));
+    }
+
+    #[test]
+    fn directories_of_one_second_are_numbered() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("runs/a-20260131T235959Z");
+        let names: Vec<PathBuf> = (0..3).map(|_| create_new(&path).unwrap()).collect();
+        let expected =
+            ["", "-2", "-3"].map(|end| PathBuf::from(format!("{}{end}", path.display())));
+        assert_eq!(names, expected);
+        assert!(names.iter().all(|name| name.is_dir()));
     }
 }

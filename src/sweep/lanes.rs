@@ -196,9 +196,13 @@ impl Sweep<'_> {
     ) -> Result<Summary> {
         let path = self.directory.file(&run.name);
         let (config, dataset) = (&run.config, (self.dataset)(run));
-        let resume = path.join(STATE).is_file();
-        let directory = RunDirectory::open(&path, resume)?;
+        let begun = [STATE, CONFIG].iter().any(|name| path.join(name).is_file());
+        let directory = RunDirectory::open(&path, begun)?;
+        let resume = directory.has_state();
         config.write(&directory.file(CONFIG))?;
+        if let Some(problem) = directory.keep_ids(&config.data)? {
+            tracing::warn!(%problem, run = run.name, "the original ids are not kept with the run");
+        }
         let options = FitOptions {
             initial: config.init.as_deref(),
             resume,

@@ -83,6 +83,8 @@ impl<'a, B: Backend> Run<'a, B> {
         self.write_records()?;
         let next_model = directory.file(run::NEXT_MODEL);
         let has_next = self.save_best(&next_model)?;
+        // That of a run that was over, and goes on, tells of another model than what follows.
+        files::remove(&directory.file(run::SUMMARY))?;
         let path = directory.file(run::STATE);
         self.save_state(&path)?;
         if has_next {
@@ -237,9 +239,7 @@ fn settle_model(directory: &RunDirectory, state: &StateRecord) -> Result<()> {
     match epoch_of(&next)? {
         None => {}
         found if found == best => files::rename(&next, &model)?,
-        Some(_) => {
-            std::fs::remove_file(&next).map_err(|error| Error::io(&next, "remove", error))?;
-        }
+        Some(_) => files::remove(&next)?,
     }
     let found = epoch_of(&model)?;
     if found == best {

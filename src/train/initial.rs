@@ -7,11 +7,11 @@ use crate::backend::Backend;
 use crate::checkpoint::{Identity, TensorFile};
 use crate::config::TrainConfig;
 use crate::data::Dataset;
-use crate::parameters::Layout;
+use crate::parameters::{Layout, ModalityLayout};
 use crate::real::Real;
 use crate::run::RunDirectory;
 use crate::step::{DenseState, DeviceModel, RawFeatures, fresh_features};
-use crate::{Error, Result};
+use crate::{Error, Result, model};
 
 impl<'a, B: Backend> Run<'a, B> {
     pub(super) fn begin(
@@ -58,14 +58,16 @@ struct Initial {
 impl Initial {
     fn open(path: &Path, layout: &Layout) -> Result<Self> {
         let file = TensorFile::open(path)?;
-        let known = |name: &str| {
-            layout.tensors.iter().any(|tensor| tensor.name == name)
-                || layout.modalities.iter().any(|modality| modality.features_name() == name)
-        };
-        if let Some(unknown) = file.names().into_iter().find(|name| !known(name)) {
+        let tensors = layout.tensors.iter().map(|tensor| tensor.name.clone());
+        let features = layout.modalities.iter().map(ModalityLayout::features_name);
+        let known: Vec<String> = tensors.chain(features).collect();
+        // A model's file has the interactions that it was trained on beside its values.
+        let is_value = |name: &String| !model::INTERACTIONS.contains(&name.as_str());
+        let mut names = file.names().into_iter().filter(is_value);
+        if let Some(unknown) = names.find(|name| !known.iter().any(|known| known == name)) {
             let problem = format!(
                 "tensor `{unknown}` is not one of this model's; expected {}",
-                layout.tensors.iter().map(|tensor| &*tensor.name).collect::<Vec<_>>().join(", ")
+                known.join(", ")
             );
             return Err(Error::run_file(path, problem));
         }

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 pub use checkpoints::check_saved;
 
-use crate::Result;
 use crate::backend::{Backend, Dropout};
 use crate::batch::{EpochPlan, epoch_order};
 use crate::checkpoint::{FORMAT_VERSION, Identity};
@@ -30,6 +29,7 @@ use crate::step::{
     DeviceModel, KeptParameters, RawFeatures, adam_step, learning_rate, loss_names, total_loss,
 };
 use crate::watch::{Failure, Place};
+use crate::{Error, Result};
 
 /// The list length whose recall decides which epoch is best.
 pub const STOPPING_LENGTH: usize = 20;
@@ -46,7 +46,8 @@ pub struct FitOptions<'a> {
     /// Continues from the directory's state; from the beginning where there is none yet, or no
     /// directory.
     pub resume: bool,
-    /// The least time between two checkpoints.
+    /// The least time between two checkpoints, which are made within epochs, too; zero: one after each
+    /// epoch.
     pub checkpoint_interval: Duration,
 }
 
@@ -188,6 +189,27 @@ struct Run<'a, B: Backend> {
     epoch: u64,
     step_in_epoch: u64,
     step: u64,
+    /// Seconds that those steps in the epoch took this process.
+    epoch_seconds: f64,
+}
+
+/// What makes an epoch pause before its end.
+#[derive(Clone, Copy)]
+struct Pause<'a> {
+    /// Somebody wants training to stop.
+    stop: &'a AtomicBool,
+    /// When the last checkpoint was made.
+    saved: Instant,
+    /// How long after that the next one is due; `None`: not within an epoch.
+    interval: Option<Duration>,
+}
+
+impl Pause<'_> {
+    /// Whether there is one now, after so many steps: before a checkpoint there is one at least.
+    fn is_due(&self, steps: u64) -> bool {
+        let due = |interval| steps > 0 && self.saved.elapsed() >= interval;
+        self.stop.load(Ordering::Relaxed) || self.interval.is_some_and(due)
+    }
 }
 
 impl<'a, B: Backend> Run<'a, B> {
@@ -224,6 +246,7 @@ impl<'a, B: Backend> Run<'a, B> {
             epoch: 0,
             step_in_epoch: 0,
             step: 0,
+            epoch_seconds: 0.0,
         })
     }
 
@@ -262,8 +285,8 @@ impl<'a, B: Backend> Run<'a, B> {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Summary> {
-        let mut checkpoint_due = Instant::now() + options.checkpoint_interval;
-        let mut records_due = Instant::now() + RECORDS_INTERVAL;
+        // When the last ones were written. Intervals may be longer than any time there is.
+        let (mut saved, mut recorded) = (Instant::now(), Instant::now());
         let stopped_by = loop {
             if self.out_of_patience(config) {
                 break StopReason::Patience;
@@ -271,19 +294,23 @@ impl<'a, B: Backend> Run<'a, B> {
             if self.epoch >= config.epochs {
                 break StopReason::Epochs;
             }
-            let Some(record) = self.observed_epoch(config, observer, stop)? else {
-                break StopReason::Interrupted;
-            };
-            observer.epoch(&record);
-            self.records.push(record);
-            let now = Instant::now();
-            if now >= checkpoint_due {
+            let interval = options.checkpoint_interval;
+            let within = self.directory.is_some() && !interval.is_zero();
+            let pause = Pause { stop, saved, interval: within.then_some(interval) };
+            match self.observed_epoch(config, observer, &pause)? {
+                Some(record) => {
+                    observer.epoch(&record);
+                    self.records.push(record);
+                }
+                None if stop.load(Ordering::Relaxed) => break StopReason::Interrupted,
+                None => {}
+            }
+            if saved.elapsed() >= interval {
                 self.checkpoint(observer)?;
-                checkpoint_due = Instant::now() + options.checkpoint_interval;
-                records_due = Instant::now() + RECORDS_INTERVAL;
-            } else if now >= records_due {
+                (saved, recorded) = (Instant::now(), Instant::now());
+            } else if recorded.elapsed() >= RECORDS_INTERVAL {
                 self.write_records()?;
-                records_due = Instant::now() + RECORDS_INTERVAL;
+                recorded = Instant::now();
             }
         };
         self.checkpoint(observer)?;
@@ -298,22 +325,31 @@ impl<'a, B: Backend> Run<'a, B> {
         !self.dataset.valid.users.is_empty() && self.evaluations_since_best > config.patience
     }
 
-    /// The rest of an epoch and its evaluation; `None` when asked to stop before its end.
+    /// The rest of an epoch and its evaluation; `None` when it came to a pause before its end.
     fn train_epoch(
         &mut self,
         config: &TrainConfig,
         observer: &mut dyn Observer,
-        stop: &AtomicBool,
+        pause: &Pause<'_>,
     ) -> Result<Option<EpochRecord>> {
         let start = Instant::now();
         let steps = self.steps_per_epoch(config);
+        if self.step - self.step_in_epoch + steps > u64::from(u32::MAX) {
+            let problem = format!(
+                "{} is too many: an epoch has {steps} steps, and a run {} at most; give {}",
+                config.epochs,
+                u32::MAX,
+                u64::from(u32::MAX) / steps
+            );
+            return Err(Error::setting("--epochs", problem));
+        }
         let rate = learning_rate(config, self.epoch);
         let first = self.step_in_epoch;
         let plan = EpochPlan {
             order: config.order,
             seed: config.seed,
             epoch: self.epoch,
-            // Steps are numbered in 32 bits, as are the pairs of a batch.
+            // Steps are numbered in 32 bits, which suffice, as was just seen.
             first_step: (self.step - first) as u32 + 1,
         };
         self.model.backend().arrange(&mut self.batches, plan)?;
@@ -328,7 +364,7 @@ impl<'a, B: Backend> Run<'a, B> {
             if begun > first {
                 observer.step(epoch, begun, steps);
             }
-            let proceeds = !stop.load(Ordering::Relaxed);
+            let proceeds = !pause.is_due(begun - first);
             begun += u64::from(proceeds);
             proceeds
         };
@@ -339,13 +375,14 @@ impl<'a, B: Backend> Run<'a, B> {
         self.step += done;
         self.step_in_epoch += done;
         if self.step_in_epoch < steps {
+            self.epoch_seconds += start.elapsed().as_secs_f64();
             return Ok(None);
         }
         observer.step(epoch, steps, steps);
         let loss = self.mean_losses(config, steps)?;
         self.epoch += 1;
         self.step_in_epoch = 0;
-        let train_seconds = start.elapsed().as_secs_f64();
+        let train_seconds = std::mem::take(&mut self.epoch_seconds) + start.elapsed().as_secs_f64();
 
         let start = Instant::now();
         let (valid, test) = self.evaluate()?;

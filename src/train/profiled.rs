@@ -1,8 +1,6 @@
 //! An epoch whose operations are timed one by one, where who observes the run wants to know.
 
-use std::sync::atomic::AtomicBool;
-
-use super::Run;
+use super::{Pause, Run};
 use crate::Result;
 use crate::backend::Backend;
 use crate::config::TrainConfig;
@@ -15,16 +13,18 @@ impl<B: Backend> Run<'_, B> {
         &mut self,
         config: &TrainConfig,
         observer: &mut dyn Observer,
-        stop: &AtomicBool,
+        pause: &Pause<'_>,
     ) -> Result<Option<EpochRecord>> {
         let epoch = self.epoch + 1;
         if !observer.wants_profile(epoch) {
-            return self.train_epoch(config, observer, stop);
+            return self.train_epoch(config, observer, pause);
         }
+        // In one piece, unless somebody stops it.
+        let pause = Pause { interval: None, ..*pause };
         let backend = self.model.backend().clone();
         let (steps_before, mut record) = (self.step, None);
         let operations = backend.profile(&mut || {
-            record = self.train_epoch(config, observer, stop)?;
+            record = self.train_epoch(config, observer, &pause)?;
             Ok(())
         })?;
         // An epoch that was interrupted is one when it is resumed.
