@@ -248,6 +248,56 @@ fn what_this_build_cannot_read_says_how_to_get_it() {
     let raw = Raw::new("");
     for (bytes, format) in [
         (&b"PAR1\x15\x04"[..], "is Parquet,"),
+/// A folder that had another data set holds the new one alone, or is left as it was.
+#[test]
+fn nothing_is_left_of_an_earlier_data_set() {
+    let raw = Raw::new(TABLE);
+    let image = raw.features(Some("A\nB\nC\n"), &[1.0, 2.0, 3.0]);
+    raw.prepare(|options| options.features = vec![image]).unwrap();
+    fs::write(raw.path("out/notes.txt"), "mine").unwrap();
+    let names = || {
+        let entries = fs::read_dir(raw.path("out")).unwrap();
+        let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name();
+        let mut names: Vec<_> = entries.map(|entry| name(entry).into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let again = |change: fn(&mut PrepareOptions)| {
+        let mut options = raw.options();
+        options.name = "other".to_owned();
+        change(&mut options);
+        prepare(&options, &mut |_| {}).map_err(|error| error.to_string())
+    };
+    // Even with the outputs of the new one away, its features would be taken for the new one's.
+    for name in ["i_id_mapping.csv", "u_id_mapping.csv"] {
+        fs::remove_file(raw.path("out").join(name)).unwrap();
+    }
+    let error = again(|_| {}).unwrap_err();
+    assert!(error.contains("mine.inter exists, and would be taken for a part of"), "{error}");
+    fs::remove_file(raw.path("out/mine.inter")).unwrap();
+    let error = again(|_| {}).unwrap_err();
+    assert!(error.contains("image_feat.npy exists, and would be taken for a part of"), "{error}");
+    assert_eq!(names(), ["image_feat.npy", "notes.txt"], "of {before:?}");
+    fs::write(raw.path("out/mine.inter"), "older").unwrap();
+
+    again(|options| options.overwrite = true).unwrap();
+    let expected = ["i_id_mapping.csv", "notes.txt", "other.inter", "u_id_mapping.csv"];
+    assert_eq!(names(), expected);
+    let dataset = Dataset::open(&raw.path("out"), &DatasetOptions::default()).unwrap();
+    assert_eq!((dataset.name.as_str(), dataset.modalities.len()), ("other", 0));
+
+    // What is read is not removed.
+    let error = again(|options| {
+        options.overwrite = true;
+        options.name = "third".to_owned();
+        options.table.path = options.out.join("../out/other.inter");
+    })
+    .unwrap_err();
+    assert!(error.starts_with("--out: ") && error.contains("other.inter is to be read"), "{error}");
+    assert_eq!(names(), expected);
+}
+
         (b"ARROW1\0\0", "is Arrow IPC,"),
         (b"\xff\xff\xff\xff\x10\0\0\0", "is Arrow IPC,"),
     ] {

@@ -94,7 +94,7 @@ pub struct PrepareArguments {
     /// The folder to write
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     out: PathBuf,
-    /// Replace a data set that is already there
+    /// Replace a data set that is already there, with all of its files
     #[arg(long, help_heading = "Output")]
     overwrite: bool,
 }

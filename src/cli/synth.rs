@@ -39,7 +39,7 @@ pub struct SynthArguments {
     /// Numbers of the feature files
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f32")]
     pub feature_type: FeatureType,
-    /// Replace a data set that is already there
+    /// Replace a data set that is already there, with all of its files
     #[arg(long)]
     pub overwrite: bool,
 }

@@ -1,14 +1,14 @@
 //! A data set: interactions by split, and the features of its items.
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
 use super::feature_file::FeatureFile;
 use super::features::FeatureMatrix;
+use super::folder::{check_name, feature_files, interactions_file};
 use super::inter::{self, Interactions};
 use super::{DataError, SplitRatio};
 use crate::graph::Graph;
@@ -340,108 +340,4 @@ fn with_label(rows: &Interactions, labels: &[u8], label: u8) -> Pairs {
         .map(|row| (rows.users[row], rows.items[row]))
         .unzip();
     Pairs { users, items }
-}
-
-/// The one `.inter` file of a folder, and its name without the ending.
-fn interactions_file(directory: &Path) -> Result<(PathBuf, String), DataError> {
-    let folder = |problem: String| DataError::Folder { path: directory.to_owned(), problem };
-    if directory.is_file() {
-        return Err(folder(
-            "is a file; expected a folder: `bm3-engine prepare --interactions FILE --out DIR` \
-             makes one of a table"
-                .to_owned(),
-        ));
-    }
-    let mut found: Vec<(PathBuf, String)> = entries(directory)?
-        .into_iter()
-        .filter(|path| path.extension().is_some_and(|ending| ending == "inter"))
-        .filter_map(|path| {
-            let name = path.file_stem()?.to_string_lossy().into_owned();
-            Some((path, name))
-        })
-        .collect();
-    if found.len() > 1 {
-        let own_name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
-        if let Some(position) = found.iter().position(|(_, name)| Some(name) == own_name.as_ref()) {
-            return Ok(found.swap_remove(position));
-        }
-        let names: Vec<String> =
-            found.into_iter().map(|(_, name)| format!("{name}.inter")).collect();
-        return Err(folder(format!(
-            "has several .inter files ({}); keep one, or name the folder like one of them",
-            names.join(", ")
-        )));
-    }
-    found.pop().ok_or_else(|| {
-        folder(
-            "has no .inter file; expected NAME.inter with columns userID, itemID, x_label".into(),
-        )
-    })
-}
-
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let read = |error| DataError::read(directory, error);
-    let mut paths = fs::read_dir(directory)
-        .map_err(read)?
-        .map(|entry| entry.map(|entry| entry.path()).map_err(read))
-        .collect::<Result<Vec<_>, _>>()?;
-    paths.sort();
-    Ok(paths)
-}
-
-/// The features to be read: name and files, by name.
-fn feature_files(
-    directory: &Path,
-    options: &DatasetOptions,
-) -> Result<Vec<(String, Vec<FeatureFile>)>, DataError> {
-    let mut files: Vec<(String, Vec<FeatureFile>)> = Vec::new();
-    for path in entries(directory)? {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        if let Some(name) = name.as_deref().and_then(|name| name.strip_suffix("_feat.npy")) {
-            let name = name.to_owned();
-            files.push((name, vec![FeatureFile::new(path)]));
-        }
-    }
-    let mut given: Vec<&str> = Vec::new();
-    for (name, own) in &options.features {
-        check_name(name)?;
-        if given.contains(&name.as_str()) {
-            let problem = "--feature gives it twice; give all its files at once".to_owned();
-            return Err(DataError::Modality { name: name.clone(), problem });
-        }
-        given.push(name);
-        files.retain(|(found, _)| found != name);
-        files.push((name.clone(), own.clone()));
-    }
-    files.sort_by(|left, right| left.0.cmp(&right.0));
-    if let Some(wanted) = &options.modalities {
-        for (position, name) in wanted.iter().enumerate() {
-            if wanted[..position].contains(name) {
-                let problem = "--modalities names it twice".to_owned();
-                return Err(DataError::Modality { name: name.clone(), problem });
-            }
-            if !files.iter().any(|(found, _)| found == name) {
-                let found: Vec<&str> = files.iter().map(|(found, _)| found.as_str()).collect();
-                let problem = format!(
-                    "there is no {} and no --feature {name}=FILE; found {}",
-                    directory.join(format!("{name}_feat.npy")).display(),
-                    if found.is_empty() { "no features".to_owned() } else { found.join(", ") }
-                );
-                return Err(DataError::Modality { name: name.clone(), problem });
-            }
-        }
-        files.retain(|(found, _)| wanted.contains(found));
-    }
-    Ok(files)
-}
-
-/// Names become parts of tensor names and of flags.
-fn check_name(name: &str) -> Result<(), DataError> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    if name.is_empty() || !name.bytes().all(allowed) {
-        let problem = "a modality's name is made of letters, digits, `_` and `-`".to_owned();
-        let name = super::excerpt(name.as_bytes());
-        return Err(DataError::Modality { name, problem });
-    }
-    Ok(())
 }

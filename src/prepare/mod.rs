@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::data::{FeatureFile, FeatureType, IdMaps};
+use crate::data::{Earlier, FeatureFile, FeatureType, IdMaps};
 use crate::{Error, Result, files};
 use features::AlignedFeatures;
 use table::{Needs, Table};
@@ -101,7 +101,7 @@ pub struct PrepareOptions {
     pub name: String,
     /// The folder to write.
     pub out: PathBuf,
-    /// Replaces files that are there already.
+    /// Replaces a data set that is there already, with all of its files.
     pub overwrite: bool,
 }
 
@@ -147,9 +147,8 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
         return Err(Error::setting("--feature-type", problem));
     }
     let outputs = Outputs::new(options);
-    if !options.overwrite {
-        files::refuse_existing(outputs.all())?;
-    }
+    let written: Vec<&Path> = outputs.all().collect();
+    let earlier = Earlier::find(&options.out, &written, &inputs(options), options.overwrite)?;
     progress("reading interactions");
     let by_time = options.split_method == SplitMethod::Time;
     let needs = Needs {
@@ -211,11 +210,7 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
     progress("writing");
     let out = &options.out;
     std::fs::create_dir_all(out).map_err(|error| Error::io(out, "create", error))?;
-    // An old one first: killed from here on, the folder is seen to be unfinished, not a mixture.
-    if outputs.interactions.exists() {
-        std::fs::remove_file(&outputs.interactions)
-            .map_err(|error| Error::io(&outputs.interactions, "replace", error))?;
-    }
+    earlier.remove()?;
     for (features, path) in aligned.iter().zip(&outputs.features) {
         features.write(path, options.feature_type)?;
     }
@@ -263,6 +258,16 @@ fn renumber(ids: impl Iterator<Item = u32>) -> Numbers {
         });
     }
     numbers
+}
+
+/// The files that are read.
+fn inputs(options: &PrepareOptions) -> Vec<&Path> {
+    let mut paths = vec![&*options.table.path];
+    for input in &options.features {
+        paths.extend(input.files.iter().map(|file| &*file.path));
+        paths.extend(input.ids.iter().map(|path| &**path));
+    }
+    paths
 }
 
 /// The files to be written.
@@ -359,7 +364,7 @@ pub enum PrepareError {
     },
 
     #[error(
-        "{}: no column for the {what}{}; found {found}; name it with {flag}",
+        "{}: no column for the {what}{}; found {found}; name it with {flag}{}",
         path.display(),
         wanted.as_ref().map(|name| format!(" called `{name}`")).unwrap_or_default()
     )]

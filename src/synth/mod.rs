@@ -9,11 +9,11 @@ mod features;
 mod interactions;
 
 use std::fmt;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
 
-use crate::data::{FeatureType, NpyElement, NpyWriter};
+use crate::data::{Earlier, FeatureType, NpyElement, NpyWriter};
 use crate::philox::{Purpose, Stream};
 use crate::{Error, Result, files};
 
@@ -154,7 +154,7 @@ pub struct SynthOptions {
     pub seed: u64,
     /// The type of the features: f16 or f32.
     pub feature_type: FeatureType,
-    /// Replaces files that are there already.
+    /// Replaces a data set that is there already, with all of its files.
     pub overwrite: bool,
 }
 
@@ -205,21 +205,15 @@ pub fn generate(
         (directory.join("image_feat.npy"), features::Kind::Image, sizes.image),
         (directory.join("text_feat.npy"), features::Kind::Text, sizes.text),
     ];
-    if !options.overwrite {
-        let paths = modalities.iter().map(|(path, ..)| path).chain([&inter]);
-        files::refuse_existing(paths)?;
-    }
+    let features = modalities.iter().filter(|(.., columns)| *columns > 0);
+    let written: Vec<&Path> = features.map(|(path, ..)| &**path).chain([&*inter]).collect();
+    let earlier = Earlier::find(directory, &written, &[], options.overwrite)?;
     std::fs::create_dir_all(directory).map_err(|error| Error::io(directory, "create", error))?;
+    earlier.remove()?;
     let items = features::ItemLatents::new(options.seed, sizes.items);
     for (path, kind, columns) in &modalities {
         if *columns == 0 {
-            // What is to be replaced may have had such features.
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(Error::io(path, "remove", error));
-                }
-                _ => continue,
-            }
+            continue;
         }
         let wrong = |error| Error::io(path, "write", error);
         files::write_atomic(path, |writer| {
@@ -257,12 +251,16 @@ mod tests {
         let sizes = Sizes { users: 70, items: 90, pairs: [400, 60, 50], image: 0, text: 8 };
         let folder = tempfile::tempdir().unwrap();
         let mut options = SynthOptions { sizes, ..SynthOptions::new(Shape::Tiny, 3) };
-        // Features of a larger set, which are not the new one's.
-        std::fs::write(folder.path().join("image_feat.npy"), "older").unwrap();
+        // Features of a larger set, which are not the new one's, other interactions, others' ids.
+        let older = ["image_feat.npy", "audio_feat.npy", "other.inter", "u_id_mapping.csv"];
+        for name in older {
+            std::fs::write(folder.path().join(name), "older").unwrap();
+        }
         let mut silent = |_: &str, _: usize, _: usize| ();
         assert!(generate(&options, folder.path(), &mut silent).is_err());
         options.overwrite = true;
         generate(&options, folder.path(), &mut silent).unwrap();
+        assert!(older.iter().all(|name| !folder.path().join(name).exists()));
         let dataset = Dataset::open(folder.path(), &DatasetOptions::default()).unwrap();
         let found =
             [dataset.train.users.len(), dataset.valid.items.len(), dataset.test.items.len()];

@@ -1,0 +1,205 @@
+//! The files of a data folder: which ones are read, and which ones a new data set replaces.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::{DataError, DatasetOptions, FeatureFile, IdMaps};
+use crate::{Error, Result};
+
+const INTERACTIONS: &str = "inter";
+const FEATURES: &str = "_feat.npy";
+
+/// The one `.inter` file of a folder, and its name without the ending.
+pub(super) fn interactions_file(directory: &Path) -> Result<(PathBuf, String), DataError> {
+    let folder = |problem: String| DataError::Folder { path: directory.to_owned(), problem };
+    if directory.is_file() {
+        return Err(folder(
+            "is a file; expected a folder: `bm3-engine prepare --interactions FILE --out DIR` \
+             makes one of a table"
+                .to_owned(),
+        ));
+    }
+    let mut found: Vec<(PathBuf, String)> = entries(directory)?
+        .into_iter()
+        .filter(|path| is_interactions(path))
+        .filter_map(|path| {
+            let name = path.file_stem()?.to_string_lossy().into_owned();
+            Some((path, name))
+        })
+        .collect();
+    if found.len() > 1 {
+        let own_name = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+        if let Some(position) = found.iter().position(|(_, name)| Some(name) == own_name.as_ref()) {
+            return Ok(found.swap_remove(position));
+        }
+        let names: Vec<String> =
+            found.into_iter().map(|(_, name)| format!("{name}.inter")).collect();
+        return Err(folder(format!(
+            "has several .inter files ({}); keep one, or name the folder like one of them",
+            names.join(", ")
+        )));
+    }
+    found.pop().ok_or_else(|| {
+        folder(
+            "has no .inter file; expected NAME.inter with columns userID, itemID, x_label".into(),
+        )
+    })
+}
+
+/// The features to be read: name and files, by name.
+pub(super) fn feature_files(
+    directory: &Path,
+    options: &DatasetOptions,
+) -> Result<Vec<(String, Vec<FeatureFile>)>, DataError> {
+    let mut files: Vec<(String, Vec<FeatureFile>)> = Vec::new();
+    for path in entries(directory)? {
+        if let Some(name) = modality_of(&path) {
+            files.push((name, vec![FeatureFile::new(path)]));
+        }
+    }
+    let mut given: Vec<&str> = Vec::new();
+    for (name, own) in &options.features {
+        check_name(name)?;
+        if given.contains(&name.as_str()) {
+            let problem = "--feature gives it twice; give all its files at once".to_owned();
+            return Err(DataError::Modality { name: name.clone(), problem });
+        }
+        given.push(name);
+        files.retain(|(found, _)| found != name);
+        files.push((name.clone(), own.clone()));
+    }
+    files.sort_by(|left, right| left.0.cmp(&right.0));
+    if let Some(wanted) = &options.modalities {
+        for (position, name) in wanted.iter().enumerate() {
+            if wanted[..position].contains(name) {
+                let problem = "--modalities names it twice".to_owned();
+                return Err(DataError::Modality { name: name.clone(), problem });
+            }
+            if !files.iter().any(|(found, _)| found == name) {
+                let found: Vec<&str> = files.iter().map(|(found, _)| found.as_str()).collect();
+                let problem = format!(
+                    "there is no {} and no --feature {name}=FILE; found {}",
+                    directory.join(format!("{name}{FEATURES}")).display(),
+                    if found.is_empty() { "no features".to_owned() } else { found.join(", ") }
+                );
+                return Err(DataError::Modality { name: name.clone(), problem });
+            }
+        }
+        files.retain(|(found, _)| wanted.contains(found));
+    }
+    Ok(files)
+}
+
+/// Names become parts of tensor names and of flags.
+pub(super) fn check_name(name: &str) -> Result<(), DataError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if name.is_empty() || !name.bytes().all(allowed) {
+        let problem = "a modality's name is made of letters, digits, `_` and `-`".to_owned();
+        let name = super::excerpt(name.as_bytes());
+        return Err(DataError::Modality { name, problem });
+    }
+    Ok(())
+}
+
+/// What a folder has of an earlier data set, before another one is written into it.
+///
+/// Files that the new one does not write would be taken for its own: features in the order of other
+/// items, other interactions, the ids of other users.
+#[derive(Debug)]
+pub(crate) struct Earlier {
+    /// Every `.inter` file.
+    interactions: Vec<PathBuf>,
+    /// Features and original ids that will not be written anew.
+    others: Vec<PathBuf>,
+}
+
+impl Earlier {
+    /// Looks for them; `written` are the files of the new data set. None of them may be one of
+    /// `read`, which it is made of.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for `--out` naming a file that would be replaced, unless `overwrite`, or
+    /// removed though it is to be read; [`Error::Data`] for a folder that cannot be read.
+    pub fn find(
+        directory: &Path,
+        written: &[&Path],
+        read: &[&Path],
+        overwrite: bool,
+    ) -> Result<Self> {
+        let there = match directory.is_dir() {
+            true => entries(directory)?,
+            false => Vec::new(),
+        };
+        let (interactions, others): (Vec<_>, Vec<_>) = there
+            .into_iter()
+            .filter(|path| {
+                is_interactions(path)
+                    || modality_of(path).is_some()
+                    || IdMaps::paths(directory).contains(path)
+            })
+            .partition(|path| is_interactions(path));
+        let others = others.into_iter().filter(|path| !written.contains(&&**path)).collect();
+        let earlier = Self { interactions, others };
+        if !overwrite {
+            crate::files::refuse_existing(written)?;
+        }
+        let left: Vec<&Path> = earlier.files().filter(|path| !written.contains(path)).collect();
+        let same = |path: &&&Path| {
+            let path = path.canonicalize().ok();
+            path.is_some() && read.iter().any(|read| read.canonicalize().ok() == path)
+        };
+        let problem = match (left.first(), left.iter().find(same)) {
+            (None, _) => return Ok(earlier),
+            (Some(first), _) if !overwrite => format!(
+                "{} exists, and would be taken for a part of the new data set; add --overwrite, \
+                 which removes it, or give another folder",
+                first.display()
+            ),
+            (_, Some(input)) => format!(
+                "{} is to be read, and in this folder it would be taken for a part of the new data \
+                 set; give another folder",
+                input.display()
+            ),
+            (_, None) => return Ok(earlier),
+        };
+        Err(Error::setting("--out", problem))
+    }
+
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        self.interactions.iter().chain(&self.others).map(|path| &**path)
+    }
+
+    /// Removes them, interactions first: killed from here on, the folder is seen to be unfinished,
+    /// not a mixture.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn remove(&self) -> Result<()> {
+        self.files().try_for_each(|path| match fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::io(path, "remove", error))
+            }
+            _ => Ok(()),
+        })
+    }
+}
+
+fn is_interactions(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == INTERACTIONS)
+}
+
+/// The modality whose features a file of a folder holds.
+fn modality_of(path: &Path) -> Option<String> {
+    path.file_name()?.to_string_lossy().strip_suffix(FEATURES).map(str::to_owned)
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let read = |error| DataError::read(directory, error);
+    let mut paths = fs::read_dir(directory)
+        .map_err(read)?
+        .map(|entry| entry.map(|entry| entry.path()).map_err(read))
+        .collect::<Result<Vec<_>, _>>()?;
+    paths.sort();
+    Ok(paths)
+}
