@@ -175,7 +175,8 @@ impl Model {
     /// the same users and items, say. Saved, it has them as its own.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when the numbers of users and items differ.
+    /// [`Error::RunFile`] when the numbers of users and items differ, [`Error::Data`] for a data set
+    /// that was changed and is none any more.
     pub fn with_interactions(self, dataset: &Dataset) -> Result<Self> {
         if (self.users(), self.items()) != (dataset.users, dataset.items) {
             let problem = format!(
@@ -189,6 +190,7 @@ impl Model {
             );
             return Err(Error::run_file(&self.place(), problem));
         }
+        dataset.check()?;
         let graph = dataset.graph(self.config().self_loops);
         let as_trained = self.as_trained && self.fits(dataset);
         let mut record = self.record;

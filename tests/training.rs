@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bm3_engine::Trainer;
 use bm3_engine::backend::{Backend, Dropout};
 use bm3_engine::batch::Batch;
 use bm3_engine::config::{Order, Propagation, TrainConfig};
@@ -552,4 +553,39 @@ fn follow<B: Backend<Real = f32>>(
             assert!(deviation < 2e-4, "{name} {metric} is off by {deviation:e}");
         }
     }
+}
+
+/// A data set that is changed after it was trained on is trained as one that was so from the start.
+#[test]
+fn a_changed_data_set_is_trained_as_it_is() {
+    let config = TrainConfig { epochs: 2, ..config() };
+    let fit = |dataset: &Dataset| Trainer::new(config.clone()).fit(dataset);
+    let change = |dataset: &mut Dataset| {
+        for user in 0..20 {
+            dataset.train.users.push(user);
+            dataset.train.items.push(39 - user);
+        }
+    };
+    let first = dataset();
+    fit(&first).unwrap();
+    let (mut changed, mut fresh) = (first.clone(), dataset());
+    change(&mut changed);
+    change(&mut fresh);
+    let models = [&changed, &fresh].map(|dataset| fit(dataset).unwrap().model.unwrap());
+    assert_eq!(models[0].graph(), models[1].graph());
+    let directory = tempfile::tempdir().unwrap();
+    let [left, right] = models.map(|model| {
+        let path = directory.path().join("model.safetensors");
+        model.save(&path).unwrap();
+        // Two epochs' metrics are in the record, and decide nothing here.
+        let file = std::fs::read(&path).unwrap();
+        let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        file[8 + header..].to_vec()
+    });
+    assert!(left == right);
+
+    changed.train.items[0] = 40;
+    let error = fit(&changed).unwrap_err();
+    assert!(error.is_input());
+    assert!(error.to_string().starts_with("training item 40 found, items from 0 to 39"), "{error}");
 }

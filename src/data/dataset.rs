@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::feature_file::FeatureFile;
 use super::features::FeatureMatrix;
 use super::folder::{check_name, feature_files, interactions_file};
-use super::inter::{self, Interactions};
+use super::graphs::Graphs;
+use super::inter::{self, Interactions, LARGEST_ID, absurd_id};
 use super::{DataError, SplitRatio};
 use crate::graph::Graph;
 
@@ -94,16 +95,30 @@ impl Modality {
         let features = Arc::new(FeatureMatrix::from_f32(rows, columns, values)?);
         Ok(Self { name: name.into(), features })
     }
+
+    /// Refuses a table with fewer rows than there are items.
+    fn check_rows(&self, items: usize) -> Result<(), DataError> {
+        let rows = self.features.rows();
+        if rows >= items {
+            return Ok(());
+        }
+        let place = self.features.place();
+        Err(DataError::TooFewRows { place, rows, items }.of_modality(&self.name))
+    }
 }
 
 /// Everything a model is trained and measured on.
+///
+/// Its parts may be changed; what is made of them follows, and training checks them anew
+/// ([`Dataset::check`]).
 #[derive(Debug, Clone)]
 pub struct Dataset {
     /// The name of the `.inter` file without its ending.
     pub name: String,
-    /// U: one more than the largest user id of any split.
+    /// U: one more than the largest user id of any split, or more where so many were asked for
+    /// ([`DatasetBuilder::at_least`](super::DatasetBuilder::at_least)).
     pub users: usize,
-    /// I: one more than the largest item id of any split.
+    /// I: one more than the largest item id of any split, or more, likewise.
     pub items: usize,
     /// Training pairs, in file order.
     pub train: Pairs,
@@ -115,8 +130,7 @@ pub struct Dataset {
     pub modalities: Vec<Modality>,
     /// What the user should know about the files but need not change.
     pub warnings: Vec<String>,
-    /// The training graph without self-loops and with them, each made when it is first asked for.
-    graphs: [OnceLock<Arc<Graph>>; 2],
+    graphs: Graphs,
 }
 
 /// What of a folder is read, and how.
@@ -184,8 +198,9 @@ impl Dataset {
     /// A data set from what is in memory; the same checks as for a folder.
     ///
     /// # Errors
-    /// No training pair, slices of different lengths, duplicate modalities, too few feature rows,
-    /// or features that are not finite.
+    /// No training pair or more than 2³² − 1, slices of different lengths, ids far beyond what so many
+    /// interactions can need, duplicate modalities, too few feature rows, or features that are not
+    /// finite.
     pub fn from_parts(
         name: &str,
         train: Pairs,
@@ -210,8 +225,18 @@ impl Dataset {
             let problem = "users and items of a split have different lengths";
             return Err(DataError::Parts(problem.to_owned()));
         }
-        if train.users.is_empty() {
-            return Err(DataError::Parts("there is no training interaction".to_owned()));
+        check_pairs(&train)?;
+        let count = splits.iter().map(|pairs| pairs.users.len()).sum();
+        for pairs in splits {
+            for (what, ids) in [("user", &pairs.users), ("item", &pairs.items)] {
+                let absurd = |id: &&u32| **id > LARGEST_ID || absurd_id(**id, count);
+                if let Some(&id) = ids.iter().find(absurd) {
+                    return Err(DataError::Parts(format!(
+                        "{what} {id} found, far beyond what {count} interactions can need; numbers \
+                         must count up from 0"
+                    )));
+                }
+            }
         }
         let size = |ids: fn(&Pairs) -> &Vec<u32>| {
             let largest = splits.iter().flat_map(|pairs| ids(pairs)).max();
@@ -249,12 +274,10 @@ impl Dataset {
                 return Err(DataError::Modality { name: pair[0].name.clone(), problem });
             }
         }
-        for Modality { name, features } in &modalities {
+        for modality in &modalities {
+            let Modality { name, features } = modality;
             check_name(name)?;
-            if features.rows() < items {
-                let (place, rows) = (features.place(), features.rows());
-                return Err(DataError::TooFewRows { place, rows, items });
-            }
+            modality.check_rows(items)?;
             if features.rows() > items {
                 warnings.push(format!(
                     "modality {name}: {} rows for {items} items; the rows after them are ignored",
@@ -263,17 +286,69 @@ impl Dataset {
             }
             let bytes = |rows: usize| (rows * features.columns() * features.dtype().size()) as u64;
             features
-                .check_finite_with(items, &mut |rows| progress(name, bytes(rows), bytes(items)))?;
+                .check_finite_with(items, &mut |rows| progress(name, bytes(rows), bytes(items)))
+                .map_err(|error| error.of_modality(name))?;
         }
         let name = name.to_owned();
-        let graphs = Default::default();
+        let graphs = Graphs::default();
         Ok(Self { name, users, items, train, valid, test, modalities, warnings, graphs })
     }
 
-    /// The graph of the training pairs; one for all who ask.
+    /// Checks what a change of the fields may have left wrong: lengths, ids beyond the numbers of users
+    /// and items, and tables of features that are too short.
+    ///
+    /// # Errors
+    /// [`DataError::Parts`] or [`DataError::TooFewRows`] with what was found.
+    pub fn check(&self) -> Result<(), DataError> {
+        let refuse = |problem: String| Err(DataError::Parts(problem));
+        let most = LARGEST_ID as usize + 1;
+        if self.users.max(self.items) > most {
+            return refuse(format!(
+                "{} users and {} items found, at most {most} of either expected",
+                self.users, self.items
+            ));
+        }
+        check_pairs(&self.train)?;
+        let Self { train, valid, test, .. } = self;
+        for (split, users, items) in [
+            ("training", &train.users, &train.items),
+            ("validation", &valid.users, &valid.items),
+            ("test", &test.users, &test.items),
+        ] {
+            for (what, ids, count) in [("user", users, self.users), ("item", items, self.items)] {
+                if let Some(id) = ids.iter().find(|&&id| id as usize >= count) {
+                    return refuse(format!(
+                        "{split} {what} {id} found, {what}s from 0 to {} expected: there are \
+                         {count}",
+                        count.saturating_sub(1)
+                    ));
+                }
+            }
+        }
+        for (name, split) in [("validation", valid), ("test", test)] {
+            let Split { users, offsets, items } = split;
+            let bounds = offsets.len() == users.len() + 1
+                && offsets.is_sorted()
+                && offsets.first() == Some(&0)
+                && offsets.last() == Some(&items.len());
+            // That of no users needs no bounds.
+            if !bounds && !(users.is_empty() && items.is_empty()) {
+                return refuse(format!(
+                    "the offsets of the {name} split are not bounds of the items of its {} users",
+                    users.len()
+                ));
+            }
+        }
+        self.modalities.iter().try_for_each(|modality| modality.check_rows(self.items))
+    }
+
+    /// The graph of the training pairs; one for all who ask, as long as the pairs stay the same.
+    ///
+    /// # Panics
+    /// Where a changed data set has ids beyond its numbers of users and items, which
+    /// [`Dataset::check`] finds.
     pub fn graph(&self, self_loops: bool) -> Arc<Graph> {
-        let made = || Arc::new(Graph::new(&self.train, self.users, self.items, self_loops));
-        self.graphs[usize::from(self_loops)].get_or_init(made).clone()
+        self.graphs.get(&self.train, self.users, self.items, self_loops)
     }
 
     /// A hash of sizes, pairs and splits: what evaluation and recommendations depend on.
@@ -327,6 +402,32 @@ impl Fingerprint {
     }
 }
 
+/// The most training pairs: an epoch's order and a model's file count them in 32 bits.
+const MOST_PAIRS: usize = u32::MAX as usize;
+
+/// Refuses training pairs that are none, or too many.
+fn check_pairs(train: &Pairs) -> Result<(), DataError> {
+    if train.users.len() != train.items.len() {
+        return Err(DataError::Parts(format!(
+            "{} training users and {} items found, pairs expected",
+            train.users.len(),
+            train.items.len()
+        )));
+    }
+    check_count(train.users.len())
+}
+
+fn check_count(pairs: usize) -> Result<(), DataError> {
+    match pairs {
+        0 => Err(DataError::Parts("there is no training interaction".to_owned())),
+        1..=MOST_PAIRS => Ok(()),
+        _ => Err(DataError::Parts(format!(
+            "{pairs} training interactions found, at most {MOST_PAIRS} expected; train on a part \
+             of them"
+        ))),
+    }
+}
+
 fn marks<'a>(size: usize, ids: impl Iterator<Item = &'a u32>) -> Vec<bool> {
     let mut marks = vec![false; size];
     ids.for_each(|&id| marks[id as usize] = true);
@@ -340,4 +441,76 @@ fn with_label(rows: &Interactions, labels: &[u8], label: u8) -> Pairs {
         .map(|row| (rows.users[row], rows.items[row]))
         .unzip();
     Pairs { users, items }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dataset() -> Dataset {
+        let train = Pairs { users: vec![0, 1], items: vec![0, 1] };
+        let valid = Pairs { users: vec![1], items: vec![2] };
+        let text = Modality::new("text", 1, [0.5; 3]).unwrap();
+        Dataset::from_parts("d", train, &valid, &Pairs::default(), vec![text]).unwrap()
+    }
+
+    #[test]
+    fn a_changed_data_set_is_checked() {
+        dataset().check().unwrap();
+        let problem = |change: fn(&mut Dataset)| {
+            let mut dataset = dataset();
+            change(&mut dataset);
+            dataset.check().unwrap_err().to_string()
+        };
+        for (change, expected) in [
+            (
+                (|d| d.train.users.push(0)) as fn(&mut Dataset),
+                "3 training users and 2 items found, pairs expected",
+            ),
+            (|d| d.train = Pairs::default(), "there is no training interaction"),
+            (|d| d.train.users[1] = 2, "training user 2 found, users from 0 to 1 expected"),
+            (|d| d.valid.items[0] = 3, "validation item 3 found, items from 0 to 2 expected"),
+            (|d| d.test.users.push(0), "the offsets of the test split"),
+            (|d| d.valid.offsets[1] = 2, "the offsets of the validation split"),
+            (|d| d.items = 4, "modality `text`: features in memory: has 3 rows"),
+            (|d| d.users = usize::MAX, "at most 2147483648 of either expected"),
+        ] {
+            let problem = problem(change);
+            assert!(problem.starts_with(expected) || problem.ends_with(expected), "{problem}");
+        }
+        let mut emptied = dataset();
+        emptied.valid = Split::default();
+        emptied.check().unwrap();
+    }
+
+    #[test]
+    fn training_pairs_are_counted_in_32_bits() {
+        check_count(MOST_PAIRS).unwrap();
+        let error = check_count(MOST_PAIRS + 1).unwrap_err().to_string();
+        assert!(
+            error.starts_with("4294967296 training interactions found, at most 42949"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn parts_are_checked_as_a_folder_is() {
+        let text = |values: [f32; 3]| vec![Modality::new("text", 1, values).unwrap()];
+        let problem = |train: Pairs, modalities| {
+            let none = Pairs::default();
+            let error = Dataset::from_parts("d", train, &none, &none, modalities).unwrap_err();
+            error.to_string()
+        };
+        let far = Pairs { users: vec![2_000_000_000], items: vec![0] };
+        assert!(problem(far, Vec::new()).starts_with("user 2000000000 found, far beyond what 1"));
+        let train = || Pairs { users: vec![0, 1], items: vec![0, 2] };
+        assert_eq!(
+            problem(train(), text([0.0, f32::NAN, 0.0])),
+            "modality `text`: features in memory: row 1, column 0 is NaN; features must be finite \
+             numbers (the row is the item's id)"
+        );
+        let many = Pairs { users: vec![0], items: vec![5] };
+        let rows = problem(many, text([0.0; 3]));
+        assert!(rows.starts_with("modality `text`: features in memory: has 3 rows; "), "{rows}");
+    }
 }

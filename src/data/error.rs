@@ -153,6 +153,14 @@ impl DataError {
         Self::Read { path: path.to_owned(), source }
     }
 }
+    /// The same, with the name of the modality whose features these are.
+    pub(super) fn of_modality(mut self, name: &str) -> Self {
+        if let Self::TooFewRows { place, .. } | Self::NonFinite { place, .. } = &mut self {
+            *place = format!("modality `{name}`: {place}");
+        }
+        self
+    }
+
 
 /// A field of a file as it may stand in a message: short, and without control characters.
 pub(crate) fn excerpt(bytes: &[u8]) -> String {

@@ -374,7 +374,7 @@ impl FeatureMatrix {
 
 /// A hash with another word in it: of words that differ anywhere, the products differ in their upper
 /// halves, which go into the lower ones.
-fn mix(hash: u64, word: u64) -> u64 {
+pub(super) fn mix(hash: u64, word: u64) -> u64 {
     let mixed = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed ^ mixed >> 32
 }

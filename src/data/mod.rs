@@ -6,6 +6,7 @@ mod error;
 mod feature_file;
 mod features;
 mod folder;
+mod graphs;
 mod id_map;
 mod inter;
 mod npy;

@@ -190,6 +190,7 @@ pub fn check_saved(
     directory: &RunDirectory,
 ) -> Result<bool> {
     if directory.has_state() {
+        dataset.check()?;
         Saved::open(&super::identity(dataset, config), directory)?;
     }
     Ok(directory.has_state())

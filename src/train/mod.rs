@@ -111,6 +111,7 @@ fn run<'a, B: Backend>(
     stop: &AtomicBool,
 ) -> Result<(Summary, Run<'a, B>)> {
     config.validate()?;
+    dataset.check()?;
     let identity = identity(dataset, config);
     let layout = layout(dataset, config);
     let mut run = match directory {
