@@ -128,10 +128,11 @@ impl DatasetBuilder {
         self
     }
 
-    /// Counts at least so many users and items, whether they have interactions or not.
+    /// Counts at least so many users and items, whether they have interactions or not; asked for
+    /// several times, the largest numbers count.
     #[must_use]
     pub fn at_least(self, users: usize, items: usize) -> Self {
-        Self { users, items, ..self }
+        Self { users: self.users.max(users), items: self.items.max(items), ..self }
     }
 
     /// The data set.
@@ -172,10 +173,11 @@ mod tests {
         let dataset = builder()
             .test(&[0], &[1])
             .features("text", 2, [0.5; 8])
-            .at_least(2, 4)
+            .at_least(1, 4)
+            .at_least(3, 0)
             .build()
             .unwrap();
-        assert_eq!((dataset.users, dataset.items), (2, 4));
+        assert_eq!((dataset.users, dataset.items), (3, 4));
         assert_eq!(dataset.train, Pairs { users: vec![0, 1, 1], items: vec![0, 0, 1] });
         assert_eq!((dataset.valid.items, dataset.test.items), (vec![2], vec![1]));
         assert_eq!(dataset.modalities[0].features.columns(), 2);
