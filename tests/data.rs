@@ -80,6 +80,8 @@ fn a_good_folder_is_read() {
 fn mistakes_in_the_interactions_name_the_line() {
     refused("", &["is empty"]);
     refused("userID\tx_label\n", &["no column `itemID`", "userID, x_label"]);
+    let commas = ["\"userID,itemID,x_label\" has no tab", "separated by tabs", "prepare`"];
+    refused("userID,itemID,x_label\r\n0,1,0\n", &commas);
     refused("userID\titemID\tx_label\n0\t1\t0\n0\t2\n", &["line 3", "2 tab-separated", "3"]);
     refused("userID\titemID\tx_label\n0\t1\t0\n\nab\t1\t0\n", &["line 4", "userID is \"ab\""]);
     refused("userID\titemID\tx_label\n0\t-1\t0\n", &["line 2", "itemID is \"-1\""]);

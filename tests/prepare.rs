@@ -152,6 +152,12 @@ fn columns_go_by_name_or_number() {
     assert_eq!(maps(&raw.path("out")).users, ["ann", "bob"]);
     let raw = Raw::new("who,what\nann,B\n");
     raw.refused(|_| {}, &["raw.csv: no column for the user", "found who, what", "--user-column"]);
+    let headless = "or add --no-header if the first line is an interaction";
+    Raw::new("196,242,3\n186,302,3\n").refused(|_| {}, &["found 196, 242, 3; ", headless]);
+    let error = Raw::new("user,what\nann,B\n").prepare(|_| {}).unwrap_err();
+    assert!(
+        error.ends_with("no column for the item; found user, what; name it with --item-column")
+    );
     let named = |options: &mut PrepareOptions| {
         options.table.user_column = Some("who".to_owned());
         options.table.item_column = Some("that".to_owned());
@@ -242,12 +248,6 @@ fn items_without_features_are_an_error_unless_said_otherwise() {
     raw.refused(|options| options.features = vec![input], &["row 1, column 0 is NaN"]);
 }
 
-#[cfg(not(feature = "parquet"))]
-#[test]
-fn what_this_build_cannot_read_says_how_to_get_it() {
-    let raw = Raw::new("");
-    for (bytes, format) in [
-        (&b"PAR1\x15\x04"[..], "is Parquet,"),
 /// A folder that had another data set holds the new one alone, or is left as it was.
 #[test]
 fn nothing_is_left_of_an_earlier_data_set() {
@@ -298,6 +298,12 @@ fn nothing_is_left_of_an_earlier_data_set() {
     assert_eq!(names(), expected);
 }
 
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn what_this_build_cannot_read_says_how_to_get_it() {
+    let raw = Raw::new("");
+    for (bytes, format) in [
+        (&b"PAR1\x15\x04"[..], "is Parquet,"),
         (b"ARROW1\0\0", "is Arrow IPC,"),
         (b"\xff\xff\xff\xff\x10\0\0\0", "is Arrow IPC,"),
     ] {

@@ -20,10 +20,11 @@ pub struct PrepareArguments {
     /// says; or Parquet or Arrow IPC, where the program is built with the feature `parquet`
     #[arg(long, value_name = "FILE", help_heading = "Interactions")]
     interactions: PathBuf,
-    /// Column of the user's id, by name or by number from 1 [default: found by usual names, else 1]
+    /// Column of the user's id, by name or by number from 1 [default: found by usual names;
+    /// with --no-header, 1]
     #[arg(long, value_name = "COLUMN", help_heading = "Interactions")]
     user_column: Option<String>,
-    /// Column of the item's id [default: found by usual names, else 2]
+    /// Column of the item's id [default: found by usual names; with --no-header, 2]
     #[arg(long, value_name = "COLUMN", help_heading = "Interactions")]
     item_column: Option<String>,
     /// Column of the rating, for --min-rating [default: found by usual names]

@@ -25,6 +25,13 @@ pub enum DataError {
     MissingColumn { path: PathBuf, column: &'static str, found: String },
 
     #[error(
+        "{}: the header \"{found}\" has no tab; the columns of an .inter file are separated by tabs: \
+         replace what separates them here, or make a folder of the file with `bm3-engine prepare`",
+        path.display()
+    )]
+    NoTabs { path: PathBuf, found: String },
+
+    #[error(
         "{}: line {line}: has {found} tab-separated fields; expected at least {expected}",
         path.display()
     )]

@@ -85,6 +85,9 @@ fn header(line: &[u8], path: &Path) -> Result<Columns, DataError> {
         .split(|&byte| byte == b'\t')
         .map(|name| name.split(|&byte| byte == b':').next().unwrap_or_default().trim_ascii())
         .collect();
+    if !line.contains(&b'\t') && line.iter().any(|byte| b",;| ".contains(byte)) {
+        return Err(DataError::NoTabs { path: path.to_owned(), found: excerpt(line) });
+    }
     let find = |wanted: &[u8]| names.iter().position(|name| *name == wanted);
     let require = |column: &'static str| {
         find(column.as_bytes()).ok_or_else(|| DataError::MissingColumn {

@@ -366,7 +366,8 @@ pub enum PrepareError {
     #[error(
         "{}: no column for the {what}{}; found {found}; name it with {flag}{}",
         path.display(),
-        wanted.as_ref().map(|name| format!(" called `{name}`")).unwrap_or_default()
+        wanted.as_ref().map(|name| format!(" called `{name}`")).unwrap_or_default(),
+        if *headless { ", or add --no-header if the first line is an interaction" } else { "" }
     )]
     NoColumn {
         path: PathBuf,
@@ -374,6 +375,8 @@ pub enum PrepareError {
         wanted: Option<String>,
         found: String,
         flag: &'static str,
+        /// Whether what was found may be no names, but an interaction.
+        headless: bool,
     },
 
     #[error(

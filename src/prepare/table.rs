@@ -100,7 +100,7 @@ impl Table {
             } else {
                 Vec::new()
             };
-            Columns::find(options, &names, needs)?
+            Columns::find(options, &names, needs, true)?
         };
         let (mut users, mut items) = (Ids::default(), Ids::default());
         let mut rows = Vec::new();
@@ -169,7 +169,13 @@ impl Ids {
 }
 
 impl Columns {
-    pub fn find(options: &TableOptions, names: &[String], needs: Needs) -> Result<Self> {
+    /// Finds them by their names; `is_text` is a table whose names may be its first interaction.
+    pub fn find(
+        options: &TableOptions,
+        names: &[String],
+        needs: Needs,
+        is_text: bool,
+    ) -> Result<Self> {
         let find = |wanted: &Option<String>, usual: &[&str], default: Option<usize>| {
             if let Some(wanted) = wanted {
                 let by_name = names.iter().position(|name| name.trim() == wanted);
@@ -189,7 +195,12 @@ impl Columns {
                 names.iter().map(|name| excerpt(name.as_bytes())).collect::<Vec<_>>().join(", ")
             };
             let (path, wanted) = (options.path.clone(), wanted.clone());
-            Error::from(PrepareError::NoColumn { path, what, wanted, found, flag })
+            let usual = [USER_NAMES, ITEM_NAMES].concat();
+            let headless = is_text
+                && wanted.is_none()
+                && !names.is_empty()
+                && !names.iter().any(|name| usual.contains(&&*simplify(name)));
+            Error::from(PrepareError::NoColumn { path, what, wanted, found, flag, headless })
         };
         let optional = |what, wanted: &Option<String>, usual, flag, needed: bool| {
             let column = find(wanted, usual, None);

@@ -53,7 +53,7 @@ pub fn read(format: ColumnarFormat, options: &TableOptions, needs: Needs) -> Res
 fn read_columns(format: ColumnarFormat, options: &TableOptions, needs: Needs) -> Result<Table> {
     let (schema, _) = open(format, options, None)?;
     let names: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
-    let columns = Columns::find(options, &names, needs)?;
+    let columns = Columns::find(options, &names, needs, false)?;
     let mut wanted: Vec<usize> = [Some(columns.user), Some(columns.item), columns.rating]
         .into_iter()
         .chain([columns.time])
