@@ -118,6 +118,11 @@ fn mistakes_in_the_features_name_the_place() {
     features_refused(&npy("<f4", false, "(3, 1, 2)", &[0; 24]), &["3 dimensions"]);
     let bad = [0.0, 0.0, 0.0, f32::NAN, 0.0, f32::INFINITY];
     features_refused(&npy_f32(3, 2, &bad), &["row 1, column 1 is NaN"]);
+    let large = 1e300f64.to_le_bytes();
+    features_refused(
+        &npy("<f8", false, "(3, 1)", &[large, large, large].concat()),
+        &["modality `image`: ", "row 0, column 0 is 1e300, beyond the largest f32 (3.4028235e38)"],
+    );
     features_refused(b"not an array", &["does not begin with"]);
     // A row after the last item is nobody's.
     let directory = folder(GOOD);

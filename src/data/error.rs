@@ -133,10 +133,7 @@ pub enum DataError {
     )]
     NpyLength { path: PathBuf, found: u64, expected: u128, rows: u64, columns: u64, element: usize },
 
-    #[error(
-        "{place}: row {row}, column {column} is {value}; features must be finite numbers (the row \
-         is the item's id)"
-    )]
+    #[error("{place}: row {row}, column {column} is {}", unusable(*value))]
     NonFinite { place: String, row: usize, column: usize, value: f64 },
 
     #[error("{}: was changed while it was in use; put it back as it was, or start anew", path.display())]
@@ -156,10 +153,6 @@ impl DataError {
         }
     }
 
-    pub(super) fn read(path: &Path, source: std::io::Error) -> Self {
-        Self::Read { path: path.to_owned(), source }
-    }
-}
     /// The same, with the name of the modality whose features these are.
     pub(super) fn of_modality(mut self, name: &str) -> Self {
         if let Self::TooFewRows { place, .. } | Self::NonFinite { place, .. } = &mut self {
@@ -168,6 +161,21 @@ impl DataError {
         self
     }
 
+    pub(super) fn read(path: &Path, source: std::io::Error) -> Self {
+        Self::Read { path: path.to_owned(), source }
+    }
+}
+
+/// A feature that is no finite f32, and what is wrong with it.
+fn unusable(value: f64) -> String {
+    match value.is_finite() {
+        true => format!(
+            "{value:e}, beyond the largest f32 ({:e}), in which features are computed; scale them",
+            f32::MAX
+        ),
+        false => format!("{value}; features must be finite numbers (the row is the item's id)"),
+    }
+}
 
 /// A field of a file as it may stand in a message: short, and without control characters.
 pub(crate) fn excerpt(bytes: &[u8]) -> String {

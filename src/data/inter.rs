@@ -74,7 +74,7 @@ fn parse(bytes: &[u8], path: &Path, chunk: usize) -> Result<Interactions, DataEr
         }
         lines += chunk.iter().filter(|&&byte| byte == b'\n').count();
     }
-    check_sizes(&all, path)?;
+    check_sizes(&all, body, path)?;
     Ok(all)
 }
 
@@ -200,15 +200,23 @@ pub(super) fn absurd_id(id: u32, interactions: usize) -> bool {
 }
 
 /// Refuses ids that would make tables absurdly larger than the data.
-fn check_sizes(rows: &Interactions, path: &Path) -> Result<(), DataError> {
+fn check_sizes(rows: &Interactions, body: &[u8], path: &Path) -> Result<(), DataError> {
     let lines = rows.users.len();
     for (ids, column) in [(&rows.users, "userID"), (&rows.items, "itemID")] {
         if let Some(row) = ids.iter().position(|&id| absurd_id(id, lines)) {
-            let (line, found) = (row + 2, ids[row]);
+            let (line, found) = (line_of(row, body), ids[row]);
             return Err(DataError::AbsurdId { path: path.to_owned(), line, column, found, lines });
         }
     }
     Ok(())
+}
+
+/// The line of a row: empty ones are none.
+fn line_of(row: usize, body: &[u8]) -> usize {
+    let is_row = |line: &[u8]| !line.strip_suffix(b"\r").unwrap_or(line).is_empty();
+    let mut lines = body.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| is_row(line));
+    // The header is line 1.
+    lines.nth(row).map_or(row, |(number, _)| number) + 2
 }
 
 #[cfg(test)]
@@ -248,6 +256,25 @@ mod tests {
             let error = parse(text.as_bytes(), Path::new("x.inter"), chunk).unwrap_err();
             let expected = format!("x.inter: line {}: userID is \"x\"", bad + 2);
             prop_assert!(error.to_string().starts_with(&expected));
+        }
+
+        /// An id that cannot be is found in its line, whatever lines are empty.
+        #[test]
+        fn an_absurd_id_is_found_in_its_line(
+            rows in prop::collection::vec(0usize..3, 1..20), windows: bool, at: prop::sample::Index
+        ) {
+            let end = if windows { "\r\n" } else { "\n" };
+            let bad = at.index(rows.len());
+            let (mut text, mut line) = (format!("userID\titemID{end}"), 1);
+            for (row, empty) in rows.iter().enumerate() {
+                text += &end.repeat(*empty);
+                text += if row == bad { "0\t2000000000" } else { "0\t1" };
+                text += end;
+                line += if row <= bad { empty + 1 } else { 0 };
+            }
+            let error = parse(text.as_bytes(), Path::new("x.inter"), 16).unwrap_err().to_string();
+            let expected = format!("x.inter: line {line}: itemID is 2000000000, far beyond");
+            prop_assert!(error.starts_with(&expected), "{}", error);
         }
 
         /// No bytes make the parser panic.
