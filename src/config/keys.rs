@@ -69,7 +69,13 @@ pub(super) fn assign(
         "split" => run.split = Some(split(value)?),
         "device" => run.device = Some(value.word()?.parse()?),
         "feature_storage" => run.feature_storage = Some(choice(value)?),
-        "threads" => run.threads = Some(value.integer()?),
+        "threads" => {
+            let threads = value.integer()?;
+            if threads == 0 {
+                return Err("0 found, a number from 1 expected".to_owned());
+            }
+            run.threads = Some(threads);
+        }
         "out" => run.out = Some(value.text()?.into()),
         "checkpoint_seconds" => run.checkpoint_seconds = Some(value.integer()?),
         "init" => run.init = Some(value.text()?.into()),

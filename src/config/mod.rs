@@ -245,12 +245,8 @@ impl TrainConfig {
             ("--patience", self.patience, 0),
             ("--seed", self.seed, 0),
         ] {
-            expect(
-                flag,
-                value,
-                (least..=MAX_INTEGER).contains(&value),
-                &format!("{least} to {MAX_INTEGER}"),
-            )?;
+            expect(flag, value, value >= least, &format!("a number from {least}"))?;
+            expect(flag, value, value <= MAX_INTEGER, &format!("at most {MAX_INTEGER}"))?;
         }
         validate_top_k(&self.top_k)
     }
@@ -339,8 +335,11 @@ mod tests {
             (|c| c.learning_rate_decay = 1.5, "--learning-rate-decay: 1.5 found"),
             (|c| c.batch_size = 0, "--batch-size: 0 found, 1 to 16777216 expected"),
             (|c| c.batch_size = (1 << 24) + 1, "--batch-size: 16777217 found"),
-            (|c| c.epochs = 0, "--epochs: 0 found, 1 to 9223372036854775807 expected"),
-            (|c| c.seed = u64::MAX, "--seed: 18446744073709551615 found"),
+            (|c| c.epochs = 0, "--epochs: 0 found, a number from 1 expected"),
+            (
+                |c| c.seed = u64::MAX,
+                "--seed: 18446744073709551615 found, at most 9223372036854775807 expected",
+            ),
             (
                 |c| c.feature_type = FeatureTypeChoice::F16,
                 "--feature-type: f16 found, auto or f32 for features that are trained \
