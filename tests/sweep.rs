@@ -382,3 +382,22 @@ fn what_would_be_done_can_be_seen_before() {
         .stdout(contains("dropout=0.3,seed=999\ndropout=0.5,seed=999\n2 runs; 2 at a time"));
     assert!(!setting.path("sweep").exists());
 }
+
+/// MMRec's own lists are a grid; `--grid` and flags replace them.
+#[test]
+fn lists_of_a_settings_file_are_a_grid() {
+    let setting = Setting::new();
+    let file = setting.text("BM3.yaml");
+    let text = "n_layers: [1, 2]\ndropout: [0.3, 0.5]\nreg_weight: [0.1, 0.01]\nseed: [7, 8]\n";
+    fs::write(&file, text).unwrap();
+    let config = ["--config", &file, "--dry-run", "--threads", "2"];
+    setting.sweep(&config).assert().success().stdout(
+        contains("layers=1,dropout=0.3,reg-weight=0.1,seed=7\n").and(contains("\n16 runs; ")),
+    );
+    let other = ["--grid", "dropout=0.0,0.1,0.2", "--layers", "1", "--reg-weight=0", "--seed=5"];
+    setting
+        .sweep(&[&config[..], &other].concat())
+        .assert()
+        .success()
+        .stdout(contains("dropout=0.0,seed=5\ndropout=0.1,seed=5\ndropout=0.2,seed=5\n3 runs; "));
+}

@@ -52,8 +52,8 @@ pub struct SweepArguments {
         conflicts_with_all = ["epochs", "patience"],
     )]
     resume: Option<PathBuf>,
-    /// Read settings from a TOML or YAML file, MMRec's included; flags win (may be repeated, the
-    /// later file wins)
+    /// Read settings from a TOML or YAML file, MMRec's included, whose lists are taken as by --grid;
+    /// flags win (may be repeated, the later file wins)
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     config: Vec<PathBuf>,
     #[command(flatten)]
@@ -77,6 +77,9 @@ Examples:
   The published grid of eight configurations, each with five seeds:
     bm3-engine sweep --data data/baby --seeds 5 \\
         --grid layers=1,2 --grid dropout=0.3,0.5 --grid reg-weight=0.1,0.01
+
+  The lists of MMRec's own files, but other layers:
+    bm3-engine sweep --data data/baby --config overall.yaml --config BM3.yaml --grid layers=1,2,3
 
   Continue after Ctrl-C or a crash:
     bm3-engine sweep --resume runs/baby-sweep-20260131T235959Z
@@ -187,18 +190,25 @@ fn request(arguments: &SweepArguments) -> Result<(SweepRequest, Vec<String>)> {
             (plan, Some(directory.clone()), Vec::new())
         }
         None => {
-            if arguments.grid.is_empty() && arguments.seeds.is_none() {
+            let mut grid = Axis::parse_all(&arguments.grid, &arguments.train)?;
+            let (ConfigFile { train, run, notices }, lists) =
+                ConfigFile::read_sweep(&arguments.config, &arguments.train, &arguments.run)?;
+            let (listed_seeds, lists): (Vec<Axis>, Vec<Axis>) =
+                lists.into_iter().partition(|axis| axis.key == "seed");
+            for axis in lists {
+                if !grid.iter().any(|given| given.key == axis.key) {
+                    grid.push(axis);
+                }
+            }
+            let listed_seeds = listed_seeds.first().map(Axis::listed);
+            if grid.is_empty() && arguments.seeds.is_none() && listed_seeds.is_none() {
                 let problem = "not given, nor --seeds; name a setting and its values, as in --grid \
                                layers=1,2 (`bm3-engine train` trains one run)";
                 return Err(Error::setting("--grid", problem));
             }
-            let grid = Axis::parse_all(&arguments.grid, &arguments.train)?;
-            let file = ConfigFile::read_all(&arguments.config)?;
-            let run = arguments.run.clone().or(file.run);
-            let train = arguments.train.clone().or(file.train);
             let base = RunConfig::new(&base_settings(train, &grid)?, &run)?;
-            let seeds = given_seeds(arguments, base.train.seed)?;
-            (Plan { grid, seeds, base }, run.out, file.notices)
+            let seeds = given_seeds(arguments, listed_seeds, base.train.seed)?;
+            (Plan { grid, seeds, base }, run.out, notices)
         }
     };
     let request = SweepRequest {
@@ -219,9 +229,10 @@ fn base_settings(train: TrainSettings, grid: &[Axis]) -> Result<TrainSettings> {
     grid.iter().try_fold(train, |train, axis| Ok(axis.value(0)?.or(train)))
 }
 
-fn given_seeds(arguments: &SweepArguments, first: u64) -> Result<Vec<u64>> {
+/// The seeds: those of `--seeds`, else those that a file lists, else the one of all runs.
+fn given_seeds(arguments: &SweepArguments, listed: Option<String>, first: u64) -> Result<Vec<u64>> {
     match &arguments.seeds {
-        None => Ok(vec![first]),
+        None => listed.map_or_else(|| Ok(vec![first]), |listed| seeds(&listed, first)),
         Some(text) if text.contains(',') && arguments.train.seed.is_some() => {
             let problem =
                 format!("a list found, {text}, and --seed {first}; leave one of the two out");

@@ -79,7 +79,8 @@ Examples:
     bm3-engine report runs/baby
 
   MMRec's settings as they are, with one value where they sweep:
-    bm3-engine train --config overall.yaml --config BM3.yaml --data data/baby";
+    bm3-engine train --config overall.yaml --config BM3.yaml --data data/baby \\
+        --layers 1 --dropout 0.5 --reg-weight 0.1";
 
 /// What is to be trained: everything the command line and the files say, checked.
 #[derive(Debug, PartialEq)]
@@ -124,10 +125,9 @@ fn request(arguments: &TrainArguments) -> Result<(TrainRequest, Vec<String>)> {
     let (config, out, notices) = match &arguments.resume {
         Some(directory) => (continued(directory, arguments)?, Some(directory.clone()), Vec::new()),
         None => {
-            let file = ConfigFile::read_all(&arguments.config)?;
-            let run = arguments.run.clone().or(file.run);
-            let train = arguments.train.clone().or(file.train);
-            (RunConfig::new(&train, &run)?, run.out, file.notices)
+            let ConfigFile { train, run, notices } =
+                ConfigFile::read_under(&arguments.config, &arguments.train, &arguments.run)?;
+            (RunConfig::new(&train, &run)?, run.out, notices)
         }
     };
     let request = TrainRequest {

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use super::mmrec::{MmrecKeys, Outcome, RENAMED, TRANSLATED};
+use super::mmrec::{RENAMED, TRANSLATED};
+use super::reading::Reading;
 use super::value::Value;
-use super::{RunSettings, TrainConfig, TrainSettings, keys};
+use super::{Axis, RunSettings, TrainSettings, keys};
 use crate::{Error, Result};
 
 /// What one or more settings files say.
@@ -39,20 +40,34 @@ impl ConfigFile {
     /// # Errors
     /// As [`ConfigFile::read`].
     pub fn read_all(paths: &[impl AsRef<Path>]) -> Result<Self> {
-        let mut config = Self::default();
-        let mut mmrec = MmrecKeys::default();
-        for path in paths {
-            let path = path.as_ref();
-            let text =
-                std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?;
-            config.add(path, &text, &mut mmrec)?;
-        }
-        let finished = mmrec.finish(&config.train, &mut config.run, &mut config.notices);
-        if let Err((key, problem)) = finished {
-            let path = paths.last().map_or(Path::new(""), AsRef::as_ref);
-            return Err(Error::run_file(path, format!("{key}: {problem}")));
-        }
-        Ok(config)
+        Self::read_under(paths, &TrainSettings::default(), &RunSettings::default())
+    }
+
+    /// As [`ConfigFile::read_all`], with settings that are given elsewhere, as by flags, and win: they
+    /// are in what comes back, and what they replace need not be of use, as a list of MMRec's that means
+    /// a sweep.
+    ///
+    /// # Errors
+    /// As [`ConfigFile::read`].
+    pub fn read_under(
+        paths: &[impl AsRef<Path>],
+        train: &TrainSettings,
+        run: &RunSettings,
+    ) -> Result<Self> {
+        Reading::of_files(paths)?.single(train, run)
+    }
+
+    /// As [`ConfigFile::read_under`]; lists of values of training settings, as MMRec's files have for a
+    /// sweep, come back beside the rest, with `seed` among them.
+    ///
+    /// # Errors
+    /// As [`ConfigFile::read`].
+    pub fn read_sweep(
+        paths: &[impl AsRef<Path>],
+        train: &TrainSettings,
+        run: &RunSettings,
+    ) -> Result<(Self, Vec<Axis>)> {
+        Reading::of_files(paths)?.sweep(train, run)
     }
 
     /// Reads the text of a TOML file, for programs that have settings elsewhere.
@@ -60,85 +75,18 @@ impl ConfigFile {
     /// # Errors
     /// [`Error::Setting`] named `settings`, otherwise as [`ConfigFile::read`].
     pub fn parse(text: &str) -> Result<Self> {
-        let (mut config, mut mmrec) = (Self::default(), MmrecKeys::default());
-        let as_setting = |error| match error {
-            Error::RunFile { problem, .. } => Error::setting("settings", problem),
-            other => other,
-        };
-        config.add(Path::new("settings.toml"), text, &mut mmrec).map_err(as_setting)?;
-        mmrec
-            .finish(&config.train, &mut config.run, &mut config.notices)
-            .map_err(|(key, problem)| Error::setting("settings", format!("{key}: {problem}")))?;
-        Ok(config)
-    }
-
-    /// Takes the keys of one file.
-    fn add(&mut self, path: &Path, text: &str, mmrec: &mut MmrecKeys) -> Result<()> {
-        let at = |written: &str, problem: &str| {
-            let line =
-                line_of(text, written).map_or(String::new(), |line| format!("line {line}: "));
-            Error::run_file(path, format!("{line}{written}: {problem}"))
-        };
-        let mut ignored = Vec::new();
-        // Canonical name and name as written, to notice a setting given under two names.
-        let mut seen: Vec<(String, String)> = Vec::new();
-        for (written, value) in parse(path, text)? {
-            let key = canonical(&written);
-            if let Some((_, other)) = seen.iter().find(|(earlier, _)| *earlier == key) {
-                return Err(at(&written, &format!("is already given, as `{other}`")));
-            }
-            seen.push((key.clone(), written.clone()));
-            // As when the key is not there. A few of MMRec's are checked for just that.
-            if value == Value::Null && keys::KEYS.contains(&key.as_str()) {
-                continue;
-            }
-            let own = keys::assign(&mut self.train, &mut self.run, &key, &value)
-                .map_err(|problem| at(&written, &problem))?;
-            if own {
-                continue;
-            }
-            let outcome = mmrec.assign(&mut self.train, &key, &value);
-            match outcome.map_err(|problem| at(&written, &problem))? {
-                Outcome::Assigned => {}
-                Outcome::Ignored => ignored.push(written),
-                Outcome::Unknown => return Err(at(&written, &unknown(&key))),
-            }
-        }
-        if !ignored.is_empty() {
-            self.notices.push(format!(
-                "{}: keys without an effect here: {}",
-                path.display(),
-                ignored.join(", ")
-            ));
-        }
-        self.check_ranges(path, &seen, at)
-    }
-
-    /// Reports a value that is out of range by the file and line it is written in, while those are
-    /// known; the flags have their own check.
-    fn check_ranges(
-        &self,
-        path: &Path,
-        seen: &[(String, String)],
-        at: impl Fn(&str, &str) -> Error,
-    ) -> Result<()> {
-        let mut config = TrainConfig::default();
-        self.train.apply(&mut config);
-        match config.validate_ranges() {
-            Err(Error::Setting { name, problem }) => {
-                let key = name.trim_start_matches('-').replace('-', "_");
-                match seen.iter().find(|(canonical, _)| *canonical == key) {
-                    Some((_, written)) => Err(at(written, &problem)),
-                    None => Err(Error::run_file(path, format!("{key}: {problem}"))),
-                }
-            }
-            other => other,
-        }
+        let mut reading = Reading::default();
+        let read = reading.add(Path::new("settings.toml"), text);
+        read.and_then(|()| reading.single(&TrainSettings::default(), &RunSettings::default()))
+            .map_err(|error| match error {
+                Error::RunFile { problem, .. } => Error::setting("settings", problem),
+                other => other,
+            })
     }
 }
 
 /// The top-level keys and values of a file, in its order.
-fn parse(path: &Path, text: &str) -> Result<Vec<(String, Value)>> {
+pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<(String, Value)>> {
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     let value: Value = match ending.to_ascii_lowercase().as_str() {
         "toml" => toml::from_str(text).map_err(|error| {
@@ -152,8 +100,7 @@ fn parse(path: &Path, text: &str) -> Result<Vec<(String, Value)>> {
             }
             serde_saphyr::from_str_with_options(text, yaml_limits()).map_err(|error| {
                 let line = error.location().map(|location| location.line());
-                let message = error.without_snippet().to_string();
-                syntax_error(path, line, message.lines().next().unwrap_or_default())
+                syntax_error(path, line, &yaml_problem(error.without_snippet()))
             })?
         }
         _ => {
@@ -185,6 +132,17 @@ fn yaml_limits() -> serde_saphyr::Options {
     }
 }
 
+/// What the parser says, without the place, which the line is told of already.
+fn yaml_problem(error: &serde_saphyr::Error) -> String {
+    if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = error {
+        let key = key.as_deref().map_or("a key".to_owned(), |key| format!("`{key}`"));
+        return format!("{key} is there twice; keep one of the two");
+    }
+    let message = error.to_string();
+    let message = message.lines().next().unwrap_or_default();
+    message.rsplit_once(" at line ").map_or(message, |(problem, _)| problem).to_owned()
+}
+
 fn syntax_error(path: &Path, line: Option<u64>, message: &str) -> Error {
     let line = line.map_or(String::new(), |line| format!("line {line}: "));
     Error::run_file(path, format!("{line}{message}"))
@@ -198,7 +156,7 @@ fn line_at(text: &str, offset: usize) -> u64 {
 
 /// The line, from 1, on which `key` is set. Neither parser says it for a key of a generic table,
 /// but a key stands at the start of its line.
-fn line_of(text: &str, key: &str) -> Option<usize> {
+pub(super) fn line_of(text: &str, key: &str) -> Option<usize> {
     let sets = |line: &str| {
         let line = line.trim_start().trim_start_matches(['"', '\'', '[']);
         line.strip_prefix(key).is_some_and(|rest| {
@@ -209,7 +167,7 @@ fn line_of(text: &str, key: &str) -> Option<usize> {
 }
 
 /// Our name of a key: snake case, and not MMRec's where ours differs.
-fn canonical(written: &str) -> String {
+pub(super) fn canonical(written: &str) -> String {
     let key = written.to_lowercase().replace('-', "_");
     match RENAMED.iter().find(|(theirs, _)| *theirs == key) {
         Some((_, ours)) => (*ours).to_owned(),
@@ -217,7 +175,7 @@ fn canonical(written: &str) -> String {
     }
 }
 
-fn unknown(key: &str) -> String {
+pub(super) fn unknown(key: &str) -> String {
     let renamed = RENAMED.iter().map(|(theirs, _)| theirs);
     let nearest = keys::KEYS
         .iter()

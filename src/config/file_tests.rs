@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::config::{
-    DeviceChoice, FeatureStorage, FeatureTypeChoice, ModalityChoice, Order, Propagation, SplitRatio,
+    DeviceChoice, FeatureStorage, FeatureTypeChoice, ModalityChoice, Order, Propagation,
+    SplitRatio, TrainConfig,
 };
 
 /// Reads files of these names and texts as one.
@@ -155,8 +156,8 @@ fn the_list_of_keys_is_the_list_of_what_can_be_assigned() {
     }
 }
 
-/// The three files that make up MMRec's settings of one run, as far as they are alike in all of its
-/// versions. Only the lists of a sweep are cut to one value.
+/// The three files that make up MMRec's settings of its runs, as far as they are alike in all of its
+/// versions.
 const OVERALL: &str = r#"
 gpu_id: 0
 use_gpu: True
@@ -218,18 +219,34 @@ field_separator: "\t"
 const BM3: &str = r#"
 embedding_size: 64
 feat_embed_dim: 64
-n_layers: [2]
-dropout: [0.3]
-reg_weight: [0.01]
+n_layers: [1, 2]
+dropout: [0.3, 0.5]
+reg_weight: [0.1, 0.01]
 cl_weight: 2.0
 use_neg_sampling: False
 hyper_parameters: ["n_layers", "reg_weight", "dropout"]
 "#;
 
+/// Writes MMRec's three files.
+fn mmrec_files(directory: &Path) -> [std::path::PathBuf; 3] {
+    [("overall.yaml", OVERALL), ("baby.yaml", BABY), ("BM3.yaml", BM3)].map(|(name, text)| {
+        std::fs::write(directory.join(name), text).unwrap();
+        directory.join(name)
+    })
+}
+
+/// Flags with these settings.
+fn flags(layers: Option<usize>, dropout: Option<f64>, reg_weight: Option<f64>) -> TrainSettings {
+    TrainSettings { layers, dropout, reg_weight, ..TrainSettings::default() }
+}
+
 #[test]
 fn mmrec_files_are_read_as_they_are() {
-    let config =
-        read_all(&[("overall.yaml", OVERALL), ("baby.yaml", BABY), ("BM3.yaml", BM3)]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let paths = mmrec_files(directory.path());
+    let none = RunSettings::default();
+    let given = flags(Some(2), Some(0.3), Some(0.01));
+    let config = ConfigFile::read_under(&paths, &given, &none).unwrap();
     let mut train = TrainConfig::default();
     config.train.apply(&mut train);
     let expected =
@@ -244,6 +261,86 @@ fn mmrec_files_are_read_as_they_are() {
     assert!(baby.contains("USER_ID_FIELD, ITEM_ID_FIELD"), "{baby}");
     assert!(bm3.ends_with("here: use_neg_sampling, hyper_parameters"), "{bm3}");
     assert!(data_path.contains("names no data set"), "{data_path}");
+    // Which `--data` does.
+    let run = RunSettings { data: Some("d".into()), ..none };
+    let config = ConfigFile::read_under(&paths, &given, &run).unwrap();
+    assert_eq!((config.notices.len(), config.run.data), (3, Some("d".into())));
+}
+
+#[test]
+fn lists_are_a_grid_unless_something_gives_one_value() {
+    let directory = tempfile::tempdir().unwrap();
+    let paths = mmrec_files(directory.path());
+    let none = RunSettings::default();
+    let grid = |paths: &[std::path::PathBuf], train: &TrainSettings| {
+        let (config, axes) = ConfigFile::read_sweep(paths, train, &none).unwrap();
+        let axes: Vec<_> = axes.iter().map(|axis| (axis.flag(), axis.listed())).collect();
+        (config.train.layers, axes.into_iter().map(|(flag, values)| flag + "=" + &values).collect())
+    };
+    let (layers, axes): (_, Vec<String>) = grid(&paths, &TrainSettings::default());
+    assert_eq!(
+        (layers, axes),
+        (None, ["layers=1,2", "dropout=0.3,0.5", "reg-weight=0.1,0.01"].map(String::from).to_vec())
+    );
+    // A flag, and a later file, which may have a list where an earlier one has a value.
+    let later = directory.path().join("later.yaml");
+    let text = "dropout: 0.1\nembedding-size: [16, 64]\nseed: [1, 2]\n\
+                learning_rate_scheduler: [[1.0, 50], [0.96, 50]]\n";
+    std::fs::write(&later, text).unwrap();
+    let all = [&paths[..], &[later.clone()]].concat();
+    let (layers, axes): (_, Vec<String>) = grid(&all, &flags(Some(3), None, None));
+    assert_eq!(layers, Some(3));
+    let expected =
+        ["reg-weight=0.1,0.01", "embedding-size=16,64", "seed=1,2", "learning-rate-decay=1.0,0.96"];
+    assert_eq!(axes, expected);
+    let last = directory.path().join("last.yaml");
+    std::fs::write(&last, "learning_rate_scheduler: [0.9, 50]\nembedding_size: 4\nseed: 3")
+        .unwrap();
+    let all = [&all[..], &[last]].concat();
+    let one = ConfigFile::read_under(&all, &flags(Some(1), None, Some(0.0)), &none).unwrap();
+    assert_eq!((one.train.dropout, one.train.learning_rate_decay), (Some(0.1), Some(0.9)));
+    assert_eq!((one.train.embedding_size, one.train.seed), (Some(4), Some(3)));
+    let open = ConfigFile::read_under(&all, &flags(Some(1), None, None), &none).unwrap_err();
+    assert!(open.to_string().ends_with(
+        "BM3.yaml: line 7: reg_weight: [0.1, 0.01] found; a list means a sweep; give one value, or \
+         `bm3-engine sweep --grid reg-weight=0.1,0.01`"
+    ), "{open}");
+}
+
+/// Only where the files that MMRec would read are the ones read here, results are MMRec's.
+#[test]
+fn mmrec_files_of_data_are_those_that_are_read() {
+    let other = "text_feature_file: clip_text.npy\nvision_feature_file: image_feat.npy";
+    assert_eq!(
+        problem("a.yaml", other),
+        "a.yaml: line 1: text_feature_file: \"clip_text.npy\" found; text_feat.npy of the data \
+         folder is read here: name another file with --feature text=FILE"
+    );
+    let replaced = "text_feature_file: text_feat.npy";
+    read_all(&[("a.yaml", other), ("b.yaml", replaced)]).unwrap();
+    read("a.yaml", &format!("{other}\nmodalities: [image]")).unwrap();
+    read("a.yaml", &format!("{other}\nfeatures: {{text: x.npy}}")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.yaml");
+    std::fs::write(&path, other).unwrap();
+    let features = vec!["text=x.npy".parse().unwrap()];
+    let run = RunSettings { features, ..RunSettings::default() };
+    ConfigFile::read_under(&[&path], &TrainSettings::default(), &run).unwrap();
+
+    let run = RunSettings { data: Some(directory.path().into()), ..RunSettings::default() };
+    let under = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        ConfigFile::read_under(&[&path], &TrainSettings::default(), &run).map(drop)
+    };
+    // What is wrong with the folder is told when it is opened.
+    under("inter_file_name: other.inter").unwrap();
+    std::fs::write(directory.path().join("baby.inter"), "").unwrap();
+    under("inter_file_name: baby.inter").unwrap();
+    let error = under("seed: 1\ninter_file_name: other.inter").unwrap_err().to_string();
+    assert!(
+        error.contains("a.yaml: line 2: inter_file_name: \"other.inter\" found; baby.inter is")
+    );
+    read("a.yaml", "inter_file_name: other.inter").unwrap();
 }
 
 #[test]
@@ -274,11 +371,15 @@ fn mmrec_values_that_would_change_results_are_errors() {
         ("field_separator: ','", "line 1: field_separator: \",\" found"),
         ("use_full_sampling: True", "line 1: use_full_sampling: true found"),
         ("is_multimodal_model: False", "line 1: is_multimodal_model: false found"),
+        ("filter_out_cod_start_users: False", "line 1: filter_out_cod_start_users: false found"),
+        ("use_raw_features: True", "line 1: use_raw_features: true found; images and texts"),
+        ("USER_ID_FIELD: uid", "line 1: USER_ID_FIELD: \"uid\" found; users are read from"),
+        ("ITEM_ID_FIELD: userID", "line 1: ITEM_ID_FIELD: \"userID\" found; items are read from"),
         ("learning_rate_scheduler: [0.96, 10]", "line 1: learning_rate_scheduler: a period of 10"),
         ("learning_rate_scheduler: 0.96", "line 1: learning_rate_scheduler: 0.96 found, [γ, 50]"),
         (
             "learning_rate_scheduler: [[1.0, 50], [0.96, 50]]",
-            "line 1: learning_rate_scheduler: [[1.0, 50], [0.96, 50]] found; a list of lists",
+            "line 1: learning_rate_scheduler: [[1.0, 50], [0.96, 50]] found; a list means a sweep",
         ),
         ("feat_embed_dim: 32", "feat_embed_dim: 32 found, 64 expected"),
     ] {
@@ -291,8 +392,11 @@ fn mmrec_values_that_would_change_results_are_errors() {
 fn a_sweep_is_not_a_setting() {
     assert_eq!(
         problem("BM3.yaml", "cl_weight: 2.0\ndropout: [0.3, 0.5]\n"),
-        "BM3.yaml: line 2: dropout: [0.3, 0.5] found; a list means a sweep; give one value"
+        "BM3.yaml: line 2: dropout: [0.3, 0.5] found; a list means a sweep; give one value, or \
+         `bm3-engine sweep --grid dropout=0.3,0.5`"
     );
+    let seeds = problem("a.yaml", "seed: [3, 5]");
+    assert!(seeds.ends_with("give one value, or `bm3-engine sweep --seeds 3,5`"), "{seeds}");
 }
 
 #[test]
@@ -334,6 +438,12 @@ fn values_out_of_range_or_of_another_kind_name_the_line() {
         ("a.toml", "[features]\n'a b' = 'x'", "line 1: features: `a b` is not a modality's name"),
         ("a.toml", "features = 'x'", "line 1: features: \"x\" found, a table expected"),
         ("a.toml", "data = 2024-01-01", "line 1: data: a table found, text expected"),
+        ("a.toml", "\nthreads = 0", "line 2: threads: 0 found, a number from 1 expected"),
+        ("a.toml", "threads = [1, 2]", "line 1: threads: [1, 2] found; give one value"),
+        ("a.toml", "epochs = 0", "line 1: epochs: 0 found, a number from 1 expected"),
+        ("a.yaml", "dropout: [0.5, 1.5]", "line 1: dropout: 1.5 found, at least 0"),
+        ("a.yaml", "dropout: [0.5, half]", "line 1: dropout: \"half\" found, a number expected"),
+        ("a.yaml", "n_layers: [1, 1]", "line 1: n_layers: `1` is there twice"),
         ("a.yaml", "n_layers: 1\nlayers: 1", "line 2: layers: is already given, as `n_layers`"),
     ] {
         let found = problem(name, text);
@@ -356,6 +466,14 @@ fn syntax_errors_name_the_line() {
         assert!(rest.starts_with(['1', '2', '3']), "{found}");
         assert!(!found.contains('\n'), "{found}");
     }
+}
+
+#[test]
+fn what_yaml_is_wrong_is_said_in_our_words_and_its_place_once() {
+    let twice = problem("a.yaml", "seed: 1\nlayers: 1\nseed: 2\n");
+    assert_eq!(twice, "a.yaml: line 3: `seed` is there twice; keep one of the two");
+    let open = problem("a.yaml", "seed: 1\nlayers: [2\n");
+    assert!(!open.contains("column"), "{open}");
 }
 
 #[test]

@@ -12,6 +12,9 @@ const SEEDS: &str = "--seeds";
 /// The most seeds that a number of them may ask for; a list may be longer.
 const MOST_SEEDS: u64 = 10_000;
 
+/// The most values that a settings file may list of a setting.
+const MOST_VALUES: usize = 1000;
+
 /// A training setting, and the values that it takes in turn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,16 +49,47 @@ impl Axis {
         }
         let mut axis = Self { key, values: Vec::new() };
         for word in values.split(',') {
-            let value = match axis.typed(&scalar(word.trim())) {
-                Ok(value) => value,
-                Err(problem) => return refuse(format!("{text}: {problem}")),
-            };
-            if axis.values.contains(&value) {
-                return refuse(format!("{text}: `{}` is there twice", word.trim()));
+            let word = word.trim();
+            if let Err(problem) = axis.push(&scalar(word), word) {
+                return refuse(format!("{text}: {problem}"));
             }
-            axis.values.push(value);
         }
         Ok(axis)
+    }
+
+    /// That of a list in a settings file; `None` for a key that is no training setting, or one that is
+    /// given by a list itself.
+    pub(super) fn of_list(key: &str, values: &[Value]) -> Option<Result<Self, String>> {
+        if key == "top_k" || !(key == "seed" || known_keys().iter().any(|known| known == key)) {
+            return None;
+        }
+        if values.len() > MOST_VALUES {
+            return Some(Err(format!(
+                "{} values found, at most {MOST_VALUES} expected",
+                values.len()
+            )));
+        }
+        let mut axis = Self { key: key.to_owned(), values: Vec::new() };
+        let pushed = values.iter().try_for_each(|value| axis.push(value, &value.to_string()));
+        Some(pushed.map(|()| axis))
+    }
+
+    /// One value more, that is written so.
+    fn push(&mut self, value: &Value, written: &str) -> Result<(), String> {
+        let value = self.typed(value)?;
+        if self.values.contains(&value) {
+            return Err(format!("`{written}` is there twice"));
+        }
+        self.values.push(value);
+        Ok(())
+    }
+
+    /// How `sweep` is told of it.
+    pub(super) fn as_flags(&self) -> String {
+        match self.key.as_str() {
+            "seed" => format!("{SEEDS} {}", self.listed()),
+            _ => format!("{GRID} {}={}", self.flag(), self.listed()),
+        }
     }
 
     /// Reads several, of different settings.
@@ -116,7 +150,7 @@ impl Axis {
     }
 
     /// Whether `settings` give this setting a value.
-    fn is_given_by(&self, settings: &TrainSettings) -> Result<bool> {
+    pub(super) fn is_given_by(&self, settings: &TrainSettings) -> Result<bool> {
         // What is given already is not changed by what another one gives.
         Ok(settings.clone().or(self.value(0)?) == *settings)
     }

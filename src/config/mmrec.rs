@@ -17,20 +17,20 @@ pub(super) const RENAMED: &[(&str, &str)] = &[
     ("topk", "top_k"),
 ];
 
+/// MMRec's key of γ, which is a list.
+pub(super) const DECAY: &str = "learning_rate_scheduler";
+
 /// Keys that are translated by [`MmrecKeys::assign`].
 pub(super) const TRANSLATED: &[&str] =
-    &["learning_rate_scheduler", "feat_embed_dim", "data_path", "dataset", "use_gpu", "gpu_id"];
+    &[DECAY, "feat_embed_dim", "data_path", "dataset", "use_gpu", "gpu_id"];
 
 /// Keys without a meaning here: whatever their value, results are the same.
 const IGNORED: &[&str] = &[
     "checkpoint_dir",
     "eval_batch_size",
-    "filter_out_cod_start_users",
     "hidden_dropout_prob",
     "hidden_size",
     "hyper_parameters",
-    "inter_file_name",
-    "item_id_field",
     "layer_norm_eps",
     "max_img_size",
     "max_position_embeddings",
@@ -43,15 +43,11 @@ const IGNORED: &[&str] = &[
     "req_training",
     "require_training",
     "save_recommended_topk",
-    "text_feature_file",
     "time_field",
     "training_neg_sample_num",
     "type_vocab_size",
     "use_neg_sampling",
-    "use_raw_features",
     "user_graph_dict_file",
-    "user_id_field",
-    "vision_feature_file",
     "vocab_size",
 ];
 
@@ -119,17 +115,48 @@ const FIXED: &[Fixed] = &[
         expected: "the split is read from the column `x_label`",
     },
     Fixed {
+        key: "filter_out_cod_start_users",
+        holds: |value| value.boolean() == Ok(true),
+        expected: "held-out interactions of users without training ones are left out here; true is \
+                   expected",
+    },
+    Fixed {
+        key: "use_raw_features",
+        holds: |value| value.boolean() == Ok(false),
+        expected: "images and texts themselves are not read here; false is expected",
+    },
+    Fixed {
+        key: "user_id_field",
+        holds: |value| is_column(value, ["userID", "userID:token", "user_id:token"]),
+        expected: "users are read from the column `userID` of the .inter file: rename it there",
+    },
+    Fixed {
+        key: "item_id_field",
+        holds: |value| is_column(value, ["itemID", "itemID:token", "item_id:token"]),
+        expected: "items are read from the column `itemID` of the .inter file: rename it there",
+    },
+    Fixed {
         key: "field_separator",
         holds: |value| value.text() == Ok("\t"),
         expected: ".inter files are separated by tabs",
     },
 ];
 
+/// Whether these are the names of a column, the last one what `overall.yaml` has in its place until
+/// the data set's own file says the name.
+fn is_column(value: &Value, names: [&str; 3]) -> bool {
+    value.text().is_ok_and(|name| names.contains(&name))
+}
+
 /// What became of a key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// It set something.
     Assigned,
+    /// It names the `.inter` file, which must be the one that is read.
+    Interactions(String),
+    /// It names the features of a modality: a problem where they are used and are not the folder's.
+    Features { modality: &'static str, problem: Option<Problem> },
     /// It is MMRec's and means nothing here.
     Ignored,
     /// It is not one of MMRec's.
@@ -155,12 +182,15 @@ impl MmrecKeys {
         value: &Value,
     ) -> Result<Outcome, Problem> {
         match key {
-            "learning_rate_scheduler" => train.learning_rate_decay = Some(decay(value)?),
+            DECAY => train.learning_rate_decay = Some(decay(value)?),
             "feat_embed_dim" => self.feat_embed_dim = Some(value.integer()?),
             "data_path" => self.data_path = Some(value.text()?.into()),
             "dataset" => self.dataset = Some(value.text()?.to_owned()),
             "use_gpu" => self.use_gpu = Some(value.boolean()?),
             "gpu_id" => self.gpu_id = Some(value.integer()?),
+            "inter_file_name" => return Ok(Outcome::Interactions(value.text()?.to_owned())),
+            "vision_feature_file" => return feature_file("image", value),
+            "text_feature_file" => return feature_file("text", value),
             _ if IGNORED.contains(&key) => return Ok(Outcome::Ignored),
             _ => {
                 let Some(fixed) = FIXED.iter().find(|fixed| fixed.key == key) else {
@@ -175,7 +205,7 @@ impl MmrecKeys {
         Ok(Outcome::Assigned)
     }
 
-    /// Completes `run` with what several keys say together. Own keys win.
+    /// Completes `run` with what several keys say together. Own keys, and flags, win.
     ///
     /// # Errors
     /// The key and what is wrong with it.
@@ -220,6 +250,28 @@ impl MmrecKeys {
     }
 }
 
+/// What becomes of the name of a modality's feature file.
+fn feature_file(modality: &'static str, value: &Value) -> Result<Outcome, Problem> {
+    let read = format!("{modality}_feat.npy");
+    let problem = (value.text()? != read).then(|| {
+        format!(
+            "{value} found; {read} of the data folder is read here: name another file with \
+             --feature {modality}=FILE"
+        )
+    });
+    Ok(Outcome::Features { modality, problem })
+}
+
+/// The γ of several schedules, over which MMRec would sweep.
+pub(super) fn decays(value: &Value) -> Option<Result<Vec<Value>, Problem>> {
+    match value.list() {
+        schedules @ [Value::List(_), _, ..] => {
+            Some(schedules.iter().map(|schedule| Ok(Value::Float(decay(schedule)?))).collect())
+        }
+        _ => None,
+    }
+}
+
 /// γ of `[γ, 50]`: MMRec multiplies the learning rate by γ^(epoch/50), as this engine does.
 fn decay(value: &Value) -> Result<f64, Problem> {
     // A sweep over one schedule is a list in a list.
@@ -228,9 +280,6 @@ fn decay(value: &Value) -> Result<f64, Problem> {
         outer => outer,
     };
     match schedule {
-        [Value::List(_), ..] => {
-            Err(format!("{value} found; a list of lists means a sweep; give one [γ, 50]"))
-        }
         [gamma, period] if period.number() == Ok(50.0) => gamma.number(),
         [_, period] => Err(format!(
             "a period of {period} found, 50 expected; for a period of T epochs write [γ^(50/T), 50]"

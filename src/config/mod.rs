@@ -12,6 +12,7 @@ mod file;
 mod grid;
 mod keys;
 mod mmrec;
+mod reading;
 mod run;
 mod settings;
 mod value;

@@ -26,7 +26,7 @@ impl Value {
             Self::List(values) => match values.as_slice() {
                 [value] => Ok(value),
                 [] => Err("an empty list found; give one value".into()),
-                _ => Err(format!("{self} found; a list means a sweep; give one value")),
+                _ => Err(format!("{self} found; give one value")),
             },
             value => Ok(value),
         }
@@ -178,14 +178,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_of_one_is_a_value_and_a_longer_one_is_a_sweep() {
+    fn a_list_of_one_is_a_value_and_a_longer_one_is_not() {
         let one = Value::List(vec![Value::Integer(999)]);
         assert_eq!(one.integer::<u64>(), Ok(999));
         let two = Value::List(vec![Value::Float(0.3), Value::Float(0.5)]);
-        assert_eq!(
-            two.number().unwrap_err(),
-            "[0.3, 0.5] found; a list means a sweep; give one value"
-        );
+        assert_eq!(two.number().unwrap_err(), "[0.3, 0.5] found; give one value");
         assert!(Value::List(vec![]).number().unwrap_err().contains("empty list"));
     }
 

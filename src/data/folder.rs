@@ -11,7 +11,7 @@ const INTERACTIONS: &str = "inter";
 const FEATURES: &str = "_feat.npy";
 
 /// The one `.inter` file of a folder, and its name without the ending.
-pub(super) fn interactions_file(directory: &Path) -> Result<(PathBuf, String), DataError> {
+pub(crate) fn interactions_file(directory: &Path) -> Result<(PathBuf, String), DataError> {
     let folder = |problem: String| DataError::Folder { path: directory.to_owned(), problem };
     if directory.is_file() {
         return Err(folder(
