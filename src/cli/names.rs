@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use bm3_engine::data::IdMaps;
@@ -30,31 +30,73 @@ impl FromStr for Choice {
     }
 }
 
+/// Ids that were given, at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenIds {
+    ids: Vec<String>,
+    place: Place,
+}
+
+/// Where ids stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    /// In the value of this flag.
+    Flag(&'static str),
+    /// In a file, each on the line of this number.
+    File(PathBuf, Vec<usize>),
+}
+
 impl Choice {
     /// The ids: `None` for all. What names a file is one; anything else is a list.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming `flag` for an empty list, [`Error::Io`] for a file that cannot be
-    /// read.
-    pub fn ids(&self, flag: &str) -> Result<Option<Vec<String>>> {
+    /// [`Error::Setting`] naming `flag` for an empty list, [`Error::RunFile`] for an empty file,
+    /// [`Error::Io`] for one that cannot be read.
+    pub fn ids(&self, flag: &'static str) -> Result<Option<GivenIds>> {
         let Self::Given(given) = self else {
             return Ok(None);
         };
         let path = Path::new(given);
-        let text;
-        let ids: Vec<&str> = if path.is_file() || given.contains(std::path::is_separator) {
-            text = std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?;
-            text.lines().map(str::trim).filter(|id| !id.is_empty()).collect()
-        } else {
-            given.split(',').map(str::trim).collect()
-        };
-        if ids.is_empty() || ids.contains(&"") {
+        if path.is_file() || given.contains(std::path::is_separator) {
+            return read_ids(path).map(Some);
+        }
+        let ids: Vec<String> = given.split(',').map(|id| id.trim().to_owned()).collect();
+        if ids.iter().any(String::is_empty) {
             let problem = format!(
                 "`{given}` found, `all`, a file with one id per line, or a list as in 1,2,3 expected"
             );
             return Err(Error::setting(flag, problem));
         }
-        Ok(Some(ids.into_iter().map(str::to_owned).collect()))
+        Ok(Some(GivenIds { ids, place: Place::Flag(flag) }))
+    }
+}
+
+/// The ids of a file, one on each line that is not blank.
+fn read_ids(path: &Path) -> Result<GivenIds> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?;
+    let lines = text.lines().map(str::trim).zip(1..).filter(|(id, _)| !id.is_empty());
+    let (ids, lines): (Vec<String>, Vec<usize>) =
+        lines.map(|(id, line)| (id.to_owned(), line)).unzip();
+    if ids.is_empty() {
+        return Err(Error::run_file(path, "is empty; one id per line expected"));
+    }
+    Ok(GivenIds { ids, place: Place::File(path.to_owned(), lines) })
+}
+
+impl GivenIds {
+    /// What is wrong with the id at a position, by where it stands.
+    fn unknown(&self, position: usize, expected: &str) -> Error {
+        let problem = format!("`{}` found, {expected} expected", self.ids[position]);
+        match &self.place {
+            Place::File(path, lines) => {
+                Error::run_file(path, format!("line {}: {problem}", lines[position]))
+            }
+            // The name of a file, perhaps, that is somewhere else.
+            Place::Flag(flag) if self.ids.len() == 1 => {
+                Error::setting(*flag, format!("{problem} (and there is no file of that name)"))
+            }
+            Place::Flag(flag) => Error::setting(*flag, problem),
+        }
     }
 }
 
@@ -86,6 +128,19 @@ impl Kind {
     }
 }
 
+/// What answers where the maps of ids are not what they should be.
+const NUMBERS_ALONE: &str = "add --external-ids never";
+
+/// The maps of a folder, if it has any.
+fn read_maps(directory: &Path) -> Result<Option<IdMaps>> {
+    IdMaps::read(directory).map_err(|error| match error {
+        Error::RunFile { path, problem } => {
+            Error::run_file(&path, format!("{problem}; mend that, or {NUMBERS_ALONE}"))
+        }
+        other => other,
+    })
+}
+
 /// What users and items are called.
 pub struct Names {
     maps: Option<IdMaps>,
@@ -108,21 +163,27 @@ impl Names {
         let (users, items) = (model.users(), model.items());
         let run = request.file.parent().filter(|_| model.is_as_trained());
         let mut directory = run.map(Path::to_owned).unwrap_or_default();
-        let mut maps = run.map(IdMaps::read).transpose()?.flatten();
+        let mut maps = run.map(read_maps).transpose()?.flatten();
         if let (None, Some(data)) = (&maps, request.data_folder()) {
-            maps = IdMaps::read(&data)?;
+            maps = read_maps(&data)?;
             directory = data;
         }
-        if let Some(maps) = &maps
-            && (maps.users.len() < users || maps.items.len() < items)
-        {
-            let problem = format!(
-                "its id maps name {} users and {} items; the interactions have {users} and \
-                 {items}: mend them, or add --external-ids never",
-                maps.users.len(),
-                maps.items.len()
-            );
-            return Err(Error::run_file(&directory, problem));
+        if let Some(maps) = &maps {
+            let [of_users, of_items] = IdMaps::paths(&directory);
+            for (path, ids, count, kind) in [
+                (of_users, &maps.users, users, Kind::User),
+                (of_items, &maps.items, items, Kind::Item),
+            ] {
+                if ids.len() < count {
+                    let problem = format!(
+                        "has the ids of {} {kind}s; the interactions have {count}: put the file that \
+                         belongs to them there, or {NUMBERS_ALONE}",
+                        ids.len(),
+                        kind = kind.word()
+                    );
+                    return Err(Error::run_file(&path, problem));
+                }
+            }
         }
         Ok(Self { maps, users, items })
     }
@@ -150,11 +211,12 @@ impl Names {
         })
     }
 
-    /// The numbers of those that were given by their ids under `flag`; all where none were.
+    /// The numbers of those that were given by their ids; all where none were.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming the id that is unknown.
-    pub fn find(&self, kind: Kind, given: Option<&[String]>, flag: &str) -> Result<Vec<u32>> {
+    /// [`Error::Setting`] naming the flag and the id that is unknown, [`Error::RunFile`] naming the
+    /// file and the line of the one that is.
+    pub fn find(&self, kind: Kind, given: Option<&GivenIds>) -> Result<Vec<u32>> {
         let count = match kind {
             Kind::User => self.users,
             Kind::Item => self.items,
@@ -167,19 +229,14 @@ impl Names {
             Some(positions) => positions.get(id.as_str()).copied(),
             None => id.parse().ok().filter(|&number: &u32| (number as usize) < count),
         };
-        given
-            .iter()
-            .map(|id| {
-                find(id).ok_or_else(|| {
-                    let expected = match &self.maps {
-                        Some(_) => "an id of the original interactions (or --external-ids never \
-                                    and a number)"
-                            .to_owned(),
-                        None => format!("a number from 0 to {}", count.saturating_sub(1)),
-                    };
-                    Error::setting(flag, format!("`{id}` found, {expected} expected"))
-                })
-            })
+        let expected = || match &self.maps {
+            Some(_) => "an id of the original interactions (or --external-ids never and a number)"
+                .to_owned(),
+            None => format!("a number from 0 to {}", count.saturating_sub(1)),
+        };
+        let numbers = given.ids.iter().enumerate();
+        numbers
+            .map(|(position, id)| find(id).ok_or_else(|| given.unknown(position, &expected())))
             .collect()
     }
 
@@ -205,7 +262,8 @@ mod tests {
     use super::*;
 
     fn ids(text: &str) -> Result<Option<Vec<String>>> {
-        text.parse::<Choice>().unwrap().ids("--users")
+        let given = text.parse::<Choice>().unwrap().ids("--users")?;
+        Ok(given.map(|given| given.ids))
     }
 
     #[test]
@@ -218,6 +276,33 @@ mod tests {
         assert_eq!(ids(path.to_str().unwrap()).unwrap().unwrap(), ["A1", "B2"]);
         for text in ["", "1,,2", "no/such/file"] {
             assert!(ids(text).unwrap_err().is_input(), "{text}");
+        }
+        std::fs::write(&path, "\n \n").unwrap();
+        let error = ids(path.to_str().unwrap()).unwrap_err();
+        let expected = format!("{}: is empty; one id per line expected", path.display());
+        assert!(error.is_input() && error.to_string() == expected, "{error}");
+    }
+
+    #[test]
+    fn an_unknown_id_is_told_by_where_it_stands() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("users.txt");
+        std::fs::write(&path, "1\n\nzz\n").unwrap();
+        let names = Names { maps: None, users: 3, items: 2 };
+        let find = |given: &str| {
+            let given = given.parse::<Choice>().unwrap().ids("--users")?;
+            names.find(Kind::User, given.as_ref())
+        };
+        assert_eq!(find("2,0").unwrap(), [2, 0]);
+        assert_eq!(find("all").unwrap(), [0, 1, 2]);
+        let expected = "found, a number from 0 to 2 expected";
+        for (given, problem) in [
+            (path.to_str().unwrap(), format!("{}: line 3: `zz` {expected}", path.display())),
+            ("nofile.txt", format!("`nofile.txt` {expected} (and there is no file of that name)")),
+            ("1,3", format!("--users: `3` {expected}")),
+        ] {
+            let error = find(given).unwrap_err();
+            assert!(error.is_input() && error.to_string().ends_with(&problem), "{error}");
         }
     }
 }

@@ -34,7 +34,7 @@ pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
     super::use_threads(request.threads)?;
     let recommender = request.recommender(lists.cold_items)?;
     let names = lists.names(&request, recommender.model())?;
-    let users = names.find(Kind::User, users.as_deref(), "--users")?;
+    let users = names.find(Kind::User, users.as_ref())?;
     lists.write(&users, &names, &mut |users| recommender.top_k_batch(users, lists.top_k))?;
     Ok(())
 }

@@ -33,7 +33,7 @@ pub fn run(arguments: &SimilarArguments) -> anyhow::Result<()> {
     super::use_threads(request.threads)?;
     let recommender = request.recommender(lists.cold_items)?;
     let names = lists.names(&request, recommender.model())?;
-    let items = names.find(Kind::Item, items.as_deref(), "--items")?;
+    let items = names.find(Kind::Item, items.as_ref())?;
     lists
         .write(&items, &names, &mut |items| recommender.similar_items_batch(items, lists.top_k))?;
     Ok(())
