@@ -470,6 +470,49 @@ fn raw_ids_come_back_in_recommendations() {
     assert_eq!(ask(&["--users", path(&users)]), lists);
     let numbered = ask(&["--users", "0", "--external-ids", "never"]);
     assert!(numbered.starts_with("user,rank,item\n0,1,"), "{numbered}");
+
+    // A table of numbers is of the same users: ids mean who they mean in every form of the file.
+    let numbers = |file: &str, ids: &str| -> Vec<String> {
+        let map = fs::read_to_string(run.join(file)).unwrap();
+        let of = |id: &str| {
+            let quoted = [format!("{id}\t"), format!("\"{id}\"\t")];
+            let line = |line: &&str| quoted.iter().any(|start| line.starts_with(start));
+            map.lines().find(line).unwrap().rsplit('\t').next().unwrap().to_owned()
+        };
+        ids.lines().map(of).collect()
+    };
+    let npy = folder.join("lists.npy");
+    for (command, flag, file, ids) in [
+        ("recommend", "--users", "u_id_mapping.csv", "u, 3\nu, 11\nu, 4\n"),
+        ("similar", "--items", "i_id_mapping.csv", "thing 7\nthing 2\n"),
+    ] {
+        let given = folder.join("given.txt");
+        fs::write(&given, ids).unwrap();
+        let common = [command, "--model", path(&run), "--top-k", "2", "--out", path(&npy)];
+        output(&[&common[..], &[flag, path(&given)]].concat());
+        let of_ids = fs::read(&npy).unwrap();
+        let numbers = numbers(file, ids).join(",");
+        output(&[&common[..], &[flag, &numbers, "--external-ids", "never"]].concat());
+        assert!(of_ids == fs::read(&npy).unwrap(), "{command}");
+        // A number is no id.
+        let wrong = [&common[..], &[flag, "0"]].concat();
+        program(&wrong).assert().code(2).stderr(contains(format!("{flag}: `0` found, an id")));
+    }
+
+    // Maps that do not belong to the model are told by their files.
+    let (users_map, items_map) = (run.join("u_id_mapping.csv"), run.join("i_id_mapping.csv"));
+    let whole = fs::read_to_string(&items_map).unwrap();
+    let head: String = whole.lines().take(3).map(|line| format!("{line}\n")).collect();
+    let broken = |reason: &str| {
+        let said = contains(reason).and(contains("or add --external-ids never"));
+        program(&["recommend", "--model", path(&run)]).assert().code(2).stderr(said);
+    };
+    fs::write(&items_map, head).unwrap();
+    broken("i_id_mapping.csv: ");
+    fs::write(&items_map, whole).unwrap();
+    fs::rename(&users_map, folder.join("aside")).unwrap();
+    broken("i_id_mapping.csv: u_id_mapping.csv is missing beside it");
+    fs::rename(folder.join("aside"), &users_map).unwrap();
     program(&["recommend", "--model", path(&run), "--users", "nobody"])
         .assert()
         .code(2)

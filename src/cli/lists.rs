@@ -30,7 +30,7 @@ pub struct ListArguments {
     #[arg(long)]
     pub cold_items: bool,
     /// Whether users and items go by the ids of the original interactions, where the run or the
-    /// data folder keeps them
+    /// data folder keeps them; a .npy file holds numbers in any case, those of the .inter file
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
     pub external_ids: ExternalIds,
 }
@@ -109,16 +109,13 @@ impl ListArguments {
 }
 
 impl ListRequest {
-    /// What users and items go by in these lists.
+    /// What users and items go by where they are asked for, whatever the form of the file: one that has
+    /// place for numbers alone changes nothing about who is meant.
     ///
     /// # Errors
     /// What is wrong with the maps of ids.
     pub fn names(&self, request: &ModelRequest, model: &Model) -> Result<Names> {
-        match self.format {
-            // A table of numbers has no place for other ids.
-            ListFormat::Npy => Ok(Names::numbers(model)),
-            _ => Names::wanted(self.external_ids, request, model),
-        }
+        Names::wanted(self.external_ids, request, model)
     }
 
     /// Writes the lists of `whose`.

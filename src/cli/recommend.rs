@@ -21,11 +21,11 @@ const AFTER_HELP: &str = "\
 Examples:
   bm3-engine recommend --model runs/baby --users 0,1,2 --top-k 5
   bm3-engine recommend --model runs/baby --out lists.jsonl --scores
-  bm3-engine recommend --model runs/baby --users users.txt --out lists.npy --external-ids never
+  bm3-engine recommend --model runs/baby --users users.txt --out lists.npy
 
 A user's training items are left out. CSV has the columns user,rank,item[,score]; JSONL one object
-per user; .npy a table of item numbers with one row per user (-1 where a list is short), with
---scores also FILE_scores.npy (NaN there).";
+per user; .npy a table of item numbers with one row per user, in the order of --users (-1 where a
+list is short), with --scores also FILE_scores.npy (NaN there).";
 
 pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
     let lists = arguments.lists.request(Kind::User)?;

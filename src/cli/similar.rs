@@ -22,9 +22,10 @@ Examples:
   bm3-engine similar --model runs/baby --items 0,1,2 --top-k 5 --scores
   bm3-engine similar --model runs/baby --out similar.npy
 
-Likeness is the cosine of the rows that scores are products of, so that items are alike which the same
-users are recommended. CSV has the columns item,rank,similar[,score]; JSONL one object per item; .npy
-a table of item numbers with one row per item, with --scores also FILE_scores.npy (NaN there).";
+Likeness is the cosine of the rows that scores are products of, so that items are alike which the
+same users are recommended. CSV has the columns item,rank,similar[,score]; JSONL one object per
+item; .npy a table of item numbers with one row per item, in the order of --items (-1 where a list
+is short), with --scores also FILE_scores.npy (NaN there).";
 
 pub fn run(arguments: &SimilarArguments) -> anyhow::Result<()> {
     let lists = arguments.lists.request(Kind::Item)?;
