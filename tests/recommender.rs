@@ -340,6 +340,35 @@ fn cold_items_are_found_by_their_features() {
 fn cold_items_of_a_real_data_set_are_found() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/lfm2k");
     if !folder.is_dir() {
+/// Items that are added change nothing about what those of the model say of who has them.
+#[test]
+fn added_items_leave_the_models_own_cold_ones_as_they_are() {
+    let dataset = without_items(&[12, 17]);
+    for mut recommender in recommenders(&trained(&dataset, config())) {
+        let histories: [&[u32]; 4] = [&[5, 17], &[17, 3, 12, 8], &[12, 17], &[5]];
+        let old: Vec<u32> = (0..40).collect();
+        let ask = |recommender: &Recommender| {
+            let rank = |history: &&[u32]| {
+                recommender.rank(Query::items(history).with_seen(), &old, 40).unwrap()
+            };
+            histories.iter().map(rank).collect::<Vec<_>>()
+        };
+        let before = ask(&recommender);
+        assert_eq!(
+            recommender.add_items(&rows_of(&dataset.modalities, &[17, 31])).unwrap(),
+            40..42
+        );
+        assert_eq!(ask(&recommender), before);
+        // The added ones have rows by their features: they say something, beside such as do not.
+        let lists = |items: &[u32]| recommender.search(&[Query::items(items)], 9).unwrap();
+        let own_left_out = Query::items(&[40]).excluding(&[17]);
+        assert!(lists(&[40, 17]) == recommender.search(&[own_left_out], 9).unwrap());
+        assert!(lists(&[40, 5]) != lists(&[5]));
+        recommender.score_cold_items(&[]).unwrap();
+        assert_ne!(ask(&recommender)[0], before[0]);
+    }
+}
+
         println!("skipped: {} is not there", folder.display());
         return;
     }

@@ -109,11 +109,14 @@ impl Recommender {
         }
         self.replace_items(rows, nodes)?;
         self.calibration = Some(calibration);
+        self.own_cold_scored = true;
         Ok(own.len())
     }
 
     /// Adds items by their features: a table for each of the model's modalities, all with as many rows;
-    /// row n becomes the item numbered n after those there are. The outcome is their numbers.
+    /// row n becomes the item numbered n after those there are. The outcome is their numbers. Nothing
+    /// changes about the items there are: the model's own without interactions are scored by their
+    /// features after [`Recommender::score_cold_items`] alone.
     ///
     /// A model whose features are inputs of it must have seen them by
     /// [`Recommender::score_cold_items`] first, so that the new ones can be compared with them.

@@ -59,6 +59,8 @@ pub struct Recommender {
     calibration: Option<Calibration>,
     index: Index,
     /// Items by the cosines of their rows, once they are asked for.
+    /// Whether the model's own items without interactions have rows by their features.
+    own_cold_scored: bool,
     similar: OnceLock<Index>,
 }
 
@@ -108,6 +110,7 @@ impl Recommender {
             calibration: None,
             similar: OnceLock::new(),
             model,
+            own_cold_scored: false,
             device,
         })
     }
@@ -363,9 +366,9 @@ impl Recommender {
                 let mut items = items.to_vec();
                 items.sort_unstable();
                 items.dedup();
-                // Until they are scored by their features, rows of cold items say nothing.
-                if self.calibration.is_none() && items.iter().any(|&item| !self.is_cold(item)) {
-                    items.retain(|&item| !self.is_cold(item));
+                // Rows that are made of neither interactions nor features say nothing.
+                if items.iter().any(|&item| self.says_something(item)) {
+                    items.retain(|&item| self.says_something(item));
                 }
                 let mut sum = vec![0.0f64; d];
                 let mut weights = 0.0;
@@ -384,6 +387,11 @@ impl Recommender {
     fn is_cold(&self, item: u32) -> bool {
         self.cold.binary_search(&item).is_ok()
     }
+    }
+
+    /// Whether an item's row comes from interactions, or from features.
+    fn says_something(&self, item: u32) -> bool {
+        self.own_cold_scored || item as usize >= self.model.items() || !self.is_cold(item)
 
     /// 1/√degree of an item: what Â has from its end of an edge. One without interactions counts as one
     /// of the mean degree.

@@ -30,8 +30,9 @@ impl<'a> Query<'a> {
     /// the order decides nothing, repeats count once).
     ///
     /// In the place of a row p(H_u) stands the mean of the items' rows H_i, each weighted by 1/√degree
-    /// as in Â (items without interactions count once they are scored by their features, or where there
-    /// are no others, as ones of the mean degree): the loss of equation (6) makes p(H_u) point where the rows of the user's items point.
+    /// as in Â: the loss of equation (6) makes p(H_u) point where the rows of the user's items point.
+    /// The model's own items without interactions count once they are scored by their features, or where
+    /// there are no others; they, and items added after training, as ones of the mean degree.
     /// On Last.fm-2K users left out of training are served nearly as well by it (Recall@20 .322) as by
     /// training on them (.336; `examples/cold_start.rs`).
     pub fn items(items: &'a [u32]) -> Self {
