@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
+use crate::data::DataError;
 use crate::mapped::MappedFile;
 use crate::parameters::{Layout, TensorSlot};
 use crate::real::Real;
@@ -197,6 +198,18 @@ impl TensorFile {
     /// Where it is.
     pub fn path(&self) -> &Path {
         self.map.path()
+    }
+
+    /// Refuses a file that was written to or truncated since it was mapped: what was read of it may be
+    /// anything.
+    ///
+    /// # Errors
+    /// [`DataError::Changed`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        match self.map.is_unchanged() {
+            true => Ok(()),
+            false => Err(DataError::Changed { path: self.path().to_owned() }.into()),
+        }
     }
 
     /// The names of the tensors.

@@ -28,7 +28,9 @@ pub(crate) const INTERACTIONS: [&str; 2] = [INTERACTION_OFFSETS, INTERACTION_ITE
 
 /// A trained model: its parameters, the interactions it was trained on, and how it came about.
 ///
-/// It is plain memory, on no device; a [`Recommender`](crate::recommender::Recommender) is made of it.
+/// It is on no device; a [`Recommender`](crate::recommender::Recommender) is made of it. All is plain
+/// memory but for trained features of one that was loaded, which may be much larger than all else: they
+/// are read from its file when they are asked for.
 #[derive(Debug, Clone)]
 pub struct Model {
     record: ModelRecord,
@@ -66,9 +68,16 @@ impl Model {
 
     /// Reads a model file, or that of a run's directory.
     ///
+    /// The file stays mapped for as long as the model is there. To put a newer one in its place, write
+    /// that to another name and rename it, as [`Model::save`] does: a model in memory then goes on with
+    /// the old one. A file that is overwritten in place makes [`Model::features`] and all that needs them
+    /// (saving, scoring items by features) fail, and one that is cut short while it is being read ends the
+    /// process, as the system has it.
+    ///
     /// # Errors
     /// [`Error::Io`] when it is not there, [`Error::RunFile`] when it is no model of ours, one of
-    /// another format version, or its record and tensors do not belong together.
+    /// another format version, or its record and tensors do not belong together;
+    /// [`DataError::Changed`](crate::data::DataError::Changed) when it is written to meanwhile.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let (file, record) = open(path.as_ref())?;
         let path = file.path().to_owned();
@@ -77,6 +86,7 @@ impl Model {
         // Of these sizes there are bounds in the file, or they are held against tensors there.
         let layout = Layout::new(config, *users, *items, modalities);
         let parameters = file.arena("", &layout)?;
+        file.check_unchanged()?;
         let features = Features::Mapped(Arc::new(file));
         Ok(Self { record, layout, parameters, features, graph, as_trained: true })
     }
@@ -92,7 +102,7 @@ impl Model {
     /// Writes the model, atomically; [`Model::load`] gives it back to the bit.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`]; those of [`Model::features`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let features: Vec<Option<Vec<f32>>> = (0..self.layout.modalities.len())
@@ -152,16 +162,24 @@ impl Model {
     /// of the model.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when the model's file has them in another shape.
+    /// [`Error::RunFile`] when the model's file has them in another shape;
+    /// [`DataError::Changed`](crate::data::DataError::Changed) when it was written to since the model was
+    /// loaded.
     pub fn features(&self, modality: usize) -> Result<Option<Vec<f32>>> {
         match &self.features {
             Features::Held(features) => Ok(features[modality].clone()),
             Features::Mapped(file) => {
                 let slot = &self.layout.modalities[modality];
                 let name = slot.features_name();
-                let there = !self.config().freeze_features;
-                let shape = [self.layout.items, slot.columns];
-                there.then(|| file.reals(&name, &shape)).transpose()
+                if self.config().freeze_features {
+                    return Ok(None);
+                }
+                // Before: beyond the end of a file that was cut short nothing can be read. After: it
+                // may have been written to meanwhile.
+                file.check_unchanged()?;
+                let values = file.reals(&name, &[self.layout.items, slot.columns])?;
+                file.check_unchanged()?;
+                Ok(Some(values))
             }
         }
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bm3_engine::backend::TopK;
 use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
-use bm3_engine::data::{Dataset, DatasetOptions, FeatureMatrix, IdMaps, Modality};
+use bm3_engine::data::{DataError, Dataset, DatasetOptions, FeatureMatrix, IdMaps, Modality};
 use bm3_engine::device::Device;
 use bm3_engine::export::{ExportForm, export};
 use bm3_engine::records::Observer;
@@ -642,6 +642,46 @@ fn interactions_of_a_file_are_looked_at() {
     let place = |name: &str| {
         let data = tensors.tensor(name).unwrap().data();
         data.as_ptr() as usize - whole.as_ptr() as usize
+/// A model goes on with its file when that is replaced, and refuses one that is changed in place.
+#[test]
+fn a_model_whose_file_is_changed_in_place_says_so() {
+    let dataset = without_items(&[12]);
+    let folder = tempfile::tempdir().unwrap();
+    let [path, copy] = ["model.safetensors", "copy.safetensors"].map(|n| folder.path().join(n));
+    let model = trained(&dataset, TrainConfig { epochs: 1, ..config() });
+    model.save(&path).unwrap();
+    let loaded = Arc::new(Model::load(&path).unwrap());
+    let mut recommender = Recommender::new(loaded.clone()).unwrap();
+    // Replaced, also by itself: the file it has is as it was.
+    trained(&dataset, TrainConfig { epochs: 2, ..config() }).save(&path).unwrap();
+    assert_eq!(loaded.features(0).unwrap(), model.features(0).unwrap());
+    let loaded = {
+        loaded.save(&path).unwrap();
+        Arc::new(Model::load(&path).unwrap())
+    };
+    recommender.score_cold_items(&[]).unwrap();
+    let mut recommender = Recommender::new(loaded.clone()).unwrap();
+
+    let bytes = std::fs::read(&path).unwrap();
+    let newer = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+    for length in [0, bytes.len() / 2, bytes.len()] {
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(length as u64).unwrap();
+        // A clock may not tell two writes in a row apart.
+        file.set_modified(newer).unwrap();
+        let changed = |error: bm3_engine::Error| {
+            let is_changed = matches!(&error, bm3_engine::Error::Data(DataError::Changed { .. }));
+            assert!(is_changed && error.to_string().contains("model.safetensors: was changed"));
+        };
+        changed(loaded.features(0).unwrap_err());
+        changed(loaded.save(&copy).unwrap_err());
+        changed(recommender.score_cold_items(&[]).unwrap_err());
+        assert!(!copy.exists());
+    }
+    // What is in memory answers on.
+    assert_eq!(recommender.top_k(0, 3).unwrap().len(), 3);
+}
+
     };
     let refused = |place: usize, value: u32, problem: &str| {
         let mut changed = whole.clone();
