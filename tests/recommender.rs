@@ -490,6 +490,44 @@ fn callers_at_the_same_time_get_their_own_lists() {
 fn many_queries_are_answered_in_parts() {
     let model = trained(&groups(), TrainConfig { epochs: 2, ..config() });
     for recommender in recommenders(&model) {
+/// A child has its parent's recommender, and neither its GPU nor the thread that works with it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_forked_process_is_told_that_the_gpu_is_not_its_own() {
+    let model = trained(&groups(), TrainConfig { epochs: 1, ..config() });
+    for (device, mut recommender) in devices().into_iter().zip(recommenders(&model)) {
+        let is_gpu = matches!(device, Device::Gpu(_));
+        let before = recommender.top_k(1, 5).unwrap();
+        let new = rows_of(&groups().modalities, &[3]);
+        // SAFETY: the child calls nothing but what is tested here, and ends at once.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: it ends the child where that waits for what never comes.
+            unsafe { libc::alarm(20) };
+            let is_told =
+                |error: bm3_engine::Error| error.to_string().contains("load the model in this one");
+            let right = match is_gpu {
+                false => recommender.top_k(1, 5).is_ok_and(|found| found == before),
+                true => {
+                    recommender.top_k(1, 5).is_err_and(is_told)
+                        && recommender.similar_items(1, 5).is_err_and(is_told)
+                        && recommender.add_items(&new).is_err_and(is_told)
+                }
+            };
+            // The device itself stays: what the driver does in a child is the driver's.
+            drop(recommender);
+            // SAFETY: nothing is to be done at the end of this process.
+            unsafe { libc::_exit(if right { 0 } else { 1 }) };
+        }
+        let mut status = 0;
+        // SAFETY: the child is ours, and nobody else waits for it.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0, "ended by signal {}", status & 127);
+        assert_eq!(recommender.top_k(1, 5).unwrap(), before);
+        drop(device);
+    }
+}
+
         let users: Vec<u32> = (0..9000).map(|n| n * 7 % 60).collect();
         let lists = recommender.top_k_batch(&users, 3).unwrap();
         for position in [0, 4095, 4096, 8191, 8192, 8999] {

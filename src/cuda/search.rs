@@ -3,6 +3,7 @@
 //! One thread of its own works with the device. It takes whatever searches wait, gives them to one
 //! launch of the kernel `top_k`, and tells each caller its lists: while a launch runs, the next
 //! callers gather. A caller adds itself to a queue without a lock and sleeps until it is answered.
+//! A process made by `fork` has neither that thread nor the device, and is told so.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -31,6 +32,8 @@ pub(crate) struct CudaIndex {
     searches: Option<Sender<Waiting>>,
     worker: Option<JoinHandle<()>>,
     device: String,
+    /// The process that the thread is of.
+    process: u32,
 }
 
 impl CudaIndex {
@@ -55,14 +58,30 @@ impl CudaIndex {
                 operation: "beginning a thread for searches".to_owned(),
                 problem: error.to_string(),
             })?;
-        Ok(Self { searches: Some(searches), worker: Some(worker), device: name })
+        let (searches, worker) = (Some(searches), Some(worker));
+        Ok(Self { searches, worker, device: name, process: std::process::id() })
+    }
+
+    /// Refuses to go on in a process that was forked from the one that has the device.
+    ///
+    /// # Errors
+    /// [`Error::DeviceOperation`].
+    pub fn check_process(&self) -> Result<()> {
+        if self.process == std::process::id() {
+            return Ok(());
+        }
+        Err(self.failed(
+            "it was opened in the process that this one was forked from; load the model in \
+                         this one",
+        ))
     }
 
     /// The lists of a search.
     ///
     /// # Errors
-    /// Those of the device.
+    /// Those of the device, and of [`CudaIndex::check_process`].
     pub fn search(&self, search: Search) -> Result<TopK> {
+        self.check_process()?;
         let Search { mut queries, mut masks, k } = search;
         let count = masks.offsets.len() - 1;
         if count == 0 {
@@ -98,16 +117,26 @@ impl CudaIndex {
     }
 
     fn ended(&self) -> Error {
+        self.failed("the thread that works with the device has ended")
+    }
+
+    fn failed(&self, problem: &str) -> Error {
         Error::DeviceOperation {
             device: self.device.clone(),
             operation: "searching".to_owned(),
-            problem: "the thread that works with the device has ended".to_owned(),
+            problem: problem.to_owned(),
         }
     }
 }
 
 impl Drop for CudaIndex {
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            // The thread, whose memory on the device goes with it, is the other process's; a lock of the
+            // queue may have been held when this one was forked.
+            std::mem::forget((self.searches.take(), self.worker.take()));
+            return;
+        }
         self.searches.take();
         if let Some(worker) = self.worker.take() {
             // It has ended by a panic, or ends now: there is nobody left to be told.

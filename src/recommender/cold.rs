@@ -162,6 +162,7 @@ impl Recommender {
 
     /// Answers with these rows from now on; where they have no room, with what it had.
     fn replace_items(&mut self, rows: Vec<f32>, nodes: Vec<f32>) -> Result<()> {
+        self.index.check_process()?;
         self.index = Index::new(&self.device, &rows, self.width())?;
         self.similar.take();
         (self.item_rows, self.item_nodes) = (Arc::new(rows), nodes);

@@ -78,6 +78,17 @@ impl Index {
         })
     }
 
+    /// Refuses to go on in a process that was forked from the one that has the device.
+    ///
+    /// # Errors
+    /// [`Error::DeviceOperation`].
+    pub fn check_process(&self) -> Result<()> {
+        match self {
+            Self::Cpu(_) => Ok(()),
+            Self::Gpu(index) => index.check_process(),
+        }
+    }
+
     /// The `k` best items for each row of `queries` (q × d), those that its mask names left out, by
     /// the product of the rows; ties by lower number.
     ///

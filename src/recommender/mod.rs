@@ -41,7 +41,9 @@ pub struct ScoredItem {
 ///
 /// Answers take `&self`, so that any number of threads may ask at a time. On the CPU each computes on its
 /// own as long as there are processors; those that wait, there and on a GPU, are answered together. An
-/// answer's bits depend on the model and the question alone.
+/// answer's bits depend on the model and the question alone. A process made by `fork` has no use of its
+/// parent's GPU: there, answers are errors on a GPU, and as ever on the CPU. What a model's file must
+/// not undergo meanwhile, [`Model::load`] says.
 pub struct Recommender {
     model: Arc<Model>,
     device: Device,
@@ -235,6 +237,7 @@ impl Recommender {
         let index = match self.similar.get() {
             Some(index) => index,
             None => {
+                self.index.check_process()?;
                 let mut rows = self.item_rows.to_vec();
                 rows.chunks_exact_mut(self.width()).for_each(normalize);
                 let index = Index::new(&self.device, &rows, self.width())?;
