@@ -251,6 +251,27 @@ fn what_is_no_run_is_refused_by_file_and_line() {
     broken("profile.json", "[1, 2]", "profile.json: not the profile of an epoch: ");
     broken("config.toml", "seed = 1\nseed = 2\n", "config.toml: line 2: ");
     program(&["report"]).assert().code(2).stderr(contains("<RUNDIR>"));
+
+    // Among runs, what is none is left out, and a run whose files are broken is refused still.
+    let (none, young) = (scene.file("tiny"), scene.file("young"));
+    fs::create_dir(&young).unwrap();
+    fs::write(young.join("metrics.jsonl"), "").unwrap();
+    let file = run.join("config.toml");
+    let out = scene.file("several.html");
+    let paths = [&none, &run, &young, &file].map(|directory| path(directory));
+    let report =
+        |paths: &[&str]| program(&[&["report", "--out", path(&out)], paths].concat()).assert();
+    let warning = |of: &str| contains(format!("{of}: ")).and(contains("warning: left out: "));
+    report(&paths)
+        .success()
+        .stderr(warning("tiny").and(warning("young/metrics.jsonl")).and(warning("config.toml")));
+    assert!(fs::read_to_string(&out).unwrap() == scene.report(&[&run]));
+    report(&[paths[0], paths[2]]).code(2).stderr(contains("error: ").and(contains("tiny: no run")));
+    let whole = fs::read(run.join("summary.json")).unwrap();
+    fs::write(run.join("summary.json"), "{}").unwrap();
+    report(&paths).code(2).stderr(contains("summary.json: not a run's summary"));
+    fs::write(run.join("summary.json"), whole).unwrap();
+
     program(&["report", path(&run), "--out", path(&scene.file("no/where.html"))])
         .assert()
         .code(2)

@@ -34,19 +34,15 @@ impl ReportedRun {
     /// [`Error::Io`] when it, or a file of it, cannot be read; [`Error::RunFile`] naming the file
     /// and the line that are not what a run leaves, or when no epoch is there.
     pub fn read(directory: &Path) -> Result<Self> {
-        must_be_directory(directory)?;
-        let path = directory.join(METRICS);
-        if !path.exists() {
-            let problem = format!(
-                "no run to report on: there is no {METRICS} in it; give the directory of a run \
-                 that has trained an epoch"
-            );
-            return Err(Error::run_file(directory, problem));
+        match Found::read(directory)? {
+            Found::Run(run) => Ok(run),
+            Found::Nothing(reason) => Err(reason),
         }
-        let records = read_records(directory, u64::MAX)?;
-        let Some(last) = records.last() else {
-            return Err(Error::run_file(&path, "no epoch yet: nothing to report on"));
-        };
+    }
+
+    /// The run of these epochs, one at least.
+    fn of(directory: &Path, records: Vec<EpochRecord>, last_epoch: u64) -> Result<Self> {
+        let path = directory.join(METRICS);
         let ascends = |pair: &[EpochRecord]| pair[0].epoch < pair[1].epoch;
         if let Some(index) = records.windows(2).position(|pair| !ascends(pair)) {
             let (before, after) = (records[index].epoch, records[index + 1].epoch);
@@ -56,7 +52,7 @@ impl ReportedRun {
         }
         // Of an earlier process, where the run goes on.
         let summary: Option<Summary> = json(&directory.join(SUMMARY), "a run's summary")?;
-        let summary = summary.filter(|summary| summary.epochs >= last.epoch);
+        let summary = summary.filter(|summary| summary.epochs >= last_epoch);
         Ok(Self {
             name: String::new(),
             directory: directory.to_owned(),
@@ -98,18 +94,56 @@ pub fn metric(metrics: Option<&Metrics>, name: &str, k: usize) -> Option<f64> {
     values.get(position).copied()
 }
 
+/// What is at a path.
+enum Found {
+    Run(ReportedRun),
+    /// No run, or one without an epoch: why there is nothing to report on.
+    Nothing(Error),
+}
+
+impl Found {
+    /// Looks at a path.
+    ///
+    /// # Errors
+    /// Those of [`ReportedRun::read`] for what is there and is not what a run leaves.
+    fn read(directory: &Path) -> Result<Self> {
+        let found = std::fs::metadata(directory);
+        let found = found.map_err(|error| Error::io(directory, "read", error))?;
+        let nothing = |path: &Path, reason: &str| Ok(Self::Nothing(Error::run_file(path, reason)));
+        if !found.is_dir() {
+            return nothing(directory, "a file found, the directory of a run expected");
+        }
+        let path = directory.join(METRICS);
+        if !path.exists() {
+            let reason = format!(
+                "no run to report on: there is no {METRICS} in it; give the directory of a run \
+                 that has trained an epoch"
+            );
+            return nothing(directory, &reason);
+        }
+        let records = read_records(directory, u64::MAX)?;
+        match records.last().map(|last| last.epoch) {
+            None => nothing(&path, "no epoch yet: nothing to report on"),
+            Some(last) => ReportedRun::of(directory, records, last).map(Self::Run),
+        }
+    }
+}
+
 /// Reads the runs in these directories, in this order; of a sweep's directory those of its runs
-/// that have trained an epoch.
+/// that have trained an epoch. Beside them, for each path that has no such run, the reason.
 ///
 /// # Errors
-/// Those of [`ReportedRun::read`] and [`SweepDirectory::plan`]; [`Error::RunFile`] for a sweep of
-/// which no run has trained an epoch.
-pub fn read_runs<P: AsRef<Path>>(directories: &[P]) -> Result<Vec<ReportedRun>> {
-    let mut runs = Vec::new();
+/// Those of [`ReportedRun::read`] and [`SweepDirectory::plan`]; [`Error::RunFile`], the first of the
+/// reasons, where no path has a run that has trained an epoch.
+pub fn read_runs<P: AsRef<Path>>(directories: &[P]) -> Result<(Vec<ReportedRun>, Vec<Error>)> {
+    let (mut runs, mut reasons) = (Vec::new(), Vec::new());
     for directory in directories {
         let directory = directory.as_ref();
         if !directory.join(SWEEP).is_file() {
-            runs.push(ReportedRun::read(directory)?);
+            match Found::read(directory)? {
+                Found::Run(run) => runs.push(run),
+                Found::Nothing(reason) => reasons.push(reason),
+            }
             continue;
         }
         let before = runs.len();
@@ -122,11 +156,14 @@ pub fn read_runs<P: AsRef<Path>>(directories: &[P]) -> Result<Vec<ReportedRun>> 
         }
         if runs.len() == before {
             let problem = "no run of this sweep has trained an epoch yet: nothing to report on";
-            return Err(Error::run_file(directory, problem));
+            reasons.push(Error::run_file(directory, problem));
         }
     }
+    if runs.is_empty() && !reasons.is_empty() {
+        return Err(reasons.swap_remove(0));
+    }
     name(&mut runs);
-    Ok(runs)
+    Ok((runs, reasons))
 }
 
 /// Gives each run as much of the end of its path as tells it from the others.
@@ -152,14 +189,6 @@ fn name(runs: &mut [ReportedRun]) {
 fn end(path: &Path, parts: usize) -> String {
     let all: Vec<_> = path.iter().collect();
     all[all.len().saturating_sub(parts)..].iter().collect::<PathBuf>().display().to_string()
-}
-
-fn must_be_directory(path: &Path) -> Result<()> {
-    let found = std::fs::metadata(path).map_err(|error| Error::io(path, "read", error))?;
-    if !found.is_dir() {
-        return Err(Error::run_file(path, "a file found, the directory of a run expected"));
-    }
-    Ok(())
 }
 
 /// The text of a file, where there is one.
