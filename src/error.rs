@@ -47,7 +47,7 @@ pub enum Error {
     },
 
     /// The operating system refused an operation on a file.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}: {source}{}", path.display(), next_step(action, source))]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -106,7 +106,7 @@ pub enum Error {
 impl Error {
     /// An [`Error::Io`] on `path` while attempting `action`.
     pub fn io(path: &Path, action: &'static str, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), action, source }
+        Self::Io { path: path.to_owned(), action, source: without_temporary(source) }
     }
 
     /// An [`Error::Setting`] for the setting `name`.
@@ -144,6 +144,11 @@ impl Error {
             Self::Io { source, .. } => is_missing(source),
             Self::DeviceMemory { .. } | Self::DeviceOperation { .. } | Self::NonFinite(_) => false,
         }
+    }
+
+    /// Whether the system does not let a file or folder be put where the user wants it.
+    pub fn is_unwritable(&self) -> bool {
+        matches!(self, Self::Io { source, action, .. } if is_refused(action, source))
     }
 }
 
@@ -206,4 +211,60 @@ pub(crate) fn is_missing(error: &std::io::Error) -> bool {
         error.kind(),
         NotFound | NotADirectory | IsADirectory | InvalidData | InvalidFilename | InvalidInput
     )
+}
+
+/// Whether nothing may be put where the user wants it.
+fn is_refused(action: &str, error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{AlreadyExists, PermissionDenied};
+    matches!(action, "create" | "write" | "write to" | "rename into" | "replace")
+        && matches!(error.kind(), AlreadyExists | PermissionDenied)
+}
+
+/// What to do where a file or folder cannot be put in its place.
+fn next_step(action: &str, error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    match (action, error.kind()) {
+        ("create", NotFound) => "; make the folder, or give another path",
+        ("create" | "rename into", IsADirectory | NotADirectory) => "; give another path",
+        _ if is_refused(action, error) => "; give another path",
+        _ => "",
+    }
+}
+
+/// The system's reason alone: the tempfile crate adds the name of a temporary file, which nobody gave.
+fn without_temporary(error: std::io::Error) -> std::io::Error {
+    let text = error.to_string();
+    match text.split_once(" at path \"") {
+        Some((reason, _)) => std::io::Error::new(error.kind(), reason),
+        None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_bad_input_with_a_next_step() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("nowhere/lists.csv");
+        let error = crate::files::write_bytes_atomic(&path, b"").unwrap_err();
+        let expected = format!(
+            "{}: cannot create: {}; make the folder, or give another path",
+            path.display(),
+            std::fs::File::open(&path).unwrap_err()
+        );
+        assert!(error.is_input() && error.to_string() == expected, "{error}");
+        let folder = directory.path().join("folder");
+        std::fs::create_dir(&folder).unwrap();
+        let error = crate::files::write_bytes_atomic(&folder, b"").unwrap_err();
+        assert!(error.is_input() && error.to_string().ends_with("; give another path"), "{error}");
+        let io = |action, kind: std::io::ErrorKind| Error::io(&path, action, kind.into());
+        for kind in [std::io::ErrorKind::PermissionDenied, std::io::ErrorKind::AlreadyExists] {
+            let error = io("create", kind);
+            assert!(error.is_unwritable() && error.to_string().ends_with("; give another path"));
+            assert!(!io("read", kind).is_unwritable() && !io("sync", kind).is_unwritable());
+        }
+        assert!(!io("write", std::io::ErrorKind::StorageFull).is_unwritable());
+    }
 }

@@ -237,3 +237,18 @@ fn a_reader_that_leaves_is_no_failure() {
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
 }
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_standard_output_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = data_folder(directory.path());
+    let output = std::process::Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
+        .args(["inspect", &data, "--json"])
+        .stdout(std::fs::File::options().write(true).open("/dev/full").unwrap())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: standard output: cannot write: No space left"), "{said}");
+}
+

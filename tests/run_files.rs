@@ -96,7 +96,7 @@ fn a_directory_that_may_not_be_written_is_named() {
         if writes_anyway {
             attempt.uid(65534).gid(65534);
         }
-        sentence(&attempt.output().unwrap(), 1)
+        sentence(&attempt.output().unwrap(), 2)
     };
     let said = attempt(&closed.join("new"));
     let expected = format!("{}: cannot create: Permission denied", closed.join("new").display());

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::model::ModelRequest;
 use super::names::{ExternalIds, Kind, Names};
+use super::output::STANDARD_OUTPUT;
 
 /// The flags of every command that writes lists.
 #[derive(Debug, clap::Args)]
@@ -125,7 +126,7 @@ impl ListRequest {
     pub fn write(&self, whose: &[u32], names: &Names, answer: &mut Answer<'_>) -> Result<()> {
         let Some(path) = &self.out else {
             let mut stdout = std::io::stdout().lock();
-            return self.text(&mut stdout, Path::new("standard output"), whose, names, answer);
+            return self.text(&mut stdout, Path::new(STANDARD_OUTPUT), whose, names, answer);
         };
         if self.format == ListFormat::Npy {
             return self.npy(path, whose, answer);

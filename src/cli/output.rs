@@ -1,16 +1,21 @@
 //! Writing to standard output without panicking when its reader has gone.
 
 use std::io::{self, Write};
+use std::path::Path;
+
+use bm3_engine::Error;
+
+/// What messages call standard output.
+pub const STANDARD_OUTPUT: &str = "standard output";
 
 /// Prints data, as it is, and flushes it.
 ///
 /// # Errors
-/// Whatever writing gives; a closed pipe among it.
+/// [`Error::Io`] naming standard output; a closed pipe among it.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()?;
-    Ok(())
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    Ok(written.map_err(|error| Error::io(Path::new(STANDARD_OUTPUT), "write", error))?)
 }
 
 /// Prints one JSON value on a line of its own.
