@@ -136,6 +136,11 @@ fn lists_have_the_bits_of_those_that_training_measures() {
         let pair_users: Vec<u32> = (0..split.users.len()).flat_map(of_pairs).collect();
         let again = recommender.evaluate_pairs(&pair_users, &split.items, &[5, 20]).unwrap();
         assert_eq!(again, test);
+        for lengths in [&[][..], &[0, 5], &[5, 1025], &[20, 5], &[5, 5]] {
+            assert!(recommender.evaluate(split, lengths).unwrap_err().is_input(), "{lengths:?}");
+            let of_pairs = recommender.evaluate_pairs(&pair_users, &split.items, lengths);
+            assert!(of_pairs.unwrap_err().is_input(), "{lengths:?}");
+        }
         for (users, items, problem) in [
             (&[60][..], &[1][..], "user: 60 found"),
             (&[1], &[40], "item: 40 found"),

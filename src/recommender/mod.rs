@@ -16,7 +16,7 @@ use query::Whom;
 pub(crate) use together::{Search, apart};
 
 use crate::backend::TopK;
-use crate::config::{DeviceChoice, MAX_TOP_K};
+use crate::config::{DeviceChoice, MAX_TOP_K, validate_top_k};
 use crate::data::{Pairs, Split};
 use crate::device::Device;
 use crate::model::Model;
@@ -59,10 +59,10 @@ pub struct Recommender {
     /// Of the items with training interactions.
     mean_degree: f64,
     calibration: Option<Calibration>,
-    index: Index,
-    /// Items by the cosines of their rows, once they are asked for.
     /// Whether the model's own items without interactions have rows by their features.
     own_cold_scored: bool,
+    index: Index,
+    /// Items by the cosines of their rows, once they are asked for.
     similar: OnceLock<Index>,
 }
 
@@ -110,9 +110,9 @@ impl Recommender {
             cold,
             mean_degree: (pairs as f64 / known as f64).max(1.0),
             calibration: None,
+            own_cold_scored: false,
             similar: OnceLock::new(),
             model,
-            own_cold_scored: false,
             device,
         })
     }
@@ -266,9 +266,11 @@ impl Recommender {
     /// (SPEC §9): each user's training items are left out.
     ///
     /// # Errors
-    /// Those of [`Recommender::search`].
+    /// [`Error::Setting`] for other lengths; those of [`Recommender::search`].
     pub fn evaluate(&self, split: &Split, lengths: &[usize]) -> Result<Metrics> {
-        let longest = lengths.iter().copied().max().unwrap_or(0);
+        validate_top_k(lengths)?;
+        // Ascending, and one at least.
+        let longest = lengths.last().copied().unwrap_or(1);
         let lists = self.top_k_batch(&split.users, longest)?;
         Ok(evaluate::metrics(split, &split.users, &lists, lengths))
     }
@@ -277,7 +279,7 @@ impl Recommender {
     /// interactions are left out, as they are of a data set's splits.
     ///
     /// # Errors
-    /// Those of [`Recommender::search`]; [`Error::Setting`] for slices of different lengths and when
+    /// Those of [`Recommender::evaluate`]; [`Error::Setting`] for slices of different lengths and when
     /// no pair is left.
     pub fn evaluate_pairs(
         &self,
@@ -387,14 +389,14 @@ impl Recommender {
         Ok(())
     }
 
-    fn is_cold(&self, item: u32) -> bool {
-        self.cold.binary_search(&item).is_ok()
-    }
-    }
-
     /// Whether an item's row comes from interactions, or from features.
     fn says_something(&self, item: u32) -> bool {
         self.own_cold_scored || item as usize >= self.model.items() || !self.is_cold(item)
+    }
+
+    fn is_cold(&self, item: u32) -> bool {
+        self.cold.binary_search(&item).is_ok()
+    }
 
     /// 1/√degree of an item: what Â has from its end of an edge. One without interactions counts as one
     /// of the mean degree.
