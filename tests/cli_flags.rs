@@ -70,6 +70,11 @@ fn help_teaches_by_example() {
             .success()
             .stdout(contains("Examples:\n").and(contains(format!("  bm3-engine {command} "))));
         program(&["--help"]).assert().stdout(contains(format!("\n  {command} ")));
+        // Help that is not broken at words, as what follows the flags is not, is no wider.
+        let help = program(&[command, "--help"]).output().unwrap().stdout;
+        let help = String::from_utf8(help).unwrap();
+        let examples = help.split("Examples:\n").nth(1).unwrap();
+        assert!(examples.lines().all(|line| line.chars().count() <= 100), "{examples}");
     }
 }
 
@@ -115,6 +120,15 @@ fn values_out_of_range_name_their_flag() {
         ("--top-k", "0,5", "--top-k: 0 found, 1 to 1024 expected"),
         ("--threads", "0", "--threads: 0 found, a number from 1 expected"),
         ("--layers", "two", "'two' for '--layers <L>'"),
+        ("--layers", "-1", "'-1' for '--layers <L>'"),
+        ("--embedding-size", "-1", "'-1' for '--embedding-size <D>'"),
+        ("--batch-size", "-1", "'-1' for '--batch-size <PAIRS>'"),
+        ("--epochs", "-1", "'-1' for '--epochs <N>'"),
+        ("--patience", "-1", "'-1' for '--patience <N>'"),
+        ("--seed", "-1", "'-1' for '--seed <N>'"),
+        ("--top-k", "-1", "'-1' for '--top-k <K,…>'"),
+        ("--threads", "-1", "'-1' for '--threads <N>'"),
+        ("--checkpoint-seconds", "-1", "'-1' for '--checkpoint-seconds <SECONDS>'"),
         ("--device", "gpu", "`gpu` found, `cpu`, `auto` or a GPU's number expected"),
         ("--propagation", "heavy", "[possible values: light, gcn]"),
         ("--feature-type", "f64", "[possible values: auto, f32, f16, bf16]"),
@@ -146,6 +160,14 @@ fn flags_that_exclude_each_other() {
     refused(&["train", "--resume", "r", "--seed", "1"], "'--seed <N>'");
     refused(&["train", "--resume", "r", "--freeze-features"], "'--freeze-features[=<BOOL>]'");
     refused(&["train", "--resume", "r", "--feature-type", "f32"], "'--feature-type <TYPE>'");
+    for given in [["--layers", "3"], ["--epochs", "9"], ["--modalities", "none"]] {
+        let reason = format!("{} <", given[0]);
+        refused(&[&["bench", "--model", "r"], &given[..]].concat(), &reason);
+    }
+    for given in [["--data", "d"], ["--shape", "tiny"]] {
+        refused(&[&["bench", "--model", "r"], &given[..]].concat(), "cannot be used with");
+    }
+    refused(&["bench", "--model", "r", "--top-k", "5,10"], "--top-k: 2 list lengths found");
 }
 
 #[test]
@@ -223,20 +245,6 @@ fn completions_are_there_for_the_usual_shells() {
     refused(&["completions", "csh"], "possible values");
 }
 
-#[test]
-fn a_reader_that_leaves_is_no_failure() {
-    // (`recommend` writes its lists another way: see tests/program.rs.)
-    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
-        .args(["completions", "bash"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    assert!(output.stderr.is_empty(), "{output:?}");
-}
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_standard_output_is_named() {
@@ -252,3 +260,17 @@ fn a_full_standard_output_is_named() {
     assert!(said.starts_with("error: standard output: cannot write: No space left"), "{said}");
 }
 
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    // (`recommend` writes its lists another way: see tests/program.rs.)
+    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+}

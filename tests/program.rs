@@ -559,5 +559,7 @@ fn a_bench_measures_the_whole_and_every_operation() {
     for heading in ["epoch ", "evaluation ", "ceilings ", "operation ", "adam_rows_replay "] {
         assert!(text.contains(&format!("\n{heading}")), "{text}");
     }
-    program(&["bench"]).assert().code(2).stderr(contains("--shape <SHAPE>"));
+    program(&["bench"]).assert().code(2).stderr(
+        contains("--shape <SHAPE>").and(contains("--data <DIR>")).and(contains("--model <RUNDIR")),
+    );
 }

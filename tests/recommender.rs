@@ -340,11 +340,6 @@ fn cold_items_are_found_by_their_features() {
     }
 }
 
-/// On a real data set: a tenth of the items without any interaction, found again by their features.
-#[test]
-fn cold_items_of_a_real_data_set_are_found() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/lfm2k");
-    if !folder.is_dir() {
 /// Items that are added change nothing about what those of the model say of who has them.
 #[test]
 fn added_items_leave_the_models_own_cold_ones_as_they_are() {
@@ -374,6 +369,11 @@ fn added_items_leave_the_models_own_cold_ones_as_they_are() {
     }
 }
 
+/// On a real data set: a tenth of the items without any interaction, found again by their features.
+#[test]
+fn cold_items_of_a_real_data_set_are_found() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/lfm2k");
+    if !folder.is_dir() {
         println!("skipped: {} is not there", folder.display());
         return;
     }
@@ -490,11 +490,6 @@ fn callers_at_the_same_time_get_their_own_lists() {
     }
 }
 
-/// More queries than one launch takes.
-#[test]
-fn many_queries_are_answered_in_parts() {
-    let model = trained(&groups(), TrainConfig { epochs: 2, ..config() });
-    for recommender in recommenders(&model) {
 /// A child has its parent's recommender, and neither its GPU nor the thread that works with it.
 #[cfg(target_os = "linux")]
 #[test]
@@ -533,6 +528,11 @@ fn a_forked_process_is_told_that_the_gpu_is_not_its_own() {
     }
 }
 
+/// More queries than one launch takes.
+#[test]
+fn many_queries_are_answered_in_parts() {
+    let model = trained(&groups(), TrainConfig { epochs: 2, ..config() });
+    for recommender in recommenders(&model) {
         let users: Vec<u32> = (0..9000).map(|n| n * 7 % 60).collect();
         let lists = recommender.top_k_batch(&users, 3).unwrap();
         for position in [0, 4095, 4096, 8191, 8192, 8999] {
@@ -642,6 +642,46 @@ fn training_can_be_stopped_from_the_callback_and_resumed() {
     assert!(Trainer::new(config()).threads(0).fit(&dataset).unwrap_err().is_input());
 }
 
+/// A model goes on with its file when that is replaced, and refuses one that is changed in place.
+#[test]
+fn a_model_whose_file_is_changed_in_place_says_so() {
+    let dataset = without_items(&[12]);
+    let folder = tempfile::tempdir().unwrap();
+    let [path, copy] = ["model.safetensors", "copy.safetensors"].map(|n| folder.path().join(n));
+    let model = trained(&dataset, TrainConfig { epochs: 1, ..config() });
+    model.save(&path).unwrap();
+    let loaded = Arc::new(Model::load(&path).unwrap());
+    let mut recommender = Recommender::new(loaded.clone()).unwrap();
+    // Replaced, also by itself: the file it has is as it was.
+    trained(&dataset, TrainConfig { epochs: 2, ..config() }).save(&path).unwrap();
+    assert_eq!(loaded.features(0).unwrap(), model.features(0).unwrap());
+    let loaded = {
+        loaded.save(&path).unwrap();
+        Arc::new(Model::load(&path).unwrap())
+    };
+    recommender.score_cold_items(&[]).unwrap();
+    let mut recommender = Recommender::new(loaded.clone()).unwrap();
+
+    let bytes = std::fs::read(&path).unwrap();
+    let newer = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+    for length in [0, bytes.len() / 2, bytes.len()] {
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(length as u64).unwrap();
+        // A clock may not tell two writes in a row apart.
+        file.set_modified(newer).unwrap();
+        let changed = |error: bm3_engine::Error| {
+            let is_changed = matches!(&error, bm3_engine::Error::Data(DataError::Changed { .. }));
+            assert!(is_changed && error.to_string().contains("model.safetensors: was changed"));
+        };
+        changed(loaded.features(0).unwrap_err());
+        changed(loaded.save(&copy).unwrap_err());
+        changed(recommender.score_cold_items(&[]).unwrap_err());
+        assert!(!copy.exists());
+    }
+    // What is in memory answers on.
+    assert_eq!(recommender.top_k(0, 3).unwrap().len(), 3);
+}
+
 #[test]
 fn what_serves_can_be_shared_by_threads() {
     fn shared<T: Send + Sync>() {}
@@ -685,46 +725,6 @@ fn interactions_of_a_file_are_looked_at() {
     let place = |name: &str| {
         let data = tensors.tensor(name).unwrap().data();
         data.as_ptr() as usize - whole.as_ptr() as usize
-/// A model goes on with its file when that is replaced, and refuses one that is changed in place.
-#[test]
-fn a_model_whose_file_is_changed_in_place_says_so() {
-    let dataset = without_items(&[12]);
-    let folder = tempfile::tempdir().unwrap();
-    let [path, copy] = ["model.safetensors", "copy.safetensors"].map(|n| folder.path().join(n));
-    let model = trained(&dataset, TrainConfig { epochs: 1, ..config() });
-    model.save(&path).unwrap();
-    let loaded = Arc::new(Model::load(&path).unwrap());
-    let mut recommender = Recommender::new(loaded.clone()).unwrap();
-    // Replaced, also by itself: the file it has is as it was.
-    trained(&dataset, TrainConfig { epochs: 2, ..config() }).save(&path).unwrap();
-    assert_eq!(loaded.features(0).unwrap(), model.features(0).unwrap());
-    let loaded = {
-        loaded.save(&path).unwrap();
-        Arc::new(Model::load(&path).unwrap())
-    };
-    recommender.score_cold_items(&[]).unwrap();
-    let mut recommender = Recommender::new(loaded.clone()).unwrap();
-
-    let bytes = std::fs::read(&path).unwrap();
-    let newer = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
-    for length in [0, bytes.len() / 2, bytes.len()] {
-        let file = std::fs::File::options().write(true).open(&path).unwrap();
-        file.set_len(length as u64).unwrap();
-        // A clock may not tell two writes in a row apart.
-        file.set_modified(newer).unwrap();
-        let changed = |error: bm3_engine::Error| {
-            let is_changed = matches!(&error, bm3_engine::Error::Data(DataError::Changed { .. }));
-            assert!(is_changed && error.to_string().contains("model.safetensors: was changed"));
-        };
-        changed(loaded.features(0).unwrap_err());
-        changed(loaded.save(&copy).unwrap_err());
-        changed(recommender.score_cold_items(&[]).unwrap_err());
-        assert!(!copy.exists());
-    }
-    // What is in memory answers on.
-    assert_eq!(recommender.top_k(0, 3).unwrap().len(), 3);
-}
-
     };
     let refused = |place: usize, value: u32, problem: &str| {
         let mut changed = whole.clone();

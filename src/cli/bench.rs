@@ -9,6 +9,7 @@ use bm3_engine::config::{RunConfig, RunSettings, TrainSettings};
 use bm3_engine::profile::Operation;
 use bm3_engine::synth::{self, SynthOptions};
 use bm3_engine::{Error, Model, Recommender, with_backend};
+use clap::ArgGroup;
 
 use super::backend;
 use super::output;
@@ -17,20 +18,23 @@ use super::synth::Shape;
 /// Measure how fast this machine trains and evaluates, as a whole and operation by operation, or how
 /// fast a model answers
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(
+    after_help = AFTER_HELP,
+    group = ArgGroup::new("measured").args(["shape", "data", "model"]).required(true)
+)]
 pub struct BenchArguments {
     /// Measure on a made-up data set of a known size, instead of on --data
-    #[arg(long, value_enum, conflicts_with = "data", required_unless_present_any = ["data", "model"])]
+    #[arg(long, value_enum)]
     shape: Option<Shape>,
     /// Measure how fast this model answers: a run's directory, or a model.safetensors
-    #[arg(long, value_name = "RUNDIR|FILE", conflicts_with_all = ["data", "shape"])]
+    #[arg(long, value_name = "RUNDIR|FILE", conflicts_with_all = OF_TRAINING)]
     model: Option<PathBuf>,
     #[command(flatten)]
     run: BenchRun,
     #[command(flatten)]
     train: TrainSettings,
     /// Epochs and evaluations that are timed, after one of each to warm up; with --model, 0.4 s each
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
     /// Print one JSON object instead of tables
     #[arg(long)]
@@ -54,7 +58,7 @@ struct BenchRun {
     #[arg(long, value_name = "STORAGE", value_enum, help_heading = "Run")]
     feature_storage: Option<bm3_engine::config::FeatureStorage>,
     /// CPU threads [default: one per core]
-    #[arg(long, value_name = "N", help_heading = "Run")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Run")]
     threads: Option<usize>,
 }
 
@@ -69,6 +73,28 @@ Times are medians, with the least and the most behind them. The ceilings (a copy
 multiply-adds) are measured in the same run. Operations are timed one by one in some steps and one
 evaluation, so that they add up to more than the steps that follow each other without a stop; bytes
 are what must move at least, much of it from caches. Only figures of one run on one machine compare.";
+
+/// Flags that say how to train, by their identifiers here: a model has been trained.
+const OF_TRAINING: [&str; 18] = [
+    "modalities",
+    "feature_storage",
+    "embedding_size",
+    "layers",
+    "propagation",
+    "self_loops",
+    "freeze_features",
+    "feature_type",
+    "dropout",
+    "reg_weight",
+    "cl_weight",
+    "learning_rate",
+    "learning_rate_decay",
+    "batch_size",
+    "epochs",
+    "patience",
+    "seed",
+    "order",
+];
 
 /// How long answers are timed for a figure, at one repeat.
 const WINDOW: Duration = Duration::from_millis(400);
@@ -123,7 +149,10 @@ fn serving(arguments: &BenchArguments, model: &Path) -> anyhow::Result<()> {
         None => 20,
         Some(&[k]) => k,
         Some(several) => {
-            let problem = format!("{} lengths found, one of a list expected", several.len());
+            let problem = format!(
+                "{} list lengths found; with --model, one expected, as in --top-k 20",
+                several.len()
+            );
             return Err(Error::setting("--top-k", problem).into());
         }
     };
@@ -263,7 +292,23 @@ fn time(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+
+    /// A setting of the training that comes to be is one more that a model does not take.
+    #[test]
+    fn with_a_model_every_setting_of_the_training_but_the_lists_length_is_refused() {
+        #[derive(clap::Parser)]
+        struct Settings {
+            #[command(flatten)]
+            _train: TrainSettings,
+        }
+        for argument in Settings::command().get_arguments() {
+            let name = argument.get_id().as_str();
+            assert_eq!(OF_TRAINING.contains(&name), name != "top_k", "{name}");
+        }
+    }
 
     #[test]
     fn times_have_the_unit_that_suits_them() {

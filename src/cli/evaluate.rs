@@ -21,7 +21,7 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "SPLIT", value_enum, default_value = "test")]
     split: SplitName,
     /// List lengths K at which metrics are reported: 1 to 1024 [default: the run's]
-    #[arg(long, value_name = "K,…", value_delimiter = ',')]
+    #[arg(long, value_name = "K,…", allow_negative_numbers = true, value_delimiter = ',')]
     top_k: Option<Vec<usize>>,
     /// Print one JSON object instead of a table
     #[arg(long)]

@@ -18,7 +18,7 @@ use super::output::STANDARD_OUTPUT;
 #[derive(Debug, clap::Args)]
 pub struct ListArguments {
     /// Items of a list: 1 to 1024
-    #[arg(long, value_name = "K", default_value_t = 20)]
+    #[arg(long, value_name = "K", default_value_t = 20, allow_negative_numbers = true)]
     pub top_k: usize,
     /// Write to this file: .csv, .jsonl or .npy [default: CSV on standard output]
     #[arg(long, value_name = "FILE")]

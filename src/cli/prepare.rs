@@ -48,7 +48,13 @@ pub struct PrepareArguments {
     #[arg(long, help_heading = "Interactions")]
     no_header: bool,
     /// Remove users and items with fewer interactions than this, until none is left; 0 keeps all
-    #[arg(long, value_name = "K", default_value_t = 5, help_heading = "Interactions")]
+    #[arg(
+        long,
+        value_name = "K",
+        default_value_t = 5,
+        allow_negative_numbers = true,
+        help_heading = "Interactions"
+    )]
     k_core: usize,
 
     /// How interactions are split
@@ -64,7 +70,13 @@ pub struct PrepareArguments {
     #[arg(long, value_name = "SHARES", allow_hyphen_values = true, help_heading = "Split")]
     split: Option<SplitRatio>,
     /// Key of the random split
-    #[arg(long, value_name = "N", default_value_t = 999, help_heading = "Split")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 999,
+        allow_negative_numbers = true,
+        help_heading = "Split"
+    )]
     seed: u64,
 
     /// A modality's features, one row per item (may be repeated): a .npy file, a two-dimensional

@@ -41,7 +41,7 @@ pub struct SweepArguments {
     seeds: Option<String>,
     /// Runs at once [default: on the CPU one per thread, on a GPU up to 8]; fewer where memory does
     /// not hold them
-    #[arg(long, value_name = "N", help_heading = "Sweep")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Sweep")]
     jobs: Option<usize>,
     /// Continue a sweep: finished runs are kept, interrupted ones go on bit for bit, others begin
     #[arg(

@@ -16,25 +16,25 @@ pub struct SynthArguments {
     #[arg(long, value_enum)]
     pub shape: Shape,
     /// Another number of users than the shape's
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub users: Option<usize>,
     /// Another number of items
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub items: Option<usize>,
     /// Another number of interactions, of which a tenth each are for validation and test
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub interactions: Option<usize>,
     /// Another width of the image features; 0 for none
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", allow_negative_numbers = true)]
     pub image: Option<usize>,
     /// Another width of the text features; 0 for none
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", allow_negative_numbers = true)]
     pub text: Option<usize>,
     /// The folder to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Key of every random draw
-    #[arg(long, value_name = "N", default_value_t = 999)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 999)]
     pub seed: u64,
     /// Numbers of the feature files
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f32")]

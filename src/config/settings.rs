@@ -13,10 +13,10 @@ use super::{
 #[derive(Debug, Clone, Default, PartialEq, clap::Args)]
 pub struct TrainSettings {
     /// Width d of every embedding: a multiple of 4 from 4 to 512 [default: 64]
-    #[arg(long, value_name = "D", help_heading = "Model")]
+    #[arg(long, value_name = "D", allow_negative_numbers = true, help_heading = "Model")]
     pub embedding_size: Option<usize>,
     /// Propagation layers L: 0 to 4 [default: 1]
-    #[arg(long, value_name = "L", help_heading = "Model")]
+    #[arg(long, value_name = "L", allow_negative_numbers = true, help_heading = "Model")]
     pub layers: Option<usize>,
     /// How a layer propagates [default: light]
     #[arg(long, value_name = "FORM", value_enum, help_heading = "Model")]
@@ -51,19 +51,25 @@ pub struct TrainSettings {
     #[arg(long, value_name = "GAMMA", allow_negative_numbers = true, help_heading = "Training")]
     pub learning_rate_decay: Option<f64>,
     /// Training pairs per step [default: 2048]
-    #[arg(long, value_name = "PAIRS", help_heading = "Training")]
+    #[arg(long, value_name = "PAIRS", allow_negative_numbers = true, help_heading = "Training")]
     pub batch_size: Option<usize>,
     /// At most this many epochs [default: 1000]
-    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training")]
     pub epochs: Option<u64>,
     /// Stop when more than N evaluations in a row have not beaten the best Recall@20 [default: 20]
-    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training")]
     pub patience: Option<u64>,
     /// List lengths K at which metrics are reported: 1 to 1024 [default: 5,10,20,50]
-    #[arg(long, value_name = "K,…", value_delimiter = ',', help_heading = "Training")]
+    #[arg(
+        long,
+        value_name = "K,…",
+        allow_negative_numbers = true,
+        value_delimiter = ',',
+        help_heading = "Training"
+    )]
     pub top_k: Option<Vec<usize>>,
     /// Key of every random draw: the same seed gives the same model [default: 999]
-    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training")]
     pub seed: Option<u64>,
     /// Order in which an epoch visits the training pairs [default: random]
     #[arg(long, value_name = "ORDER", value_enum, help_heading = "Training")]
@@ -156,7 +162,7 @@ pub struct RunSettings {
     #[arg(long, value_name = "STORAGE", value_enum, help_heading = "Run")]
     pub feature_storage: Option<FeatureStorage>,
     /// CPU threads; results do not depend on it [default: one per core]
-    #[arg(long, value_name = "N", help_heading = "Run")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Run")]
     pub threads: Option<usize>,
     /// Directory of the run; one that has a run already is refused [default: runs/DATASET-UTCTIME]
     #[arg(long, value_name = "RUNDIR", help_heading = "Run")]
@@ -166,7 +172,7 @@ pub struct RunSettings {
     pub init: Option<PathBuf>,
     /// Save a checkpoint when this much time has passed since the last one, within an epoch too; 0:
     /// after each epoch [default: 30]
-    #[arg(long, value_name = "SECONDS", help_heading = "Run")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "Run")]
     pub checkpoint_seconds: Option<u64>,
 }
 
