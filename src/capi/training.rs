@@ -111,7 +111,6 @@ pub unsafe extern "C" fn bm3_train(
     recommender: *mut *mut bm3_recommender,
 ) -> bm3_status {
     call(|| {
-        let flags = self::flags(flags, BM3_RESUME)?;
         // SAFETY: the caller's.
         let (out, dataset, mut settings, device) = unsafe {
             (
@@ -122,6 +121,7 @@ pub unsafe extern "C" fn bm3_train(
             )
         };
         // The data set is there: where it came from, or might have, is of no importance.
+        let flags = self::flags(flags, BM3_RESUME)?;
         settings.run.data = Some(Path::new(".").into());
         settings.run.features.clear();
         let config = RunConfig::new(&settings.train, &settings.run)?;

@@ -9,6 +9,14 @@ static uint32_t ids[] = {0, 1, 2, 3};
 static uint32_t items[8];
 static float scores[8];
 
+/* A call that would put a handle into `made` and is refused: NULL is there, whatever was before. */
+#define BAD_MAKER(call, words)                                                                    \
+    do {                                                                                          \
+        made = (void *)ids;                                                                       \
+        BAD(call, words);                                                                         \
+        CHECK(made == NULL);                                                                      \
+    } while (0)
+
 static void errors_and_versions(void)
 {
     CHECK(bm3_last_error() != NULL && bm3_last_error()[0] == '\0');
@@ -21,12 +29,14 @@ static void building(void)
     bm3_features features = {.modality = "text", .values = values, .values_len = 4, .columns = 2};
     bm3_dataset_builder *builder = (bm3_dataset_builder *)&values;
     bm3_dataset_builder *none = NULL;
-    bm3_dataset *made = (bm3_dataset *)&values;
+    bm3_dataset *made = NULL;
 
     BAD(bm3_dataset_builder_new(NULL, &builder), "name: NULL");
     CHECK(builder == NULL);
     BAD(bm3_dataset_builder_new("a", NULL), "builder: NULL");
+    builder = (bm3_dataset_builder *)&values;
     BAD(bm3_dataset_builder_new("\xff", &builder), "UTF-8");
+    CHECK(builder == NULL);
     OK(bm3_dataset_builder_new("a", &builder));
 
     BAD(bm3_dataset_builder_add_pairs(NULL, BM3_TRAIN, ids, ids, 4), "NULL found");
@@ -62,21 +72,20 @@ static void building(void)
     BAD(bm3_dataset_builder_add_features(builder, &features), "more than memory");
 
     BAD(bm3_dataset_builder_at_least(NULL, 1, 1), "NULL found");
-    BAD(bm3_dataset_builder_finish(NULL, &made), "builder: NULL");
-    CHECK(made == NULL);
-    BAD(bm3_dataset_builder_finish(&none, &made), "builder: NULL");
+    BAD_MAKER(bm3_dataset_builder_finish(NULL, &made), "builder: NULL");
+    BAD_MAKER(bm3_dataset_builder_finish(&none, &made), "builder: NULL");
     BAD(bm3_dataset_builder_finish(&builder, NULL), "dataset: NULL");
     CHECK(builder != NULL);
     /* Parts that make no data set. */
-    BAD(bm3_dataset_builder_finish(&builder, &made), "no training interaction");
-    CHECK(builder == NULL && made == NULL);
+    BAD_MAKER(bm3_dataset_builder_finish(&builder, &made), "no training interaction");
+    CHECK(builder == NULL);
     OK(bm3_dataset_builder_new("a", &builder));
     OK(bm3_dataset_builder_at_least(builder, SIZE_MAX, 1));
     OK(bm3_dataset_builder_add_pairs(builder, BM3_TRAIN, ids, ids, 4));
-    BAD(bm3_dataset_builder_finish(&builder, &made), "at most");
+    BAD_MAKER(bm3_dataset_builder_finish(&builder, &made), "at most");
     OK(bm3_dataset_builder_new("a", &builder));
     OK(bm3_dataset_builder_add_pairs(builder, BM3_TRAIN, ids, &(uint32_t){UINT32_MAX}, 1));
-    BAD(bm3_dataset_builder_finish(&builder, &made), "4294967295 found");
+    BAD_MAKER(bm3_dataset_builder_finish(&builder, &made), "4294967295 found");
 
     OK(bm3_dataset_builder_new("a", &builder));
     OK(bm3_dataset_builder_free(&builder));
@@ -90,10 +99,10 @@ static void data_sets(void)
     bm3_dataset *made = (bm3_dataset *)ids;
     size_t size;
 
-    BAD(bm3_dataset_open(NULL, NULL, &made), "folder: NULL");
-    CHECK(made == NULL);
+    BAD_MAKER(bm3_dataset_open(NULL, NULL, &made), "folder: NULL");
     BAD(bm3_dataset_open("/nowhere", NULL, NULL), "dataset: NULL");
-    BAD(bm3_dataset_open("/nowhere", "lajers = 1", &made), "did you mean `layers`");
+    BAD_MAKER(bm3_dataset_open("/nowhere", NULL, &made), "/nowhere");
+    BAD_MAKER(bm3_dataset_open("/nowhere", "lajers = 1", &made), "did you mean `layers`");
     BAD(bm3_dataset_sizes(NULL, &size, &size), "NULL found");
     OK(bm3_dataset_sizes(dataset, NULL, &size));
     CHECK(size == ITEMS);
@@ -103,30 +112,30 @@ static void data_sets(void)
 
 static void training(void)
 {
-    bm3_recommender *made = (bm3_recommender *)ids;
+    bm3_recommender *made = NULL;
 
-    BAD(bm3_train(NULL, NULL, NULL, NULL, 0, NULL, NULL, &made), "NULL found");
-    CHECK(made == NULL);
+    BAD_MAKER(bm3_train(NULL, NULL, NULL, NULL, 0, NULL, NULL, &made), "NULL found");
     BAD(bm3_train(dataset, SETTINGS, NULL, NULL, 0, NULL, NULL, NULL), "recommender: NULL");
-    BAD(bm3_train(dataset, SETTINGS, "gpu", NULL, 0, NULL, NULL, &made), "device: `gpu` found");
-    BAD(bm3_train(dataset, SETTINGS, NULL, NULL, 2, NULL, NULL, &made), "flags: 0x2");
-    BAD(bm3_train(dataset, SETTINGS, NULL, NULL, BM3_RESUME, NULL, NULL, &made), "directory: NULL");
-    BAD(bm3_train((bm3_dataset *)recommender, SETTINGS, NULL, NULL, 0, NULL, NULL, &made),
-        "of another kind");
+    BAD_MAKER(bm3_train(dataset, SETTINGS, "gpu", NULL, 0, NULL, NULL, &made),
+              "device: `gpu` found");
+    BAD_MAKER(bm3_train(dataset, SETTINGS, NULL, NULL, 2, NULL, NULL, &made), "flags: 0x2");
+    BAD_MAKER(bm3_train(dataset, SETTINGS, NULL, NULL, BM3_RESUME, NULL, NULL, &made),
+              "directory: NULL");
+    BAD_MAKER(bm3_train((bm3_dataset *)recommender, SETTINGS, NULL, NULL, 0, NULL, NULL, &made),
+              "of another kind");
 }
 
 static void recommenders(void)
 {
-    bm3_recommender *made = (bm3_recommender *)ids;
+    bm3_recommender *made = NULL;
     const float *rows;
     size_t size;
 
-    BAD(bm3_recommender_open(NULL, NULL, &made), "file: NULL");
-    CHECK(made == NULL);
+    BAD_MAKER(bm3_recommender_open(NULL, NULL, &made), "file: NULL");
     BAD(bm3_recommender_open("/nowhere", NULL, NULL), "recommender: NULL");
-    BAD(bm3_recommender_open("/nowhere", NULL, &made), "/nowhere");
-    BAD(bm3_recommender_open("/nowhere", "tpu", &made), "device: `tpu`");
-    BAD(bm3_recommender_open("/", NULL, &made), "model.safetensors");
+    BAD_MAKER(bm3_recommender_open("/nowhere", NULL, &made), "/nowhere");
+    BAD_MAKER(bm3_recommender_open("/nowhere", "tpu", &made), "device: `tpu`");
+    BAD_MAKER(bm3_recommender_open("/", NULL, &made), "model.safetensors");
     BAD(bm3_recommender_save(NULL, "x"), "NULL found");
     BAD(bm3_recommender_save(recommender, NULL), "file: NULL");
     BAD(bm3_recommender_save(recommender, "/nowhere/x"), "/nowhere");
