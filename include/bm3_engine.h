@@ -18,7 +18,8 @@
  * Threads. Functions that take a `const` handle may be called by any number of threads at a time; one
  * that takes a handle to change or to free it must be the only call with that handle while it lasts.
  * Parallel work uses threads of the library's own, which are not there in a process made by `fork`,
- * and which do not let the library be unloaded by `dlclose`.
+ * and which do not let the library be unloaded by `dlclose`. A GPU that a process has opened cannot be
+ * used in those that it forks either.
  *
  * Users and items are numbered from 0. Lists are best first, ties by lower number; the same model
  * gives the same lists, to the bit of a score, here, in Rust and by the program `bm3-engine`.
@@ -135,7 +136,8 @@ typedef struct bm3_epoch {
     double valid_ndcg;
     // Seconds that it took, its evaluation among them.
     double seconds;
-    // 1 where it has a higher Recall@20 than every earlier epoch, or there is no validation split on the validation split, else 0.
+    // 1 where its Recall@20 on the validation split is higher than every earlier epoch's, or where
+    // there is no validation split; else 0.
     int32_t best;
 } bm3_epoch;
 
@@ -208,7 +210,10 @@ bm3_status bm3_dataset_builder_free(struct bm3_dataset_builder **builder);
 // Opens a trained model: `file` is the directory of a run, or a model.safetensors.
 //
 // `device` is "cpu", a GPU's number as "0", or "auto": GPU 0 where it can be used, else the CPU; NULL
-// is the CPU. The file stays mapped. `bm3_recommender_free` frees what is put into `recommender`.
+// is the CPU. `bm3_recommender_free` frees what is put into `recommender`.
+//
+// The file stays mapped until then: a newer one takes its place by being renamed to its name, never
+// by being written into it. After `fork` a child opens a model of its own to answer on a GPU.
 bm3_status bm3_recommender_open(const char *file,
                                 const char *device,
                                 struct bm3_recommender **recommender);

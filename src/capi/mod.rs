@@ -17,7 +17,8 @@
 //! Threads. Functions that take a `const` handle may be called by any number of threads at a time; one
 //! that takes a handle to change or to free it must be the only call with that handle while it lasts.
 //! Parallel work uses threads of the library's own, which are not there in a process made by `fork`,
-//! and which do not let the library be unloaded by `dlclose`.
+//! and which do not let the library be unloaded by `dlclose`. A GPU that a process has opened cannot be
+//! used in those that it forks either.
 //!
 //! Users and items are numbered from 0. Lists are best first, ties by lower number; the same model
 //! gives the same lists, to the bit of a score, here, in Rust and by the program `bm3-engine`.

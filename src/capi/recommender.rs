@@ -19,7 +19,10 @@ impl Kind for bm3_recommender {
 /// Opens a trained model: `file` is the directory of a run, or a model.safetensors.
 ///
 /// `device` is "cpu", a GPU's number as "0", or "auto": GPU 0 where it can be used, else the CPU; NULL
-/// is the CPU. The file stays mapped. `bm3_recommender_free` frees what is put into `recommender`.
+/// is the CPU. `bm3_recommender_free` frees what is put into `recommender`.
+///
+/// The file stays mapped until then: a newer one takes its place by being renamed to its name, never
+/// by being written into it. After `fork` a child opens a model of its own to answer on a GPU.
 ///
 /// # Safety
 /// The module's rules for pointers.

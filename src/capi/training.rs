@@ -34,7 +34,8 @@ pub struct bm3_epoch {
     pub valid_ndcg: f64,
     /// Seconds that it took, its evaluation among them.
     pub seconds: f64,
-    /// 1 where it has a higher Recall@20 than every earlier epoch, or there is no validation split on the validation split, else 0.
+    /// 1 where its Recall@20 on the validation split is higher than every earlier epoch's, or where
+    /// there is no validation split; else 0.
     pub best: i32,
 }
 
