@@ -124,6 +124,18 @@ typedef struct bm3_lists {
     size_t items_len;
 } bm3_lists;
 
+// Metrics of lists of one length, means over the users.
+typedef struct bm3_metrics {
+    // Recall@K.
+    double recall;
+    // NDCG@K.
+    double ndcg;
+    // Precision@K.
+    double precision;
+    // MAP@K.
+    double map;
+} bm3_metrics;
+
 // What an epoch did.
 typedef struct bm3_epoch {
     // Its number, from 1.
@@ -174,6 +186,14 @@ bm3_status bm3_dataset_free(struct bm3_dataset **dataset);
 
 // How many users and items there are. Each of the two may be NULL.
 bm3_status bm3_dataset_sizes(const struct bm3_dataset *dataset, size_t *users, size_t *items);
+
+// What is worth knowing of a data set but need not be changed, such as validation interactions of
+// users who have none in training, which are left out: a line for each, an empty text where there is
+// nothing.
+//
+// `warnings` then points to the library's own text, which is there until the data set is freed.
+bm3_status bm3_dataset_warnings(const struct bm3_dataset *dataset,
+                                const char **warnings);
 
 // Begins a data set of this name from what is in memory.
 //
@@ -249,6 +269,14 @@ bm3_status bm3_item_rows(const struct bm3_recommender *recommender,
                          const float **rows,
                          size_t *rows_len);
 
+// The items without training interactions, ascending, those that were added among them.
+//
+// `items` then points to the library's own numbers, `items_len` of them, which are there until the
+// recommender is changed or freed.
+bm3_status bm3_cold_items(const struct bm3_recommender *recommender,
+                          const uint32_t **items,
+                          size_t *items_len);
+
 // The `k` best items for each of some users, 1 to 1024, without those that they have interacted with
 // in training (`flags`: BM3_WITH_SEEN leaves them in).
 //
@@ -315,6 +343,21 @@ bm3_status bm3_scores(const struct bm3_recommender *recommender,
                       const uint32_t *items,
                       float *scores,
                       size_t pairs_len);
+
+// How well held-out interactions are found: user `users[n]` with item `items[n]`, for n below
+// `pairs_len`.
+//
+// All items are scored for each user, those of training left out. Users without training interactions
+// do not count; one pair of another user is needed. `lengths` are those of the lists, 1 to 1024,
+// ascending; `metrics` has room for as many elements.
+bm3_status bm3_evaluate(const struct bm3_recommender *recommender,
+                        const uint32_t *users,
+                        const uint32_t *items,
+                        size_t pairs_len,
+                        const size_t *lengths,
+                        size_t lengths_len,
+                        struct bm3_metrics *metrics,
+                        size_t metrics_len);
 
 // Scores the model's items without training interactions by their features from now on.
 //

@@ -1,6 +1,6 @@
 //! What models are trained on.
 
-use std::ffi::c_char;
+use std::ffi::{CString, c_char};
 
 use super::arguments::{Out, array, bm3_features, modality, path, settings, text};
 use super::handle::{Kind, borrow, change, give, take};
@@ -15,8 +15,21 @@ pub struct bm3_dataset(());
 /// A data set in the making.
 pub struct bm3_dataset_builder(());
 
+/// A data set, and its warnings as C reads them.
+pub(super) struct Opened {
+    pub dataset: Dataset,
+    warnings: CString,
+}
+
+impl Opened {
+    fn new(dataset: Dataset) -> Self {
+        let warnings = dataset.warnings.join("\n").replace('\0', "\u{fffd}");
+        Self { dataset, warnings: CString::new(warnings).unwrap_or_default() }
+    }
+}
+
 impl Kind for bm3_dataset {
-    type Value = Dataset;
+    type Value = Opened;
     const WORD: u64 = u64::from_be_bytes(*b"bm3 data");
     const NAME: &'static str = "bm3_dataset";
 }
@@ -61,7 +74,8 @@ pub unsafe extern "C" fn bm3_dataset_open(
         };
         settings.run.data = Some(folder);
         let config = RunConfig::new(&settings.train, &settings.run)?;
-        give(Dataset::open(&config.data, &config.dataset_options())?, &out);
+        let dataset = Dataset::open(&config.data, &config.dataset_options())?;
+        give(Opened::new(dataset), &out);
         Ok(())
     })
 }
@@ -88,7 +102,7 @@ pub unsafe extern "C" fn bm3_dataset_sizes(
 ) -> bm3_status {
     call(|| {
         // SAFETY: the caller's.
-        let dataset = unsafe { borrow(dataset) }?;
+        let Opened { dataset, .. } = unsafe { borrow(dataset) }?;
         for (name, place, size) in
             [("users", users, dataset.users), ("items", items, dataset.items)]
         {
@@ -97,6 +111,27 @@ pub unsafe extern "C" fn bm3_dataset_sizes(
                 out.set(size);
             }
         }
+        Ok(())
+    })
+}
+
+/// What is worth knowing of a data set but need not be changed, such as validation interactions of
+/// users who have none in training, which are left out: a line for each, an empty text where there is
+/// nothing.
+///
+/// `warnings` then points to the library's own text, which is there until the data set is freed.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_dataset_warnings(
+    dataset: *const bm3_dataset,
+    warnings: *mut *const c_char,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller's.
+        let (opened, out) = unsafe { (borrow(dataset)?, Out::new("warnings", warnings)?) };
+        out.set(opened.warnings.as_ptr());
         Ok(())
     })
 }
@@ -203,7 +238,7 @@ pub unsafe extern "C" fn bm3_dataset_builder_finish(
         // SAFETY: the caller's.
         let (out, parts) = unsafe { (Out::handle("dataset", dataset)?, take(builder)?) };
         let parts = parts.ok_or_else(|| Failure::argument("builder", "NULL found"))?;
-        give(parts.build()?, &out);
+        give(Opened::new(parts.build()?), &out);
         Ok(())
     })
 }

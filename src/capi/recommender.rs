@@ -4,7 +4,7 @@ use std::ffi::c_char;
 
 use super::arguments::{Out, device, path};
 use super::handle::{Kind, borrow, give, take};
-use super::status::{bm3_status, call};
+use super::status::{Failure, bm3_status, call};
 use crate::{Model, Recommender};
 
 /// A trained model, ready to answer.
@@ -117,7 +117,7 @@ pub unsafe extern "C" fn bm3_user_rows(
     rows_len: *mut usize,
 ) -> bm3_status {
     // SAFETY: the caller's.
-    call(|| unsafe { lend(Recommender::user_rows, recommender, rows, rows_len) })
+    call(|| unsafe { lend("rows", Recommender::user_rows, recommender, rows, rows_len) })
 }
 
 /// The rows of all items, those that were added among them; otherwise as `bm3_user_rows`.
@@ -131,22 +131,43 @@ pub unsafe extern "C" fn bm3_item_rows(
     rows_len: *mut usize,
 ) -> bm3_status {
     // SAFETY: the caller's.
-    call(|| unsafe { lend(Recommender::item_rows, recommender, rows, rows_len) })
+    call(|| unsafe { lend("rows", Recommender::item_rows, recommender, rows, rows_len) })
 }
 
+/// The items without training interactions, ascending, those that were added among them.
+///
+/// `items` then points to the library's own numbers, `items_len` of them, which are there until the
+/// recommender is changed or freed.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_cold_items(
+    recommender: *const bm3_recommender,
+    items: *mut *const u32,
+    items_len: *mut usize,
+) -> bm3_status {
+    // SAFETY: the caller's.
+    call(|| unsafe { lend("items", Recommender::cold_items, recommender, items, items_len) })
+}
+
+/// Shows the caller numbers of a recommender, which are called `name`.
+///
 /// # Safety
 /// Those of the functions above.
-unsafe fn lend(
-    of: fn(&Recommender) -> &[f32],
+unsafe fn lend<T>(
+    name: &str,
+    of: fn(&Recommender) -> &[T],
     recommender: *const bm3_recommender,
-    rows: *mut *const f32,
-    rows_len: *mut usize,
-) -> Result<(), super::status::Failure> {
+    numbers: *mut *const T,
+    length: *mut usize,
+) -> Result<(), Failure> {
     // SAFETY: as this function's own.
-    let (recommender, out, length) =
-        unsafe { (borrow(recommender)?, Out::new("rows", rows)?, Out::new("rows_len", rows_len)?) };
-    let rows = of(recommender);
-    out.set(rows.as_ptr());
-    length.set(rows.len());
+    let (recommender, out, length) = unsafe {
+        (borrow(recommender)?, Out::new(name, numbers)?, Out::new(&format!("{name}_len"), length)?)
+    };
+    let numbers = of(recommender);
+    out.set(numbers.as_ptr());
+    length.set(numbers.len());
     Ok(())
 }

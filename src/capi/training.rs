@@ -121,8 +121,8 @@ pub unsafe extern "C" fn bm3_train(
                 self::device(device)?,
             )
         };
-        // The data set is there: where it came from, or might have, is of no importance.
         let flags = self::flags(flags, BM3_RESUME)?;
+        // The data set is there: where it came from, or might have, is of no importance.
         settings.run.data = Some(Path::new(".").into());
         settings.run.features.clear();
         let config = RunConfig::new(&settings.train, &settings.run)?;
@@ -147,7 +147,7 @@ pub unsafe extern "C" fn bm3_train(
             return Err(Failure::argument("directory", "NULL found, that of the run expected"));
         }
         let after_epoch = AfterEpoch { callback, user };
-        let trained = trainer.fit_with(dataset, move |record| after_epoch.call(record))?;
+        let trained = trainer.fit_with(&dataset.dataset, move |record| after_epoch.call(record))?;
         if let Some(model) = trained.model {
             give(Recommender::on(model, device)?, &out);
         }

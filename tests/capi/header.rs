@@ -32,7 +32,9 @@ pub fn bindings() -> Bindings {
         export: ExportConfig { include: vec!["bm3_split".to_owned()], ..ExportConfig::default() },
         ..Config::default()
     });
-    for file in ["status", "arguments", "dataset", "recommender", "lists", "cold", "training"] {
+    for file in
+        ["status", "arguments", "dataset", "recommender", "lists", "evaluation", "cold", "training"]
+    {
         builder = builder.with_src(sources.join(file).with_extension("rs"));
     }
     builder.generate().expect("src/capi is read")

@@ -96,7 +96,8 @@ static void building(void)
 
 static void data_sets(void)
 {
-    bm3_dataset *made = (bm3_dataset *)ids;
+    bm3_dataset *made = NULL;
+    const char *warnings;
     size_t size;
 
     BAD_MAKER(bm3_dataset_open(NULL, NULL, &made), "folder: NULL");
@@ -106,6 +107,8 @@ static void data_sets(void)
     BAD(bm3_dataset_sizes(NULL, &size, &size), "NULL found");
     OK(bm3_dataset_sizes(dataset, NULL, &size));
     CHECK(size == ITEMS);
+    BAD(bm3_dataset_warnings(NULL, &warnings), "NULL found");
+    BAD(bm3_dataset_warnings(dataset, NULL), "warnings: NULL");
     OK(bm3_dataset_free(NULL));
     OK(bm3_dataset_free(&made));
 }
@@ -129,6 +132,7 @@ static void recommenders(void)
 {
     bm3_recommender *made = NULL;
     const float *rows;
+    const uint32_t *cold;
     size_t size;
 
     BAD_MAKER(bm3_recommender_open(NULL, NULL, &made), "file: NULL");
@@ -147,6 +151,9 @@ static void recommenders(void)
     BAD(bm3_item_rows(NULL, &rows, &size), "NULL found");
     BAD(bm3_item_rows(recommender, NULL, &size), "rows: NULL");
     BAD(bm3_item_rows(recommender, &rows, NULL), "rows_len: NULL");
+    BAD(bm3_cold_items(NULL, &cold, &size), "NULL found");
+    BAD(bm3_cold_items(recommender, NULL, &size), "items: NULL");
+    BAD(bm3_cold_items(recommender, &cold, NULL), "items_len: NULL");
     OK(bm3_recommender_free(NULL));
     OK(bm3_recommender_free(&made));
 }
@@ -248,6 +255,29 @@ static void lists_for_others(void)
     OK(bm3_scores(r, NULL, NULL, NULL, 0));
 }
 
+static void evaluation(void)
+{
+    const bm3_recommender *r = recommender;
+    size_t lengths[] = {1, 5};
+    bm3_metrics metrics[2];
+
+    BAD(bm3_evaluate(NULL, ids, ids, 4, lengths, 2, metrics, 2), "NULL found");
+    BAD(bm3_evaluate(r, NULL, ids, 4, lengths, 2, metrics, 2), "users: NULL");
+    BAD(bm3_evaluate(r, ids, NULL, 4, lengths, 2, metrics, 2), "items: NULL");
+    BAD(bm3_evaluate(r, ids, ids, 4, NULL, 2, metrics, 2), "lengths: NULL");
+    BAD(bm3_evaluate(r, ids, ids, 4, lengths, 2, NULL, 2), "metrics: NULL");
+    BAD(bm3_evaluate(r, ids, ids, 4, lengths, 2, metrics, 1), "metrics: room for 1");
+    BAD(bm3_evaluate(r, ids, ids, SIZE_MAX, lengths, 2, metrics, 2), "users: a length");
+    BAD(bm3_evaluate(r, ids, ids, 4, lengths, SIZE_MAX, metrics, 2), "lengths: a length");
+    BAD(bm3_evaluate(r, ids, ids, 4, lengths, 0, metrics, 0), "lengths: an empty list");
+    BAD(bm3_evaluate(r, ids, ids, 4, (size_t[]){5, 1}, 2, metrics, 2), "ascending lengths");
+    BAD(bm3_evaluate(r, ids, ids, 4, (size_t[]){0, 1}, 2, metrics, 2), "lengths: 0 found, 1 to 1024");
+    BAD(bm3_evaluate(r, ids, ids, 4, (size_t[]){1, 1025}, 2, metrics, 2), "lengths: 1025 found");
+    BAD(bm3_evaluate(r, ids, ids, 0, lengths, 2, metrics, 2), "0 pairs found");
+    BAD(bm3_evaluate(r, &(uint32_t){USERS}, ids, 1, lengths, 2, metrics, 2), "user: 24 found");
+    BAD(bm3_evaluate(r, ids, &(uint32_t){ITEMS}, 1, lengths, 2, metrics, 2), "item: 18 found");
+}
+
 static void cold_items(void)
 {
     float values[COLUMNS] = {1, 0, 0, 0};
@@ -318,6 +348,7 @@ int main(void)
     recommenders();
     lists_for_users();
     lists_for_others();
+    evaluation();
     cold_items();
     handles_of_another_kind();
     handles_freed_twice();

@@ -141,6 +141,7 @@ static void cold_items_come_in(bm3_recommender *recommender)
         .modality = "text", .values = values, .values_len = 2 * COLUMNS, .columns = COLUMNS};
     size_t count = 99, items, rows_len;
     const float *rows;
+    const uint32_t *cold;
     uint32_t first = 99, list[4];
 
     OK(bm3_score_cold_items(recommender, NULL, 0, &count));
@@ -148,6 +149,8 @@ static void cold_items_come_in(bm3_recommender *recommender)
     OK(bm3_score_cold_items(recommender, NULL, 0, NULL));
     OK(bm3_add_items(recommender, &features, 1, &first, &count));
     CHECK(first == ITEMS && count == 2);
+    OK(bm3_cold_items(recommender, &cold, &count));
+    CHECK(count == 3 && cold[0] == ITEMS - 1 && cold[1] == first && cold[2] == first + 1);
     OK(bm3_add_items(recommender, &features, 1, NULL, NULL));
     OK(bm3_recommender_sizes(recommender, NULL, &items, NULL));
     CHECK(items == ITEMS + 4);
@@ -184,6 +187,50 @@ static void frozen_features_are_given_again(void)
     values[1] = NAN;
     BAD(bm3_add_items(recommender, &features, 1, NULL, NULL), "NaN");
     OK(bm3_recommender_free(&recommender));
+}
+
+/* Against the lists, by the definition. */
+static void metrics_are_those_of_the_lists(const bm3_recommender *recommender)
+{
+    enum { LONGEST = 4 };
+    uint32_t users[USERS * ITEMS], items[USERS * ITEMS], list[LONGEST];
+    size_t lengths[] = {1, LONGEST}, count = 0, asked = 0;
+    bm3_metrics metrics[2];
+    double recall[2] = {0}, precision[2] = {0};
+
+    for (uint32_t user = 0; user < USERS; user++) {
+        size_t wanted = 0, hits[2] = {0};
+        for (uint32_t item = 0; item + 1 < ITEMS; item++)
+            if (user % GROUPS == item % GROUPS && !is_train(user, item)) {
+                users[count] = user;
+                items[count++] = item;
+                wanted++;
+            }
+        if (wanted == 0)
+            continue;
+        asked++;
+        OK(bm3_recommend(recommender, &user, 1, NULL, LONGEST, 0, list, LONGEST, NULL, 0));
+        for (size_t rank = 0; rank < LONGEST; rank++)
+            for (size_t pair = count - wanted; pair < count; pair++)
+                if (items[pair] == list[rank]) {
+                    hits[0] += rank == 0;
+                    hits[1]++;
+                }
+        for (size_t length = 0; length < 2; length++) {
+            recall[length] += (double)hits[length] / (double)wanted;
+            precision[length] += (double)hits[length] / (double)lengths[length];
+        }
+    }
+    OK(bm3_evaluate(recommender, users, items, count, lengths, 2, metrics, 2));
+    for (size_t length = 0; length < 2; length++) {
+        CHECK(fabs(metrics[length].recall - recall[length] / (double)asked) < 1e-12);
+        CHECK(fabs(metrics[length].precision - precision[length] / (double)asked) < 1e-12);
+        CHECK(metrics[length].ndcg > 0.0 && metrics[length].ndcg <= 1.0);
+        CHECK(metrics[length].map > 0.0 && metrics[length].map <= 1.0);
+    }
+    /* At length 1 these three are the share of users whose first item is wanted. */
+    CHECK(metrics[0].ndcg == metrics[0].precision && metrics[0].map == metrics[0].precision);
+    CHECK(metrics[1].recall > 0.3);
 }
 
 /* AddressSanitizer does not see what the library writes into arrays of this program: guards do. */
@@ -236,6 +283,7 @@ int main(void)
     what_is_left_out_is_said(recommender);
     new_users_are_answered(recommender);
     similar_items_and_candidates_are_sorted(recommender);
+    metrics_are_those_of_the_lists(recommender);
     arrays_are_written_as_far_as_they_go(recommender);
     cold_items_come_in(recommender);
     OK(bm3_recommender_free(&recommender));

@@ -114,6 +114,23 @@ static void settings_are_checked(const bm3_dataset *dataset)
     OK(bm3_recommender_free(&recommender));
 }
 
+static void what_is_left_out_is_said(const bm3_dataset *dataset)
+{
+    bm3_dataset *other = NULL;
+    bm3_dataset_builder *builder = small_builder(0);
+    const char *warnings = NULL;
+
+    OK(bm3_dataset_warnings(dataset, &warnings));
+    CHECK(strstr(warnings, "left out") == NULL);
+    /* Nobody has trained on what this user does. */
+    OK(bm3_dataset_builder_add_pairs(builder, BM3_VALID, (uint32_t[]){USERS, USERS},
+                                     (uint32_t[]){0, 1}, 2));
+    OK(bm3_dataset_builder_finish(&builder, &other));
+    OK(bm3_dataset_warnings(other, &warnings));
+    CHECK(strstr(warnings, "2 validation and 0 test interactions are left out") != NULL);
+    OK(bm3_dataset_free(&other));
+}
+
 static void write_file(const char *folder, const char *name, const void *bytes, size_t length)
 {
     char path[512];
@@ -166,6 +183,7 @@ int main(int count, char **arguments)
     /* Without a validation split, so that the best model is that of the last epoch. */
     a_run_is_kept_and_goes_on(without, arguments[1]);
     settings_are_checked(dataset);
+    what_is_left_out_is_said(dataset);
     folders_are_opened(arguments[1]);
     OK(bm3_dataset_free(&dataset));
     OK(bm3_dataset_free(&without));

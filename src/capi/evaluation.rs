@@ -1,0 +1,67 @@
+//! How good the lists are.
+
+use super::arguments::{Buffer, array};
+use super::handle::borrow;
+use super::recommender::bm3_recommender;
+use super::status::{Failure, bm3_status, call};
+use crate::Recommender;
+use crate::config::validate_top_k;
+
+/// Metrics of lists of one length, means over the users.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
+pub struct bm3_metrics {
+    /// Recall@K.
+    pub recall: f64,
+    /// NDCG@K.
+    pub ndcg: f64,
+    /// Precision@K.
+    pub precision: f64,
+    /// MAP@K.
+    pub map: f64,
+}
+
+/// How well held-out interactions are found: user `users[n]` with item `items[n]`, for n below
+/// `pairs_len`.
+///
+/// All items are scored for each user, those of training left out. Users without training interactions
+/// do not count; one pair of another user is needed. `lengths` are those of the lists, 1 to 1024,
+/// ascending; `metrics` has room for as many elements.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_evaluate(
+    recommender: *const bm3_recommender,
+    users: *const u32,
+    items: *const u32,
+    pairs_len: usize,
+    lengths: *const usize,
+    lengths_len: usize,
+    metrics: *mut bm3_metrics,
+    metrics_len: usize,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller's.
+        let (recommender, users, items, lengths, places): (&Recommender, _, _, _, _) = unsafe {
+            (
+                borrow(recommender)?,
+                array("users", users, pairs_len)?,
+                array("items", items, pairs_len)?,
+                array("lengths", lengths, lengths_len)?,
+                Buffer::new("metrics", metrics, metrics_len, Some(lengths_len))?,
+            )
+        };
+        validate_top_k(lengths).map_err(|error| {
+            Failure::argument("lengths", error.to_string().replace("--top-k: ", ""))
+        })?;
+        let found = recommender.evaluate_pairs(users, items, lengths)?;
+        places.fill((0..lengths.len()).map(|place| bm3_metrics {
+            recall: found.recall[place],
+            ndcg: found.ndcg[place],
+            precision: found.precision[place],
+            map: found.map[place],
+        }));
+        Ok(())
+    })
+}
