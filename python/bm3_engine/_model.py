@@ -111,12 +111,12 @@ class BM3(Parameters, Answers):
             The items of the interactions. Users and items are numbered from 0.
         features : dict of str to array, shape (items, width), optional
             Features by modality, row i for item i: finite numbers; rows without interactions are items,
-            too. A C-contiguous float32 array is not copied but shared while training lasts: it
-            cannot be assigned to then, nor can what it is a view of, and it must not be changed through
-            another view. Other types and orders are copied once. A tensor that exports itself (DLPack) is
-            taken as an array; one on a GPU is copied to the host by its ``cpu()``, since the engine
-            keeps features on the GPU in its own layout. Files (``FILE.npy``,
-            ``FILE.safetensors:TENSOR``, or a list of them) stay mapped.
+            too, so that all have as many. A C-contiguous float32 array is not copied but shared while
+            training lasts: it cannot be assigned to or resized then, nor can what it is a view of, and it
+            must not be changed through another view. Other types and orders are copied once. A tensor that
+            exports itself (DLPack) is taken as an array; one on a GPU is copied to the host by its
+            ``cpu()``, since the engine keeps features on the GPU in its own layout. Files
+            (``FILE.npy``, ``FILE.safetensors:TENSOR``, or a list of them) stay mapped.
         validation, test : (user_ids, item_ids) or sparse matrix, optional
             Interactions to be found: early stopping watches the first, nothing the second.
         validation_fraction : float

@@ -12,6 +12,7 @@ use numpy::{
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
+use pyo3::types::PyWeakrefReference;
 
 use crate::backend::TopK;
 use crate::data::{DataError, FeatureFile, FeatureMatrix, Modality};
@@ -63,7 +64,7 @@ impl Lent {
         if !array.is_c_contiguous() || !array.data().is_aligned() {
             return Err(PyValueError::new_err("features: a C-contiguous array expected"));
         }
-        let _arrays = Protected::new(array.as_untyped());
+        let _arrays = Protected::new(array.as_untyped())?;
         Ok(Self { numbers: array.data().cast_const(), count: array.len(), _arrays })
     }
 }
@@ -76,20 +77,23 @@ impl AsRef<[f32]> for Lent {
         }
         // SAFETY: `numbers` begins `count` aligned, initialised numbers of type f32: a C-contiguous
         // array of that type has them there. They live as long as the array, which we hold a
-        // reference to, and NumPy refuses to move those of an array that others refer to. Nobody
+        // reference to, and stay where they are: NumPy moves those of an array by `resize`, which it
+        // refuses, also with `refcheck=False`, to one that is weakly referred to, as ours are. Nobody
         // writes to them: not through this array or those it is a view of, whose flags are down, nor
         // through the numpy crate, which asks for that flag. Left is who writes through another view
-        // of the same memory, made before, or raises the flag by hand, while training runs; the
-        // package's documentation forbids both.
+        // of the same memory, made before, raises the flag by hand, or gives the array other memory by
+        // `data` or `__setstate__`, while training runs; the package's documentation forbids all.
         unsafe { std::slice::from_raw_parts(self.numbers, self.count) }
     }
 }
 
-/// Arrays whose `WRITEABLE` flags are down as long as this lives, so that an assignment raises in
-/// Python instead of changing what is read.
+/// Arrays whose `WRITEABLE` flags are down as long as this lives, and which NumPy does not resize, so
+/// that both raise in Python instead of changing, or freeing, what is read.
 struct Protected {
     /// Those whose flags were up before, each a view of the next.
     arrays: Vec<Py<PyUntypedArray>>,
+    /// One to each array: while there is any, it is not resized.
+    weak: Vec<Py<PyWeakrefReference>>,
 }
 
 /// What is protected by us.
@@ -109,11 +113,13 @@ static PROTECTED: Mutex<Option<Flags>> = Mutex::new(None);
 
 impl Protected {
     /// Protects an array and all that it is a view of.
-    fn new(array: &Bound<'_, PyUntypedArray>) -> Self {
+    fn new(array: &Bound<'_, PyUntypedArray>) -> PyResult<Self> {
+        let weak = bases(array).map(|array| Ok(PyWeakrefReference::new(array.as_any())?.unbind()));
+        let weak = weak.collect::<PyResult<_>>()?;
         let arrays = with_flags(array.py(), |flags| {
             bases(array).filter(|array| flags.lower(array)).map(Bound::unbind).collect()
         });
-        Self { arrays }
+        Ok(Self { arrays, weak })
     }
 }
 
@@ -121,6 +127,7 @@ impl Drop for Protected {
     fn drop(&mut self) {
         // At the interpreter's end no code is left that could write.
         Python::try_attach(|py| {
+            self.weak.clear();
             let arrays = std::mem::take(&mut self.arrays);
             // Dropped when the lock is free again.
             let _raised = with_flags(py, |flags| flags.raise(py, arrays));

@@ -80,6 +80,25 @@ def test_features_are_shared_while_training_lasts(data, freeze_features):
     assert image.flags.writeable
 
 
+@pytest.mark.parametrize("freeze_features", [True, False])
+def test_features_are_not_resized_while_training_lasts(data, freeze_features):
+    owner = np.repeat(data.features["image"], 2, axis=0)
+    view, other = owner[:ITEMS], data.features["text"].copy()
+    refused = []
+
+    def callback(record):
+        for array in (owner, other):
+            with pytest.raises(ValueError, match="cannot resize"):
+                array.resize((1, 1), refcheck=False)
+            refused.append(array)
+
+    model = BM3(**settings(freeze_features=freeze_features, epochs=1))
+    model.fit(data.users, data.items, {"image": view, "text": other}, callback=callback)
+    assert len(refused) == 2
+    other.resize((1, 1), refcheck=False)
+    assert other.shape == (1, 1)
+
+
 def test_what_features_are_a_view_of_is_protected_too(data, tmp_path):
     owner = np.repeat(data.features["image"], 2, axis=0)
     mapped = np.lib.format.open_memmap(tmp_path / "a.npy", mode="w+", dtype=np.float32, shape=(ITEMS, 8))
