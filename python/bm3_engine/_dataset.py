@@ -4,12 +4,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+from . import _arrays
 from ._native import Dataset
 
 __all__ = ["Dataset", "from_mmrec"]
 
 _Path = str | os.PathLike[str]
 _ONE = (str, os.PathLike)
+_logger = logging.getLogger("bm3_engine")
 
 
 def from_mmrec(
@@ -65,6 +67,11 @@ def from_mmrec(
         None if split is None else list(split),
         seed,
     )
-    for warning in dataset.warnings:
-        logging.getLogger("bm3_engine").warning("%s: %s", os.fspath(folder), warning)
+    tell_of_warnings(dataset, os.fspath(folder))
     return dataset
+
+
+def tell_of_warnings(dataset: Dataset, name: object) -> None:
+    """Logs what is worth knowing of a data set."""
+    for warning in dataset.warnings:
+        _logger.warning("%s: %s", name, warning)

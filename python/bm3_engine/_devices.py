@@ -1,8 +1,11 @@
 """What can be computed on."""
 
+import logging
 from typing import Any
 
 from . import _native
+
+_logger = logging.getLogger("bm3_engine")
 
 
 def devices() -> list[dict[str, Any]]:
@@ -15,3 +18,10 @@ def devices() -> list[dict[str, Any]]:
         ``problem``: why it cannot be used, or None.
     """
     return _native.devices()
+
+
+def tell_of_choice(device: object) -> None:
+    """Logs that ``"auto"`` is the CPU although there is a GPU, and why."""
+    reason = _native.passed_over() if device == "auto" else None
+    if reason is not None:
+        _logger.warning("computing on the CPU because GPU 0 cannot be used: %s", reason)

@@ -1,6 +1,7 @@
 """The model as users have it."""
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,12 +10,14 @@ from numpy.typing import ArrayLike
 
 from . import _arrays, _native
 from ._answers import Answers
-from ._dataset import Dataset
+from ._dataset import Dataset, tell_of_warnings
+from ._devices import tell_of_choice
 from ._parameters import SETTINGS, Parameters
 from ._progress import progress as make_progress
 
 Self = TypeVar("Self", bound="BM3")
 _Path = str | os.PathLike[str]
+_logger = logging.getLogger("bm3_engine")
 
 
 class BM3(Parameters, Answers):
@@ -229,7 +232,11 @@ class BM3(Parameters, Answers):
         sizes = [max(every) for every in zip(size, valid_size, test_size, least)]
         share = 0.0 if validation is not None else float(validation_fraction)
         tables = _arrays.features(features)
-        return Dataset._gather(train, valid, tested, share, self.seed, tables, (sizes[0], sizes[1]))
+        dataset = Dataset._gather(train, valid, tested, share, self.seed, tables, (sizes[0], sizes[1]))
+        tell_of_warnings(dataset, "training data")
+        if validation is not None and len(dataset.valid[0]) == 0:
+            _logger.warning("validation: no interaction is left, so that training does not stop early")
+        return dataset
 
     def _forget(self) -> None:
         self._model = None
@@ -302,6 +309,7 @@ class BM3(Parameters, Answers):
             raise ValueError(
                 f"this {type(self).__name__} has {added} items of add_items, which are no part of what is "
                 "pickled or copied; save it, and add them again after load"
+        tell_of_choice(device)
             )
         state["_bytes"] = None if model is None else model.to_bytes()
         return state

@@ -12,7 +12,7 @@ _Features: TypeAlias = Sequence[tuple[str, NDArray[np.float32] | list[str]]]
 _Lists: TypeAlias = tuple[NDArray[np.int32], NDArray[np.float32]]
 _Path: TypeAlias = str | PathLike[str]
 
-__all__ = ["VERSION", "Dataset", "EngineError", "Model", "check", "devices", "train"]
+__all__ = ["VERSION", "Dataset", "EngineError", "Model", "check", "devices", "passed_over", "train"]
 
 VERSION: Final[str]
 
@@ -81,6 +81,7 @@ class Model:
 
 def check(settings: dict[str, Any]) -> None: ...
 def devices() -> list[dict[str, Any]]: ...
+def passed_over() -> str | None: ...
 def train(
     dataset: Dataset,
     settings: dict[str, Any],

@@ -10,7 +10,7 @@ use pyo3::types::PyDict;
 use super::arrays::{self, Features};
 use super::pool::Pool;
 use crate::Dataset;
-use crate::data::{DatasetOptions, FeatureFile, Split, SplitRatio};
+use crate::data::{DatasetOptions, FeatureFile, Modality, Split, SplitRatio};
 
 /// Users and items of interactions.
 type Pairs<'py> = (PyReadonlyArray1<'py, u32>, PyReadonlyArray1<'py, u32>);
@@ -66,12 +66,8 @@ impl PyDataset {
         let [train, valid, test] = [train, valid, test]
             .map(|(users, items)| (arrays::copied(&users), arrays::copied(&items)));
         let modalities = arrays::modalities(features)?;
-        let (users, mut items) = sizes;
-        let rows = modalities.iter().map(|modality| modality.features.rows()).min();
-        if items == 0 {
-            // Rows of features are items, also those that nobody has interacted with.
-            items = rows.unwrap_or(0);
-        }
+        // Rows of features are items, also those that nobody has interacted with.
+        let (users, items) = (sizes.0, sizes.1.max(rows(&modalities)?));
         let pool = Pool::new(None)?;
         let gather = || {
             let mut builder = Dataset::builder("arrays").at_least(users, items);
@@ -164,6 +160,24 @@ impl PyDataset {
             test.items.len(),
             if modalities.is_empty() { "none".to_owned() } else { modalities.join(", ") }
         )
+    }
+}
+
+/// The rows of each table, 0 where there is none.
+fn rows(modalities: &[Modality]) -> PyResult<usize> {
+    let Some(first) = modalities.first() else { return Ok(0) };
+    let rows = first.features.rows();
+    match modalities.iter().find(|other| other.features.rows() != rows) {
+        None => Ok(rows),
+        Some(other) => {
+            let problem = format!(
+                "{rows} rows of {} and {} rows of {} found, one row for each item expected in each",
+                first.name,
+                other.features.rows(),
+                other.name
+            );
+            Err(crate::Error::setting("features", problem).into())
+        }
     }
 }
 

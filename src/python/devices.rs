@@ -33,3 +33,13 @@ pub fn devices(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
     }
     Ok(list)
 }
+
+/// Why `"auto"` is the CPU although there is a GPU, or `None`.
+#[pyfunction]
+pub fn passed_over(py: Python<'_>) -> Option<String> {
+    let reason = || {
+        let gpu = cuda::gpus().ok()?.into_iter().find(|gpu| gpu.ordinal == 0)?;
+        cuda::can_run(&gpu, Kernels::embedded().as_ref()).err().map(|reason| reason.to_string())
+    };
+    py.detach(reason)
+}

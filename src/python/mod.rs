@@ -21,7 +21,7 @@ mod native {
     #[pymodule_export]
     use super::dataset::PyDataset;
     #[pymodule_export]
-    use super::devices::devices;
+    use super::devices::{devices, passed_over};
     #[pymodule_export]
     use super::error::EngineError;
     #[pymodule_export]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bm3_engine
-from bm3_engine import BM3
+from bm3_engine import BM3, _devices
 from bm3_engine._arrays import ids
 from bm3_engine._progress import _somebody_looks
 from conftest import ITEMS, USERS, settings
@@ -154,6 +154,33 @@ def test_rows_of_features_are_items(data):
     assert (model.n_users_, model.n_items_) == (70, 45)
 
 
+    # However interactions come, and however few items are asked for.
+    matrix = scipy.sparse.csr_matrix((np.ones(len(data.users)), (data.users, data.items)))
+    for fit in (
+        lambda: BM3(**settings(epochs=1)).fit(matrix, features=more),
+        lambda: BM3(**settings(epochs=1)).fit(data.users, data.items, more, items=ITEMS + 1),
+    ):
+        assert fit().n_items_ == 2 * ITEMS
+    with pytest.raises(ValueError, match="features: 80 rows of image and 40 rows of text found"):
+        BM3(**settings()).fit(data.users, data.items, {**data.features, "image": more["image"]})
+
+
+def test_what_is_worth_knowing_is_logged(data, caplog, monkeypatch):
+    # Nobody has trained on what these two do, so that nothing is left to stop by.
+    model = BM3(**settings(epochs=3, patience=0))
+    model.fit(data.users, data.items, validation=([70, 71], [1, 2]))
+    told = [record.getMessage() for record in caplog.records if record.name == "bm3_engine"]
+    assert any("2 validation and 0 test interactions are left out" in line for line in told)
+    assert any("training does not stop early" in line for line in told)
+    assert len(model.history_) == 3
+    caplog.clear()
+    model.fit(data.users, data.items)
+    assert not caplog.records
+    monkeypatch.setattr(_devices, "_native", types.SimpleNamespace(passed_over=lambda: "its driver is old"))
+    model.fit(data.users, data.items)
+    assert not caplog.records
+    model.set_params(device="auto").fit(data.users, data.items)
+    assert "CPU because GPU 0 cannot be used: its driver is old" in caplog.text
 def test_a_callback_sees_epochs_and_ends_training(data):
     seen = []
 
