@@ -162,7 +162,9 @@ class Answers:
         -------
         float32 array of that shape
         """
-        user_array, item_array = np.broadcast_arrays(np.asarray(users), np.asarray(items))
+        user_array, item_array = np.broadcast_arrays(
+            _arrays.plain(users, "users"), _arrays.plain(items, "items")
+        )
         scores = self._trained().scores(
             _arrays.ids(user_array.reshape(-1), "users"),
             _arrays.ids(item_array.reshape(-1), "items"),
@@ -253,7 +255,7 @@ class Answers:
         """
         rows = {
             name: value[None, :] if getattr(value, "ndim", 2) == 1 else value
-            for name, value in features.items()
+            for name, value in _arrays.named(features)
         }
         first, end = self._trained().add_items(_arrays.features(rows))
         return np.arange(first, end, dtype=np.int32)

@@ -2,6 +2,7 @@
 
 import operator
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -28,7 +29,7 @@ def ids(values: ArrayLike, what: str) -> Ids:
     TypeError
         For what are no numbers at all.
     """
-    array = np.asarray(values)
+    array = plain(values, what)
     if array.ndim != 1:
         raise ValueError(f"{what}: an array of {array.ndim} dimensions found, 1 expected")
     if array.size == 0:
@@ -38,6 +39,9 @@ def ids(values: ArrayLike, what: str) -> Ids:
             f"{what}: values of type {array.dtype} found, numbers from 0 expected; "
             "pandas.factorize makes numbers of other ids"
         )
+    if array.dtype.kind == "f" and array.itemsize < 8:
+        # Which have no such number as the largest id.
+        array = array.astype(np.float64)
     # NaN fails each comparison.
     fits = (array >= 0) & (array <= _LARGEST_ID)
     if array.dtype.kind == "f":
@@ -51,9 +55,22 @@ def ids(values: ArrayLike, what: str) -> Ids:
     return np.ascontiguousarray(array, dtype=np.uint32)
 
 
+def plain(values: Any, what: str) -> NDArray[Any]:
+    """An array that has all its values.
+
+    Raises
+    ------
+    ValueError
+        For a masked array of which some are masked.
+    """
+    if np.ma.is_masked(values):
+        raise ValueError(f"{what}: masked values found; take those that are not, as by .compressed()")
+    return np.asarray(values)
+
+
 def scalar_or_ids(values: ArrayLike, what: str) -> tuple[Ids, bool]:
     """As `ids`, of one number as well; whether it was one comes second."""
-    array = np.asarray(values)
+    array = plain(values, what)
     if array.ndim == 0:
         return ids(array.reshape(1), what), True
     return ids(array, what), False
@@ -82,14 +99,15 @@ def exclusions(values: Any) -> Lists:
     return lists(values if is_nested(values) else [values], "exclude")
 
 
-def count(value: Any, what: str) -> int:
-    """A whole number from 0."""
+def count(value: Any, what: str, most: int = sys.maxsize) -> int:
+    """A whole number from 0 to `most`."""
     try:
         number = operator.index(value)
     except TypeError:
         number = -1
-    if number < 0:
-        raise ValueError(f"{what}: {value!r} found, a whole number from 0 expected")
+    if not 0 <= number <= most:
+        limit = f" to {most}" if number > most else ""
+        raise ValueError(f"{what}: {value!r} found, a whole number from 0{limit} expected")
     return number
 
 
@@ -142,12 +160,17 @@ def features(given: Features | None) -> GivenFeatures:
     """
     if given is None:
         return []
+    return [(str(name), _table(value, str(name))) for name, value in named(given)]
+
+
+def named(given: Features) -> Iterable[tuple[str, Any]]:
+    """Names of modalities, and what is given for each."""
     if not isinstance(given, Mapping):
         raise TypeError(
             f"features: {type(given).__name__} found, a dictionary from the names of modalities "
             'to arrays expected, as in {"image": array}'
         )
-    return [(str(name), _table(value, str(name))) for name, value in given.items()]
+    return given.items()
 
 
 def _table(value: Any, name: str) -> NDArray[np.float32] | list[str]:
@@ -162,7 +185,9 @@ def _table(value: Any, name: str) -> NDArray[np.float32] | list[str]:
         raise ValueError(
             f"features[{name!r}]: an array of {array.ndim} dimensions found, 2 expected: a row for each item"
         )
-    contiguous = np.ascontiguousarray(array, dtype=np.float32)
+    # What is beyond f32 becomes infinite, which the engine refuses by row and column.
+    with np.errstate(over="ignore"):
+        contiguous = np.ascontiguousarray(array, dtype=np.float32)
     # A copy of an array that lies at an odd address.
     return np.require(contiguous, requirements=["ALIGNED"])
 
@@ -170,7 +195,7 @@ def _table(value: Any, name: str) -> NDArray[np.float32] | list[str]:
 def _on_host(value: Any, name: str) -> NDArray[Any]:
     """An array in this machine's memory, of anything that is one or has ``__dlpack__``."""
     if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
-        return np.asarray(value)
+        return plain(value, f"features[{name!r}]")
     # A tensor of PyTorch that gradients are wanted for does not export itself.
     tensor = value.detach() if hasattr(value, "detach") else value
     if hasattr(tensor, "__dlpack_device__") and int(tensor.__dlpack_device__()[0]) != _CPU:

@@ -65,7 +65,7 @@ def from_mmrec(
         None if modalities is None else list(modalities),
         files,
         None if split is None else list(split),
-        seed,
+        _arrays.count(seed, "seed", most=2**64 - 1),
     )
     tell_of_warnings(dataset, os.fspath(folder))
     return dataset

@@ -196,3 +196,8 @@ def test_wrong_questions_are_refused(model):
             ask()
     with pytest.raises(NotFittedError, match="this BM3 is not trained yet"):
         BM3().recommend(0)
+        (lambda: model.recommend(0, k=2**64), "k: 18446744073709551616 found"),
+        (lambda: model.recommend(np.ma.masked_equal([1, 2], 2)), "users: masked values found"),
+        (lambda: model.predict(np.ma.masked_equal([1, 2], 2), 3), "users: masked values found"),
+    with pytest.raises(TypeError, match="features: list found, a dictionary from the names"):
+        model.add_items([1, 2])

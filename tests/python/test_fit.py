@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_validation_is_split_off_or_given(data):
 
 def test_the_same_interactions_in_every_form(data):
     reference = BM3(**settings()).fit(data.users, data.items, data.features)
-    for dtype in (np.int32, np.uint32, np.int64, np.uint8, np.float64):
+    for dtype in (np.int32, np.uint32, np.int64, np.uint8, np.float64, np.float16):
         users, items = data.users.astype(dtype), data.items.astype(dtype)
         assert same(BM3(**settings()).fit(users, items, data.features), reference)
     lists = BM3(**settings()).fit(data.users.tolist(), data.items.tolist(), data.features)
@@ -273,12 +274,15 @@ def test_wrong_arguments_are_refused(data, tmp_path):
         (lambda: bm3_engine.from_mmrec(tmp_path / "none"), FileNotFoundError, "none"),
         (lambda: bm3_engine.from_mmrec(tmp_path), ValueError, "has no .inter file"),
     ]:
-        with pytest.raises(kind, match=problem):
+        with warnings.catch_warnings(), pytest.raises(kind, match=problem):
+            warnings.simplefilter("error")
             call()
 
 
 def test_wrong_arguments_leave_the_model_there_is(data):
     model = BM3(**settings(epochs=2)).fit(data.users, data.items)
+    beyond = image.astype(np.float64)
+    beyond[7, 3] = 1e300
     lists, history = model.recommend(range(60), k=5), model.history_
     with pytest.raises(ValueError, match="validation_fraction: 1"):
         model.fit(data.users, data.items, validation_fraction=1)
@@ -296,6 +300,13 @@ def test_messages_name_parameters_and_leave_paths_alone(data, tmp_path):
         BM3(**settings()).fit(data.users, data.items, {"image": path})
     assert str(raised.value).startswith(f"{path}: not a .npy file")
     model = BM3(**settings(learning_rate=1e30))
+        (lambda: fit(users, items, {"image": beyond}), ValueError, "row 7, column 3 is inf"),
+        (lambda: fit(users, items, {"image": np.ma.masked_less(image, 0)}), ValueError, "masked values"),
+        (lambda: fit(users, np.ma.masked_equal(items, 3)), ValueError, "item_ids: masked values found"),
+        (lambda: fit(np.full(len(users), np.inf, np.float16), items), ValueError, "inf found at position 0"),
+        (lambda: BM3.load(tmp_path, threads=-1), ValueError, "threads: -1 found"),
+        (lambda: bm3_engine.from_mmrec(tmp_path, seed=-1), ValueError, "seed: -1 found"),
+        (lambda: bm3_engine.from_mmrec(tmp_path, seed=2**64), ValueError, "from 0 to 18446744073709551615"),
     with pytest.raises(bm3_engine.Error, match=r"^step \d+ .*; lower learning_rate, or"):
         model.fit(data.users, data.items, data.features)
     with pytest.raises(bm3_engine.NotFittedError):
@@ -313,3 +324,20 @@ def test_ids_are_whole_numbers_in_range(values):
             ids(values, "users")
     else:
         assert ids(values, "users").tolist() == values
+
+
+@given(
+    st.sampled_from([np.float16, np.float32, np.float64]),
+    st.lists(st.one_of(st.integers(-5, 2**33), st.floats()), min_size=1, max_size=6),
+)
+@pytest.mark.filterwarnings("error")
+def test_ids_of_every_type_of_floats(dtype, values):
+    with np.errstate(over="ignore"):
+        array = np.array([float(value) for value in values]).astype(dtype)
+    wide = array.astype(np.float64)
+    fits = (wide >= 0) & (wide < 2**31) & (wide == np.floor(wide))
+    if fits.all():
+        assert ids(array, "users").tolist() == wide.tolist()
+    else:
+        with pytest.raises(ValueError, match=f"found at position {int(np.argmin(fits))}, a whole number"):
+            ids(array, "users")
