@@ -15,7 +15,8 @@ Scored = tuple[NDArray[np.int32], NDArray[np.float32]]
 class Answers:
     """Lists, scores, metrics and embeddings of a trained model.
 
-    While a question is answered other Python threads run, and they may ask at the same time.
+    While a question is answered other Python threads run, and they may ask at the same time. Ctrl-C
+    ends lists and metrics of many users after those at hand, a few thousand; all else when it is done.
     """
 
     _model: _native.Model | None = None

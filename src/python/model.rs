@@ -1,6 +1,7 @@
 //! Models that answer.
 
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -14,7 +15,7 @@ use super::settings;
 use crate::backend::TopK;
 use crate::config::{DeviceChoice, ascending};
 use crate::data::{LARGEST_ID, Modality};
-use crate::{Error, Model, Query, Recommender, Result};
+use crate::{Error, Model, Query, Recommender, Result, evaluate};
 
 /// Numbers of users or items.
 type Ids<'py> = PyReadonlyArray1<'py, u32>;
@@ -24,6 +25,9 @@ type PyList<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<f32>>);
 
 /// So many queries are answered on the thread that asks, as the engine does.
 const FEW: usize = crate::cpu::ItemIndex::<f32>::TASK;
+
+/// So many queries are asked at a time.
+const PIECE: usize = 8192;
 
 /// A trained model on a device.
 #[pyclass(frozen, name = "Model", module = "bm3_engine._native")]
@@ -78,23 +82,44 @@ impl PyModel {
         Ok(py.detach(answer)?)
     }
 
-    /// Asks for the lists of so many queries.
+    /// Asks for the lists of so many queries, piece by piece, so that Ctrl-C is heeded between them: the
+    /// engine's lists do not depend on what is asked beside them.
+    ///
+    /// Nothing is held meanwhile, as a signal's handler may be code that asks or adds items itself.
+    fn ask_pieces(
+        &self,
+        py: Python<'_>,
+        count: usize,
+        question: impl Fn(&Recommender, Range<usize>) -> Result<TopK> + Sync,
+    ) -> PyResult<TopK> {
+        let ask = |piece: Range<usize>| {
+            self.ask(py, |recommender| match piece.len() {
+                // To wake another thread takes longer.
+                ..=FEW => question(recommender, piece),
+                _ => self.pool.install(|| question(recommender, piece)),
+            })
+        };
+        let mut lists = ask(0..count.min(PIECE))?;
+        for start in (PIECE..count).step_by(PIECE) {
+            py.check_signals()?;
+            let piece = ask(start..count.min(start + PIECE))?;
+            lists.items.extend(piece.items);
+            lists.scores.extend(piece.scores);
+        }
+        Ok(lists)
+    }
+
+    /// The same as arrays.
     fn ask_lists<'py>(
         &self,
         py: Python<'py>,
         count: usize,
-        question: impl FnOnce(&Recommender) -> Result<TopK> + Send,
+        question: impl Fn(&Recommender, Range<usize>) -> Result<TopK> + Sync,
     ) -> PyResult<PyLists<'py>> {
-        let (lists, k) = self.ask(py, |recommender| {
-            let top = match count {
-                // To wake another thread takes longer.
-                ..=FEW => question(recommender)?,
-                _ => self.pool.install(|| question(recommender))?,
-            };
-            let k = top.k;
-            Ok((arrays::converted(top), k))
-        })?;
-        arrays::lists(py, lists, [count, k])
+        let lists = self.ask_pieces(py, count, question)?;
+        let k = lists.k;
+        let converted = py.detach(|| arrays::converted(lists));
+        arrays::lists(py, converted, [count, k])
     }
 
     /// Changes what is answered; waits for the answers in flight.
@@ -240,10 +265,13 @@ impl PyModel {
         k: usize,
     ) -> PyResult<PyLists<'py>> {
         let items = arrays::copied(&items);
-        let question = |recommender: &Recommender| match recommender.has_similar_index() {
-            true => recommender.similar_items_batch(&items, k),
-            // It is made first, in parallel.
-            false => self.pool.install(|| recommender.similar_items_batch(&items, k)),
+        let question = |recommender: &Recommender, piece| {
+            let items: &[u32] = &items[piece];
+            match recommender.has_similar_index() {
+                true => recommender.similar_items_batch(items, k),
+                // It is made first, in parallel.
+                false => self.pool.install(|| recommender.similar_items_batch(items, k)),
+            }
         };
         self.ask_lists(py, items.len(), question)
     }
@@ -272,8 +300,15 @@ impl PyModel {
         crate::config::validate_top_k(&lengths)
             .map_err(|error| Error::setting("k", error.to_string().replace("--top-k: ", "")))?;
         let (users, items) = (arrays::copied(&users), arrays::copied(&items));
-        let metrics = self.ask(py, |recommender| {
-            self.pool.install(|| recommender.evaluate_pairs(&users, &items, &lengths))
+        let split =
+            self.ask(py, |recommender| self.pool.install(|| recommender.held_out(&users, &items)))?;
+        let longest = lengths.last().copied().unwrap_or(0);
+        let lists = self.ask_pieces(py, split.users.len(), |recommender, piece| {
+            recommender.top_k_batch(&split.users[piece], longest)
+        })?;
+        let metrics = py.detach(|| {
+            let measure = || Ok(evaluate::metrics(&split, &split.users, &lists, &lengths));
+            self.pool.install(measure)
         })?;
         let named = PyDict::new(py);
         for (position, k) in metrics.top_k.iter().enumerate() {
@@ -343,7 +378,7 @@ impl PyModel {
             .map(|position| query(position).excluding(excluded.of(position)))
             .map(|query| if with_seen { query.with_seen() } else { query })
             .collect();
-        self.ask_lists(py, count, |recommender| recommender.search(&queries, k))
+        self.ask_lists(py, count, |recommender, piece| recommender.search(&queries[piece], k))
     }
 }
 

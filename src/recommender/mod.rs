@@ -287,6 +287,14 @@ impl Recommender {
         items: &[u32],
         lengths: &[usize],
     ) -> Result<Metrics> {
+        self.evaluate(&self.held_out(users, items)?, lengths)
+    }
+
+    /// The split that such pairs are.
+    ///
+    /// # Errors
+    /// Those of [`Recommender::evaluate_pairs`].
+    pub(crate) fn held_out(&self, users: &[u32], items: &[u32]) -> Result<Split> {
         check_pairs(users, items)?;
         self.check_items(items)?;
         let count = self.model.users();
@@ -306,7 +314,7 @@ impl Recommender {
             );
             return Err(Error::setting("users", problem));
         }
-        self.evaluate(&split, lengths)
+        Ok(split)
     }
 
     /// The model.

@@ -85,6 +85,34 @@ def test_pairs_have_the_scores_of_lists(model):
     assert model.predict(3, 5).shape == ()
 
 
+def test_lists_of_many_users_are_those_of_few(model):
+    """They are made in pieces."""
+    users = np.arange(20_000) % USERS
+    ids, scores = model.recommend(np.arange(USERS), k=7)
+    many, many_scores = model.recommend(users, k=7)
+    assert (many == ids[users]).all() and (many_scores == scores[users]).all()
+    excluded = [[position % ITEMS] for position in range(len(users))]
+    many = model.recommend(users, k=7, exclude=excluded, return_scores=False)
+    histories = [[position % ITEMS, 3] for position in range(len(users))]
+    new = model.recommend_new(histories, k=7, return_scores=False)
+    near = model.similar_items(users % ITEMS, k=7)[0]
+    for start in (0, 8191, 8192, 16384, 19_999):
+        alone = model.recommend(users[start], k=7, exclude=excluded[start], return_scores=False)
+        assert (many[start] == alone).all()
+        assert (new[start] == model.recommend_new(np.array(histories[start]), k=7)[0]).all()
+        assert (near[start] == model.similar_items(users[start] % ITEMS, k=7)[0]).all()
+    with pytest.raises(ValueError, match="user: 60 found"):
+        model.recommend(np.append(users, USERS))
+
+
+def test_metrics_of_many_users_are_those_that_training_measured():
+    random = np.random.default_rng(2)
+    users = np.arange(20_000)
+    held_out = users, random.integers(0, 50, len(users))
+    model = BM3(**settings(epochs=1)).fit(users, random.integers(0, 50, len(users)), validation=held_out)
+    assert model.evaluate(*held_out) == model.history_[0]["valid"]
+
+
 def test_candidates_are_ranked(model, data):
     candidates = [5, 9, 9, 1, 30]
     ids, scores = model.rank(2, candidates, k=3, with_seen=True)
@@ -177,6 +205,9 @@ def test_wrong_questions_are_refused(model):
         (lambda: model.recommend(0, k=0), "k: 0 found, 1 to 1024 expected"),
         (lambda: model.recommend(0, k=2000), "k: 2000 found"),
         (lambda: model.recommend(0, k=-1), "k: -1 found"),
+        (lambda: model.recommend(0, k=2**64), "k: 18446744073709551616 found"),
+        (lambda: model.recommend(np.ma.masked_equal([1, 2], 2)), "users: masked values found"),
+        (lambda: model.predict(np.ma.masked_equal([1, 2], 2), 3), "users: masked values found"),
         (lambda: model.recommend(0, k=2.5), "k: 2.5 found"),
         (lambda: model.recommend(0, exclude=[ITEMS]), "item: 40 found"),
         (lambda: model.recommend([0, 1, 2], exclude=[[1], [2]]), "2 lists found, one for each of 3"),
@@ -194,10 +225,7 @@ def test_wrong_questions_are_refused(model):
     ]:
         with pytest.raises(ValueError, match=problem):
             ask()
-    with pytest.raises(NotFittedError, match="this BM3 is not trained yet"):
-        BM3().recommend(0)
-        (lambda: model.recommend(0, k=2**64), "k: 18446744073709551616 found"),
-        (lambda: model.recommend(np.ma.masked_equal([1, 2], 2)), "users: masked values found"),
-        (lambda: model.predict(np.ma.masked_equal([1, 2], 2), 3), "users: masked values found"),
     with pytest.raises(TypeError, match="features: list found, a dictionary from the names"):
         model.add_items([1, 2])
+    with pytest.raises(NotFittedError, match="this BM3 is not trained yet"):
+        BM3().recommend(0)

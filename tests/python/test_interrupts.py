@@ -56,6 +56,36 @@ def test_ctrl_c_ends_training_and_leaves_a_model(tmp_path, threads):
     assert (tmp_path / "run" / "state.safetensors").exists() and kept.n_users_ == 300
 
 
+class Alarm(Exception):
+    pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no timer that sends signals")
+def test_signals_end_lists_and_metrics_of_many_users():
+    random = np.random.default_rng(0)
+    users = np.arange(100_000)
+    items = random.integers(0, 10_000, len(users))
+    model = BM3(**settings(epochs=1, batch_size=10_000)).fit(users, items, validation_fraction=0)
+
+    def alarmed(number, frame):
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, alarmed)
+    try:
+        for ask in (lambda: model.recommend(users, k=50), lambda: model.evaluate(users, items)):
+            begun = time.monotonic()
+            ask()
+            whole = time.monotonic() - begun
+            begun = time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, whole / 10)
+            with pytest.raises(Alarm):
+                ask()
+            assert time.monotonic() - begun < 0.7 * whole
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def longest_pause(work):
     """For which share of its time a thread that works keeps this one from running at a stretch.
 
