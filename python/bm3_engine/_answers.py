@@ -1,7 +1,7 @@
 """What a trained model answers."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,39 @@ class Answers:
             raise NotFittedError(f"this {name} is not trained yet; call fit, or {name}.load")
         return self._model
 
+    @overload
+    def recommend(
+        self,
+        users: ArrayLike,
+        k: int = 10,
+        *,
+        exclude: Any = None,
+        with_seen: bool = False,
+        return_scores: Literal[True] = True,
+    ) -> Scored: ...
+
+    @overload
+    def recommend(
+        self,
+        users: ArrayLike,
+        k: int = 10,
+        *,
+        exclude: Any = None,
+        with_seen: bool = False,
+        return_scores: Literal[False],
+    ) -> NDArray[np.int32]: ...
+
+    @overload
+    def recommend(
+        self,
+        users: ArrayLike,
+        k: int = 10,
+        *,
+        exclude: Any = None,
+        with_seen: bool = False,
+        return_scores: bool,
+    ) -> Scored | NDArray[np.int32]: ...
+
     def recommend(
         self,
         users: ArrayLike,
@@ -35,7 +68,7 @@ class Answers:
         exclude: Any = None,
         with_seen: bool = False,
         return_scores: bool = True,
-    ) -> Any:
+    ) -> Scored | NDArray[np.int32]:
         """The best items for users of the training data, best first.
 
         Parameters
@@ -70,6 +103,39 @@ class Answers:
         )
         return _shaped(found, one, return_scores)
 
+    @overload
+    def recommend_new(
+        self,
+        item_lists: ArrayLike | Iterable[ArrayLike],
+        k: int = 10,
+        *,
+        exclude: Any = None,
+        with_seen: bool = False,
+        return_scores: Literal[True] = True,
+    ) -> Scored: ...
+
+    @overload
+    def recommend_new(
+        self,
+        item_lists: ArrayLike | Iterable[ArrayLike],
+        k: int = 10,
+        *,
+        exclude: Any = None,
+        with_seen: bool = False,
+        return_scores: Literal[False],
+    ) -> NDArray[np.int32]: ...
+
+    @overload
+    def recommend_new(
+        self,
+        item_lists: ArrayLike | Iterable[ArrayLike],
+        k: int = 10,
+        *,
+        exclude: Any = None,
+        with_seen: bool = False,
+        return_scores: bool,
+    ) -> Scored | NDArray[np.int32]: ...
+
     def recommend_new(
         self,
         item_lists: ArrayLike | Iterable[ArrayLike],
@@ -78,7 +144,7 @@ class Answers:
         exclude: Any = None,
         with_seen: bool = False,
         return_scores: bool = True,
-    ) -> Any:
+    ) -> Scored | NDArray[np.int32]:
         """The best items for users the model was not trained on, who have interacted with items.
 
         Parameters
@@ -262,6 +328,6 @@ class Answers:
         return np.arange(first, end, dtype=np.int32)
 
 
-def _shaped(found: Scored, one: bool, return_scores: bool) -> Any:
+def _shaped(found: Scored, one: bool, return_scores: bool) -> Scored | NDArray[np.int32]:
     ids, scores = (found[0][0], found[1][0]) if one else found
     return (ids, scores) if return_scores else ids
