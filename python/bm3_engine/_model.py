@@ -98,12 +98,20 @@ class BM3(Parameters, Answers):
         progress: bool | None = None,
         directory: _Path | None = None,
         resume: bool = False,
+        initial: _Path | None = None,
+        checkpoint_interval: float = 30,
     ) -> Self:
         """Trains.
 
-        The interpreter is released, so that other threads run. Ctrl-C ends training within a step, with
-        everything saved where there is a directory, and raises KeyboardInterrupt; the model of the best
-        epoch so far can be used.
+        The interpreter is released, so that other threads run. Ctrl-C ends training within a step, or at
+        the end of an evaluation, with everything saved where there is a directory, and raises
+        KeyboardInterrupt; the model of the best epoch so far can be used.
+
+        A model that was trained before stays what it is when an argument is refused or a device cannot be
+        used, and is there until the first step.
+
+        What is worth knowing but no error goes to the logger ``bm3_engine``: interactions that are left
+        out, numbers that have none, and why ``"auto"`` is not the GPU that there is.
 
         Parameters
         ----------
@@ -137,6 +145,11 @@ class BM3(Parameters, Answers):
             is refused.
         resume : bool
             Goes on with the run in `directory`, to the bits of one that was never stopped.
+        initial : str or path, optional
+            A safetensors file of tensors to start from instead of random ones, under the names that
+            they have in a model's file.
+        checkpoint_interval : float
+            The least seconds between two checkpoints in `directory`.
 
         Returns
         -------
@@ -151,12 +164,20 @@ class BM3(Parameters, Answers):
         Error
             When a device fails, or a loss stops being finite.
         """
+        # Attributes may have been set to anything.
+        self._check(self.get_params())
         dataset = self._dataset(
             user_ids, item_ids, features, validation, test, validation_fraction, users, items
         )
-        settings = self._settings()
-        threads = None if self.threads is None else _arrays.count(self.threads, "threads")
+        tell_of_choice(self.device)
         bar = make_progress(progress)
+
+        def on_start(run: str) -> None:
+            # Not before, so that what is refused leaves the model there is; not after, as training takes
+            # memory for several.
+            self._forget()
+            if bar is not None:
+                bar.start(run)
 
         def on_epoch(record: str) -> bool:
             told = json.loads(record)
@@ -164,18 +185,18 @@ class BM3(Parameters, Answers):
                 bar.epoch(told)
             return callback is not None and bool(callback(told))
 
-        # Not before: arguments that are refused leave the model there is. Not after: memory is for one.
-        self._forget()
         try:
             model, _, records, raised = _native.train(
                 dataset,
-                settings,
+                self._settings(),
                 device=self.device,
                 feature_storage=self.feature_storage,
-                threads=threads,
+                threads=self.threads,
                 directory=directory,
                 resume=bool(resume),
-                on_start=None if bar is None else bar.start,
+                initial=initial,
+                checkpoint_interval=checkpoint_interval,
+                on_start=on_start,
                 on_step=None if bar is None else bar.step,
                 on_epoch=None if bar is None and callback is None else on_epoch,
             )
@@ -276,9 +297,11 @@ class BM3(Parameters, Answers):
         Parameters
         ----------
         path : str or path
-            A model's file, or the directory of a run, also of the program `bm3-engine`.
+            A model's file, or the directory of a run, also of the program `bm3-engine`. The file stays
+            mapped as long as the model is there: a newer one takes its place by being renamed to its name
+            (`save` does so), never by being written into it.
         device, threads
-            As of `BM3`.
+            As of `BM3`. After a fork, a child loads a model anew to answer on a GPU.
 
         Returns
         -------
@@ -286,6 +309,7 @@ class BM3(Parameters, Answers):
             With the parameters it was trained with.
         """
         model = _native.Model.load(path, device, threads)
+        tell_of_choice(device)
         settings = json.loads(model.record())["identity"]["config"]
         loaded = cls(**{name: settings[name] for name in SETTINGS}, device=device, threads=threads)
         loaded._remember(model, [])
@@ -309,7 +333,6 @@ class BM3(Parameters, Answers):
             raise ValueError(
                 f"this {type(self).__name__} has {added} items of add_items, which are no part of what is "
                 "pickled or copied; save it, and add them again after load"
-        tell_of_choice(device)
             )
         state["_bytes"] = None if model is None else model.to_bytes()
         return state

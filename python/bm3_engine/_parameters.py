@@ -78,7 +78,12 @@ class Parameters:
         self.feature_storage = feature_storage
         self.device = device
         self.threads = threads
-        _native.check(self._settings())
+        self._check(self.get_params())
+
+    @staticmethod
+    def _check(params: dict[str, Any]) -> None:
+        """Refuses parameters that cannot be."""
+        _native.check({name: params[name] for name in SETTINGS}, **{name: params[name] for name in PLACES})
 
     def _settings(self) -> dict[str, Any]:
         """What decides the bits of a trained model."""
@@ -114,8 +119,7 @@ class Parameters:
             if name not in SETTINGS + PLACES:
                 known = ", ".join(SETTINGS + PLACES)
                 raise ValueError(f"{name}: there is no such parameter; there are {known}")
-        given = {name: value for name, value in params.items() if name in SETTINGS}
-        _native.check({**self._settings(), **given})
+        self._check({**self.get_params(), **params})
         for name, value in params.items():
             setattr(self, name, value)
         return self

@@ -146,9 +146,9 @@ impl PyModel {
         py: Python<'_>,
         path: PathBuf,
         device: &Bound<'_, PyAny>,
-        threads: Option<usize>,
+        threads: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        let device = settings::device(device)?;
+        let (device, threads) = (settings::device(device)?, settings::threads(threads)?);
         Ok(py.detach(|| Self::read(&path, device, threads))?)
     }
 
@@ -158,9 +158,9 @@ impl PyModel {
         py: Python<'_>,
         bytes: &[u8],
         device: &Bound<'_, PyAny>,
-        threads: Option<usize>,
+        threads: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        let device = settings::device(device)?;
+        let (device, threads) = (settings::device(device)?, settings::threads(threads)?);
         let read = || {
             // Its trained features stay mapped; unix keeps a file that is removed while it is.
             let file = temporary(|file| file.write_all(bytes))?;

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::Error;
-use crate::config::{DeviceChoice, TrainConfig, ascending};
+use crate::config::{DeviceChoice, FeatureStorage, TrainConfig, ascending};
 
 /// The settings in a dictionary, checked; those that it lacks are the defaults.
 pub fn config(settings: &Bound<'_, PyDict>) -> PyResult<TrainConfig> {
@@ -42,10 +42,19 @@ pub fn config(settings: &Bound<'_, PyDict>) -> PyResult<TrainConfig> {
     Ok(config)
 }
 
-/// Refuses settings that cannot be.
+/// Refuses settings and places that cannot be.
 #[pyfunction]
-pub fn check(settings: &Bound<'_, PyDict>) -> PyResult<()> {
-    config(settings).map(|_| ())
+#[pyo3(signature = (settings, *, device, feature_storage, threads))]
+pub fn check(
+    settings: &Bound<'_, PyDict>,
+    device: &Bound<'_, PyAny>,
+    feature_storage: &Bound<'_, PyAny>,
+    threads: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let config = config(settings)?;
+    self::device(device)?;
+    self::feature_storage(feature_storage)?.validate(&config)?;
+    self::threads(threads).map(|_| ())
 }
 
 /// A device by its name or number.
@@ -54,12 +63,28 @@ pub fn device(value: &Bound<'_, PyAny>) -> PyResult<DeviceChoice> {
     text.parse().map_err(|problem: String| Error::setting("device", problem).into())
 }
 
+/// Where frozen features lie on a GPU.
+pub fn feature_storage(value: &Bound<'_, PyAny>) -> PyResult<FeatureStorage> {
+    Setting { name: "feature_storage", value }.choice()
+}
+
+/// A number of threads; `None` is all.
+pub fn threads(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+    let setting = Setting { name: "threads", value };
+    match setting.take(THREADS)? {
+        Some(0) => Err(setting.wrong(THREADS)),
+        threads => Ok(threads),
+    }
+}
+
+const THREADS: &str = "a whole number from 1, or None,";
+
 /// A name and the value that somebody gave it.
-pub struct Setting<'a, 'py> {
+struct Setting<'a, 'py> {
     /// The parameter.
-    pub name: &'a str,
+    name: &'a str,
     /// What it was given.
-    pub value: &'a Bound<'py, PyAny>,
+    value: &'a Bound<'py, PyAny>,
 }
 
 impl<'py> Setting<'_, 'py> {
@@ -69,7 +94,7 @@ impl<'py> Setting<'_, 'py> {
     }
 
     /// The value as one of some words.
-    pub fn choice<T: ValueEnum>(&self) -> PyResult<T> {
+    fn choice<T: ValueEnum>(&self) -> PyResult<T> {
         let words: Vec<_> =
             T::value_variants().iter().filter_map(ValueEnum::to_possible_value).collect();
         let found =

@@ -11,7 +11,7 @@ use pyo3::types::PyDict;
 
 use super::dataset::PyDataset;
 use super::model::PyModel;
-use super::settings::{self, Setting};
+use super::settings;
 use crate::records::{EpochRecord, Observer, RunStart};
 use crate::{Error, Result, Trainer};
 
@@ -26,8 +26,8 @@ type Outcome = (Option<PyModel>, String, Vec<String>, Option<Py<PyAny>>);
 /// (epoch, step, steps of an epoch) now and then, and with JSON. `on_epoch` ends training by True.
 #[pyfunction]
 #[pyo3(signature = (
-    dataset, settings, *, device, feature_storage, threads, directory, resume, on_start, on_step,
-    on_epoch
+    dataset, settings, *, device, feature_storage, threads, directory, resume, initial,
+    checkpoint_interval, on_start, on_step, on_epoch
 ))]
 #[expect(clippy::too_many_arguments, reason = "each has a name where it is called")]
 pub fn train(
@@ -36,22 +36,33 @@ pub fn train(
     settings: &Bound<'_, PyDict>,
     device: &Bound<'_, PyAny>,
     feature_storage: &Bound<'_, PyAny>,
-    threads: Option<usize>,
+    threads: &Bound<'_, PyAny>,
     directory: Option<PathBuf>,
     resume: bool,
+    initial: Option<PathBuf>,
+    checkpoint_interval: f64,
     on_start: Option<Bound<'_, PyAny>>,
     on_step: Option<Bound<'_, PyAny>>,
     on_epoch: Option<Bound<'_, PyAny>>,
 ) -> PyResult<Outcome> {
     let device = settings::device(device)?;
-    let storage = Setting { name: "feature_storage", value: feature_storage }.choice()?;
+    let storage = settings::feature_storage(feature_storage)?;
+    let threads = settings::threads(threads)?;
+    let interval = Duration::try_from_secs_f64(checkpoint_interval).map_err(|_| {
+        let problem = format!("{checkpoint_interval} found, seconds from 0 expected");
+        Error::setting("checkpoint_interval", problem)
+    })?;
     let stop = Arc::new(AtomicBool::new(false));
     // Threads of its own, for the reason that `Pool` has.
     let mut trainer = Trainer::new(settings::config(settings)?)
         .device(device)
         .feature_storage(storage)
         .threads(threads.unwrap_or_else(rayon::current_num_threads))
+        .checkpoint_interval(interval)
         .stop_when(stop.clone());
+    if let Some(initial) = initial {
+        trainer = trainer.initial(initial);
+    }
     trainer = match (directory, resume) {
         (Some(directory), true) => trainer.resume(directory),
         (Some(directory), false) => trainer.directory(directory),

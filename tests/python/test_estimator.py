@@ -36,7 +36,10 @@ def test_parameters_are_kept_as_they_are_given():
         model.set_params(lairs=2)
     with pytest.raises(ValueError, match="dropout: 2 found"):
         model.set_params(layers=3, dropout=2)
-    assert (model.dropout, model.layers) == (0.25, 2)
+    for name, value in {"device": "gpu", "threads": 0, "feature_storage": "x"}.items():
+        with pytest.raises(ValueError, match=f"{name}: .* found"):
+            model.set_params(layers=3, **{name: value})
+    assert (model.dropout, model.layers, model.device) == (0.25, 2, "cpu")
     with pytest.raises(TypeError):
         BM3(64)
 
@@ -54,6 +57,11 @@ def test_parameters_are_kept_as_they_are_given():
         ("propagation", "GCN", "propagation: 'GCN' found, 'light' or 'gcn' expected"),
         ("order", None, "order: None found, 'random' or 'file' expected"),
         ("top_k", [0], "top_k: 0 found, 1 to 1024 expected"),
+        ("device", "cuda", "device: `cuda` found, `cpu`, `auto` or a GPU's number expected"),
+        ("threads", 0, "threads: 0 found, a whole number from 1, or None, expected"),
+        ("threads", -1, "threads: -1 found"),
+        ("threads", 1.5, "threads: 1.5 found"),
+        ("feature_storage", "x", "feature_storage: 'x' found, 'auto' or 'resident' or 'stream' expected"),
         ("feature_type", "f16", "feature_type: f16 found, auto or f32 for features that are trained"),
     ],
 )

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,8 +154,6 @@ def test_rows_of_features_are_items(data):
     assert model.n_items_ == 2 * ITEMS
     model = BM3(**settings(epochs=1)).fit(data.users, data.items, users=70, items=45)
     assert (model.n_users_, model.n_items_) == (70, 45)
-
-
     # However interactions come, and however few items are asked for.
     matrix = scipy.sparse.csr_matrix((np.ones(len(data.users)), (data.users, data.items)))
     for fit in (
@@ -182,6 +181,8 @@ def test_what_is_worth_knowing_is_logged(data, caplog, monkeypatch):
     assert not caplog.records
     model.set_params(device="auto").fit(data.users, data.items)
     assert "CPU because GPU 0 cannot be used: its driver is old" in caplog.text
+
+
 def test_a_callback_sees_epochs_and_ends_training(data):
     seen = []
 
@@ -218,6 +219,40 @@ def test_a_run_is_kept_and_goes_on(data, tmp_path):
         part.fit(data.users, data.items, resume=True)
 
 
+def test_training_starts_from_given_tensors(data, tmp_path):
+    def fit(**others):
+        # Without a split, which the seed keys, too.
+        model = BM3(**settings(**others))
+        return lambda **given: model.fit(
+            data.users, data.items, data.features, validation_fraction=0, **given
+        )
+
+    first = fit(epochs=2)()
+    first.save(tmp_path / "m.safetensors")
+    start = safetensors.numpy.load_file(tmp_path / "m.safetensors")
+    tensors = {name: array for name, array in start.items() if array.dtype == np.float32}
+    safetensors.numpy.save_file(tensors, tmp_path / "start.safetensors")
+    for seed in (1, 2):
+        model = fit(epochs=1, seed=seed, learning_rate=1e-9)(initial=tmp_path / "start.safetensors")
+        np.testing.assert_allclose(model.user_embeddings, first.user_embeddings, atol=1e-5)
+
+
+def test_checkpoints_are_as_far_apart_as_is_said(data, tmp_path):
+    changed = []
+
+    def callback(record):
+        state = tmp_path / str(interval) / "state.safetensors"
+        changed.append(state.exists())
+
+    for interval in (0, 10**6):
+        directory = tmp_path / str(interval)
+        model = BM3(**settings(epochs=3))
+        model.fit(
+            data.users, data.items, directory=directory, checkpoint_interval=interval, callback=callback
+        )
+    assert any(changed[:3]) and not any(changed[3:])
+
+
 def test_progress(data, capsys, monkeypatch):
     model = BM3(**settings())
     model.fit(data.users, data.items)
@@ -245,6 +280,8 @@ def test_wrong_arguments_are_refused(data, tmp_path):
     users, items, image = data.users, data.items, data.features["image"]
     broken = image.copy()
     broken[7, 3] = np.nan
+    beyond = image.astype(np.float64)
+    beyond[7, 3] = 1e300
     changed = np.where(np.arange(len(items)) == 4, -3, items)
     fit = BM3(**settings()).fit
     for call, kind, problem in [
@@ -262,6 +299,13 @@ def test_wrong_arguments_are_refused(data, tmp_path):
         (lambda: fit(users, items, {"image": image.astype(str)}), TypeError, "numbers expected"),
         (lambda: fit(users, items, {"image": image[:9]}), ValueError, "has 9 rows"),
         (lambda: fit(users, items, {"image": broken}), ValueError, "row 7, column 3 is NaN"),
+        (lambda: fit(users, items, {"image": beyond}), ValueError, "row 7, column 3 is inf"),
+        (lambda: fit(users, items, {"image": np.ma.masked_less(image, 0)}), ValueError, "masked values"),
+        (lambda: fit(users, np.ma.masked_equal(items, 3)), ValueError, "item_ids: masked values found"),
+        (lambda: fit(np.full(len(users), np.inf, np.float16), items), ValueError, "inf found at position 0"),
+        (lambda: BM3.load(tmp_path, threads=-1), ValueError, "threads: -1 found"),
+        (lambda: bm3_engine.from_mmrec(tmp_path, seed=-1), ValueError, "seed: -1 found"),
+        (lambda: bm3_engine.from_mmrec(tmp_path, seed=2**64), ValueError, "from 0 to 18446744073709551615"),
         (lambda: fit(users, items, {"an image": image}), ValueError, "a modality's name"),
         (lambda: fit(users, items, {"image": tmp_path / "no.npy"}), FileNotFoundError, "no.npy"),
         (lambda: fit(users, items, validation=users), TypeError, "\\(user_ids, item_ids\\)"),
@@ -279,16 +323,38 @@ def test_wrong_arguments_are_refused(data, tmp_path):
             call()
 
 
-def test_wrong_arguments_leave_the_model_there_is(data):
+def test_wrong_arguments_leave_the_model_there_is(data, tmp_path):
     model = BM3(**settings(epochs=2)).fit(data.users, data.items)
-    beyond = image.astype(np.float64)
-    beyond[7, 3] = 1e300
     lists, history = model.recommend(range(60), k=5), model.history_
     with pytest.raises(ValueError, match="validation_fraction: 1"):
         model.fit(data.users, data.items, validation_fraction=1)
-    with pytest.raises(ValueError, match="threads: -1 found"):
-        model.threads = -1
-        model.fit(data.users, data.items)
+    run, file = tmp_path / "run", tmp_path / "file"
+    BM3(**settings(epochs=1, embedding_size=8)).fit(data.users, data.items, directory=run)
+    file.write_bytes(b"")
+    for wrong, arguments, kind, problem in [
+        ({"threads": -1}, {}, ValueError, "threads: -1 found"),
+        ({"threads": 0}, {}, ValueError, "threads: 0 found, a whole number from 1, or None, expected"),
+        ({"threads": 2**64}, {}, ValueError, "threads: 18446744073709551616 found"),
+        ({"device": "gpu"}, {}, ValueError, "device: `gpu` found"),
+        ({"device": 10**6}, {}, (ValueError, bm3_engine.Error), "GPU|driver"),
+        ({"feature_storage": "x"}, {}, ValueError, "feature_storage: 'x' found"),
+        ({"feature_storage": "stream"}, {}, ValueError, "feature_storage"),
+        ({"seed": -1}, {}, ValueError, "seed: -1 found"),
+        ({}, {"directory": run}, ValueError, "a run is already here"),
+        ({}, {"directory": file}, OSError, "file"),
+        ({}, {"directory": run, "resume": True}, ValueError, "embedding.size"),
+        ({}, {"resume": True}, ValueError, "resume: True found"),
+        ({}, {"initial": file}, ValueError, "file"),
+        ({}, {"initial": tmp_path / "none"}, FileNotFoundError, "none"),
+        ({}, {"checkpoint_interval": -1}, ValueError, "checkpoint_interval: -1 found, seconds"),
+        ({}, {"users": 2**64}, ValueError, "users: 18446744073709551616 found"),
+    ]:
+        kept = {name: getattr(model, name) for name in wrong}
+        for name, value in wrong.items():
+            setattr(model, name, value)
+        with pytest.raises(kind, match=problem):
+            model.fit(data.users, data.items, **arguments)
+        model.set_params(**kept)
     assert (model.recommend(range(60), k=5)[0] == lists[0]).all() and model.history_ is history
 
 
@@ -300,13 +366,6 @@ def test_messages_name_parameters_and_leave_paths_alone(data, tmp_path):
         BM3(**settings()).fit(data.users, data.items, {"image": path})
     assert str(raised.value).startswith(f"{path}: not a .npy file")
     model = BM3(**settings(learning_rate=1e30))
-        (lambda: fit(users, items, {"image": beyond}), ValueError, "row 7, column 3 is inf"),
-        (lambda: fit(users, items, {"image": np.ma.masked_less(image, 0)}), ValueError, "masked values"),
-        (lambda: fit(users, np.ma.masked_equal(items, 3)), ValueError, "item_ids: masked values found"),
-        (lambda: fit(np.full(len(users), np.inf, np.float16), items), ValueError, "inf found at position 0"),
-        (lambda: BM3.load(tmp_path, threads=-1), ValueError, "threads: -1 found"),
-        (lambda: bm3_engine.from_mmrec(tmp_path, seed=-1), ValueError, "seed: -1 found"),
-        (lambda: bm3_engine.from_mmrec(tmp_path, seed=2**64), ValueError, "from 0 to 18446744073709551615"),
     with pytest.raises(bm3_engine.Error, match=r"^step \d+ .*; lower learning_rate, or"):
         model.fit(data.users, data.items, data.features)
     with pytest.raises(bm3_engine.NotFittedError):
