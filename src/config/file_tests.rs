@@ -294,15 +294,15 @@ fn lists_are_a_grid_unless_something_gives_one_value() {
         ["reg-weight=0.1,0.01", "embedding-size=16,64", "seed=1,2", "learning-rate-decay=1.0,0.96"];
     assert_eq!(axes, expected);
     let last = directory.path().join("last.yaml");
-    std::fs::write(&last, "learning_rate_scheduler: [0.9, 50]\nembedding_size: 4\nseed: 3")
+    std::fs::write(&last, "learning_rate_scheduler: [0.9, 50]\nembedding_size: 64\nseed: 3")
         .unwrap();
     let all = [&all[..], &[last]].concat();
     let one = ConfigFile::read_under(&all, &flags(Some(1), None, Some(0.0)), &none).unwrap();
     assert_eq!((one.train.dropout, one.train.learning_rate_decay), (Some(0.1), Some(0.9)));
-    assert_eq!((one.train.embedding_size, one.train.seed), (Some(4), Some(3)));
+    assert_eq!((one.train.embedding_size, one.train.seed), (Some(64), Some(3)));
     let open = ConfigFile::read_under(&all, &flags(Some(1), None, None), &none).unwrap_err();
     assert!(open.to_string().ends_with(
-        "BM3.yaml: line 7: reg_weight: [0.1, 0.01] found; a list means a sweep; give one value, or \
+        "BM3.yaml: line 6: reg_weight: [0.1, 0.01] found; a list means a sweep; give one value, or \
          `bm3-engine sweep --grid reg-weight=0.1,0.01`"
     ), "{open}");
 }
