@@ -92,6 +92,7 @@ impl Recommender {
     /// [`Error::Setting`] for a model without modalities or without training interactions, and for
     /// features that are missing or not those of the training; those of the device.
     pub fn score_cold_items(&mut self, frozen: &[Modality]) -> Result<usize> {
+        self.index.check_process()?;
         let (calibration, standard) = self.calibrate(frozen)?;
         let d = self.width();
         let own: Vec<u32> = self
@@ -126,6 +127,7 @@ impl Recommender {
     /// rows, and as [`Recommender::score_cold_items`]; [`Error::Data`] for features that are not
     /// finite.
     pub fn add_items(&mut self, features: &[Modality]) -> Result<Range<u32>> {
+        self.index.check_process()?;
         let calibration = match &self.calibration {
             Some(calibration) => calibration.clone(),
             None if self.model.config().freeze_features => {
@@ -162,7 +164,6 @@ impl Recommender {
 
     /// Answers with these rows from now on; where they have no room, with what it had.
     fn replace_items(&mut self, rows: Vec<f32>, nodes: Vec<f32>) -> Result<()> {
-        self.index.check_process()?;
         self.index = Index::new(&self.device, &rows, self.width())?;
         self.similar.take();
         (self.item_rows, self.item_nodes) = (Arc::new(rows), nodes);
