@@ -125,8 +125,10 @@ fn a_disk_that_is_full_at_any_moment_loses_nothing() {
         assert_eq!(said.lines().count(), 1, "{said}");
         assert!(said.contains(&*run.to_string_lossy()) && said.contains(": cannot "), "{said}");
         assert!(said.contains("no storage space"), "{said}");
+        let has_begun = run.join("config.toml").exists();
+        assert_eq!(said.contains("--resume"), has_begun, "point {point}: {said}");
         let has_state = run.join("state.safetensors").exists();
-        assert_eq!(said.contains("--resume"), has_state, "point {point}: {said}");
+        assert_eq!(said.contains("the last checkpoint is whole"), has_state, "{said}");
         let output = scene.train(&run, None);
         assert!(output.status.success(), "point {point}: {output:?}");
         scene.check(&run);

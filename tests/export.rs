@@ -121,7 +121,7 @@ fn a_bench_measures_answers() {
     program(&["bench", "--model", &run, "--top-k", "5,10"])
         .assert()
         .code(2)
-        .stderr(contains("--top-k: 2 lengths found"));
+        .stderr(contains("--top-k: 2 list lengths found; with --model, one expected"));
 }
 
 #[test]
