@@ -614,7 +614,7 @@ fn training_can_be_stopped_from_the_callback_and_resumed() {
     assert_eq!((part.records.len(), steps.0.last().map(|last| last.0)), (1, Some(2)));
     assert_eq!(count, steps.0.len() as u64);
 
-    // The settings kept are those of the run, whoever has left others, and go on with it.
+    // The settings kept are those of the run, and go on with it; another's are not replaced.
     let kept = || std::fs::read_to_string(run.join("config.toml")).unwrap();
     assert!(kept().contains("epochs = 8\n"));
     let longer = TrainConfig { epochs: 9, ..config() };
@@ -628,8 +628,10 @@ fn training_can_be_stopped_from_the_callback_and_resumed() {
     std::fs::create_dir(&left).unwrap();
     let data = left.join("data");
     std::fs::write(left.join("config.toml"), format!("layers = 2\ndata = {data:?}\n")).unwrap();
-    Trainer::new(other.clone()).directory(&left).fit(&dataset).unwrap();
-    assert!(std::fs::read_to_string(left.join("config.toml")).unwrap().contains("layers = 1\n"));
+    let settings = std::fs::read(left.join("config.toml")).unwrap();
+    let error = Trainer::new(other.clone()).directory(&left).fit(&dataset).unwrap_err();
+    assert!(error.to_string().contains("a run is already here, or its config.toml"), "{error}");
+    assert_eq!(std::fs::read(left.join("config.toml")).unwrap(), settings);
     // One that is to go on where there is nothing begins.
     let new = Trainer::new(other).resume(directory.path().join("new")).fit(&dataset).unwrap();
     assert_eq!(new.summary.epochs, 9);
