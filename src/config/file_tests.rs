@@ -287,7 +287,7 @@ fn lists_are_a_grid_unless_something_gives_one_value() {
     let text = "dropout: 0.1\nembedding-size: [16, 64]\nseed: [1, 2]\n\
                 learning_rate_scheduler: [[1.0, 50], [0.96, 50]]\n";
     std::fs::write(&later, text).unwrap();
-    let all = [&paths[..], &[later.clone()]].concat();
+    let all = [&paths[..], std::slice::from_ref(&later)].concat();
     let (layers, axes): (_, Vec<String>) = grid(&all, &flags(Some(3), None, None));
     assert_eq!(layers, Some(3));
     let expected =

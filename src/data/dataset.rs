@@ -332,7 +332,7 @@ impl Dataset {
                 && offsets.first() == Some(&0)
                 && offsets.last() == Some(&items.len());
             // That of no users needs no bounds.
-            if !bounds && !(users.is_empty() && items.is_empty()) {
+            if !(bounds || users.is_empty() && items.is_empty()) {
                 return refuse(format!(
                     "the offsets of the {name} split are not bounds of the items of its {} users",
                     users.len()

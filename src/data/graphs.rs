@@ -8,7 +8,10 @@ use crate::graph::Graph;
 /// The graphs without self-loops and with them, each with the fingerprint of what it was made of: a
 /// data set's fields are public, and a graph of other pairs than those that are there is none.
 #[derive(Debug, Default)]
-pub(super) struct Graphs(Mutex<[Option<(u64, Arc<Graph>)>; 2]>);
+pub(super) struct Graphs(Mutex<[Kept; 2]>);
+
+/// A graph, and the fingerprint of what it was made of.
+type Kept = Option<(u64, Arc<Graph>)>;
 
 impl Graphs {
     /// The graph of these pairs; one for all who ask.
@@ -34,7 +37,7 @@ impl Graphs {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, [Option<(u64, Arc<Graph>)>; 2]> {
+    fn lock(&self) -> MutexGuard<'_, [Kept; 2]> {
         // Nothing is left half done by a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

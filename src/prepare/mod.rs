@@ -364,19 +364,17 @@ pub enum PrepareError {
     },
 
     #[error(
-        "{}: no column for the {what}{}; found {found}; name it with {flag}{}",
+        "{}: no column for the {what}{}; found {found}; {advice}",
         path.display(),
         wanted.as_ref().map(|name| format!(" called `{name}`")).unwrap_or_default(),
-        if *headless { ", or add --no-header if the first line is an interaction" } else { "" }
     )]
     NoColumn {
         path: PathBuf,
         what: &'static str,
         wanted: Option<String>,
         found: String,
-        flag: &'static str,
-        /// Whether what was found may be no names, but an interaction.
-        headless: bool,
+        /// What to do.
+        advice: Box<str>,
     },
 
     #[error(

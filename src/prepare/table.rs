@@ -196,11 +196,17 @@ impl Columns {
             };
             let (path, wanted) = (options.path.clone(), wanted.clone());
             let usual = [USER_NAMES, ITEM_NAMES].concat();
+            // What was found may be no names, but an interaction.
             let headless = is_text
                 && wanted.is_none()
                 && !names.is_empty()
                 && !names.iter().any(|name| usual.contains(&&*simplify(name)));
-            Error::from(PrepareError::NoColumn { path, what, wanted, found, flag, headless })
+            let or = match headless {
+                true => ", or add --no-header if the first line is an interaction",
+                false => "",
+            };
+            let advice = format!("name it with {flag}{or}").into();
+            Error::from(PrepareError::NoColumn { path, what, wanted, found, advice })
         };
         let optional = |what, wanted: &Option<String>, usual, flag, needed: bool| {
             let column = find(wanted, usual, None);

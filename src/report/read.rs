@@ -35,7 +35,7 @@ impl ReportedRun {
     /// and the line that are not what a run leaves, or when no epoch is there.
     pub fn read(directory: &Path) -> Result<Self> {
         match Found::read(directory)? {
-            Found::Run(run) => Ok(run),
+            Found::Run(run) => Ok(*run),
             Found::Nothing(reason) => Err(reason),
         }
     }
@@ -96,7 +96,7 @@ pub fn metric(metrics: Option<&Metrics>, name: &str, k: usize) -> Option<f64> {
 
 /// What is at a path.
 enum Found {
-    Run(ReportedRun),
+    Run(Box<ReportedRun>),
     /// No run, or one without an epoch: why there is nothing to report on.
     Nothing(Error),
 }
@@ -124,7 +124,9 @@ impl Found {
         let records = read_records(directory, u64::MAX)?;
         match records.last().map(|last| last.epoch) {
             None => nothing(&path, "no epoch yet: nothing to report on"),
-            Some(last) => ReportedRun::of(directory, records, last).map(Self::Run),
+            Some(last) => {
+                ReportedRun::of(directory, records, last).map(|run| Self::Run(Box::new(run)))
+            }
         }
     }
 }
@@ -141,7 +143,7 @@ pub fn read_runs<P: AsRef<Path>>(directories: &[P]) -> Result<(Vec<ReportedRun>,
         let directory = directory.as_ref();
         if !directory.join(SWEEP).is_file() {
             match Found::read(directory)? {
-                Found::Run(run) => runs.push(run),
+                Found::Run(run) => runs.push(*run),
                 Found::Nothing(reason) => reasons.push(reason),
             }
             continue;
