@@ -2,7 +2,7 @@
 # Trains on a data folder with the default settings (layers 1, dropout 0.5, reg_weight 0.1) for ten
 # seeds and prints each one's test figures at the best validation epoch, their mean and deviation.
 #
-#   benches/lfm2k_seeds.sh ../shared/data/lfm2k [SEEDS]
+#   benches/lfm2k_seeds.sh FOLDER [SEEDS]
 #
 # The reference implementation's figures on lfm2k, text and audio: Recall@20 0.3295 (standard
 # deviation over five seeds 0.0077), NDCG@20 0.2253 (0.0056).

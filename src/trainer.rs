@@ -218,16 +218,21 @@ impl Trainer {
                 run = ConfigFile::read(&settings)?.run;
             }
         }
-        match run.data {
+        let written = match run.data {
             // A run of the program: where its data is and how it is computed stays.
-            Some(_) => {
-                let mut config = RunConfig::new(&TrainSettings::default(), &run)?;
+            Some(_) => RunConfig::new(&TrainSettings::default(), &run).and_then(|mut config| {
                 config.train = self.config.clone();
-                config.write(&settings)?;
+                config.write(&settings)
+            }),
+            None => self.write_settings(&settings),
+        };
+        match written {
+            Err(error) if !goes_on => {
+                directory.discard_unused();
+                Err(error)
             }
-            None => self.write_settings(&settings)?,
+            written => written.map(|()| Some((directory, goes_on))),
         }
-        Ok(Some((directory, goes_on)))
     }
 
     /// Keeps the settings as the program does, as far as they are known here.

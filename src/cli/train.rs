@@ -240,11 +240,19 @@ fn fit(
             );
         }
     }
-    config.write(&directory.file(CONFIG))?;
-    if let Some(problem) = directory.keep_ids(&config.data)?
-        && request.face != Face::Quiet
-    {
-        eprintln!("warning: the original ids are not kept with the run: {problem}");
+    let kept =
+        config.write(&directory.file(CONFIG)).and_then(|()| directory.keep_ids(&config.data));
+    match kept {
+        Ok(Some(problem)) if request.face != Face::Quiet => {
+            eprintln!("warning: the original ids are not kept with the run: {problem}");
+        }
+        Ok(_) => {}
+        Err(error) => {
+            if !request.resume {
+                directory.discard_unused();
+            }
+            return Err(error.into());
+        }
     }
     let options = FitOptions {
         initial: config.init.as_deref(),
