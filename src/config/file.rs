@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 /// What one or more settings files say.
 ///
-/// Keys are those of [`TrainConfig`] and [`RunSettings`] in snake or kebab case, in one flat table;
+/// Keys are those of [`TrainConfig`](super::TrainConfig) and [`RunSettings`] in snake or kebab case, in one flat table;
 /// `features` is a table of NAME = FILE, or of lists of files. Paths are taken as if they were given as flags: relative
 /// to the working directory.
 #[derive(Debug, Clone, Default, PartialEq)]
