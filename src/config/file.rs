@@ -10,9 +10,9 @@ use crate::{Error, Result};
 
 /// What one or more settings files say.
 ///
-/// Keys are those of [`TrainConfig`](super::TrainConfig) and [`RunSettings`] in snake or kebab case, in one flat table;
-/// `features` is a table of NAME = FILE, or of lists of files. Paths are taken as if they were given as flags: relative
-/// to the working directory.
+/// Keys are those of [`TrainConfig`](super::TrainConfig) and [`RunSettings`] in snake or kebab case, in
+/// one flat table; `features` is a table of NAME = FILE, or of lists of files. Paths are taken as if they
+/// were given as flags: relative to the working directory.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ConfigFile {
     /// What decides the model.
