@@ -98,9 +98,9 @@ impl RunDirectory {
         let lock = files::lock(path, "another process is training in this directory")?;
         let found = OWN.into_iter().find(|name| path.join(name).exists());
         if let (false, Some(found)) = (resume, found) {
+            let or = if found == STATE { String::new() } else { format!(", or its {found}") };
             let problem = format!(
-                "a run is already here, or its {found}; continue it with --resume {}, or give \
-                 another --out",
+                "a run is already here{or}; continue it with --resume {}, or give another --out",
                 path.display()
             );
             return Err(Error::run_file(path, problem));

@@ -347,7 +347,7 @@ fn a_directory_serves_one_run_at_a_time() {
 /// What a directory has under the names of a run's files is nobody's to replace, whoever wrote it.
 #[test]
 fn a_directory_with_files_of_a_runs_names_is_refused() {
-    for name in [run::CONFIG, run::MODEL, run::METRICS, run::SUMMARY, run::PROFILE, run::STATE] {
+    for name in [run::CONFIG, run::MODEL, run::METRICS, run::SUMMARY, run::PROFILE] {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join(name);
         std::fs::write(&file, "mine").unwrap();
