@@ -134,7 +134,7 @@ class Harness:
         self.limits = {}
 
     def attempt(self, target, order, filters, sanitize, environment, seconds):
-        environment = environment | {"BM3_EMULATOR_ORDER": str(order), "BM3_EMULATOR_FLAGS": "-O1 -w",
+        environment = environment | {"BM3_EMULATOR_ORDER": str(order), "BM3_EMULATOR_FLAGS": "-O1 -g0 -w",
                                      "BM3_GOLDEN_DIR": "tests/golden"}
         command = [HERE / "sanitize.sh", target, "--"] if sanitize else [self.programs[target]]
         return run([*command, *filters], environment, seconds)
