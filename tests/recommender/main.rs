@@ -1,22 +1,19 @@
 //! Serving: lists are those of the definition, whatever way they are asked for, on the CPU and through
 //! the CUDA kernels; and training from a program leaves what the program `bm3-engine` leaves.
 
+#[path = "../common/mod.rs"]
 mod common;
+#[path = "../emulator/mod.rs"]
 mod emulator;
 
-use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+mod cold;
+mod models;
 
 use bm3_engine::backend::TopK;
 use bm3_engine::config::{Propagation, TrainConfig};
 use bm3_engine::cpu::Cpu;
-use bm3_engine::data::{DataError, Dataset, DatasetOptions, FeatureMatrix, IdMaps, Modality};
+use bm3_engine::data::{Dataset, FeatureMatrix, Modality};
 use bm3_engine::device::Device;
-use bm3_engine::export::{ExportForm, export};
-use bm3_engine::records::Observer;
-use bm3_engine::run::StopReason;
 use bm3_engine::{Model, Query, Recommender, ScoredItem, Trainer};
 use common::groups;
 use proptest::prelude::*;
@@ -287,168 +284,6 @@ fn rows_of(modalities: &[Modality], items: &[u32]) -> Vec<Modality> {
 }
 
 #[test]
-fn cold_items_are_found_by_their_features() {
-    let cold = [12, 17, 22, 31];
-    let dataset = without_items(&cold);
-    for freeze_features in [false, true] {
-        let config = TrainConfig { freeze_features, epochs: 30, ..config() };
-        let model = trained(&dataset, config);
-        for mut recommender in recommenders(&model) {
-            assert_eq!(recommender.cold_items(), cold);
-            let before = recommender.item_rows().to_vec();
-            if freeze_features {
-                let error = recommender.score_cold_items(&[]).unwrap_err().to_string();
-                assert!(error.contains("modality image: no features found"), "{error}");
-                let others = rows_of(&dataset.modalities, &(0..40).rev().collect::<Vec<_>>());
-                let error = recommender.score_cold_items(&others).unwrap_err().to_string();
-                assert!(error.contains("not the features that the model was trained"), "{error}");
-            }
-            // Until then a cold item says nothing about who has it, unless she has nothing else.
-            let of = |recommender: &Recommender, items: &[u32]| {
-                list(&recommender.search(&[Query::items(items).with_seen()], 40).unwrap(), 0)
-            };
-            assert_eq!(of(&recommender, &[5, 17]), of(&recommender, &[5]));
-            assert_ne!(of(&recommender, &[17]), of(&recommender, &[5]));
-            assert_eq!(recommender.score_cold_items(&dataset.modalities).unwrap(), 4);
-            assert_ne!(of(&recommender, &[5, 17]), of(&recommender, &[5]));
-            for item in 0..40u32 {
-                let range = item as usize * 16..(item as usize + 1) * 16;
-                let unchanged = before[range.clone()] == recommender.item_rows()[range];
-                assert_eq!(unchanged, !cold.contains(&item));
-            }
-            // A user prefers the cold item of her group.
-            let first = |user| recommender.rank(Query::user(user), &cold, 1).unwrap()[0].item;
-            let of_group = (0..60).filter(|&user| first(user) % 4 == user % 4).count();
-            // By chance a quarter of them would, 15 ± 3.
-            assert!(of_group >= 28, "{of_group}");
-
-            // Added by its features, an item has the row that it would have as one of the model's.
-            let again = rows_of(&dataset.modalities, &[17, 31]);
-            assert_eq!(recommender.add_items(&again).unwrap(), 40..42);
-            assert_eq!(recommender.items(), 42);
-            assert_eq!(recommender.cold_items(), [12, 17, 22, 31, 40, 41]);
-            let row = |item: usize| &recommender.item_rows()[item * 16..][..16];
-            assert_eq!((row(40), row(41)), (row(17), row(31)));
-            let found = recommender.top_k(5, 42).unwrap();
-            let place = |item| found.iter().position(|found| found.item == item).unwrap();
-            // Equal scores: the lower number is first.
-            assert_eq!(place(40), place(17) + 1);
-            assert_eq!(recommender.similar_items(40, 1).unwrap()[0].item, 17);
-            let new_user = recommender.search(&[Query::items(&[40])], 3).unwrap();
-            assert_eq!(new_user.items[0] % 4, 17 % 4);
-        }
-    }
-}
-
-/// Items that are added change nothing about what those of the model say of who has them.
-#[test]
-fn added_items_leave_the_models_own_cold_ones_as_they_are() {
-    let dataset = without_items(&[12, 17]);
-    for mut recommender in recommenders(&trained(&dataset, config())) {
-        let histories: [&[u32]; 4] = [&[5, 17], &[17, 3, 12, 8], &[12, 17], &[5]];
-        let old: Vec<u32> = (0..40).collect();
-        let ask = |recommender: &Recommender| {
-            let rank = |history: &&[u32]| {
-                recommender.rank(Query::items(history).with_seen(), &old, 40).unwrap()
-            };
-            histories.iter().map(rank).collect::<Vec<_>>()
-        };
-        let before = ask(&recommender);
-        assert_eq!(
-            recommender.add_items(&rows_of(&dataset.modalities, &[17, 31])).unwrap(),
-            40..42
-        );
-        assert_eq!(ask(&recommender), before);
-        // The added ones have rows by their features: they say something, beside such as do not.
-        let lists = |items: &[u32]| recommender.search(&[Query::items(items)], 9).unwrap();
-        let own_left_out = Query::items(&[40]).excluding(&[17]);
-        assert!(lists(&[40, 17]) == recommender.search(&[own_left_out], 9).unwrap());
-        assert!(lists(&[40, 5]) != lists(&[5]));
-        recommender.score_cold_items(&[]).unwrap();
-        assert_ne!(ask(&recommender)[0], before[0]);
-    }
-}
-
-/// On a real data set: a tenth of the items without any interaction, found again by their features.
-#[test]
-fn cold_items_of_a_real_data_set_are_found() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/lfm2k");
-    if !folder.is_dir() {
-        println!("skipped: {} is not there", folder.display());
-        return;
-    }
-    let whole = Dataset::open(&folder, &DatasetOptions::default()).unwrap();
-    let hidden = |item: u32| item % 10 == 3;
-    let pairs = || whole.train.users.iter().copied().zip(whole.train.items.iter().copied());
-    let (users, items): (Vec<u32>, Vec<u32>) = pairs().filter(|&(_, item)| !hidden(item)).unzip();
-    let mut builder = Dataset::builder("cold").train(&users, &items);
-    for modality in &whole.modalities {
-        builder = builder.modality(&modality.name, modality.features.clone());
-    }
-    let dataset = builder.at_least(whole.users, whole.items).build().unwrap();
-    let model = trained(&dataset, TrainConfig { epochs: 30, ..TrainConfig::default() });
-    let mut recommender = Recommender::new(model).unwrap();
-    recommender.score_cold_items(&[]).unwrap();
-    let candidates: Vec<u32> = (0..whole.items as u32).filter(|&item| hidden(item)).collect();
-    let (mut recall, mut by_chance, mut count) = (0.0, 0.0, 0.0);
-    for user in 0..whole.users as u32 {
-        let wanted: Vec<u32> = pairs()
-            .filter(|&(other, item)| other == user && hidden(item))
-            .map(|(_, item)| item)
-            .collect();
-        if wanted.is_empty() {
-            continue;
-        }
-        let list = recommender.rank(Query::user(user), &candidates, 20).unwrap();
-        let hits = list.iter().filter(|found| wanted.contains(&found.item)).count();
-        recall += hits as f64 / wanted.len() as f64;
-        by_chance += 20.0 / candidates.len() as f64;
-        count += 1.0;
-    }
-    // Nobody knows how popular they would be: by popularity is by chance.
-    let (recall, by_chance) = (recall / count, by_chance / count);
-    println!("Recall@20 of hidden items: {recall:.3}, by chance {by_chance:.3}");
-    assert!(recall > 2.5 * by_chance, "{recall} {by_chance}");
-}
-
-#[test]
-fn items_that_cannot_be_added_are_refused() {
-    let dataset = groups();
-    let mut recommender = Recommender::new(trained(&dataset, config())).unwrap();
-    let good = rows_of(&dataset.modalities, &[1, 2]);
-    let mut refused = |features: &[Modality], problem: &str| {
-        let error = recommender.add_items(features).unwrap_err();
-        assert!(error.is_input() && error.to_string().contains(problem), "{error}");
-        assert_eq!(recommender.items(), 40);
-    };
-    let table = |name: &str, rows: usize, columns: usize, value: f32| Modality {
-        name: name.to_owned(),
-        features: FeatureMatrix::from_f32(rows, columns, vec![value; rows * columns])
-            .unwrap()
-            .into(),
-    };
-    refused(&good[..1], "modality text: no features found");
-    refused(&[good[0].clone(), table("text", 1, 10, 0.0)], "tables of 2 and 1 rows");
-    refused(&[good[0].clone(), table("text", 2, 11, 0.0)], "11 columns found, 10 expected");
-    refused(&[good[0].clone(), good[1].clone(), table("smell", 2, 1, 0.0)], "modality smell");
-    refused(&[good[0].clone(), table("text", 2, 10, f32::INFINITY)], "inf");
-    let frozen = TrainConfig { freeze_features: true, ..config() };
-    let mut recommender = Recommender::new(trained(&dataset, frozen)).unwrap();
-    let error = recommender.add_items(&good).unwrap_err().to_string();
-    assert!(error.contains("give them to score_cold_items first"), "{error}");
-    let maps = IdMaps { users: vec![String::new(); 60], items: vec![String::new(); 39] };
-    let folder = tempfile::tempdir().unwrap();
-    let error = export(&recommender, ExportForm::Csv, folder.path(), Some(&maps), false);
-    let error = error.unwrap_err().to_string();
-    assert!(error.contains("ids: 39 names of items found, 40 expected"), "{error}");
-    assert_eq!(folder.path().read_dir().unwrap().count(), 0);
-    let plain = Dataset::builder("plain").train(&[0, 1], &[1, 0]).build().unwrap();
-    let mut recommender = Recommender::new(trained(&plain, config())).unwrap();
-    let error = recommender.add_items(&[]).unwrap_err().to_string();
-    assert!(error.contains("none found in the model"), "{error}");
-}
-
-#[test]
 fn requests_out_of_range_are_refused() {
     let dataset = groups();
     let model = trained(&dataset, TrainConfig { epochs: 1, ..config() });
@@ -543,148 +378,6 @@ fn many_queries_are_answered_in_parts() {
 }
 
 #[test]
-fn models_come_back_from_their_files_to_the_bit() {
-    let directory = tempfile::tempdir().unwrap();
-    let dataset = groups();
-    for freeze_features in [false, true] {
-        let config = TrainConfig { freeze_features, self_loops: true, ..config() };
-        let model = trained(&dataset, config.clone());
-        let path = directory.path().join("m.safetensors");
-        model.save(&path).unwrap();
-        let back = Model::load(&path).unwrap();
-        assert_eq!(back.record(), model.record());
-        assert_eq!(back.graph(), model.graph());
-        for name in ["user_embedding", "item_embedding", "predictor.weight", "modality.text.bias"] {
-            assert!(back.parameter(name).is_some());
-            assert_eq!(back.parameter(name), model.parameter(name));
-        }
-        assert_eq!(back.parameter("smell"), None);
-        for modality in 0..2 {
-            assert_eq!(back.features(modality).unwrap(), model.features(modality).unwrap());
-            assert_eq!(back.features(modality).unwrap().is_none(), freeze_features);
-        }
-        let again = directory.path().join("again.safetensors");
-        back.save(&again).unwrap();
-        assert!(std::fs::read(&path).unwrap() == std::fs::read(&again).unwrap());
-
-        // Trained in memory, or kept in a directory: one model.
-        let run = directory.path().join(format!("run-{freeze_features}"));
-        let kept = Trainer::new(config).directory(&run).fit(&dataset).unwrap();
-        let in_run = std::fs::read(run.join("model.safetensors")).unwrap();
-        assert!(std::fs::read(&path).unwrap() == in_run);
-        assert_eq!(kept.model.unwrap().record(), model.record());
-    }
-}
-
-#[test]
-fn training_can_be_stopped_from_the_callback_and_resumed() {
-    let directory = tempfile::tempdir().unwrap();
-    let dataset = groups();
-    let whole = Trainer::new(config()).threads(2).fit(&dataset).unwrap();
-    assert_eq!((whole.records.len(), whole.summary.epochs), (8, 8));
-    let run = directory.path().join("run");
-    let mut epochs = Vec::new();
-    let part = Trainer::new(config()).directory(&run).fit_with(&dataset, |record| {
-        epochs.push(record.epoch);
-        if record.epoch == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    let part = part.unwrap();
-    assert_eq!(epochs, [1, 2, 3]);
-    assert_eq!(part.summary.stopped_by, StopReason::Interrupted);
-    assert!(part.model.is_some());
-    let error = Trainer::new(config()).directory(&run).fit(&dataset).unwrap_err().to_string();
-    assert!(error.contains("a run is already here"), "{error}");
-    let rest = Trainer::new(config()).resume(&run).fit(&dataset).unwrap();
-    assert_eq!(rest.records.len(), 8);
-    let (rest, whole) = (rest.model.unwrap(), whole.model.unwrap());
-    assert_eq!(rest.parameter("user_embedding"), whole.parameter("user_embedding"));
-
-    // An observer is told of every step, and stops by the flag.
-    struct Steps(Vec<(u64, u64, u64)>, Arc<AtomicBool>);
-    impl Observer for &mut Steps {
-        fn step(&mut self, epoch: u64, step: u64, steps: u64) {
-            self.0.push((epoch, step, steps));
-            self.1.store((epoch, step) == (2, 3), Ordering::Relaxed);
-        }
-    }
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut steps = Steps(Vec::new(), stop.clone());
-    let part = Trainer::new(config()).stop_when(stop).fit_observed(&dataset, &mut steps).unwrap();
-    let count = part.summary.steps;
-    assert_eq!((part.records.len(), steps.0.last().map(|last| last.0)), (1, Some(2)));
-    assert_eq!(count, steps.0.len() as u64);
-
-    // The settings kept are those of the run, and go on with it; another's are not replaced.
-    let kept = || std::fs::read_to_string(run.join("config.toml")).unwrap();
-    assert!(kept().contains("epochs = 8\n"));
-    let longer = TrainConfig { epochs: 9, ..config() };
-    Trainer::new(longer.clone()).resume(&run).fit(&dataset).unwrap();
-    assert!(kept().contains("epochs = 9\n"));
-    let other = TrainConfig { layers: 1, ..longer };
-    let error = Trainer::new(other.clone()).resume(&run).fit(&dataset).unwrap_err().to_string();
-    assert!(error.contains("its setting layers is 2; expected 1"), "{error}");
-    assert!(kept().contains("layers = 2\n") && kept().contains("epochs = 9\n"));
-    let left = directory.path().join("left");
-    std::fs::create_dir(&left).unwrap();
-    let data = left.join("data");
-    std::fs::write(left.join("config.toml"), format!("layers = 2\ndata = {data:?}\n")).unwrap();
-    let settings = std::fs::read(left.join("config.toml")).unwrap();
-    let error = Trainer::new(other.clone()).directory(&left).fit(&dataset).unwrap_err();
-    assert!(error.to_string().contains("a run is already here, or its config.toml"), "{error}");
-    assert_eq!(std::fs::read(left.join("config.toml")).unwrap(), settings);
-    // One that is to go on where there is nothing begins.
-    let new = Trainer::new(other).resume(directory.path().join("new")).fit(&dataset).unwrap();
-    assert_eq!(new.summary.epochs, 9);
-
-    // A flag that is up before anything was done.
-    let stop = Arc::new(AtomicBool::new(true));
-    let none = Trainer::new(config()).stop_when(stop.clone()).fit(&dataset).unwrap();
-    assert!(none.model.is_none() && none.records.is_empty());
-    assert!(stop.load(Ordering::Relaxed));
-    assert!(Trainer::new(config()).threads(0).fit(&dataset).unwrap_err().is_input());
-}
-
-/// A model goes on with its file when that is replaced, and refuses one that is changed in place.
-#[test]
-fn a_model_whose_file_is_changed_in_place_says_so() {
-    let dataset = without_items(&[12]);
-    let folder = tempfile::tempdir().unwrap();
-    let [path, copy] = ["model.safetensors", "copy.safetensors"].map(|n| folder.path().join(n));
-    let model = trained(&dataset, TrainConfig { epochs: 1, ..config() });
-    model.save(&path).unwrap();
-    let loaded = Arc::new(Model::load(&path).unwrap());
-    let mut recommender = Recommender::new(loaded.clone()).unwrap();
-    // Replaced, also by itself: the file it has is as it was.
-    trained(&dataset, TrainConfig { epochs: 2, ..config() }).save(&path).unwrap();
-    assert_eq!(loaded.features(0).unwrap(), model.features(0).unwrap());
-    let loaded = {
-        loaded.save(&path).unwrap();
-        Arc::new(Model::load(&path).unwrap())
-    };
-    recommender.score_cold_items(&[]).unwrap();
-    let mut recommender = Recommender::new(loaded.clone()).unwrap();
-
-    let bytes = std::fs::read(&path).unwrap();
-    let newer = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
-    for length in [0, bytes.len() / 2, bytes.len()] {
-        let file = std::fs::File::options().write(true).open(&path).unwrap();
-        file.set_len(length as u64).unwrap();
-        // A clock may not tell two writes in a row apart.
-        file.set_modified(newer).unwrap();
-        let changed = |error: bm3_engine::Error| {
-            let is_changed = matches!(&error, bm3_engine::Error::Data(DataError::Changed { .. }));
-            assert!(is_changed && error.to_string().contains("model.safetensors: was changed"));
-        };
-        changed(loaded.features(0).unwrap_err());
-        changed(loaded.save(&copy).unwrap_err());
-        changed(recommender.score_cold_items(&[]).unwrap_err());
-        assert!(!copy.exists());
-    }
-    // What is in memory answers on.
-    assert_eq!(recommender.top_k(0, 3).unwrap().len(), 3);
-}
-
-#[test]
 fn what_serves_can_be_shared_by_threads() {
     fn shared<T: Send + Sync>() {}
     shared::<Dataset>();
@@ -714,34 +407,4 @@ proptest! {
             prop_assert_eq!(list(&found, 0), expected);
         }
     }
-}
-
-/// A file whose interactions cannot be is refused, before anything is made of them.
-#[test]
-fn interactions_of_a_file_are_looked_at() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("m.safetensors");
-    trained(&groups(), TrainConfig { epochs: 1, ..config() }).save(&path).unwrap();
-    let whole = std::fs::read(&path).unwrap();
-    let tensors = safetensors::SafeTensors::deserialize(&whole).unwrap();
-    let place = |name: &str| {
-        let data = tensors.tensor(name).unwrap().data();
-        data.as_ptr() as usize - whole.as_ptr() as usize
-    };
-    let refused = |place: usize, value: u32, problem: &str| {
-        let mut changed = whole.clone();
-        changed[place..place + 4].copy_from_slice(&value.to_le_bytes());
-        std::fs::write(&path, &changed).unwrap();
-        let error = Model::load(&path).unwrap_err();
-        assert!(error.is_input() && error.to_string().contains(problem), "{error}");
-    };
-    let (offsets, items) = (place("interactions.offsets"), place("interactions.items"));
-    refused(offsets, 1, "`interactions.offsets` does not ascend from 0");
-    refused(offsets + 4, u32::MAX, "`interactions.offsets` does not ascend from 0");
-    refused(offsets + 4 * 60, 7, "expected [7]");
-    refused(items, u32::MAX, "the items of user 0 are not distinct ones below 40");
-    let twice = u32::from_le_bytes(whole[items + 4..items + 8].try_into().unwrap());
-    refused(items, twice, "the items of user 0 are not distinct");
-    let count = tensors.tensor("interactions.items").unwrap().shape()[0];
-    refused(items + 4 * (count - 1), 40, "are not distinct ones below 40 that ascend");
 }
