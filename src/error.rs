@@ -216,7 +216,7 @@ pub(crate) fn is_missing(error: &std::io::Error) -> bool {
 /// Whether nothing may be put where the user wants it.
 fn is_refused(action: &str, error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{AlreadyExists, PermissionDenied};
-    matches!(action, "create" | "write" | "write to" | "rename into" | "replace")
+    matches!(action, "create" | "write" | "write to" | "rename into")
         && matches!(error.kind(), AlreadyExists | PermissionDenied)
 }
 

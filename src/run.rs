@@ -86,8 +86,7 @@ impl RunDirectory {
     /// it, when `resume` is false and a run is already there, or a file that would be taken for a
     /// run's, and when it is true and there is none.
     pub fn open(path: &Path, resume: bool) -> Result<Self> {
-        // A run that was ended before its first checkpoint has left its settings alone.
-        if resume && !path.join(STATE).is_file() && !path.join(CONFIG).is_file() {
+        if resume && !Self::has_begun(path) {
             let problem = format!(
                 "there is neither {STATE} nor {CONFIG} here to resume from; give the directory of \
                  a run, or start again without --resume"
@@ -142,6 +141,12 @@ impl RunDirectory {
             Ok(None) | Err(_) => maps.write(&self.path)?,
         }
         Ok(None)
+    }
+
+    /// Whether a directory has a run that can be resumed: one that was ended before its first checkpoint
+    /// has left its settings alone.
+    pub fn has_begun(path: &Path) -> bool {
+        [STATE, CONFIG].iter().any(|name| path.join(name).is_file())
     }
 
     /// Whether a checkpoint is here.

@@ -13,7 +13,7 @@ use crate::config::{
 use crate::data::Dataset;
 use crate::device::Device;
 use crate::records::{EpochRecord, Observer, RunStart};
-use crate::run::{CONFIG, RunDirectory, STATE};
+use crate::run::{CONFIG, RunDirectory};
 use crate::train::{FitOptions, Trained, check_saved, fit_model};
 use crate::{Error, Result, files, with_backend};
 
@@ -206,8 +206,7 @@ impl Trainer {
     /// The directory, with these settings in it, and whether it has a run to go on with.
     fn open_directory(&self, dataset: &Dataset) -> Result<Option<(RunDirectory, bool)>> {
         let Some(path) = &self.directory else { return Ok(None) };
-        let begun = |name: &str| path.join(name).is_file();
-        let goes_on = self.resume && (begun(STATE) || begun(CONFIG));
+        let goes_on = self.resume && RunDirectory::has_begun(path);
         let directory = RunDirectory::open(path, goes_on)?;
         let settings = directory.file(CONFIG);
         let mut run = RunSettings::default();

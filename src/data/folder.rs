@@ -1,11 +1,10 @@
 //! The files of a data folder: which ones are read, and which ones a new data set replaces.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::{DataError, DatasetOptions, FeatureFile, IdMaps};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 const INTERACTIONS: &str = "inter";
 const FEATURES: &str = "_feat.npy";
@@ -142,7 +141,7 @@ impl Earlier {
         let others = others.into_iter().filter(|path| !written.contains(&&**path)).collect();
         let earlier = Self { interactions, others };
         if !overwrite {
-            crate::files::refuse_existing(written)?;
+            files::refuse_existing(written)?;
         }
         let left: Vec<&Path> = earlier.files().filter(|path| !written.contains(path)).collect();
         let same = |path: &&&Path| {
@@ -176,12 +175,7 @@ impl Earlier {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn remove(&self) -> Result<()> {
-        self.files().try_for_each(|path| match fs::remove_file(path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::io(path, "remove", error))
-            }
-            _ => Ok(()),
-        })
+        self.files().try_for_each(files::remove)
     }
 }
 

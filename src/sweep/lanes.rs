@@ -13,7 +13,7 @@ use super::results::{Outcome, Results};
 use crate::backend::Backend;
 use crate::data::Dataset;
 use crate::records::{EpochRecord, Observer, RunStart};
-use crate::run::{CONFIG, RunDirectory, STATE, StopReason, Summary};
+use crate::run::{CONFIG, RunDirectory, StopReason, Summary};
 use crate::train::{FitOptions, fit};
 use crate::{Error, Result};
 
@@ -196,8 +196,7 @@ impl Sweep<'_> {
     ) -> Result<Summary> {
         let path = self.directory.file(&run.name);
         let (config, dataset) = (&run.config, (self.dataset)(run));
-        let begun = [STATE, CONFIG].iter().any(|name| path.join(name).is_file());
-        let directory = RunDirectory::open(&path, begun)?;
+        let directory = RunDirectory::open(&path, RunDirectory::has_begun(&path))?;
         let resume = directory.has_state();
         config.write(&directory.file(CONFIG))?;
         if let Some(problem) = directory.keep_ids(&config.data)? {
