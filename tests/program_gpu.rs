@@ -33,7 +33,7 @@ impl Setting {
     fn new() -> Option<Self> {
         let driver = match emulator::on_gpu() {
             true => None,
-            false => Some(emulator::library()?.parent().expect("a folder").to_owned()),
+            false => Some(emulator::library::build()?.parent().expect("a folder").to_owned()),
         };
         let setting = Self { folder: tempfile::tempdir().unwrap(), driver };
         let data = setting.path("tiny");

@@ -387,7 +387,7 @@ fn the_program_sweeps_on_a_gpu() {
     let _alone = emulator::alone();
     let driver = match emulator::on_gpu() {
         true => None,
-        false => match emulator::library() {
+        false => match emulator::library::build() {
             None => return,
             Some(library) => Some(library.parent().expect("a folder").to_owned()),
         },

@@ -22,5 +22,5 @@ for program in $programs; do
   echo "== $(basename "$program")"
   "$program"
 done
-cp "$folder"/emulator-*/*kernels.gcno "$folder/counters"
-python3 tests/emulator/coverage.py kernels "$folder"/counters/*kernels.gcda
+cp "$folder"/emulator-*/*.gcno "$folder/counters"
+python3 tests/emulator/coverage.py kernels "$folder"/counters/*.gcda

@@ -56,11 +56,26 @@ enum class Meeting : uint32_t {
 // those of a, b and d.
 const unsigned WORDS = 10;
 
-// What is asked of the emulator by the thread that runs.
-const uint3& thread_index();
-const uint3& block_index();
-const dim3& block_size();
-const dim3& grid_size();
+// Where a thread lies in its block, and a block in its grid.
+struct ThreadPlace {
+    uint3 index;
+    unsigned number;
+};
+struct BlockPlace {
+    uint3 index;
+    dim3 size, grid;
+};
+
+// Those of the thread that runs on this host thread. Kernels ask for them at every step: plain
+// pointers, which need neither a call nor a look whether they have begun to be.
+extern __thread const ThreadPlace* this_thread;
+extern __thread const BlockPlace* this_block;
+
+inline const uint3& thread_index() { return this_thread->index; }
+inline const uint3& block_index() { return this_block->index; }
+inline const dim3& block_size() { return this_block->size; }
+inline const dim3& grid_size() { return this_block->grid; }
+inline unsigned lane() { return this_thread->number % 32; }
 
 // Waits for all live threads of the block.
 void meet_block();
@@ -68,7 +83,6 @@ void meet_block();
 // brought to the last one they came to.
 typedef uint32_t Brought[WORDS];
 const Brought* meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, unsigned count);
-unsigned lane();
 
 // Copies to shared memory that a thread begins, makes groups of, and waits for: nothing is copied
 // before the wait, and what lies at `to` is poisoned at once. So whoever reads a copy too early, or

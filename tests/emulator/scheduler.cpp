@@ -30,8 +30,7 @@ struct Copy {
 
 struct Thread {
     Fiber fiber;
-    uint3 index;
-    unsigned number;
+    ThreadPlace place;
     Meeting waits_for = Meeting::None;
     unsigned mask = 0;
     unsigned count = 0;
@@ -59,7 +58,7 @@ struct SharedObject {
 // What one host thread runs blocks with.
 struct Machine {
     Launch launch;
-    uint3 block_index;
+    BlockPlace block;
     // The first `count` are the block's; the others wait for a larger block.
     std::vector<Thread> threads;
     unsigned count = 0;
@@ -96,7 +95,7 @@ void wait() { switch_fiber(current->running->fiber, current->scheduler, false); 
 void thread_main() {
     current->launch.kernel->entry(current->launch.arguments);
     if (!current->running->copies.empty()) {
-        fail("thread %u ends, and has not waited for its copies", current->running->number);
+        fail("thread %u ends, and has not waited for its copies", current->running->place.number);
     }
     current->running->done = true;
     switch_fiber(current->running->fiber, current->scheduler, true);
@@ -301,6 +300,7 @@ bool run_warp(unsigned warp) {
             Thread& thread = lanes[turn_of(position, present)];
             if (!thread.done && thread.waits_for == Meeting::None) {
                 current->running = &thread;
+                this_thread = &thread.place;
                 switch_fiber(current->scheduler, thread.fiber, false);
                 if (!current->failure.empty()) {
                     return true;
@@ -321,10 +321,10 @@ void run_block() {
     current->exchanges.assign((count + LANES - 1) / LANES, Exchange());
     for (unsigned number = 0; number < count; ++number) {
         Thread& thread = current->threads[number];
-        thread.number = number;
-        thread.index = uint3{number % current->launch.block.x,
-                             number / current->launch.block.x % current->launch.block.y,
-                             number / current->launch.block.x / current->launch.block.y};
+        uint3 index{number % current->launch.block.x,
+                    number / current->launch.block.x % current->launch.block.y,
+                    number / current->launch.block.x / current->launch.block.y};
+        thread.place = ThreadPlace{index, number};
         thread.waits_for = Meeting::None;
         thread.copies.clear();
         thread.group = 0;
@@ -348,7 +348,7 @@ void run_block() {
             std::string text = "no thread can go on:";
             for (Thread& thread : block_threads()) {
                 if (!thread.done && text.size() < 400) {
-                    text += " thread " + std::to_string(thread.number) + " waits for "
+                    text += " thread " + std::to_string(thread.place.number) + " waits for "
                             + name_of(thread.waits_for) + ";";
                 }
             }
@@ -360,11 +360,8 @@ void run_block() {
 
 }  // namespace
 
-const uint3& thread_index() { return current->running->index; }
-const uint3& block_index() { return current->block_index; }
-const dim3& block_size() { return current->launch.block; }
-const dim3& grid_size() { return current->launch.grid; }
-unsigned lane() { return current->running->number % LANES; }
+__thread const ThreadPlace* this_thread = nullptr;
+__thread const BlockPlace* this_block = nullptr;
 
 void fail(const char* format, ...) {
     char text[400];
@@ -392,11 +389,11 @@ const Brought* meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, 
     thread.waits_for = meeting;
     thread.mask = mask;
     thread.count = count;
-    Exchange& exchange = current->exchanges[thread.number / LANES];
+    Exchange& exchange = current->exchanges[thread.place.number / LANES];
     if (mask == EVERYONE) {
         Brought* brought = exchange.whole[exchange.turn];
         if (count > 0) {
-            memcpy(brought[thread.number % LANES], words, 4 * count);
+            memcpy(brought[thread.place.number % LANES], words, 4 * count);
         }
         wait();
         return brought;
@@ -479,6 +476,7 @@ std::string run(const Launch& launch) {
     auto work = [&]() {
         if (current == nullptr) {
             current = new Machine();
+            this_block = &current->block;
         }
         current->launch = launch;
         current->failure.clear();
@@ -487,9 +485,10 @@ std::string run(const Launch& launch) {
         }
         for (size_t number = next++; number < blocks; number = next++) {
             size_t block = launch.order % 2 == 1 ? blocks - 1 - number : number;
-            current->block_index = uint3{static_cast<unsigned>(block % launch.grid.x),
-                                        static_cast<unsigned>(block / launch.grid.x % launch.grid.y),
-                                        static_cast<unsigned>(block / launch.grid.x / launch.grid.y)};
+            uint3 index{static_cast<unsigned>(block % launch.grid.x),
+                        static_cast<unsigned>(block / launch.grid.x % launch.grid.y),
+                        static_cast<unsigned>(block / launch.grid.x / launch.grid.y)};
+            current->block = BlockPlace{index, launch.block, launch.grid};
             run_block();
             if (!current->failure.empty()) {
                 std::lock_guard<std::mutex> lock(mutex);
