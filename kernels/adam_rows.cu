@@ -32,7 +32,7 @@ static __device__ __forceinline__ u32 part_of(u32 row, u32 columns, u32 column) 
 }
 
 // Four elements' steps without a gradient, if all numbers are plain from the first to the last; else
-// nothing.
+// nothing. Moments only shrink: those that are not large enough before the steps are not after them.
 static __device__ __forceinline__ bool replay_plain(const AdamStep* schedule, u32 step, u32 end,
                                                     float (&value)[4], float (&first)[4],
                                                     float (&second)[4]) {
@@ -40,10 +40,13 @@ static __device__ __forceinline__ bool replay_plain(const AdamStep* schedule, u3
     float value_then[4], first_then[4], second_then[4];
 #pragma unroll
     for (u32 n = 0; n < 4; ++n) {
-        plain = plain && adam_is_small(first[n], second[n]);
+        plain = plain && adam_is_small(first[n], second[n]) && adam_is_large(first[n], second[n]);
         value_then[n] = value[n];
         first_then[n] = first[n];
         second_then[n] = second[n];
+    }
+    if (!plain) {
+        return false;
     }
 #pragma unroll 1
     for (; step < end; ++step) {

@@ -135,24 +135,26 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
         }
     }
 
-    // Groups of a warp ask together. What they wrote is there for all before they say so.
+    // Groups of a warp ask together.
     if (__ballot_sync(ALL_LANES, is_part) == 0) {
         return;
     }
     LongRow row = long_rows[is_part ? segment.long_row : 0];
-    __threadfence();
+    // What all lanes wrote is there for the first one, and with its fence for the device, before it
+    // says so; what others wrote before they said so is there for it, and then for all lanes. A
+    // shuffle orders no memory.
     __syncwarp();
     u32 before = 0;
     if (is_part && group.lane == 0) {
+        __threadfence();
         before = atomicAdd(arrived + segment.long_row, 1u);
+        __threadfence();
     }
     before = group.from(before, 0);
-    // A shuffle orders no memory: the first lane's count goes before all lanes' reads.
     __syncwarp();
     if (!is_part || before + 1 != row.segments) {
         return;
     }
-    __threadfence();
     if (group.lane == 0) {
         arrived[segment.long_row] = 0;
     }

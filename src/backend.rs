@@ -288,6 +288,13 @@ pub trait Backend: Clone {
         step: &mut dyn FnMut(&Self::Batch) -> Result<()>,
         proceed: &mut dyn FnMut() -> bool,
     ) -> Result<u64>;
+    /// Has `work` see batch `number` of the epoch, before [`Backend::each_batch`] comes to it.
+    fn with_batch(
+        &self,
+        batches: &mut Self::Batches,
+        number: u64,
+        work: &mut dyn FnMut(&Self::Batch) -> Result<()>,
+    ) -> Result<()>;
     /// Makes `constants` those of the steps after the first `steps`, which `schedule` has.
     fn set_schedule(
         &self,
@@ -520,7 +527,8 @@ pub trait Backend: Clone {
         features: &mut Self::Features,
     ) -> Result<()>;
 
-    /// Whether [`Backend::adam_rows_replay_ahead`] is worth asking for, with these features.
+    /// Whether a step is to ask for [`Backend::adam_rows_replay_ahead`], with these features, and not
+    /// for [`Backend::adam_rows_replay`], which only the first of several steps then needs.
     fn looks_ahead(&self, _features: &[Self::Features]) -> bool {
         false
     }

@@ -222,6 +222,15 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(numbers.end - numbers.start)
     }
 
+    fn with_batch(
+        &self,
+        batches: &mut CpuBatches,
+        number: u64,
+        work: &mut dyn FnMut(&CpuBatch) -> Result<()>,
+    ) -> Result<()> {
+        work(&batches.batch(number))
+    }
+
     fn set_schedule(
         &self,
         schedule: &mut Vec<AdamStep>,

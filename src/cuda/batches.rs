@@ -391,6 +391,18 @@ impl CudaBatches {
         )
     }
 
+    /// See [`crate::backend::Backend::with_batch`].
+    pub(super) fn with(
+        &mut self,
+        device: &Arc<Device>,
+        number: u64,
+        work: &mut dyn FnMut(&CudaBatch) -> Result<()>,
+    ) -> Result<()> {
+        self.seek(number)?;
+        self.advance(device)?;
+        work(&self.batch)
+    }
+
     /// See [`crate::backend::Backend::each_batch`].
     ///
     /// The first batch's launches are made one by one, and may allocate; those of batches after it

@@ -260,6 +260,15 @@ impl Backend for Cuda {
         batches.each(&self.device, numbers, step, proceed, self.stream.as_deref())
     }
 
+    fn with_batch(
+        &self,
+        batches: &mut CudaBatches,
+        number: u64,
+        work: &mut dyn FnMut(&CudaBatch) -> Result<()>,
+    ) -> Result<()> {
+        batches.with(&self.device, number, work)
+    }
+
     fn set_schedule(
         &self,
         schedule: &mut CudaSchedule,
@@ -501,10 +510,12 @@ impl Backend for Cuda {
         let shape = (x.range.len() / width, width);
         let (da, target) = (address(&output_gradient), address_mut(&gradient));
         let over = Rows::of(batch);
-        dense::multiply_gradient(&self.device, over, da, address(&x), target, shape)?;
         let bias = gradient.buffer.address_of(gradient.range.start + width * width);
         // Rows that the batch does not fill have no gradient: theirs is 0.
-        dense::column_sums(&self.device, Address::NULL, da, shape.0, width, bias)
+        let sums = |side: &_| dense::column_sums(side, Address::NULL, da, shape.0, width, bias);
+        let products =
+            || dense::multiply_gradient(&self.device, over, da, address(&x), target, shape);
+        Device::beside(&self.device, sums, products)
     }
 
     fn project_backward(

@@ -21,11 +21,11 @@ const TIMED: Option<sys::CUevent_flags> = Some(sys::CUevent_flags::CU_EVENT_DEFA
 
 /// Numbers that are copied: as many as take a launch [`LONG_COPY`] seconds, on a large GPU 256 MB,
 /// more than its caches hold.
-const LEAST_NUMBERS: usize = 1 << 20;
+const LEAST_NUMBERS: usize = 1 << 17;
 const MOST_NUMBERS: usize = 1 << 26;
 const LONG_COPY: f64 = 1e-4;
 /// Rounds of the arithmetic ceilings: as many as take a launch [`LONG`] seconds.
-const LEAST_ROUNDS: u32 = 1 << 6;
+const LEAST_ROUNDS: u32 = 1 << 4;
 const MOST_ROUNDS: u32 = 1 << 14;
 const LONG: f64 = 2e-3;
 /// Blocks of the arithmetic ceilings for each multiprocessor, 256 threads each: it is full.

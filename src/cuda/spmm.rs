@@ -66,8 +66,8 @@ fn segment_length(neighbours: usize) -> usize {
 
 /// Cuts rows into segments; a row without neighbours has an empty one. Those longer than [`SEGMENT`]
 /// come first, with what is left of their rows: begun last, they would be what is waited for, and whoever
-/// comes last adds the row's segments. The others go by their length as well, so that the groups of a
-/// warp have as much to do.
+/// comes last adds the row's segments. All go by their length as well, so that the groups of a warp
+/// have as much to do.
 fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
     let (mut segments, mut long_rows, mut slots) = (Vec::new(), Vec::new(), 0);
     for (row, bounds) in offsets.windows(2).enumerate() {
@@ -88,8 +88,11 @@ fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
         }
     }
     segments.sort_by_key(|&Segment { row, length, slot, .. }| match slot {
-        NO_SLOT => (Reverse(length as usize), true),
-        _ => (Reverse(segment_length(offsets[row as usize + 1] - offsets[row as usize])), false),
+        NO_SLOT => (Reverse(length as usize), true, Reverse(length)),
+        _ => {
+            let most = segment_length(offsets[row as usize + 1] - offsets[row as usize]);
+            (Reverse(most), false, Reverse(length))
+        }
     });
     (segments, long_rows, slots)
 }

@@ -227,6 +227,7 @@ impl<B: Backend> DeviceModel<B> {
     pub fn step(&mut self, batch: Batch, dropout: &Dropout, learning_rate: f64) -> Result<()> {
         self.plan(&[adam_step(u64::from(self.steps) + 1, learning_rate)])?;
         let batch = self.backend.upload_batch(batch, self.steps + 1)?;
+        self.bring_up(&batch)?;
         self.step_on(&batch, dropout)?;
         self.steps += 1;
         Ok(())
@@ -245,8 +246,16 @@ impl<B: Backend> DeviceModel<B> {
         proceed: &mut dyn FnMut() -> bool,
     ) -> Result<u64> {
         let backend = self.backend.clone();
+        let looks_ahead = backend.looks_ahead(&self.features);
+        if looks_ahead && !numbers.is_empty() {
+            // Each step does so for the one after it.
+            backend.with_batch(batches, numbers.start, &mut |batch| self.bring_up(batch))?;
+        }
         let failed = Cell::new(false);
         let mut step = |batch: &B::Batch| {
+            if !looks_ahead {
+                self.bring_up(batch)?;
+            }
             self.step_on(batch, dropout)?;
             failed.set(backend.has_failed(&self.losses));
             Ok(())
@@ -263,7 +272,16 @@ impl<B: Backend> DeviceModel<B> {
         self.backend.set_schedule(&mut self.schedule, self.steps as usize, constants)
     }
 
-    /// Forward, loss, backward, Adam of the batch's step.
+    /// Has the batch's rows of trained features be those of the step before the batch's.
+    fn bring_up(&mut self, batch: &B::Batch) -> Result<()> {
+        for features in &mut self.features {
+            self.backend.adam_rows_replay(batch, &self.schedule, features)?;
+        }
+        Ok(())
+    }
+
+    /// Forward, loss, backward, Adam of the batch's step, for which its rows have been
+    /// [brought up](DeviceModel::bring_up).
     fn step_on(&mut self, batch: &B::Batch, dropout: &Dropout) -> Result<()> {
         let branches = Branches::of(&self.backend, self.layout.modalities.len())?;
         let outcome = self.step_with(&branches, batch, dropout);
@@ -320,8 +338,7 @@ impl<B: Backend> DeviceModel<B> {
         // (1) Z_m = E_m W_mᵀ + b_m, of the batch's items only, beside their rows of H.
         on_nodes.gather_rows(graph, batch, view(nodes, all.clone()), view_mut(x, 0..node_rows))?;
         for (index, modality) in layout.modalities.iter().enumerate() {
-            let (on_modality, features) = (&branches.modalities[index], &mut features[index]);
-            on_modality.adam_rows_replay(batch, schedule, features)?;
+            let (on_modality, features) = (&branches.modalities[index], &features[index]);
             let (weight, bias) = (parameter(&modality.weight), parameter(&modality.bias));
             let z = view_mut(x, modality_rows(index));
             on_modality.project(batch, features, weight, bias, z)?;

@@ -131,7 +131,8 @@ impl Compiler {
 
     fn object(&self, unit: &Unit) -> PathBuf {
         let header = self.sources.join("emulator.h");
-        let mut files = BTreeSet::new();
+        // In the order they are met, wherever they lie.
+        let mut files = Vec::new();
         for file in [&header, &unit.source] {
             self.add_included(file, &mut files);
         }
@@ -161,8 +162,9 @@ impl Compiler {
     }
 
     /// A source and what it includes of ours, with what that includes.
-    fn add_included(&self, source: &Path, files: &mut BTreeSet<PathBuf>) {
-        if files.insert(source.to_owned()) {
+    fn add_included(&self, source: &Path, files: &mut Vec<PathBuf>) {
+        if !files.iter().any(|file| file == source) {
+            files.push(source.to_owned());
             let text = fs::read_to_string(source).expect("a source");
             for line in text.lines() {
                 if let Some(name) = line.strip_prefix("#include \"") {

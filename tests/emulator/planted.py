@@ -158,7 +158,7 @@ class Harness:
         command = [HERE / "sanitize.sh", target, "--"] if sanitize else [self.programs[target]]
         return run([*command, *filters], environment, seconds)
 
-    def measure(self):
+    def measure(self, bugs):
         """Runs every target with the kernels as they are: what fails then says nothing of a bug.
 
         What is compiled here is not compiled again where a bug leaves it alone."""
@@ -171,6 +171,10 @@ class Harness:
                 seconds = time.monotonic() - begin
                 self.limits[target] = max(self.limits.get(target, 60), 10 * seconds)
             print(f"{target}: {seconds:.1f} s without a bug", flush=True)
+        if names := sorted({name for bug in bugs if bug.sanitize for name in bug.tests}):
+            for target in self.programs:
+                if caught := self.attempt(target, 0, names, True, {}, 600):
+                    sys.exit(f"{target} fails without a bug, under sanitizers: {caught}")
         self.programs = dict(sorted(self.programs.items(), key=lambda entry: self.limits[entry[0]]))
 
     def hunt(self, bug):
@@ -211,7 +215,7 @@ def main():
     if not bugs:
         sys.exit(f"no bug is described by {' '.join(arguments.words)}")
     harness = Harness(arguments.target or test_binaries.TARGETS)
-    harness.measure()
+    harness.measure(bugs)
     missed = 0
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         for bug, caught, verdict, seconds in pool.map(harness.hunt, bugs):

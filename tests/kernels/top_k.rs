@@ -58,7 +58,8 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
             (600, 3000, 4, 20),
             (9, 1067, 4, 300),
         ] {
-            for self_loops in [false, true] {
+            // Of the many users' case, one kind of graph is enough.
+            for self_loops in [false, true].into_iter().take(if users > 1000 { 1 } else { 2 }) {
                 let graph = graph(users as u64, users, items, 3 * users, self_loops);
                 let predicted = numbers(4, (users + items) * width);
                 // In an order of their own, one twice.
