@@ -22,6 +22,9 @@ use super::recording::{Asked, Notes};
 use crate::error::SAVES_DEVICE_MEMORY;
 use crate::{Error, Result};
 
+/// The branch of what is done [`Device::beside`] something; no [`Device::branch`] has its number.
+const ASIDE: usize = 0;
+
 /// A GPU that runs the kernels of `kernels/`.
 ///
 /// It has one stream: work is done in the order it was asked for, and a copy to the host waits for
@@ -149,6 +152,10 @@ impl Device {
     /// # Errors
     /// [`Error::DeviceOperation`] when the driver fails.
     pub(super) fn branch(this: &Arc<Self>, number: usize) -> Result<Arc<Self>> {
+        Self::numbered_branch(this, ASIDE + 1 + number)
+    }
+
+    fn numbered_branch(this: &Arc<Self>, number: usize) -> Result<Arc<Self>> {
         if this.times_launches() {
             return Ok(this.clone());
         }
@@ -170,7 +177,7 @@ impl Device {
         aside: impl FnOnce(&Arc<Self>) -> Result<()>,
         work: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        let side = Self::branch(this, 0)?;
+        let side = Self::numbered_branch(this, ASIDE)?;
         side.after(this)?;
         let outcome = aside(&side).and_then(|()| work());
         // Also of what failed half-way: its memory may be given back on this device's stream.

@@ -284,8 +284,8 @@ fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, ite
     let modalities: u64 = layout.modalities.iter().map(|part| modality(part.columns)).sum();
     // An evaluation propagates too.
     let predictor = partial(Tile::SMALL, d, d, rows);
-    let device = [spmm, column_sums(rows), predictor].into_iter().max();
-    aligned(device.unwrap_or(0)) + nodes + modalities
+    let device = aligned(spmm.max(predictor)) + aligned(column_sums(rows));
+    device + nodes + modalities
 }
 
 /// The larger of scoring and measuring, both with the lists.
