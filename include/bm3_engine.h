@@ -24,7 +24,7 @@
  * Users and items are numbered from 0. Lists are best first, ties by lower number; the same model
  * gives the same lists, to the bit of a score, here, in Rust and by the program `bm3-engine`.
  *
- * Made of the comments of src/capi by `cargo test --features capi --test capi`.
+ * Made of the comments of src/capi by `BM3_RECORD_HEADER=1 cargo test --features capi --test capi`.
  */
 
 #ifndef BM3_ENGINE_H

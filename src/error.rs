@@ -37,7 +37,8 @@ pub enum Error {
         problem: String,
     },
 
-    /// A file of a run or a model is malformed or does not belong to what it is used with.
+    /// A file is malformed or does not belong to what it is used with: of a run, a model, settings, a
+    /// list of ids or of vectors.
     #[error("{}: {problem}", path.display())]
     RunFile {
         /// The file.
@@ -146,6 +147,12 @@ impl Error {
         }
     }
 
+    /// 2 where who uses the engine can mend it by giving something else, or another place to write to;
+    /// 1 where the machine or the engine failed. The program's exit code, and C's status.
+    pub fn exit_code(&self) -> u8 {
+        if self.is_input() || self.is_unwritable() { 2 } else { 1 }
+    }
+
     /// Whether the system does not let a file or folder be put where the user wants it.
     pub fn is_unwritable(&self) -> bool {
         matches!(self, Self::Io { source, action, .. } if is_refused(action, source))
@@ -202,14 +209,21 @@ fn bytes(count: u64) -> String {
 }
 
 /// Whether the system says that the path the user gave does not lead to a file of the right kind:
-/// there is none, it could be nobody's name, or it is not text where text is read.
+/// there is none, it may not be read, it could be nobody's name, or it is not text where text is read.
 pub(crate) fn is_missing(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{
         InvalidData, InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound,
+        PermissionDenied,
     };
     matches!(
         error.kind(),
-        NotFound | NotADirectory | IsADirectory | InvalidData | InvalidFilename | InvalidInput
+        NotFound
+            | PermissionDenied
+            | NotADirectory
+            | IsADirectory
+            | InvalidData
+            | InvalidFilename
+            | InvalidInput
     )
 }
 

@@ -36,7 +36,7 @@
 //! the way is told as `tracing` events. CPU work runs in the rayon pool it is called from.
 //!
 //! Below these are the parts they are made of: [`step`] is the paper, top to bottom, written with the
-//! operations of a [`backend`]; [`cpu`] and [`cuda`] are the backends.
+//! operations of a [`backend`]; [`cpu`] and [`cuda`] are the backends. "SPEC" is [`specification`].
 
 #![warn(missing_docs)]
 
@@ -71,6 +71,10 @@ pub mod recommender;
 pub mod records;
 pub mod report;
 pub mod run;
+#[allow(rustdoc::broken_intra_doc_links, reason = "its brackets are indices")]
+#[allow(rustdoc::invalid_html_tags, reason = "its angle brackets are places for names")]
+#[doc = include_str!("SPEC.md")]
+pub mod specification {}
 pub mod step;
 pub mod sweep;
 pub mod synth;

@@ -88,6 +88,7 @@ impl Model {
         let parameters = file.arena("", &layout)?;
         file.check_unchanged()?;
         let features = Features::Mapped(Arc::new(file));
+        tracing::info!(path = %path.display(), users, items, "loaded a model");
         Ok(Self { record, layout, parameters, features, graph, as_trained: true })
     }
 

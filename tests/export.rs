@@ -72,7 +72,15 @@ fn a_run_serves_without_its_data() {
     };
     refused(&["similar", "--items", "100000"], "--items: `100000` found, a number from 0 to");
     refused(&["recommend", "--users", "x"], "--users: `x` found");
-    refused(&["evaluate"], "tiny: cannot read");
+    let moved = "tiny, which the settings of the run name, is not there; name the folder";
+    refused(&["evaluate"], moved);
+    let alone = directory.path().join("alone.safetensors");
+    fs::copy(Path::new(&run).join("model.safetensors"), &alone).unwrap();
+    program(&["evaluate", "--model", path(&alone)])
+        .assert()
+        .code(2)
+        .stderr(contains("--data: not given, and "))
+        .stderr(contains("is in no run's directory"));
     // All items of this set have been interacted with: nothing changes.
     assert_eq!(
         output(&["recommend", "--model", &run, "--top-k", "6", "--scores", "--cold-items"]),

@@ -266,7 +266,7 @@ fn a_profile_changes_no_bit_of_a_run() {
     assert_eq!((profile["epoch"].as_u64(), profile["steps"].as_u64()), (Some(2), Some(8)));
     let operations = profile["operations"].as_array().unwrap();
     let calls = |name: &str| operations.iter().find(|o| o["name"] == name).map(|o| &o["calls"]);
-    assert_eq!(calls("next_batch"), Some(&8.into()), "{profile}");
+    assert_eq!(calls("loss_terms"), Some(&8.into()), "{profile}");
 }
 
 #[test]

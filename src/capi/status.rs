@@ -59,9 +59,9 @@ pub(super) fn call(work: impl FnOnce() -> Result<(), Failure>) -> bm3_status {
     let (status, message) = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(())) => return bm3_status::BM3_OK,
         Ok(Err(Failure::Interrupted(message))) => (bm3_status::BM3_INTERRUPTED, message),
-        Ok(Err(Failure::Error(error))) => match error.is_input() {
-            true => (bm3_status::BM3_BAD_INPUT, error.to_string()),
-            false => (bm3_status::BM3_FAILURE, error.to_string()),
+        Ok(Err(Failure::Error(error))) => match error.exit_code() {
+            2 => (bm3_status::BM3_BAD_INPUT, error.to_string()),
+            _ => (bm3_status::BM3_FAILURE, error.to_string()),
         },
         Err(panic) => {
             let text = match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {

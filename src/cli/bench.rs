@@ -50,7 +50,7 @@ struct BenchRun {
     /// Use only these modalities: a list as in image,text, or `none` [default: all there are]
     #[arg(long, value_name = "NAME,…", help_heading = "Data")]
     modalities: Option<bm3_engine::config::ModalityChoice>,
-    /// Where to compute: `cpu`, a GPU's number, or `auto`: GPU 0 if it can be used, else the CPU
+    /// Where to compute: `cpu`, a GPU's number (`0` or `cuda:0`), or `auto`: GPU 0 if it can be used, else the CPU
     /// [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "Run")]
     device: Option<bm3_engine::config::DeviceChoice>,

@@ -6,6 +6,7 @@ use bm3_engine::cpu::instruction_set;
 use bm3_engine::cuda::{self, Gpu, Kernels, Unusable};
 use serde_json::{Value, json};
 
+use super::table::aligned;
 use super::{output, version};
 
 /// List what can be computed on: the CPU and every GPU, and whether this build can use it
@@ -96,22 +97,7 @@ fn table(tried: &Result<Vec<Tried>, Unusable>) -> String {
         let _ = writeln!(remarks, "no GPU: {absence}");
     }
     let _ = writeln!(remarks, "kernels: {}", version::kernels());
-    format!("{}\n{remarks}", aligned(&rows))
-}
-
-/// Columns as wide as their widest cell, without spaces at the ends of lines.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().enumerate().map(|(column, cell)| {
-            let width = width(column).unwrap_or(0);
-            format!("{cell:width$}")
-        });
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    format!("{}\n{remarks}", aligned(&rows, HEADINGS.len()))
 }
 
 /// The same for programs; bytes are counted, what is missing is null.

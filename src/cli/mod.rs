@@ -198,9 +198,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<interrupt::Interrupted>() {
         return interrupt::EXIT_CODE;
     }
-    let is_input = |error: &bm3_engine::Error| error.is_input() || error.is_unwritable();
-    let input = error.chain().any(|cause| cause.downcast_ref().is_some_and(is_input));
-    if input { 2 } else { 1 }
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<bm3_engine::Error>());
+    if causes.any(|cause| cause.exit_code() == 2) { 2 } else { 1 }
 }
 
 /// Limits the threads of all parallel work of this process; `None` leaves one per core.
@@ -241,7 +240,7 @@ mod tests {
         let io = |kind: io::ErrorKind| Error::io("x".as_ref(), "read", kind.into());
         assert_eq!(exit_code(&io(io::ErrorKind::NotFound).into()), 2);
         assert_eq!(exit_code(&io(io::ErrorKind::StorageFull).into()), 1);
-        assert_eq!(exit_code(&io(io::ErrorKind::PermissionDenied).into()), 1);
+        assert_eq!(exit_code(&io(io::ErrorKind::PermissionDenied).into()), 2);
         let refused = io::ErrorKind::PermissionDenied.into();
         assert_eq!(exit_code(&Error::io("x".as_ref(), "create", refused).into()), 2);
         assert_eq!(exit_code(&anyhow::anyhow!("broken")), 1);

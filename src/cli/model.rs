@@ -21,7 +21,7 @@ pub struct ModelArguments {
     /// items
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Where to compute: `cpu`, a GPU's number, or `auto`: GPU 0 if it can be used, else the CPU
+    /// Where to compute: `cpu`, a GPU's number (`0` or `cuda:0`), or `auto`: GPU 0 if it can be used, else the CPU
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
     /// CPU threads; results do not depend on it [default: one per core]
@@ -111,10 +111,31 @@ impl ModelRequest {
 
     /// The settings of the model's run with the data folder that was given. Of a model that is not in a
     /// run's directory, all but its own settings are the defaults.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where nothing names a folder, or only the run does, and it is not there.
     fn settings(&self, model: &Model) -> Result<RunConfig> {
         let path = self.run_settings();
         let file = if path.is_file() { ConfigFile::read(&path)? } else { ConfigFile::default() };
         let given = RunSettings { data: self.data.clone(), ..RunSettings::default() };
+        let problem = match (&self.data, &file.run.data) {
+            (Some(_), _) => None,
+            (None, None) => Some(format!(
+                "not given, and {} is in no run's directory, whose settings would name it; name the \
+                 folder that has NAME.inter and the *_feat.npy files",
+                self.file.display()
+            )),
+            (None, Some(folder)) => (!folder.is_dir()).then(|| {
+                format!(
+                    "not given, and {}, which the settings of the run name, is not there; name the \
+                     folder that it has become",
+                    folder.display()
+                )
+            }),
+        };
+        if let Some(problem) = problem {
+            return Err(Error::setting("--data", problem));
+        }
         let mut config = RunConfig::new(&TrainSettings::default(), &given.or(file.run))?;
         config.train = model.config().clone();
         Ok(config)

@@ -25,7 +25,7 @@ Examples:
 
 A user's training items are left out. CSV has the columns user,rank,item[,score]; JSONL one object
 per user; .npy a table of item numbers with one row per user, in the order of --users (-1 where a
-list is short), with --scores also FILE_scores.npy (NaN there).";
+list is short), with --scores also NAME_scores.npy beside NAME.npy (NaN there).";
 
 pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
     let lists = arguments.lists.request(Kind::User)?;

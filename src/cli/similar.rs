@@ -25,7 +25,7 @@ Examples:
 Likeness is the cosine of the rows that scores are products of, so that items are alike which the
 same users are recommended. CSV has the columns item,rank,similar[,score]; JSONL one object per
 item; .npy a table of item numbers with one row per item, in the order of --items (-1 where a list
-is short), with --scores also FILE_scores.npy (NaN there).";
+is short), with --scores also NAME_scores.npy beside NAME.npy (NaN there).";
 
 pub fn run(arguments: &SimilarArguments) -> anyhow::Result<()> {
     let lists = arguments.lists.request(Kind::Item)?;

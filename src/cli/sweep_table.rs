@@ -4,6 +4,7 @@ use bm3_engine::config::word;
 use bm3_engine::sweep::{ConfigurationResult, PlannedRun, Results, Room, Spread};
 
 use super::output::bytes;
+use super::table::aligned;
 
 /// The list lengths whose metrics are shown, where they were measured.
 const LENGTHS: [usize; 2] = [10, 20];
@@ -69,30 +70,6 @@ fn spread(spread: Option<Spread>) -> String {
         Some(Spread { mean, deviation: None }) => format!("{mean:.4}"),
         Some(Spread { mean, deviation: Some(deviation) }) => format!("{mean:.4} ± {deviation:.4}"),
     }
-}
-
-/// Columns as wide as their widest cell, the first `left` of them flush left.
-fn aligned(rows: &[Vec<String>], left: usize) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| {
-        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .enumerate()
-            .map(|(column, (cell, &width))| match column < left {
-                true => format!("{cell:<width$}"),
-                false => format!("{cell:>width$}"),
-            })
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 /// What a sweep would do.

@@ -1,4 +1,4 @@
-//! Metrics as aligned text.
+//! Tables as aligned text.
 
 use std::fmt::Write;
 
@@ -20,6 +20,31 @@ pub fn metrics_table(splits: &[(&str, &Metrics)]) -> String {
             let values = values.iter().map(|value| format!("{value:.4}"));
             push_row(&mut text, label_width, metric, values);
         }
+    }
+    text
+}
+
+/// Columns as wide as their widest cell, the first `left` of them flush left; no line ends with spaces.
+pub fn aligned<R: AsRef<[String]>>(rows: &[R], left: usize) -> String {
+    let columns = rows.first().map_or(0, |row| row.as_ref().len());
+    let width = |column: usize| {
+        rows.iter().map(|row| row.as_ref()[column].chars().count()).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row
+            .as_ref()
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, &width))| match column < left {
+                true => format!("{cell:<width$}"),
+                false => format!("{cell:>width$}"),
+            })
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
     }
     text
 }

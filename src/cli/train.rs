@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bm3_engine::config::{ConfigFile, RunConfig, RunSettings, TrainSettings};
 use bm3_engine::records::Observer;
 use bm3_engine::run::{CONFIG, RunDirectory, StopReason, Summary};
-use bm3_engine::train::{FitOptions, check_saved, fit as fit_model};
+use bm3_engine::train::{FitOptions, check_saved, fit};
 use bm3_engine::{Error, Result, with_backend};
 
 use super::interrupt::{self, Interrupted};
@@ -70,9 +70,9 @@ Examples:
     bm3-engine train --data data/baby --feature 'image=/features/part-*.npy' \\
         --feature text=/features/text.safetensors:embeddings
 
-  Repeat a run with another seed; continue one for more epochs:
+  Repeat a run with another seed; continue one that stopped early, with more patience:
     bm3-engine train --config runs/first/config.toml --seed 7 --out runs/second
-    bm3-engine train --resume runs/first --epochs 2000
+    bm3-engine train --resume runs/first --patience 50
 
   See how a run went, and what its time goes to:
     bm3-engine train --data data/baby --out runs/baby --profile
@@ -112,7 +112,7 @@ pub fn run(arguments: &TrainArguments) -> anyhow::Result<()> {
     }
     let interrupted = interrupt::install()?;
     let mut reporter = Reporter::new(request.face);
-    let summary = fit(&request, &mut reporter, &interrupted)?;
+    let summary = train(&request, &mut reporter, &interrupted)?;
     reporter.finish(&summary)?;
     if summary.stopped_by == StopReason::Interrupted {
         return Err(Interrupted.into());
@@ -205,7 +205,7 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
 }
 
 /// Reads the data, opens the directory, keeps the settings in it and trains.
-fn fit(
+fn train(
     request: &TrainRequest,
     observer: &mut dyn Observer,
     interrupted: &AtomicBool,
@@ -260,7 +260,7 @@ fn fit(
         checkpoint_interval: Duration::from_secs(config.checkpoint_seconds),
     };
     let mut observer = Profiling::new(observer, &directory, request.profile);
-    let result = with_backend!(device, backend => fit_model(
+    let result = with_backend!(device, backend => fit(
         backend, &dataset, &config.train, &directory, &options, &mut observer, interrupted,
     ));
     // The model counts for more: its own failure is told first.

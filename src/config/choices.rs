@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
+use crate::data::{MODALITY_NAMES, is_modality_name};
+
 /// Where to compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -24,10 +26,14 @@ impl FromStr for DeviceChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            number => number
-                .parse()
-                .map(Self::Gpu)
-                .map_err(|_| format!("`{text}` found, `cpu`, `auto` or a GPU's number expected")),
+            // As PyTorch has it.
+            "cuda" => Ok(Self::Gpu(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:").unwrap_or(text);
+                number.parse().map(Self::Gpu).map_err(|_| {
+                    format!("`{text}` found, `cpu`, `auto` or a GPU's number expected")
+                })
+            }
         }
     }
 }
@@ -50,11 +56,10 @@ impl Serialize for DeviceChoice {
 
 /// A modality's name becomes part of tensor names (`modality.NAME.weight`) and of loss terms.
 pub(super) fn check_modality_name(name: &str) -> Result<(), String> {
-    let fits = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
-    if !name.is_empty() && name.chars().all(fits) {
+    if is_modality_name(name) {
         return Ok(());
     }
-    Err(format!("`{name}` is not a modality's name: letters, digits, `_` and `-` expected"))
+    Err(format!("`{name}` is not a modality's name: {MODALITY_NAMES} expected"))
 }
 
 /// Which of the data set's modalities are used.
@@ -182,7 +187,10 @@ mod tests {
         for text in ["auto", "cpu", "0", "7"] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
         }
-        for text in ["gpu", "-1", "", "CPU"] {
+        for (text, number) in [("cuda", 0), ("cuda:0", 0), ("cuda:3", 3)] {
+            assert_eq!(text.parse(), Ok(DeviceChoice::Gpu(number)));
+        }
+        for text in ["gpu", "-1", "", "CPU", "cuda:", "cuda:x"] {
             assert!(text.parse::<DeviceChoice>().unwrap_err().contains("`cpu`, `auto`"), "{text}");
         }
     }

@@ -22,7 +22,7 @@ pub struct RunConfig {
     pub data: PathBuf,
     /// Which modalities are used.
     pub modalities: ModalityChoice,
-    /// How interactions without an `x_label` column are split.
+    /// How each user's interactions are split, instead of by the file's `x_label`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub split: Option<SplitRatio>,
     /// Where to compute.

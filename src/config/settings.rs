@@ -150,11 +150,11 @@ pub struct RunSettings {
     /// Use only these modalities: a list as in image,text, or `none` [default: all there are]
     #[arg(long, value_name = "NAME,…", help_heading = "Data")]
     pub modalities: Option<ModalityChoice>,
-    /// Split interactions that have no x_label column: shares for training, validation and test
+    /// Split each user's interactions by these shares (training, validation, test), not by x_label
     #[arg(long, value_name = "SHARES", allow_hyphen_values = true, help_heading = "Data")]
     pub split: Option<SplitRatio>,
 
-    /// Where to compute: `cpu`, a GPU's number, or `auto`: GPU 0 if it can be used, else the CPU
+    /// Where to compute: `cpu`, a GPU's number (`0` or `cuda:0`), or `auto`: GPU 0 if it can be used, else the CPU
     /// [default: auto]
     #[arg(long, value_name = "DEVICE", allow_hyphen_values = true, help_heading = "Run")]
     pub device: Option<DeviceChoice>,

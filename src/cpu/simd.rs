@@ -35,12 +35,23 @@ impl InstructionSet {
 /// The best instruction set of this processor.
 ///
 /// `BM3_INSTRUCTION_SET=avx2` or `baseline` asks for a lesser one, so that one machine can test
-/// all of them; a set that the processor lacks is never taken.
+/// all of them. A set that the processor lacks, or another word, is not taken, and warned of.
 pub fn instruction_set() -> InstructionSet {
     static CHOICE: OnceLock<InstructionSet> = OnceLock::new();
     *CHOICE.get_or_init(|| {
         let wanted = std::env::var("BM3_INSTRUCTION_SET").unwrap_or_default();
-        detect(&wanted)
+        let set = detect(&wanted);
+        if !matches!(
+            (wanted.as_str(), set),
+            ("", _) | ("avx2", InstructionSet::Avx2) | ("baseline", InstructionSet::Baseline)
+        ) {
+            tracing::warn!(
+                "BM3_INSTRUCTION_SET: `{wanted}` found, `avx2` (where the processor has it) or \
+                 `baseline` expected; computing with {}",
+                set.name()
+            );
+        }
+        set
     })
 }
 

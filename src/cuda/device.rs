@@ -107,6 +107,7 @@ impl Device {
                 .map_err(|error| failed(&format!("loading kernel {name}"), error))?;
             functions.insert(name, kernel);
         }
+        tracing::info!(%gpu, kernels = functions.len(), bytes = kernels.image.len(), "opened a GPU");
         Ok(Self::on(gpu, stream, Arc::new(functions), Arc::default(), Arc::default()))
     }
 

@@ -139,14 +139,17 @@ impl Cuda {
 
 /// Where the elements of a view begin.
 fn address(view: &View<'_, Memory<f32>>) -> Address {
-    assert!(view.range.end <= view.buffer.len(), "{:?} of {:?}", view.range, view.buffer);
-    view.buffer.address_of(view.range.start)
+    address_in(view.buffer, &view.range)
 }
 
-/// Where the elements of a view begin.
+/// The same, of one that is written.
 fn address_mut(view: &ViewMut<'_, Memory<f32>>) -> Address {
-    assert!(view.range.end <= view.buffer.len(), "{:?} of {:?}", view.range, view.buffer);
-    view.buffer.address_of(view.range.start)
+    address_in(view.buffer, &view.range)
+}
+
+fn address_in(buffer: &Memory<f32>, range: &Range<usize>) -> Address {
+    assert!(range.end <= buffer.len(), "{range:?} of {buffer:?}");
+    buffer.address_of(range.start)
 }
 
 /// d, from a matrix over all nodes.

@@ -146,6 +146,7 @@ impl Recordings {
             let problem = "one asked for something else than another".to_owned();
             return Err(device.refused("recording steps".to_owned(), problem));
         }
+        tracing::debug!(steps, launches_and_waits = asked.len(), "recorded steps as a graph");
         device.replay(&graph)?;
         self.graphs.push((steps, graph));
         Ok(())

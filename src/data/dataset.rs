@@ -192,6 +192,16 @@ impl Dataset {
             Self::assemble(&name, train, [&valid, &test], (0, 0), modalities, progress)?;
         warnings.append(&mut dataset.warnings);
         dataset.warnings = warnings;
+        tracing::info!(
+            folder = %directory.display(),
+            users = dataset.users,
+            items = dataset.items,
+            train = dataset.train.users.len(),
+            "opened a data set"
+        );
+        for Modality { name, features } in &dataset.modalities {
+            tracing::debug!(name, columns = features.columns(), kept = ?features.dtype(), "modality");
+        }
         Ok(dataset)
     }
 
@@ -245,12 +255,12 @@ impl Dataset {
         let users = size(|pairs| &pairs.users).max(least_users);
         let items = size(|pairs| &pairs.items).max(least_items);
         let mut warnings = Vec::new();
-        let (trained_users, trained_items) = (
+        let (trained_users, seen_items) = (
             marks(users, train.users.iter()),
             marks(items, splits.iter().flat_map(|pairs| &pairs.items)),
         );
         let seen_users = marks(users, splits.iter().flat_map(|pairs| &pairs.users));
-        for (what, seen) in [("user", &seen_users), ("item", &trained_items)] {
+        for (what, seen) in [("user", &seen_users), ("item", &seen_items)] {
             let missing = seen.iter().filter(|&&seen| !seen).count();
             if missing > 0 {
                 warnings.push(format!(

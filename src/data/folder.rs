@@ -90,11 +90,18 @@ pub(super) fn feature_files(
     Ok(files)
 }
 
-/// Names become parts of tensor names and of flags.
-pub(super) fn check_name(name: &str) -> Result<(), DataError> {
+/// What [`is_modality_name`] allows.
+pub(crate) const MODALITY_NAMES: &str = "ASCII letters, digits, `_` and `-`";
+
+/// Whether a modality can have this name, which becomes part of tensors' names and of flags.
+pub(crate) fn is_modality_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    if name.is_empty() || !name.bytes().all(allowed) {
-        let problem = "a modality's name is made of letters, digits, `_` and `-`".to_owned();
+    !name.is_empty() && name.bytes().all(allowed)
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), DataError> {
+    if !is_modality_name(name) {
+        let problem = format!("a modality's name is made of {MODALITY_NAMES}");
         let name = super::excerpt(name.as_bytes());
         return Err(DataError::Modality { name, problem });
     }

@@ -20,7 +20,7 @@ pub use error::DataError;
 pub(crate) use error::excerpt;
 pub use feature_file::FeatureFile;
 pub use features::{FeatureMatrix, FeatureType, SharedNumbers};
-pub(crate) use folder::{Earlier, interactions_file};
+pub(crate) use folder::{Earlier, MODALITY_NAMES, interactions_file, is_modality_name};
 pub use id_map::IdMaps;
 pub use inter::{Interactions, LARGEST_ID, read as read_interactions};
 pub use npy_writer::{NpyElement, NpyWriter};

@@ -628,7 +628,10 @@ pub fn loss_names(modalities: &[String]) -> Vec<String> {
     names
 }
 
-/// L from its terms (SPEC §3).
+/// L from its terms (SPEC §3), in the order of [`loss_names`].
+///
+/// # Panics
+/// With fewer than the three terms of a model without modalities.
 pub fn total_loss(config: &TrainConfig, terms: &[f64]) -> f64 {
     let regularization = terms.last().copied().unwrap_or_default();
     let contrast: f64 = terms.get(2..terms.len() - 1).unwrap_or_default().iter().sum();

@@ -91,6 +91,7 @@ impl<'a, B: Backend> Run<'a, B> {
             files::rename(&next_model, &directory.file(run::MODEL))?;
         }
         self.saved = Some(self.step);
+        tracing::debug!(step = self.step, path = %path.display(), "saved a checkpoint");
         observer.checkpoint(&path);
         Ok(())
     }

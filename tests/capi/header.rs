@@ -54,6 +54,6 @@ fn comment(source: &str) -> String {
     let lines = source.lines().map_while(|line| line.strip_prefix("//!"));
     let text: String = lines.map(|line| format!(" *{line}\n")).collect();
     format!(
-        "/*\n{text} *\n * Made of the comments of src/capi by `cargo test --features capi --test capi`.\n */"
+        "/*\n{text} *\n * Made of the comments of src/capi by `BM3_RECORD_HEADER=1 cargo test --features capi --test capi`.\n */"
     )
 }

@@ -57,7 +57,7 @@ def test_parameters_are_kept_as_they_are_given():
         ("propagation", "GCN", "propagation: 'GCN' found, 'light' or 'gcn' expected"),
         ("order", None, "order: None found, 'random' or 'file' expected"),
         ("top_k", [0], "top_k: 0 found, 1 to 1024 expected"),
-        ("device", "cuda", "device: `cuda` found, `cpu`, `auto` or a GPU's number expected"),
+        ("device", "gpu", "device: `gpu` found, `cpu`, `auto` or a GPU's number expected"),
         ("threads", 0, "threads: 0 found, a whole number from 1, or None, expected"),
         ("threads", -1, "threads: -1 found"),
         ("threads", 1.5, "threads: 1.5 found"),

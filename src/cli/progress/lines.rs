@@ -80,6 +80,17 @@ pub fn end(summary: &Summary) -> String {
     )
 }
 
+/// What to do about a continued run that had `earlier` epochs and trained no further one.
+pub fn nothing_left(summary: &Summary, earlier: u64) -> Option<String> {
+    let flag = match summary.stopped_by {
+        _ if earlier == 0 || summary.epochs > earlier => return None,
+        StopReason::Patience => "--patience",
+        StopReason::Epochs => "--epochs",
+        StopReason::Interrupted => return None,
+    };
+    Some(format!("note: the run was over, and nothing was trained; go on with a larger {flag}"))
+}
+
 /// A number between 0 and 1 in five characters.
 pub fn share(value: f64) -> String {
     let text = format!("{value:.4}");

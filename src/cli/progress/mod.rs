@@ -9,14 +9,12 @@ use std::path::Path;
 
 use bm3_engine::records::{EpochRecord, Observer, RunStart};
 use bm3_engine::run::{Summary, read_records};
+use bm3_engine::train::STOPPING_LENGTH;
 use serde::Serialize;
 
 use super::table::metrics_table;
 pub use sweep::SweepReporter;
 use terminal::Terminal;
-
-/// The list length whose recall decides which epoch is best.
-const STOPPING_LENGTH: usize = 20;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +77,8 @@ pub struct Reporter {
     talk: Box<dyn Write>,
     terminal: Option<Terminal>,
     best: Option<Best>,
+    /// The epochs that were there when the run was continued.
+    earlier: u64,
     /// The first failure to write; nothing is written after it. Training goes on, since the run's
     /// own files do not depend on who watches.
     failure: Option<io::Error>,
@@ -91,7 +91,7 @@ impl Reporter {
     }
 
     fn on(face: Face, data: Box<dyn Write>, talk: Box<dyn Write>) -> Self {
-        Self { face, data, talk, terminal: None, best: None, failure: None }
+        Self { face, data, talk, terminal: None, best: None, earlier: 0, failure: None }
     }
 
     /// Says how the run ended, and prints its metrics on standard output.
@@ -107,6 +107,9 @@ impl Reporter {
             face => {
                 if face != Face::Quiet {
                     self.say(&lines::end(summary));
+                    if let Some(advice) = lines::nothing_left(summary, self.earlier) {
+                        self.say(&advice);
+                    }
                 }
                 let splits = [("valid", &summary.valid), ("test", &summary.test)];
                 let measured: Vec<_> = splits
@@ -148,6 +151,7 @@ impl Reporter {
 
 impl Observer for Reporter {
     fn start(&mut self, run: &RunStart) {
+        self.earlier = run.first_epoch.saturating_sub(1);
         if let Some(directory) = run.directory.as_ref().filter(|_| run.first_epoch > 1) {
             // Only for show: without them the best epoch is that of this process.
             let earlier = read_records(directory, run.first_epoch - 1).unwrap_or_default();

@@ -164,6 +164,24 @@ fn a_continued_run_knows_its_best_epoch() {
 }
 
 #[test]
+fn a_run_that_was_over_says_how_to_go_on() {
+    let said = |first_epoch, stopped_by| {
+        let talk = Kept::default();
+        let mut reporter =
+            Reporter::on(Face::Plain, Box::new(Kept::default()), Box::new(talk.clone()));
+        reporter.start(&RunStart { first_epoch, ..RunStart::default() });
+        reporter.finish(&Summary { stopped_by, ..summary() }).unwrap();
+        talk.text()
+    };
+    assert!(said(3, StopReason::Epochs).contains("a larger --epochs"));
+    assert!(said(3, StopReason::Patience).contains("a larger --patience"));
+    for trained in [said(3, StopReason::Interrupted), said(2, StopReason::Epochs)] {
+        assert!(!trained.contains("larger"), "{trained}");
+    }
+    assert!(!said(1, StopReason::Epochs).contains("larger"));
+}
+
+#[test]
 fn a_closed_pipe_is_reported_once_at_the_end() {
     let mut reporter = Reporter::on(Face::Json, Box::new(Closed), Box::new(Kept::default()));
     reporter.epoch(&record(1, 0.1, true));
