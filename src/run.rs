@@ -72,6 +72,8 @@ pub struct Summary {
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
+    /// Whether a run was here already, which goes on.
+    had_run: bool,
     /// Whether original ids were here before, somebody else's or of the run that is continued.
     had_ids: bool,
     /// Unlocked when closed, by the system too when the process dies.
@@ -113,7 +115,38 @@ impl RunDirectory {
         }
         remove_unfinished(path);
         let had_ids = IdMaps::paths(path).iter().any(|path| path.exists());
-        Ok(Self { path: path.to_owned(), had_ids, _lock: lock })
+        Ok(Self { path: path.to_owned(), had_run: resume, had_ids, _lock: lock })
+    }
+
+    /// [Opens](RunDirectory::open) a directory and has `prepare` write into it what a run begins with.
+    /// One that was new is taken back where that fails.
+    ///
+    /// # Errors
+    /// Those of [`RunDirectory::open`] and of `prepare`.
+    pub fn begin<T>(
+        path: &Path,
+        resume: bool,
+        prepare: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<(Self, T)> {
+        let directory = Self::open(path, resume)?;
+        match prepare(&directory) {
+            Ok(prepared) => Ok((directory, prepared)),
+            Err(error) => {
+                directory.discard_unused();
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends with how a run went; where it was refused, a directory that was new is taken back.
+    ///
+    /// # Errors
+    /// That of `outcome`.
+    pub fn end<T>(self, outcome: Result<T>) -> Result<T> {
+        if outcome.as_ref().is_err_and(Error::is_refusal) {
+            self.discard_unused();
+        }
+        outcome
     }
 
     /// Keeps the original ids of the data folder, where it has them, beside the model: its numbers
@@ -154,10 +187,10 @@ impl RunDirectory {
         self.file(STATE).exists()
     }
 
-    /// Takes back a directory in which nothing was trained: its settings and the ids that were kept
-    /// with them, its lock, and itself when there is nothing else in it.
+    /// Takes back a new directory in which nothing was trained: its settings and the ids that were
+    /// kept with them, its lock, and itself when there is nothing else in it.
     pub fn discard_unused(self) {
-        if !self.has_state() {
+        if !self.had_run && !self.has_state() {
             // Best effort: what cannot be removed does no harm.
             let ids = IdMaps::paths(&self.path).into_iter().filter(|_| !self.had_ids);
             let settings = [CONFIG, METRICS, PROFILE].map(|name| self.file(name));

@@ -195,43 +195,35 @@ impl Trainer {
                 backend, dataset, &self.config, directory, &options, observer, stop,
             )
         });
-        if let (Err(error), Some((directory, false))) = (&result, opened)
-            && error.is_refusal()
-        {
-            directory.discard_unused();
+        match opened {
+            Some((directory, _)) => directory.end(result),
+            None => result,
         }
-        result
     }
 
     /// The directory, with these settings in it, and whether it has a run to go on with.
     fn open_directory(&self, dataset: &Dataset) -> Result<Option<(RunDirectory, bool)>> {
         let Some(path) = &self.directory else { return Ok(None) };
         let goes_on = self.resume && RunDirectory::has_begun(path);
-        let directory = RunDirectory::open(path, goes_on)?;
-        let settings = directory.file(CONFIG);
-        let mut run = RunSettings::default();
-        if goes_on {
-            // Before anything is written, so that a run that is not continued is left as it was.
-            check_saved(dataset, &self.config, &directory)?;
-            if settings.is_file() {
-                run = ConfigFile::read(&settings)?.run;
+        let (directory, ()) = RunDirectory::begin(path, goes_on, |directory| {
+            let settings = directory.file(CONFIG);
+            let mut run = RunSettings::default();
+            if goes_on {
+                // Before anything is written, so that a run that is not continued is left as it was.
+                check_saved(dataset, &self.config, directory)?;
+                if settings.is_file() {
+                    run = ConfigFile::read(&settings)?.run;
+                }
             }
-        }
-        let written = match run.data {
+            if run.data.is_none() {
+                return self.write_settings(&settings);
+            }
             // A run of the program: where its data is and how it is computed stays.
-            Some(_) => RunConfig::new(&TrainSettings::default(), &run).and_then(|mut config| {
-                config.train = self.config.clone();
-                config.write(&settings)
-            }),
-            None => self.write_settings(&settings),
-        };
-        match written {
-            Err(error) if !goes_on => {
-                directory.discard_unused();
-                Err(error)
-            }
-            written => written.map(|()| Some((directory, goes_on))),
-        }
+            let mut config = RunConfig::new(&TrainSettings::default(), &run)?;
+            config.train = self.config.clone();
+            config.write(&settings)
+        })?;
+        Ok(Some((directory, goes_on)))
     }
 
     /// Keeps the settings as the program does, as far as they are known here.

@@ -228,31 +228,23 @@ fn train(
         Some(path) => path.clone(),
         None => create_default_directory(&dataset.name)?,
     };
-    let directory = RunDirectory::open(&path, request.resume)?;
-    if request.resume {
-        // Before the settings are written, so that a run that is not continued is left as it was.
-        let has_state = check_saved(&dataset, &config.train, &directory)?;
-        if !has_state && request.face != Face::Quiet {
-            eprintln!(
-                "note: {}: the run was ended before its first checkpoint; it starts at the \
-                 beginning",
-                path.display()
-            );
-        }
-    }
-    let kept =
-        config.write(&directory.file(CONFIG)).and_then(|()| directory.keep_ids(&config.data));
-    match kept {
-        Ok(Some(problem)) if request.face != Face::Quiet => {
-            eprintln!("warning: the original ids are not kept with the run: {problem}");
-        }
-        Ok(_) => {}
-        Err(error) => {
-            if !request.resume {
-                directory.discard_unused();
+    let (directory, problem) = RunDirectory::begin(&path, request.resume, |directory| {
+        if request.resume {
+            // Before the settings are written, so that a run that is not continued is left as it was.
+            let has_state = check_saved(&dataset, &config.train, directory)?;
+            if !has_state && request.face != Face::Quiet {
+                eprintln!(
+                    "note: {}: the run was ended before its first checkpoint; it starts at the \
+                     beginning",
+                    path.display()
+                );
             }
-            return Err(error.into());
         }
+        config.write(&directory.file(CONFIG))?;
+        directory.keep_ids(&config.data)
+    })?;
+    if let Some(problem) = problem.filter(|_| request.face != Face::Quiet) {
+        eprintln!("warning: the original ids are not kept with the run: {problem}");
     }
     let options = FitOptions {
         initial: config.init.as_deref(),
@@ -265,15 +257,11 @@ fn train(
     ));
     // The model counts for more: its own failure is told first.
     let result = result.and_then(|summary| observer.finish().map(|()| summary));
-    if !request.resume && result.as_ref().is_err_and(Error::is_refusal) {
-        directory.discard_unused();
-        return Ok(result?);
-    }
-    match result {
+    let is_saved = directory.has_state();
+    match directory.end(result) {
         // That one names the checkpoint, and would come again.
         Err(error @ Error::NonFinite(_)) => Err(error.into()),
-        Err(error) if !error.is_input() => {
-            let is_saved = directory.has_state();
+        Err(error) if !error.is_input() && (request.resume || !error.is_refusal()) => {
             Err(Resumable { error, is_saved, directory: path }.into())
         }
         result => Ok(result?),

@@ -196,10 +196,12 @@ impl Sweep<'_> {
     ) -> Result<Summary> {
         let path = self.directory.file(&run.name);
         let (config, dataset) = (&run.config, (self.dataset)(run));
-        let directory = RunDirectory::open(&path, RunDirectory::has_begun(&path))?;
-        let resume = directory.has_state();
-        config.write(&directory.file(CONFIG))?;
-        if let Some(problem) = directory.keep_ids(&config.data)? {
+        let resume = RunDirectory::has_begun(&path);
+        let (directory, problem) = RunDirectory::begin(&path, resume, |directory| {
+            config.write(&directory.file(CONFIG))?;
+            directory.keep_ids(&config.data)
+        })?;
+        if let Some(problem) = problem {
             tracing::warn!(%problem, run = run.name, "the original ids are not kept with the run");
         }
         let options = FitOptions {
@@ -221,10 +223,7 @@ impl Sweep<'_> {
                 Err(error) => Err(Error::setting("--threads", error.to_string())),
             },
         };
-        if result.as_ref().is_err_and(Error::is_refusal) {
-            directory.discard_unused();
-        }
-        result
+        directory.end(result)
     }
 }
 
