@@ -26,20 +26,25 @@ __device__ __forceinline__ void adam_moments(float gradient, float& first, float
     second = fmaf(beta2, second, rest2 * gradient * gradient);
 }
 
-// The moments' part of adam_move_plain's bounds: m from 2^-80 to 2^40 or their negatives, v from
-// 2^-100 to 2^30. Both also shrink: so there is a bound for the first and one for the last of a row
-// of steps without a gradient.
+// The moments' part of adam_move_plain's bounds: m from 2^-83 to 2^40 or their negatives, v from
+// 2^-100 to 2^30.
 __device__ __forceinline__ bool adam_is_small(float first, float second) {
     return fabsf(first) <= 0x1p40f && second <= 0x1p30f;
 }
 
 __device__ __forceinline__ bool adam_is_large(float first, float second) {
-    return fabsf(first) >= 0x1p-80f && second >= 0x1p-100f;
+    return fabsf(first) >= 0x1p-83f && second >= 0x1p-100f;
+}
+
+// Whether the moments are large after up to 64 steps without a gradient, too: b1^64 is 2^-9.73 and
+// b2^64 2^-0.1. Small they stay in any case.
+__device__ __forceinline__ bool adam_stays_large(float first, float second) {
+    return fabsf(first) >= 0x1p-73f && second >= 0x1p-99f;
 }
 
 // The constants' part of the bounds.
 __device__ __forceinline__ bool adam_is_plain(AdamStep step) {
-    return step.step_size >= 0x1p-20f && step.step_size <= 0x1p20f && step.root_factor >= 0.0f
+    return step.step_size >= 0x1p-17f && step.step_size <= 0x1p20f && step.root_factor >= 0.0f
         && step.root_factor <= 32.0f;
 }
 

@@ -24,7 +24,8 @@
 
 // Columns of a part: four for each thread of a block.
 static const u32 PART = 512;
-// Steps that are replayed before it is looked whether all numbers were plain.
+// Steps that are replayed before it is looked again whether all numbers are plain: adam_stays_large
+// tells of no more.
 static const u32 REPLAYED_AT_ONCE = 64;
 
 static __device__ __forceinline__ u32 part_of(u32 row, u32 columns, u32 column) {
@@ -32,7 +33,7 @@ static __device__ __forceinline__ u32 part_of(u32 row, u32 columns, u32 column) 
 }
 
 // Four elements' steps without a gradient, if all numbers are plain from the first to the last; else
-// nothing. Moments only shrink: those that are not large enough before the steps are not after them.
+// nothing.
 static __device__ __forceinline__ bool replay_plain(const AdamStep* schedule, u32 step, u32 end,
                                                     float (&value)[4], float (&first)[4],
                                                     float (&second)[4]) {
@@ -40,7 +41,7 @@ static __device__ __forceinline__ bool replay_plain(const AdamStep* schedule, u3
     float value_then[4], first_then[4], second_then[4];
 #pragma unroll
     for (u32 n = 0; n < 4; ++n) {
-        plain = plain && adam_is_small(first[n], second[n]) && adam_is_large(first[n], second[n]);
+        plain = plain && adam_is_small(first[n], second[n]) && adam_stays_large(first[n], second[n]);
         value_then[n] = value[n];
         first_then[n] = first[n];
         second_then[n] = second[n];
@@ -57,10 +58,6 @@ static __device__ __forceinline__ bool replay_plain(const AdamStep* schedule, u3
             adam_moments(0.0f, first_then[n], second_then[n]);
             value_then[n] -= adam_move_plain(constants, first_then[n], second_then[n]);
         }
-    }
-#pragma unroll
-    for (u32 n = 0; n < 4; ++n) {
-        plain = plain && adam_is_large(first_then[n], second_then[n]);
     }
     if (plain) {
 #pragma unroll

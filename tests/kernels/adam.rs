@@ -140,9 +140,11 @@ fn of_all_sizes(seed: u64, count: usize, [least, most]: [f64; 2]) -> Vec<f32> {
 /// Exponents on all sides of the bounds in which a step has no branches.
 const WIDE: [[f64; 2]; 2] = [[-107.0, 110.0], [-150.0, 154.0]];
 /// Within them and just beyond.
-const PLAIN: [[f64; 2]; 2] = [[-80.0, 25.0], [-105.0, 32.0]];
+const PLAIN: [[f64; 2]; 2] = [[-83.0, 25.0], [-105.0, 32.0]];
 /// Beyond them for first moments alone, whose moves then have remainders that are too small for a float.
 const TINY: [[f64; 2]; 2] = [[-130.0, -75.0], [-60.0, -20.0]];
+/// Within them at first, and beyond within some steps.
+const LEAVING: [[f64; 2]; 2] = [[-83.0, -65.0], [-60.0, -20.0]];
 
 /// Rows of as many columns as several parts have and some: within the bounds in which a step has no
 /// branches, on all sides of them, and on their way out of them.
@@ -206,12 +208,21 @@ fn replay_row(state: &mut FeatureState<f32>, row: usize, columns: usize, steps: 
 fn rare_numbers_are_replayed_to_the_same_bits() {
     on_device(|cuda| {
         let many = if crate::emulator::on_gpu() { 500 } else { 1 };
-        for (rows, columns, sizes) in
-            [(7 * many, 1100, WIDE), (7 * many, 513, PLAIN), (7, 6, TINY), (7, 100, TINY)]
-        {
+        for (rows, columns, sizes) in [
+            (7 * many, 1100, WIDE),
+            (7 * many, 513, PLAIN),
+            (7, 6, TINY),
+            (7, 100, TINY),
+            (7 * many, 512, LEAVING),
+        ] {
             let before = rare(rows, columns, sizes);
-            let histories =
-                [("usual", steady(1e-3)), ("tiny", steady(1e-36)), ("mixed", rare_history())];
+            let histories = [
+                ("usual", steady(1e-3)),
+                // The least that goes without branches.
+                ("small", steady(1e-6)),
+                ("tiny", steady(1e-36)),
+                ("mixed", rare_history()),
+            ];
             for (rates, history) in histories {
                 let mut features = cuda.trained_features(before.clone(), columns).unwrap();
                 let schedule = schedule(cuda, &history);
