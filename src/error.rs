@@ -142,6 +142,7 @@ impl Error {
             Self::Prepare(_) | Self::Setting { .. } | Self::RunFile { .. } | Self::Gpu { .. } => {
                 true
             }
+            Self::Io { action: "read" | "open", source, .. } => is_unreadable(source),
             Self::Io { source, .. } => is_missing(source),
             Self::DeviceMemory { .. } | Self::DeviceOperation { .. } | Self::NonFinite(_) => false,
         }
@@ -209,22 +210,22 @@ fn bytes(count: u64) -> String {
 }
 
 /// Whether the system says that the path the user gave does not lead to a file of the right kind:
-/// there is none, it may not be read, it could be nobody's name, or it is not text where text is read.
+/// there is none, it could be nobody's name, or it is not text where text is read.
 pub(crate) fn is_missing(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{
         InvalidData, InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound,
-        PermissionDenied,
     };
     matches!(
         error.kind(),
-        NotFound
-            | PermissionDenied
-            | NotADirectory
-            | IsADirectory
-            | InvalidData
-            | InvalidFilename
-            | InvalidInput
+        NotFound | NotADirectory | IsADirectory | InvalidData | InvalidFilename | InvalidInput
     )
+}
+
+/// Whether another path is to be given to read from: this one [is missing](is_missing), or may not be
+/// read. Where a file is written, being refused says nothing of what was given: a run that could write
+/// before goes on when it may again.
+pub(crate) fn is_unreadable(error: &std::io::Error) -> bool {
+    is_missing(error) || error.kind() == std::io::ErrorKind::PermissionDenied
 }
 
 /// Whether nothing may be put where the user wants it.

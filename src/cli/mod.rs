@@ -241,6 +241,8 @@ mod tests {
         assert_eq!(exit_code(&io(io::ErrorKind::NotFound).into()), 2);
         assert_eq!(exit_code(&io(io::ErrorKind::StorageFull).into()), 1);
         assert_eq!(exit_code(&io(io::ErrorKind::PermissionDenied).into()), 2);
+        let refused = || Error::io("x".as_ref(), "write", io::ErrorKind::PermissionDenied.into());
+        assert!(!refused().is_input() && refused().is_unwritable());
         let refused = io::ErrorKind::PermissionDenied.into();
         assert_eq!(exit_code(&Error::io("x".as_ref(), "create", refused).into()), 2);
         assert_eq!(exit_code(&anyhow::anyhow!("broken")), 1);

@@ -147,7 +147,7 @@ impl DataError {
     /// Whether the cause is what the user gave, rather than the machine.
     pub fn is_input(&self) -> bool {
         match self {
-            Self::Read { source, .. } => crate::error::is_missing(source),
+            Self::Read { source, .. } => crate::error::is_unreadable(source),
             Self::Changed { .. } => false,
             _ => true,
         }

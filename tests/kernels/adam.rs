@@ -219,7 +219,7 @@ fn rare_numbers_are_replayed_to_the_same_bits() {
             let histories = [
                 ("usual", steady(1e-3)),
                 // The least that goes without branches.
-                ("small", steady(1e-6)),
+                ("small", steady(8e-6)),
                 ("tiny", steady(1e-36)),
                 ("mixed", rare_history()),
             ];

@@ -82,8 +82,10 @@ pub fn end(summary: &Summary) -> String {
 
 /// What to do about a continued run that had `earlier` epochs and trained no further one.
 pub fn nothing_left(summary: &Summary, earlier: u64) -> Option<String> {
+    if earlier == 0 || summary.epochs > earlier {
+        return None;
+    }
     let flag = match summary.stopped_by {
-        _ if earlier == 0 || summary.epochs > earlier => return None,
         StopReason::Patience => "--patience",
         StopReason::Epochs => "--epochs",
         StopReason::Interrupted => return None,
