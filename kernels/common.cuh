@@ -25,6 +25,12 @@ template <class T> struct identity {
 // An object in the block's shared memory; the emulator poisons it before each block.
 #define SHARED(object, name) __shared__ typename identity<object>::type name
 
+// The block's shared memory whose bytes a launch asks for (src/cuda/kernels.rs): where 48 KB, the most
+// that the source may ask for, are too few.
+#define SHARED_AT_LAUNCH(object, name)        \
+    extern __shared__ float4 shared_words[]; \
+    identity<object>::type& name = *reinterpret_cast<identity<object>::type*>(shared_words)
+
 // The exact value of a half-precision number.
 __device__ __forceinline__ float half_to_float(u16 bits) {
     float value;
@@ -36,6 +42,13 @@ __device__ __forceinline__ float half_to_float(u16 bits) {
 __device__ __forceinline__ u32 to_tf32(float value) {
     u32 bits;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+    return bits;
+}
+
+// The nearest half-precision numbers: the first in the lower two bytes.
+__device__ __forceinline__ u32 to_halves(float first, float second) {
+    u32 bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
     return bits;
 }
 
@@ -58,6 +71,18 @@ __device__ __forceinline__ float near_reciprocal_root(float x) {
 __device__ __forceinline__ void multiply_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     asm volatile(
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// d (16 x 8) += a (16 x 16) b (16 x 8) on the tensor cores, of half-precision numbers, two in a word.
+// A lane holds of k = 2t and 2t + 1, and then of both and 8, a: rows g and g + 8; b: column g; and d
+// as above.
+__device__ __forceinline__ void multiply_halves(float (&d)[4], const u32 (&a)[4],
+                                                const u32 (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

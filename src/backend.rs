@@ -226,6 +226,8 @@ pub trait Backend: Clone {
     type Losses: Send + Sync;
     /// Lists of the best items, kept on the device until asked for.
     type Lists: Send + Sync;
+    /// The items of a split's users, ready to be looked for in lists.
+    type Wanted: Send + Sync;
 
     /// One line that names the device.
     fn describe(&self) -> String;
@@ -583,13 +585,11 @@ pub trait Backend: Clone {
     /// Lists, read from the device.
     fn read_lists(&self, lists: Self::Lists) -> Result<TopK>;
 
-    /// The metrics of `split` at each of `lengths` (SPEC §9), from the lists of `users`: see
-    /// [`crate::evaluate::metrics`].
-    fn metrics(
-        &self,
-        split: &Split,
-        users: &[u32],
-        lists: &Self::Lists,
-        lengths: &[usize],
-    ) -> Result<Metrics>;
+    /// What [`Backend::metrics`] looks for in the lists of `users`, at each of `lengths`: the items of
+    /// `split`. Once for many evaluations.
+    fn wanted(&self, split: &Split, users: &[u32], lengths: &[usize]) -> Result<Self::Wanted>;
+
+    /// The metrics (SPEC §9) of lists, of the users that were named to [`Backend::wanted`] in their
+    /// order: see [`crate::evaluate::metrics`].
+    fn metrics(&self, wanted: &Self::Wanted, lists: &Self::Lists) -> Result<Metrics>;
 }

@@ -147,7 +147,8 @@ fn work(problem: &Problem) -> Result<()> {
     model.dense_state()?;
     let lists = model.lists(&[0, 1], 3)?;
     let split = Split { users: vec![1], offsets: vec![0, 1], items: vec![2] };
-    model.metrics(&split, &[0, 1], &lists, &[2])?;
+    let wanted = model.backend().wanted(&split, &[0, 1], &[2])?;
+    model.backend().metrics(&wanted, &lists)?;
     let Problem { users, items, .. } = *problem;
     let mut batches = model.backend().batches(&problem.train_pairs(), users, items, 2)?;
     let plan = EpochPlan { order: Order::Random, seed: 1, epoch: 0, first_step: 3 };

@@ -122,7 +122,13 @@ pub fn measure<B: Backend>(
     let Dataset { users, items, train: pairs, .. } = dataset;
     let batches = model.backend().batches(pairs, *users, *items, config.batch_size)?;
     let steps_per_epoch = pairs.users.len().div_ceil(config.batch_size) as u64;
-    let mut bench = Bench { model, batches, dataset, config, epoch: 0, steps_per_epoch };
+    let splits = [&dataset.valid, &dataset.test];
+    let evaluated = evaluate::users_of(&splits);
+    let measured = splits.into_iter().filter(|split| !split.users.is_empty());
+    let wanted = measured.map(|split| model.backend().wanted(split, &evaluated, &config.top_k));
+    let wanted = wanted.collect::<Result<Vec<_>>>()?;
+    let mut bench =
+        Bench { model, batches, config, users: evaluated, wanted, epoch: 0, steps_per_epoch };
     let mut epochs = Vec::new();
     let mut evaluations = Vec::new();
     for repeat in 0..=repeats.max(1) {
@@ -183,8 +189,10 @@ fn upload<B: Backend>(backend: &B, dataset: &Dataset) -> Result<Option<Upload>> 
 struct Bench<'a, B: Backend> {
     model: DeviceModel<B>,
     batches: B::Batches,
-    dataset: &'a Dataset,
     config: &'a TrainConfig,
+    /// Those that are evaluated, and what is wanted of each split that has some.
+    users: Vec<u32>,
+    wanted: Vec<B::Wanted>,
     epoch: u64,
     steps_per_epoch: u64,
 }
@@ -225,15 +233,11 @@ impl<B: Backend> Bench<'_, B> {
 
     /// The seconds of an evaluation.
     fn evaluate(&mut self) -> Result<f64> {
-        let splits = [&self.dataset.valid, &self.dataset.test];
-        let users = evaluate::users_of(&splits);
         let longest = self.config.top_k.iter().copied().max().unwrap_or(0).max(STOPPING_LENGTH);
         let begun = Instant::now();
-        let lists = self.model.lists(&users, longest)?;
-        for split in splits {
-            if !split.users.is_empty() {
-                self.model.metrics(split, &users, &lists, &self.config.top_k)?;
-            }
+        let lists = self.model.lists(&self.users, longest)?;
+        for wanted in &self.wanted {
+            self.model.backend().metrics(wanted, &lists)?;
         }
         self.model.backend().synchronize()?;
         Ok(begun.elapsed().as_secs_f64())

@@ -105,5 +105,6 @@ fn evaluate(request: &EvaluateRequest, backend: impl Backend) -> anyhow::Result<
     // As training measures: the same bits.
     let mut model = model.on(backend)?;
     let lists = model.lists(&split.users, longest)?;
-    Ok(model.metrics(split, &split.users, &lists, lengths)?)
+    let wanted = model.backend().wanted(split, &split.users, lengths)?;
+    Ok(model.backend().metrics(&wanted, &lists)?)
 }

@@ -111,6 +111,14 @@ fn write<T>(view: ViewMut<'_, Vec<T>>) -> &mut [T] {
     &mut view.buffer[view.range]
 }
 
+/// A split, whose users' lists there are, and how long they are to be looked at.
+#[derive(Debug)]
+pub struct CpuWanted {
+    split: Split,
+    users: Vec<u32>,
+    lengths: Vec<usize>,
+}
+
 impl<T: Real> Backend for Cpu<T> {
     type Real = T;
     type Buffer = Vec<T>;
@@ -122,6 +130,7 @@ impl<T: Real> Backend for Cpu<T> {
     type Kept = Vec<T>;
     type Losses = CpuLosses;
     type Lists = TopK;
+    type Wanted = CpuWanted;
 
     fn describe(&self) -> String {
         let threads = rayon::current_num_threads();
@@ -635,13 +644,13 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(lists)
     }
 
-    fn metrics(
-        &self,
-        split: &Split,
-        users: &[u32],
-        lists: &TopK,
-        lengths: &[usize],
-    ) -> Result<Metrics> {
+    fn wanted(&self, split: &Split, users: &[u32], lengths: &[usize]) -> Result<CpuWanted> {
+        let (users, lengths) = (users.to_vec(), lengths.to_vec());
+        Ok(CpuWanted { split: split.clone(), users, lengths })
+    }
+
+    fn metrics(&self, wanted: &CpuWanted, lists: &TopK) -> Result<Metrics> {
+        let CpuWanted { split, users, lengths } = wanted;
         let _timed = Timed::new("metrics", users.len() * lists.k + split.items.len(), 0);
         Ok(evaluate::metrics(split, users, lists, lengths))
     }

@@ -14,7 +14,7 @@ use cudarc::nvrtc::Ptx;
 use rayon::prelude::*;
 
 use super::driver::{self, Gpu, problem_of};
-use super::kernels::{Kernels, NAMES};
+use super::kernels::{Kernels, NAMES, shared_at_launch};
 use super::launch::{Address, Arguments, Launch};
 use super::memory::Memory;
 use super::profile::Recorded;
@@ -49,6 +49,19 @@ struct Kernel {
     function: CudaFunction,
     /// Bytes of each parameter, as the driver read them from the compiled code.
     sizes: Vec<usize>,
+    /// Bytes of shared memory that its launches ask for.
+    shared: u32,
+}
+
+impl Kernel {
+    fn of(function: CudaFunction, shared: u32) -> Result<Self, DriverError> {
+        if shared > 0 {
+            let attribute =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, shared as i32)?;
+        }
+        Ok(Self { sizes: parameter_sizes(&function)?, function, shared })
+    }
 }
 
 impl fmt::Debug for Device {
@@ -103,7 +116,7 @@ impl Device {
         for &name in NAMES {
             let kernel = module
                 .load_function(name)
-                .and_then(|function| Ok(Kernel { sizes: parameter_sizes(&function)?, function }))
+                .and_then(|function| Kernel::of(function, shared_at_launch(name)))
                 .map_err(|error| failed(&format!("loading kernel {name}"), error))?;
             functions.insert(name, kernel);
         }
@@ -338,8 +351,11 @@ impl Device {
         for slot in arguments.slots() {
             builder.arg(slot);
         }
-        let config =
-            LaunchConfig { grid_dim: grid.into(), block_dim: (block, 1, 1), shared_mem_bytes: 0 };
+        let config = LaunchConfig {
+            grid_dim: grid.into(),
+            block_dim: (block, 1, 1),
+            shared_mem_bytes: kernel.shared,
+        };
         // SAFETY: the arguments have the number and the sizes of the kernel's parameters, as was
         // just checked; the wrappers pass what the kernel's source names, in its order, from
         // memory whose lengths they derive from the same shapes.

@@ -18,7 +18,9 @@ pub const NAMES: &[&str] = &[
     "column_slices",
     "copy_ceiling",
     "gather_rows",
+    "half_rows",
     "initial_values",
+    "largest_norm",
     "leaky_relu",
     "leaky_relu_backward",
     "loss_terms",
@@ -50,6 +52,15 @@ pub const NAMES: &[&str] = &[
     "user_metrics",
     "watch_losses",
 ];
+
+/// Bytes of a block's shared memory that a launch asks for, beside what the kernel declares: that is 48
+/// KB at most. All GPUs that kernels are compiled for give a block 99 KB.
+pub(super) fn shared_at_launch(kernel: &str) -> u32 {
+    match kernel {
+        "top_k" => super::ranking::SHARED,
+        _ => 0,
+    }
+}
 
 /// A CUDA version, as drivers and toolkits give it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

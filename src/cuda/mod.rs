@@ -42,7 +42,7 @@ use launch::Address;
 pub use loss::CudaLosses;
 pub use memory::Memory;
 pub(crate) use plan::{MARGIN, Placement, SPARE_SHARE, Shares, training as training_memory};
-pub use ranking::{CudaLists, LONGEST_LIST};
+pub use ranking::{CudaLists, CudaWanted, LONGEST_LIST};
 pub use schedule::CudaSchedule;
 pub(crate) use search::CudaIndex;
 use shared::Pool;
@@ -168,6 +168,7 @@ impl Backend for Cuda {
     type Kept = CudaKept;
     type Losses = CudaLosses;
     type Lists = CudaLists;
+    type Wanted = CudaWanted;
 
     fn describe(&self) -> String {
         self.device.describe()
@@ -645,13 +646,11 @@ impl Backend for Cuda {
         lists.read()
     }
 
-    fn metrics(
-        &self,
-        split: &Split,
-        users: &[u32],
-        lists: &CudaLists,
-        lengths: &[usize],
-    ) -> Result<Metrics> {
-        ranking::metrics(&self.device, split, users, lists, lengths)
+    fn wanted(&self, split: &Split, users: &[u32], lengths: &[usize]) -> Result<CudaWanted> {
+        CudaWanted::new(&self.device, split, users, lengths)
+    }
+
+    fn metrics(&self, wanted: &CudaWanted, lists: &CudaLists) -> Result<Metrics> {
+        wanted.metrics(&self.device, lists)
     }
 }

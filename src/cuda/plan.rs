@@ -12,13 +12,14 @@ use super::dense::{COLUMN_ROWS, Tile};
 use super::device::PART_ALIGNMENT;
 use super::features::parts;
 use super::loss::loss_bytes;
+use super::ranking::{self, CudaWanted};
 use super::rows::norm_blocks;
 use super::schedule::room_for;
-use super::{ranking, spmm, stream};
+use super::{spmm, stream};
 use crate::Result;
 use crate::backend::Rooms;
 use crate::config::{FeatureStorage, Propagation, TrainConfig};
-use crate::data::Dataset;
+use crate::data::{Dataset, Split};
 use crate::evaluate;
 use crate::graph::Graph;
 use crate::memory::{MemoryLine, feature_values, layer_buffers};
@@ -236,6 +237,7 @@ fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryL
             + loss_bytes(dataset.modalities.len()),
     );
     add("intermediate sums", scratch(&layout, config, slots, rows, rooms.items));
+    add("what lists are compared with", wanted(dataset, config));
     let arranging = batches::arranging_bytes(pairs, config.order);
     add(
         "what comes and goes: the order of an epoch, or evaluation",
@@ -288,24 +290,35 @@ fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, ite
     device + nodes + modalities
 }
 
-/// The larger of scoring and measuring, both with the lists.
-fn evaluation(dataset: &Dataset, config: &TrainConfig, nodes: u64) -> u64 {
-    let splits = [&dataset.valid, &dataset.test];
-    let users = evaluate::users_of(&splits).len() as u64;
+/// The lengths at which lists are looked at, ascending.
+fn lengths(config: &TrainConfig) -> Vec<usize> {
     let mut lengths = config.top_k.clone();
     lengths.push(STOPPING_LENGTH);
     lengths.sort_unstable();
     lengths.dedup();
-    let (longest, columns) = (lengths.last().map_or(0, |&k| k as u64), 4 * lengths.len() as u64);
-    let measuring = splits.map(|split| {
-        let (measured, wanted) = (split.users.len() as u64, split.items.len() as u64);
-        8 * columns * (measured + 1)
-            + WORD * (2 * measured + 1 + wanted + columns / 4)
-            + 8 * (2 * longest + 1)
-    });
-    let keys = ranking::search_bytes(users as usize, dataset.items, longest as usize);
-    let scoring = WORD * (nodes + users) + keys;
-    2 * WORD * users * longest + scoring.max(measuring[0]).max(measuring[1])
+    lengths
+}
+
+/// What the items of both splits are looked for with.
+fn wanted(dataset: &Dataset, config: &TrainConfig) -> u64 {
+    let lengths = lengths(config);
+    let longest = lengths.last().copied().unwrap_or(0);
+    let splits =
+        [&dataset.valid, &dataset.test].into_iter().filter(|split| !split.users.is_empty());
+    let bytes = |split: &Split| {
+        CudaWanted::bytes(split.users.len(), split.items.len(), lengths.len(), longest)
+    };
+    splits.map(bytes).sum()
+}
+
+/// Scoring, and the lists.
+fn evaluation(dataset: &Dataset, config: &TrainConfig, nodes: u64) -> u64 {
+    let users = evaluate::users_of(&[&dataset.valid, &dataset.test]).len();
+    let longest = lengths(config).last().copied().unwrap_or(0);
+    let (items, width) = (dataset.items, config.embedding_size);
+    WORD * (nodes + users as u64)
+        + ranking::search_bytes(users, items, width, longest)
+        + 2 * WORD * (users * longest) as u64
 }
 
 #[cfg(test)]

@@ -15,19 +15,26 @@ use crate::{Error, Result};
 
 /// The longest list: half of a user's candidates at the least users a block.
 pub const LONGEST_LIST: usize = 1024;
-/// Candidates of all users of a block: `KEYS` of `top_k.cu`.
-const KEYS: usize = 4096;
-/// Threads of a block: the same of `top_k.cu`.
-const THREADS: u32 = 64;
-/// The most users of a block: `USERS` of `top_k.cu`.
+/// Bytes of a block's shared memory: those of `Shared` of `top_k.cu`.
+pub(super) const SHARED: u32 = 82_944;
+/// Candidates of all users of a warp: `KEYS` of `top_k.cu`.
+const KEYS: usize = 2048;
+/// Warps of a block: the same of `top_k.cu`.
+const WARPS: usize = 4;
+/// The most users of a warp: `OWN` of `top_k.cu`.
 const USERS: usize = 16;
-/// Items scored between two looks at the candidates: `ITEMS` of `top_k.cu`.
-const ITEMS: usize = 128;
-/// Blocks that the users' items are cut for, where users are few: four for each multiprocessor of a
+/// Items scored at a time: `ITEMS` of `top_k.cu`.
+const ITEMS: usize = 64;
+/// Keys of slices read at a time: `MERGED` of `top_k_merge.cu`.
+const MERGED: usize = 128;
+/// Blocks that the users' items are cut for, where users are few: two for each multiprocessor of a
 /// large GPU.
-const TARGET_BLOCKS: usize = 4 * 132;
+const TARGET_BLOCKS: usize = 2 * 132;
 /// The most slices: to merge more takes longer than it saves.
 const MOST_SLICES: usize = 132;
+/// Rows that a block of `largest_norm` has at a time, and the most blocks of it: the rest takes turns.
+const ROWS: u64 = 16;
+const MOST_BLOCKS: u32 = 8 * 132;
 /// Users that a block of `user_metrics` measures: `WARPS` of `metrics.cu`.
 const MEASURED: u64 = 8;
 
@@ -36,7 +43,7 @@ const MEASURED: u64 = 8;
 struct Cut {
     /// Candidates of a user.
     capacity: usize,
-    users_per_block: usize,
+    users_per_warp: usize,
     /// Items of a slice, whole tiles.
     slice_items: usize,
     slices: usize,
@@ -45,13 +52,14 @@ struct Cut {
 impl Cut {
     fn of(users: usize, items: usize, k: usize) -> Self {
         let capacity = (k + ITEMS).next_power_of_two();
-        let users_per_block = (KEYS / capacity).min(USERS);
-        let blocks = users.div_ceil(users_per_block).max(1);
+        // Few users are shared out among a block's warps.
+        let users_per_warp = (KEYS / capacity).min(USERS).min(users.div_ceil(WARPS)).max(1);
+        let blocks = users.div_ceil(WARPS * users_per_warp).max(1);
         let tiles = items.div_ceil(ITEMS).max(1);
         let wanted = (TARGET_BLOCKS / blocks).clamp(1, MOST_SLICES.min(tiles));
         // Of fewer items than K a slice would leave keys of nothing, to be merged all the same.
         let slice_items = (tiles.div_ceil(wanted) * ITEMS).max(k.next_multiple_of(ITEMS));
-        Self { capacity, users_per_block, slice_items, slices: items.div_ceil(slice_items).max(1) }
+        Self { capacity, users_per_warp, slice_items, slices: items.div_ceil(slice_items).max(1) }
     }
 
     /// Keys that slices leave of each user; none where there is one slice.
@@ -60,9 +68,13 @@ impl Cut {
     }
 }
 
-/// Bytes that a search has beside its lists.
-pub(super) fn search_bytes(users: usize, items: usize, k: usize) -> u64 {
-    8 * (users * Cut::of(users, items, k).slice_keys(k)) as u64
+/// Bytes that a search of all items has beside its users and its lists.
+pub(super) fn search_bytes(users: usize, items: usize, width: usize, k: usize) -> u64 {
+    if users == 0 {
+        return 0;
+    }
+    let halves = 4 + 2 * items * width.next_multiple_of(8);
+    (halves + 8 * users * Cut::of(users, items, k).slice_keys(k)) as u64
 }
 
 /// Lists on a device.
@@ -74,6 +86,11 @@ pub struct CudaLists {
 }
 
 impl CudaLists {
+    fn new(device: &Arc<Device>, users: usize, k: usize) -> Result<Self> {
+        let items = Memory::new(device, users * k, "lists")?;
+        Ok(Self { k, items, scores: Memory::new(device, users * k, "lists")? })
+    }
+
     /// The lists, read.
     ///
     /// # Errors
@@ -98,6 +115,54 @@ pub(super) struct Masked<'a> {
     pub offsets: &'a Memory<u32>,
     /// Nodes: items are numbered after the users; ascending within a user.
     pub neighbours: &'a Memory<u32>,
+    /// The items' rows as the tensor cores read them.
+    pub halves: &'a HalfRows,
+}
+
+/// Rows in half precision, scaled by their largest norm.
+#[derive(Debug)]
+pub(super) struct HalfRows {
+    /// The bits of an f32.
+    largest_norm: Memory<u32>,
+    /// Padded to whole eighths.
+    rows: Memory<u16>,
+}
+
+/// `count` rows of `width` numbers as halves.
+pub(super) fn half_rows(
+    device: &Arc<Device>,
+    rows: Address,
+    count: usize,
+    width: usize,
+) -> Result<HalfRows> {
+    let largest_norm = Memory::zeros(device, 1, "the largest norm of an item")?;
+    let padded = width.next_multiple_of(8);
+    let halves = Memory::new(device, count * padded, "items' rows as halves")?;
+    launch!(
+        device,
+        Launch {
+            kernel: "largest_norm",
+            grid: [blocks(count as u64, ROWS).min(MOST_BLOCKS), 1, 1],
+            block: 256,
+            bytes: (4 * count * width) as u64,
+            flops: 2 * (count * width) as u64,
+        },
+        [rows, count as u32, width as u32, &largest_norm],
+        "{count} rows, d = {width}"
+    )?;
+    launch!(
+        device,
+        Launch {
+            kernel: "half_rows",
+            grid: [blocks((count * padded / 8) as u64, 256), 1, 1],
+            block: 256,
+            bytes: (count * (4 * width + 2 * padded)) as u64,
+            flops: (count * width) as u64,
+        },
+        [rows, count as u32, width as u32, &largest_norm, &halves],
+        "{count} rows, d = {width}"
+    )?;
+    Ok(HalfRows { largest_norm, rows: halves })
 }
 
 /// The `k` best items of each of `users`.
@@ -109,11 +174,17 @@ pub(super) fn top_k(
     users: &[u32],
     k: usize,
 ) -> Result<CudaLists> {
+    if users.is_empty() {
+        return CudaLists::new(device, 0, k);
+    }
+    let (all_users, items) = (graph.graph.users(), graph.graph.items());
+    let item_rows = Address(predicted.0 + 4 * (all_users * width) as u64);
     let masked = Masked {
-        users: graph.graph.users(),
-        items: graph.graph.items(),
+        users: all_users,
+        items,
         offsets: &graph.offsets,
         neighbours: &graph.neighbours,
+        halves: &half_rows(device, item_rows, items, width)?,
     };
     ranked(device, &masked, predicted, width, users, k)
 }
@@ -135,20 +206,16 @@ pub(super) fn ranked(
     let cut = Cut::of(users.len(), items, k);
     let slice_keys = Memory::<u64>::new(device, users.len() * cut.slice_keys(k), "lists")?;
     let ids = Memory::from_slice(device, users, "users to be scored")?;
-    let lists = CudaLists {
-        k,
-        items: Memory::new(device, users.len() * k, "lists")?,
-        scores: Memory::new(device, users.len() * k, "lists")?,
-    };
+    let lists = CudaLists::new(device, users.len(), k)?;
     let scored = (users.len() * items) as u64;
-    let grid = blocks(users.len() as u64, cut.users_per_block as u64);
+    let grid = blocks(users.len() as u64, (WARPS * cut.users_per_warp) as u64);
     let list_bytes = (8 * users.len() * k) as u64;
     launch!(
         device,
         Launch {
             kernel: "top_k",
             grid: [grid, cut.slices as u32, 1],
-            block: THREADS,
+            block: 32 * WARPS as u32,
             bytes: (4 * (users.len() + items) * width) as u64 + cut.slices as u64 * list_bytes,
             flops: 2 * scored * width as u64,
         },
@@ -164,7 +231,9 @@ pub(super) fn ranked(
             masked.neighbours,
             k as u32,
             cut.capacity as u32,
-            cut.users_per_block as u32,
+            cut.users_per_warp as u32,
+            &masked.halves.largest_norm,
+            &masked.halves.rows,
             &slice_keys,
             &lists.items,
             &lists.scores,
@@ -187,7 +256,7 @@ pub(super) fn ranked(
                 &slice_keys,
                 cut.slice_keys(k) as u32,
                 k as u32,
-                cut.capacity as u32,
+                (k + MERGED).next_power_of_two() as u32,
                 &lists.items,
                 &lists.scores,
             ],
@@ -199,87 +268,132 @@ pub(super) fn ranked(
     Ok(lists)
 }
 
-/// The metrics of `split` at each of `lengths`, from the lists of `users`.
-pub(super) fn metrics(
-    device: &Arc<Device>,
-    split: &Split,
-    users: &[u32],
-    lists: &CudaLists,
-    lengths: &[usize],
-) -> Result<Metrics> {
-    let rows: HashMap<u32, u32> =
-        users.iter().enumerate().map(|(row, &user)| (user, row as u32)).collect();
-    let (mut positions, mut offsets, mut wanted) = (Vec::new(), vec![0u32], Vec::new());
-    for (position, user) in split.users.iter().enumerate() {
-        let Some(&row) = rows.get(user) else { continue };
-        positions.push(row);
-        let start = wanted.len();
-        wanted
-            .extend_from_slice(&split.items[split.offsets[position]..split.offsets[position + 1]]);
-        wanted[start..].sort_unstable();
-        offsets.push(wanted.len() as u32);
+/// The items of a split's users on a device, and what their metrics are made of.
+#[derive(Debug)]
+pub struct CudaWanted {
+    /// Of each measured user, the row of its list.
+    rows: Memory<u32>,
+    /// A bound for each of them, and the last one, into `items`.
+    offsets: Memory<u32>,
+    /// Ascending within a user.
+    items: Memory<u32>,
+    lengths: Memory<u32>,
+    /// What a hit at each rank is worth, and the sums of the first ones.
+    gains: Memory<f64>,
+    ideals: Memory<f64>,
+    /// Of each measured user and length, the four metrics.
+    values: Memory<f64>,
+    /// Their sums over the users.
+    sums: Memory<f64>,
+    top_k: Vec<usize>,
+}
+
+impl CudaWanted {
+    /// Those of `split`, whose users' lists are in the order of `users`.
+    pub(super) fn new(
+        device: &Arc<Device>,
+        split: &Split,
+        users: &[u32],
+        lengths: &[usize],
+    ) -> Result<Self> {
+        let row_of: HashMap<u32, u32> =
+            users.iter().enumerate().map(|(row, &user)| (user, row as u32)).collect();
+        let (mut rows, mut offsets, mut items) = (Vec::new(), vec![0u32], Vec::new());
+        for (position, user) in split.users.iter().enumerate() {
+            let Some(&row) = row_of.get(user) else { continue };
+            rows.push(row);
+            let start = items.len();
+            items.extend_from_slice(
+                &split.items[split.offsets[position]..split.offsets[position + 1]],
+            );
+            items[start..].sort_unstable();
+            offsets.push(items.len() as u32);
+        }
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let gains: Vec<f64> = (1..=longest).map(gain).collect();
+        let mut ideals = vec![0.0];
+        ideals.extend(gains.iter().scan(0.0, |sum, gain| {
+            *sum += gain;
+            Some(*sum)
+        }));
+        let device_lengths: Vec<u32> = lengths.iter().map(|&length| length as u32).collect();
+        let columns = 4 * lengths.len();
+        let what = "metrics";
+        Ok(Self {
+            offsets: Memory::from_slice(device, &offsets, what)?,
+            items: Memory::from_slice(device, &items, what)?,
+            lengths: Memory::from_slice(device, &device_lengths, what)?,
+            gains: Memory::from_slice(device, &gains, what)?,
+            ideals: Memory::from_slice(device, &ideals, what)?,
+            values: Memory::new(device, rows.len() * columns, what)?,
+            sums: Memory::zeros(device, columns, what)?,
+            rows: Memory::from_slice(device, &rows, what)?,
+            top_k: lengths.to_vec(),
+        })
     }
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    let gains: Vec<f64> = (1..=longest).map(gain).collect();
-    let mut ideals = vec![0.0];
-    ideals.extend(gains.iter().scan(0.0, |sum, gain| {
-        *sum += gain;
-        Some(*sum)
-    }));
-    let device_lengths: Vec<u32> = lengths.iter().map(|&length| length as u32).collect();
-    let columns = 4 * lengths.len();
-    let measured = positions.len();
-    let what = "metrics";
-    let values = Memory::<f64>::new(device, measured * columns, what)?;
-    let sums = Memory::<f64>::zeros(device, columns, what)?;
-    launch!(
-        device,
-        Launch {
-            kernel: "user_metrics",
-            grid: [blocks(measured as u64, MEASURED), 1, 1],
-            block: 256,
-            bytes: (4 * measured * longest + 4 * wanted.len() + 8 * measured * columns) as u64,
-            flops: (measured * columns) as u64,
-        },
-        [
-            &lists.items,
-            lists.k as u32,
-            &Memory::from_slice(device, &positions, what)?,
-            measured as u32,
-            &Memory::from_slice(device, &offsets, what)?,
-            &Memory::from_slice(device, &wanted, what)?,
-            &Memory::from_slice(device, &device_lengths, what)?,
-            lengths.len() as u32,
-            &Memory::from_slice(device, &gains, what)?,
-            &Memory::from_slice(device, &ideals, what)?,
-            &values,
-        ],
-        "{measured} users, K = {}",
-        lists.k
-    )?;
-    launch!(
-        device,
-        Launch {
-            kernel: "sum_metrics",
-            grid: [columns as u32, 1, 1],
-            block: 256,
-            bytes: 8 * (measured * columns) as u64,
-            flops: (measured * columns) as u64,
-        },
-        [&values, measured as u32, columns as u32, &sums],
-        "{measured} users, {columns} columns"
-    )?;
-    let sums = sums.read(0..columns)?;
-    let mean = |metric: usize| -> Vec<f64> {
-        (0..lengths.len()).map(|index| sums[4 * index + metric] / measured.max(1) as f64).collect()
-    };
-    Ok(Metrics {
-        top_k: lengths.to_vec(),
-        recall: mean(0),
-        ndcg: mean(1),
-        precision: mean(2),
-        map: mean(3),
-    })
+
+    /// Bytes of it, for `measured` users of `wanted` items.
+    pub(super) fn bytes(measured: usize, wanted: usize, lengths: usize, longest: usize) -> u64 {
+        let columns = 4 * lengths;
+        let words = 2 * measured + 1 + wanted + lengths;
+        (4 * words + 8 * (columns * (measured + 1) + 2 * longest + 1)) as u64
+    }
+
+    /// The metrics of `lists`.
+    pub(super) fn metrics(&self, device: &Arc<Device>, lists: &CudaLists) -> Result<Metrics> {
+        let (measured, longest) = (self.rows.len(), self.gains.len());
+        let columns = self.sums.len();
+        launch!(
+            device,
+            Launch {
+                kernel: "user_metrics",
+                grid: [blocks(measured as u64, MEASURED), 1, 1],
+                block: 256,
+                bytes: (4 * (measured * longest + self.items.len()) + 8 * measured * columns)
+                    as u64,
+                flops: (measured * columns) as u64,
+            },
+            [
+                &lists.items,
+                lists.k as u32,
+                &self.rows,
+                measured as u32,
+                &self.offsets,
+                &self.items,
+                &self.lengths,
+                self.lengths.len() as u32,
+                &self.gains,
+                &self.ideals,
+                &self.values,
+            ],
+            "{measured} users, K = {}",
+            lists.k
+        )?;
+        launch!(
+            device,
+            Launch {
+                kernel: "sum_metrics",
+                grid: [columns as u32, 1, 1],
+                block: 256,
+                bytes: 8 * (measured * columns) as u64,
+                flops: (measured * columns) as u64,
+            },
+            [&self.values, measured as u32, columns as u32, &self.sums],
+            "{measured} users, {columns} columns"
+        )?;
+        let sums = self.sums.read(0..columns)?;
+        let mean = |metric: usize| -> Vec<f64> {
+            let sums = sums.iter().skip(metric).step_by(4);
+            sums.map(|sum| sum / measured.max(1) as f64).collect()
+        };
+        Ok(Metrics {
+            top_k: self.top_k.clone(),
+            recall: mean(0),
+            ndcg: mean(1),
+            precision: mean(2),
+            map: mean(3),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -297,19 +411,19 @@ mod tests {
             k in 1usize..=LONGEST_LIST,
         ) {
             let cut = Cut::of(users, items, k);
-            let Cut { capacity, users_per_block, slice_items, slices } = cut;
+            let Cut { capacity, users_per_warp, slice_items, slices } = cut;
             prop_assert!(capacity.is_power_of_two() && capacity >= k + ITEMS);
-            prop_assert!(users_per_block >= 1 && users_per_block * capacity <= KEYS);
+            prop_assert!(users_per_warp >= 1 && users_per_warp * capacity <= KEYS);
             prop_assert_eq!(slice_items % ITEMS, 0);
             prop_assert!(slices * slice_items >= items && (slices - 1) * slice_items < items);
-            let blocks = users.div_ceil(users_per_block);
+            let blocks = users.div_ceil(WARPS * users_per_warp);
             prop_assert!(slices == 1 || blocks * slices <= TARGET_BLOCKS);
             prop_assert!(slices <= MOST_SLICES);
             prop_assert!(slices == 1 || slice_items >= k);
             let tiles = items.div_ceil(k.next_multiple_of(ITEMS).max(ITEMS));
             let least = (TARGET_BLOCKS / blocks).min(MOST_SLICES).min(tiles);
             prop_assert!(2 * slices >= least, "{slices} slices, {least} wanted");
-            prop_assert_eq!(search_bytes(users, items, k) == 0, slices == 1);
+            prop_assert_eq!(cut.slice_keys(k) == 0, slices == 1);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use super::Cuda;
 use super::device::Device;
 use super::memory::Memory;
-use super::ranking::{Masked, ranked};
+use super::ranking::{HalfRows, Masked, half_rows, ranked};
 use crate::backend::TopK;
 use crate::recommender::{Search, apart};
 use crate::{Error, Result};
@@ -48,7 +48,9 @@ impl CudaIndex {
         let mut memory = Memory::new(&device, rows, "the rows of all items")?;
         memory.write(QUERIES * width, items, "the rows of all items")?;
         let name = device.describe();
-        let worker = Worker { device, rows: memory, width };
+        let first = memory.address_of(QUERIES * width);
+        let halves = half_rows(&device, first, items.len() / width, width)?;
+        let worker = Worker { device, rows: memory, width, halves };
         let (searches, waiting) = channel();
         let worker = std::thread::Builder::new()
             .name("bm3-search".to_owned())
@@ -150,6 +152,8 @@ struct Worker {
     /// Room for [`QUERIES`] queries, then the items: (q + I) × d.
     rows: Memory<f32>,
     width: usize,
+    /// The items' rows again, as the tensor cores read them.
+    halves: HalfRows,
 }
 
 impl Worker {
@@ -198,6 +202,7 @@ impl Worker {
             items: self.rows.len() / self.width - QUERIES,
             offsets: &Memory::from_slice(&self.device, offsets, what)?,
             neighbours: &Memory::from_slice(&self.device, &neighbours, what)?,
+            halves: &self.halves,
         };
         let ids: Vec<u32> = (0..count as u32).collect();
         ranked(&self.device, &masked, self.rows.address_of(0), self.width, &ids, *k)?.read()

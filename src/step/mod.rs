@@ -17,11 +17,10 @@ use crate::backend::{
 };
 use crate::batch::Batch;
 use crate::config::{Propagation, TrainConfig};
-use crate::data::{FeatureMatrix, Split};
+use crate::data::FeatureMatrix;
 use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::real::Real;
-use crate::records::Metrics;
 use crate::watch::Failure;
 use branches::Branches;
 pub use kept::{KeptParameters, ParameterValues};
@@ -466,7 +465,7 @@ impl<B: Backend> DeviceModel<B> {
         self.backend.read_lists(self.lists_of(predicted, users, k)?)
     }
 
-    /// The lists of [`DeviceModel::top_k`], left on the device for [`DeviceModel::metrics`].
+    /// The lists of [`DeviceModel::top_k`], left on the device for [`Backend::metrics`].
     pub fn lists(&mut self, users: &[u32], k: usize) -> Result<B::Lists> {
         let predicted = self.predict_nodes()?;
         self.lists_of(&predicted, users, k)
@@ -475,17 +474,6 @@ impl<B: Backend> DeviceModel<B> {
     fn lists_of(&self, predicted: &B::Buffer, users: &[u32], k: usize) -> Result<B::Lists> {
         let all = 0..self.layout.nodes.len();
         self.backend.top_k(&self.graph, view(predicted, all), users, k)
-    }
-
-    /// The metrics of `split` at each of `lengths`, from the lists of `users`.
-    pub fn metrics(
-        &self,
-        split: &Split,
-        users: &[u32],
-        lists: &B::Lists,
-        lengths: &[usize],
-    ) -> Result<Metrics> {
-        self.backend.metrics(split, users, lists, lengths)
     }
 
     /// The sums of the loss terms of the steps since [`DeviceModel::set_losses`]: ui, iu, align and mask

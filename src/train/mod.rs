@@ -180,6 +180,8 @@ struct Run<'a, B: Backend> {
     lengths: Vec<usize>,
     /// The users to be evaluated, each once.
     users: Vec<u32>,
+    /// What is wanted of the validation and of the test split, if they have users.
+    wanted: [Option<B::Wanted>; 2],
     records: Vec<EpochRecord>,
     best: Option<Best<B>>,
     evaluations_since_best: u64,
@@ -230,6 +232,13 @@ impl<'a, B: Backend> Run<'a, B> {
         lengths.push(STOPPING_LENGTH);
         lengths.sort_unstable();
         lengths.dedup();
+        let users = evaluate::users_of(&[&dataset.valid, &dataset.test]);
+        let wanted = |split: &crate::data::Split| {
+            (!split.users.is_empty())
+                .then(|| model.backend().wanted(split, &users, &lengths))
+                .transpose()
+        };
+        let wanted = [wanted(&dataset.valid)?, wanted(&dataset.test)?];
         Ok(Self {
             model,
             batches,
@@ -238,7 +247,8 @@ impl<'a, B: Backend> Run<'a, B> {
             directory,
             identity,
             lengths,
-            users: evaluate::users_of(&[&dataset.valid, &dataset.test]),
+            users,
+            wanted,
             records: Vec::new(),
             best: None,
             evaluations_since_best: 0,
@@ -472,12 +482,11 @@ impl<'a, B: Backend> Run<'a, B> {
     fn evaluate(&mut self) -> Result<(Option<Metrics>, Option<Metrics>)> {
         let longest = self.lengths.last().copied().unwrap_or(STOPPING_LENGTH);
         let lists = self.model.lists(&self.users, longest)?;
-        let measure = |split: &crate::data::Split| {
-            (!split.users.is_empty())
-                .then(|| self.model.metrics(split, &self.users, &lists, &self.lengths))
-                .transpose()
+        let measure = |wanted: &Option<B::Wanted>| {
+            wanted.as_ref().map(|wanted| self.model.backend().metrics(wanted, &lists)).transpose()
         };
-        Ok((measure(&self.dataset.valid)?, measure(&self.dataset.test)?))
+        let [valid, test] = &self.wanted;
+        Ok((measure(valid)?, measure(test)?))
     }
 
     fn summary(&self, stopped_by: StopReason) -> Summary {

@@ -115,6 +115,8 @@ struct Event {
 
 struct Function {
     const emulator::Kernel* kernel;
+    // What a launch may ask for beside what the kernel declares.
+    unsigned most_shared = 48 * 1024;
 };
 
 struct Module {
@@ -292,12 +294,12 @@ void give_back(char* start) {
 }
 
 CUresult run_kernel(const emulator::Kernel* kernel, dim3 grid,
-                    dim3 block, std::vector<std::vector<char>>& arguments) {
+                    dim3 block, unsigned shared, std::vector<std::vector<char>>& arguments) {
     std::vector<void*> pointers;
     for (std::vector<char>& argument : arguments) {
         pointers.push_back(argument.data());
     }
-    Launch launch{kernel, grid, block, pointers.data(),
+    Launch launch{kernel, grid, block, shared, pointers.data(),
                   static_cast<unsigned>(number("BM3_EMULATOR_ORDER", "0"))};
     std::string problem = emulator::run(launch);
     if (!problem.empty()) {
@@ -547,6 +549,17 @@ CUresult cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, si
         *size = sizes[i];
         *offset += i < index ? sizes[i] : 0;
     }
+    return CUDA_SUCCESS;
+}
+
+// Of the attributes there is the one that engines set: the most shared memory that a launch asks for.
+CUresult cuFuncSetAttribute(Function* function, int attribute, int value) {
+    BEGIN();
+    const int max_dynamic_shared_size_bytes = 8;
+    if (attribute != max_dynamic_shared_size_bytes || value < 0 || value > 99 * 1024) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    function->most_shared = static_cast<unsigned>(value);
     return CUDA_SUCCESS;
 }
 
@@ -803,11 +816,12 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr target, CUdeviceptr source, size_t byt
 }
 
 CUresult cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned,
-                        Stream* stream, void** parameters, void**) {
+                        unsigned block_x, unsigned block_y, unsigned block_z,
+                        unsigned shared, Stream* stream, void** parameters, void**) {
     BEGIN_IN_CONTEXT();
     // As a GPU has it: only x goes further.
-    if (grid_x > 0x7fffffff || grid_y > 0xffff || grid_z > 0xffff) {
+    if (grid_x > 0x7fffffff || grid_y > 0xffff || grid_z > 0xffff
+        || shared > function->most_shared) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     const emulator::Kernel* kernel = function->kernel;
@@ -817,8 +831,8 @@ CUresult cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, un
         arguments->emplace_back(value, value + kernel->sizes[index]);
     }
     dim3 grid{grid_x, grid_y, grid_z}, block{block_x, block_y, block_z};
-    return ask(*stream, [kernel, grid, block, arguments] {
-        return run_kernel(kernel, grid, block, *arguments);
+    return ask(*stream, [kernel, grid, block, shared, arguments] {
+        return run_kernel(kernel, grid, block, shared, *arguments);
     });
 }
 

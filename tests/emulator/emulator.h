@@ -31,6 +31,9 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 struct uint3 {
     unsigned x, y, z;
 };
@@ -50,6 +53,7 @@ enum class Meeting : uint32_t {
     Ballot,
     Match,
     Product,
+    HalfProduct,
 };
 
 // The most words that a thread brings to a meeting of its warp: the fragments of a matrix product,
@@ -93,6 +97,8 @@ void wait_copies(unsigned youngest);
 
 // The block's shared object of a place in the source, made and poisoned when first asked for.
 void* shared_object(const void* place, size_t bytes, size_t alignment);
+// The same of the bytes that the launch asks for, which must be as many.
+void* shared_at_launch(const void* place, size_t bytes, size_t alignment);
 
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -148,6 +154,12 @@ struct identity {
     typedef typename identity<object>::type name##_type;                               \
     name##_type& name = *static_cast<name##_type*>(                                    \
         emulator::shared_object(&name##_place, sizeof(name##_type), alignof(name##_type)))
+
+#define SHARED_AT_LAUNCH(object, name)                                                    \
+    static const char name##_place = 0;                                                   \
+    typedef typename identity<object>::type name##_type;                                  \
+    name##_type& name = *static_cast<name##_type*>(                                       \
+        emulator::shared_at_launch(&name##_place, sizeof(name##_type), alignof(name##_type)))
 
 inline void __syncthreads() { emulator::meet_block(); }
 
@@ -214,6 +226,15 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
     return __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);
 }
 
+inline unsigned atomicMax(unsigned* address, unsigned value) {
+    unsigned old = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (value > old
+           && !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED,
+                                           __ATOMIC_RELAXED)) {
+    }
+    return old;
+}
+
 inline unsigned long long atomicMin(unsigned long long* address, unsigned long long value) {
     unsigned long long old = __atomic_load_n(address, __ATOMIC_RELAXED);
     while (value < old
@@ -260,19 +281,50 @@ inline uint32_t to_tf32(float value) {
     return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;
 }
 
+// Rounds to the nearest half, halves to even; what is too large becomes infinite.
+inline uint32_t to_half(float value) {
+    uint32_t sign = emulator::bits_of(value) >> 16 & 0x8000;
+    float magnitude = std::fabs(value);
+    if (std::isnan(value)) {
+        return 0x7fff;
+    }
+    if (magnitude >= 65520.0f) {
+        return sign | 0x7c00;
+    }
+    if (magnitude < 0x1p-14f) {
+        return sign | static_cast<uint32_t>(std::nearbyint(magnitude * 0x1p24f));
+    }
+    // A carry goes into the exponent, as it must.
+    uint32_t bits = emulator::bits_of(magnitude) - (112u << 23);
+    return sign | (bits + 0xfff + (bits >> 13 & 1)) >> 13;
+}
+
+inline uint32_t to_halves(float first, float second) {
+    return to_half(second) << 16 | to_half(first);
+}
+
 inline float near_reciprocal(float x) { return 1.0f / x; }
 
 inline float near_reciprocal_root(float x) {
     return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x)));
 }
 
-inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+inline void multiply(emulator::Meeting meeting, float (&d)[4], const uint32_t (&a)[4],
+                     const uint32_t (&b)[2]) {
     uint32_t words[emulator::WORDS] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     memcpy(words + 6, d, sizeof d);
     // The warp's product is computed once, when all of it has come: see multiply in scheduler.cpp.
-    const emulator::Brought* brought = emulator::meet_warp(
-        emulator::Meeting::Product, 0xffffffffu, words, emulator::WORDS);
+    const emulator::Brought* brought =
+        emulator::meet_warp(meeting, 0xffffffffu, words, emulator::WORDS);
     memcpy(d, brought[emulator::lane()] + 6, sizeof d);
+}
+
+inline void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply(emulator::Meeting::Product, d, a, b);
+}
+
+inline void multiply_halves(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply(emulator::Meeting::HalfProduct, d, a, b);
 }
 
 template <unsigned BYTES>

@@ -103,7 +103,8 @@ void thread_main() {
 
 const char* name_of(Meeting meeting) {
     static const char* names[] = {"nothing", "the block's barrier", "the warp's barrier",
-                                  "a shuffle", "a ballot", "a match", "a matrix product"};
+                                  "a shuffle", "a ballot", "a match", "a matrix product",
+                                  "a matrix product of halves"};
     return names[static_cast<unsigned>(meeting)];
 }
 
@@ -124,23 +125,37 @@ bool resolve_block() {
     return any;
 }
 
-// d (16 x 8) += a (16 x 8) b (8 x 8) of the fragments that a warp brought, see common.cuh for who
-// holds what.
+// The numbers of a fragment's word: one that the cores read 19 bits of, or two halves.
+void numbers_of(uint32_t word, float (&numbers)[1]) { numbers[0] = float_of(word & ~0x1fffu); }
+
+void numbers_of(uint32_t word, float (&numbers)[2]) {
+    numbers[0] = half_to_float(static_cast<unsigned short>(word));
+    numbers[1] = half_to_float(static_cast<unsigned short>(word >> 16));
+}
+
+// d (16 x 8) += a (16 x 8 W) b (8 W x 8) of the fragments that a warp brought, of W numbers a word:
+// see common.cuh for who holds what.
+template <unsigned W>
 void multiply(Brought* brought) {
-    float a[16][8], b[8][8], d[16][8];
-    // The cores read 19 bits of each operand.
-    auto operand = [](uint32_t word) { return float_of(word & ~0x1fffu); };
+    float a[16][8 * W], b[8 * W][8], d[16][8];
     for (unsigned lane = 0; lane < LANES; ++lane) {
         unsigned group = lane / 4, in_group = lane % 4;
         for (unsigned half = 0; half < 2; ++half) {
-            a[group + 8 * half][in_group] = operand(brought[lane][half]);
-            a[group + 8 * half][in_group + 4] = operand(brought[lane][2 + half]);
-            b[in_group + 4 * half][group] = operand(brought[lane][4 + half]);
+            for (unsigned part = 0; part < 2; ++part) {
+                float numbers[W];
+                numbers_of(brought[lane][half + 2 * part], numbers);
+                memcpy(&a[group + 8 * half][W * in_group + 4 * W * part], numbers, sizeof numbers);
+            }
+            float numbers[W];
+            numbers_of(brought[lane][4 + half], numbers);
+            for (unsigned n = 0; n < W; ++n) {
+                b[W * in_group + 4 * W * half + n][group] = numbers[n];
+            }
             memcpy(&d[group + 8 * half][2 * in_group], &brought[lane][6 + 2 * half], 8);
         }
     }
     for (unsigned row = 0; row < 16; ++row) {
-        for (unsigned k = 0; k < 8; ++k) {
+        for (unsigned k = 0; k < 8 * W; ++k) {
             for (unsigned column = 0; column < 8; ++column) {
                 d[row][column] = fmaf(a[row][k], b[k][column], d[row][column]);
             }
@@ -167,7 +182,9 @@ bool resolve_whole_warp(Thread* lanes, Exchange& exchange) {
         }
     }
     if (meeting == Meeting::Product) {
-        multiply(exchange.whole[exchange.turn]);
+        multiply<1>(exchange.whole[exchange.turn]);
+    } else if (meeting == Meeting::HalfProduct) {
+        multiply<2>(exchange.whole[exchange.turn]);
     }
     exchange.turn = 1 - exchange.turn;
     for (unsigned lane = 0; lane < LANES; ++lane) {
@@ -445,11 +462,21 @@ void* shared_object(const void* place, size_t bytes, size_t alignment) {
         for (const auto& entry : current->shared) {
             all += entry.second.bytes;
         }
-        if (all > 48 * 1024) {
-            fail("the block wants %zu bytes of shared memory of at most 49152", all);
+        // What a launch may ask for on every GPU that the kernels are compiled for.
+        size_t most = current->launch.shared > 0 ? 99 * 1024 : 48 * 1024;
+        if (all > most) {
+            fail("the block wants %zu bytes of shared memory of at most %zu", all, most);
         }
     }
     return object.storage.get();
+}
+
+void* shared_at_launch(const void* place, size_t bytes, size_t alignment) {
+    if (bytes != current->launch.shared) {
+        fail("the kernel needs %zu bytes of shared memory at its launch, which asks for %u", bytes,
+             current->launch.shared);
+    }
+    return shared_object(place, bytes, alignment);
 }
 
 Register::Register(const char* name, Entry entry, std::vector<size_t> sizes) {

@@ -25,6 +25,8 @@ struct Launch {
     const Kernel* kernel;
     dim3 grid;
     dim3 block;
+    // Bytes of shared memory beside what the kernel declares.
+    unsigned shared;
     void** arguments;
     // Which of several orders blocks and threads run in.
     unsigned order;

@@ -20,8 +20,9 @@ fn sorted(graph: &Graph, predicted: &[f32], width: usize, users: &[u32], k: usiz
                 let products = row(user as usize).iter().zip(row(graph.users() + item as usize));
                 (products.fold(0.0f32, |sum, (a, b)| a.mul_add(*b, sum)), item)
             })
+            // As in the CPU backend, these are no scores.
+            .filter(|(score, _)| *score > f32::NEG_INFINITY)
             .collect();
-        // No score here is a NaN.
         scores.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap().then(a.1.cmp(&b.1)));
         for (rank, (score, item)) in scores.into_iter().take(k).enumerate() {
             lists.items[position * k + rank] = item;
@@ -29,6 +30,19 @@ fn sorted(graph: &Graph, predicted: &[f32], width: usize, users: &[u32], k: usiz
         }
     }
     lists
+}
+
+/// Whether `found` has for each of `asked` the list that `expected` has of that user.
+#[track_caller]
+fn is_repeated(found: &TopK, expected: &TopK, asked: &[u32]) {
+    let k = expected.k;
+    for (position, &user) in asked.iter().enumerate() {
+        let (found_at, expected_at) = (position * k, user as usize * k);
+        let of = |lists: &TopK, first: usize| {
+            (lists.items[first..first + k].to_vec(), lists.scores[first..first + k].to_vec())
+        };
+        assert_eq!(of(found, found_at), of(expected, expected_at), "user {user} at {position}");
+    }
 }
 
 fn top_k(cuda: &Cuda, graph: &Graph, predicted: &[f32], users: &[u32], k: usize) -> TopK {
@@ -43,8 +57,8 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
     on_device(|cuda| {
         // One user and item; fewer items than K; a block's users and one more; many items, so that
         // candidates are cut several times; every size of candidate room; d of whole and broken
-        // depths; so many users that items are not sliced, and that slices have several tiles; a slice
-        // of more keys than registers hold, whose number is odd.
+        // depths; so many users that slices have several tiles, with a first cut by groups of items and
+        // without; a slice of more keys than registers hold, whose number is odd; two steps of columns.
         for (users, items, width, k) in [
             (1, 1, 4, 1),
             (3, 5, 12, 20),
@@ -55,8 +69,10 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
             (3, 1500, 36, 500),
             (2, 2500, 4, 1024),
             (4300, 700, 4, 50),
+            (4300, 700, 4, 5),
             (600, 3000, 4, 20),
             (9, 1067, 4, 300),
+            (70, 200, 132, 20),
         ] {
             // Of the many users' case, one kind of graph is enough.
             for self_loops in [false, true].into_iter().take(if users > 1000 { 1 } else { 2 }) {
@@ -68,6 +84,98 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
                 let found = top_k(cuda, &graph, &predicted, &asked, k);
                 let expected = sorted(&graph, &predicted, width, &asked, k);
                 assert_eq!(found, expected, "{users} users, {items} items, d = {width}, K = {k}");
+            }
+        }
+    });
+}
+
+/// Every user is asked for so often that items are not sliced, in groups of two tiles and the last
+/// tile broken; some know so much that candidates run over, or that few groups are left.
+#[test]
+fn a_first_cut_by_groups_of_items_loses_none() {
+    on_device(|cuda| {
+        let (users, items, width, k) = (50, 4300, 8, 20);
+        let pairs = (0..users as u32).flat_map(|user| {
+            // From 0 to 196 items, the last user nearly all.
+            let step = if user == 49 { 1 } else { 22 };
+            let known = if user == 49 { 4290 } else { 4 * user };
+            (0..known).map(move |index| (user, (index * step + user) % 4300))
+        });
+        let (known_by, known): (Vec<u32>, Vec<u32>) = pairs.unzip();
+        let pairs = bm3_engine::data::Pairs { users: known_by, items: known };
+        let graph = Graph::new(&pairs, users, items, false);
+        let predicted = numbers(4, (users + items) * width);
+        let once: Vec<u32> = (0..users as u32).collect();
+        let expected = sorted(&graph, &predicted, width, &once, k);
+        let asked: Vec<u32> = (0..8600).map(|index| (index * 7) % users as u32).collect();
+        let found = top_k(cuda, &graph, &predicted, &asked, k);
+        is_repeated(&found, &expected, &asked);
+    });
+}
+
+/// Items that differ by less than halves can tell, by about as much, and by some more: the tensor
+/// cores' order is not that of the scores.
+#[test]
+fn scores_closer_than_halves_are_told_apart() {
+    on_device(|cuda| {
+        let (users, items, width) = (20, 1000, 32);
+        let graph = graph(5, users, items, 100, false);
+        let all: Vec<u32> = (0..users as u32).collect();
+        let noise = numbers(4, (users + items) * width);
+        for apart in [1e-5, 1e-3, 1e-2] {
+            let mut predicted = noise.clone();
+            for node in users..users + items {
+                for column in 0..width {
+                    // All items are near the first one.
+                    let value = &mut predicted[node * width + column];
+                    *value = noise[users * width + column] + apart * *value;
+                }
+            }
+            // In slices without a first cut, and in slices of two tiles with one.
+            let often = (0..2112).map(|row| row % 20).collect();
+            let searches = [(vec![0, 3, 19], 30), (often, 4)];
+            for (asked, k) in searches.into_iter().take(if apart == 1e-3 { 2 } else { 1 }) {
+                let found = top_k(cuda, &graph, &predicted, &asked, k);
+                is_repeated(&found, &sorted(&graph, &predicted, width, &all, k), &asked);
+            }
+        }
+    });
+}
+
+/// Rows whose products or their sums are no numbers, or beyond what halves and their sums can hold:
+/// no item is lost by way of them, and what is no score is not listed.
+#[test]
+fn rows_far_from_one_are_ranked() {
+    on_device(|cuda| {
+        let (users, items, width) = (6, 700, 16);
+        let graph = graph(6, users, items, 30, false);
+        let scaled = |user: f32, item: f32| {
+            let mut predicted = numbers(4, (users + items) * width);
+            predicted[..users * width].iter_mut().for_each(|value| *value *= user);
+            predicted[users * width..].iter_mut().for_each(|value| *value *= item);
+            predicted
+        };
+        let with = |item: usize, value: f32| {
+            let mut predicted = scaled(1.0, 1.0);
+            predicted[(users + item) * width..][..width].fill(value);
+            predicted
+        };
+        for (what, predicted) in [
+            ("a NaN", with(500, f32::NAN)),
+            ("an infinity", with(3, f32::INFINITY)),
+            ("one that is much larger", with(699, 1e6)),
+            ("one whose norm overflows", with(0, 1e30)),
+            ("large ones", scaled(1e15, 1e17)),
+            ("scores that overflow", scaled(1e18, 1e25)),
+            ("small ones", scaled(1e-15, 1e-15)),
+            ("scores that vanish", scaled(1e-25, 1e-20)),
+            ("large users and small items", scaled(1e20, 1e-20)),
+            ("zeros", scaled(0.0, 1.0)),
+        ] {
+            for k in [5, 60] {
+                let asked: Vec<u32> = (0..users as u32).collect();
+                let found = top_k(cuda, &graph, &predicted, &asked, k);
+                assert_eq!(found, sorted(&graph, &predicted, width, &asked, k), "{what}, K = {k}");
             }
         }
     });
