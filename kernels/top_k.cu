@@ -210,10 +210,13 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
     __syncwarp();
     Users own;
     float scales[2];
+    // Of an infinite e: s' means nothing, and may be a NaN.
+    bool takes_all[2];
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
         scales[i] = shared.scales[warp][lane / 4 + 8 * i];
         own.rows[i] = row_of(lane / 4 + 8 * i);
+        takes_all[i] = own.rows[i] != nullptr && shared.errors[warp][lane / 4 + 8 * i] == INFINITE;
         own.scales[i] = item_back / scales[i];
     }
 
@@ -283,7 +286,6 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
                 cuts[user] = cut > -INFINITE ? cut : -INFINITE;
             }
         }
-        __syncwarp();
     }
 
     auto compact_user = [&](u32 user, u32 most) {
@@ -292,8 +294,6 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
         float scale = shared.scales[warp][user];
         float cut = cuts[user] * scale;
         u32 count = compact(keys + user * capacity, counts[user], most, query, cut);
-        // All have read the cut and the count.
-        __syncwarp();
         if (lane == 0) {
             cuts[user] = cut / scale;
             counts[user] = count;
@@ -306,8 +306,8 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
             float cut[2] = {cuts[lane / 4], cuts[lane / 4 + 8]};
             float most[2] = {-INFINITE, -INFINITE};
             largest_of(scores, part / 8, ARRIVALS / 8, most);
-            // Where an s' is NaN the cut is minus infinity, which nothing is below.
-            bool enters = !(most[0] < cut[0]) || !(most[1] < cut[1]);
+            bool enters =
+                most[0] >= cut[0] || most[1] >= cut[1] || takes_all[0] || takes_all[1];
             if (__ballot_sync(ALL_LANES, enters) == 0) {
                 continue;
             }
@@ -317,7 +317,7 @@ extern "C" __global__ void __launch_bounds__(128) top_k(
                 for (u32 n = 0; n < 4; ++n) {
                     u32 item = first_item + 8 * j + 2 * (lane % 4) + n % 2;
                     u32 user = lane / 4 + n / 2 * 8;
-                    if (user < users && !(scores[j][n] < cut[n / 2]) && item < end) {
+                    if ((scores[j][n] >= cut[n / 2] || takes_all[n / 2]) && item < end) {
                         u32 place = user * capacity + atomicAdd(&counts[user], 1);
                         keys[place] = key_of(scores[j][n] * scales[n / 2], item);
                     }

@@ -129,8 +129,16 @@ bool resolve_block() {
 void numbers_of(uint32_t word, float (&numbers)[1]) { numbers[0] = float_of(word & ~0x1fffu); }
 
 void numbers_of(uint32_t word, float (&numbers)[2]) {
-    numbers[0] = half_to_float(static_cast<unsigned short>(word));
-    numbers[1] = half_to_float(static_cast<unsigned short>(word >> 16));
+    // Of all halves, since products ask for hundreds each.
+    static const std::vector<float> all = [] {
+        std::vector<float> numbers(1 << 16);
+        for (unsigned half = 0; half < numbers.size(); ++half) {
+            numbers[half] = half_to_float(static_cast<unsigned short>(half));
+        }
+        return numbers;
+    }();
+    numbers[0] = all[word & 0xffff];
+    numbers[1] = all[word >> 16];
 }
 
 // d (16 x 8) += a (16 x 8 W) b (8 W x 8) of the fragments that a warp brought, of W numbers a word:

@@ -95,17 +95,19 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
 fn a_first_cut_by_groups_of_items_loses_none() {
     on_device(|cuda| {
         let (users, items, width, k) = (50, 4300, 8, 20);
-        let pairs = (0..users as u32).flat_map(|user| {
-            // From 0 to 196 items, the last user nearly all.
-            let step = if user == 49 { 1 } else { 22 };
-            let known = if user == 49 { 4290 } else { 4 * user };
-            (0..known).map(move |index| (user, (index * step + user) % 4300))
+        let predicted = numbers(4, (users + items) * width);
+        let nobody = Graph::new(&bm3_engine::data::Pairs::default(), users, items, false);
+        let once: Vec<u32> = (0..users as u32).collect();
+        let ranked = sorted(&nobody, &predicted, width, &once, items);
+        // Users know their best items, from 0 to 196, and the last one all but ten.
+        let known = |user: u32| if user == 49 { items - 10 } else { 4 * user as usize };
+        let pairs = once.iter().flat_map(|&user| {
+            let best = &ranked.items[user as usize * items..][..known(user)];
+            best.iter().map(move |&item| (user, item))
         });
         let (known_by, known): (Vec<u32>, Vec<u32>) = pairs.unzip();
         let pairs = bm3_engine::data::Pairs { users: known_by, items: known };
         let graph = Graph::new(&pairs, users, items, false);
-        let predicted = numbers(4, (users + items) * width);
-        let once: Vec<u32> = (0..users as u32).collect();
         let expected = sorted(&graph, &predicted, width, &once, k);
         let asked: Vec<u32> = (0..8600).map(|index| (index * 7) % users as u32).collect();
         let found = top_k(cuda, &graph, &predicted, &asked, k);
@@ -138,6 +140,58 @@ fn scores_closer_than_halves_are_told_apart() {
                 let found = top_k(cuda, &graph, &predicted, &asked, k);
                 is_repeated(&found, &sorted(&graph, &predicted, width, &all, k), &asked);
             }
+        }
+    });
+}
+
+/// Many items in slices that have no first cut, so that candidates are compacted on the way.
+#[test]
+fn close_scores_are_told_apart_on_the_way() {
+    on_device(|cuda| {
+        let (items, width, k) = (67_000, 4, 60);
+        let graph = graph(1, 3, items, 1, false);
+        let noise = numbers(4, (3 + items) * width);
+        // As many users as a block has: what is left of one must not run over into the next.
+        let asked: Vec<u32> = (0..64).map(|row| row % 3).collect();
+        for apart in [1e-5, 0.006] {
+            let mut predicted = noise.clone();
+            for (index, value) in predicted.iter_mut().enumerate().skip(3 * width) {
+                *value = [0.7, -0.9, 0.4, 0.8][index % width] + apart * *value;
+            }
+            let found = top_k(cuda, &graph, &predicted, &asked, k);
+            is_repeated(&found, &sorted(&graph, &predicted, width, &[0, 1, 2], k), &asked);
+        }
+    });
+}
+
+/// Rows of which halves lose as much as they can: of the best items and of the user where they meet
+/// nearly half a step of their mantissa each is cut off, of all others as much is added.
+#[test]
+fn the_most_that_halves_lose_is_allowed_for() {
+    on_device(|cuda| {
+        // With a first cut; and without one, and candidates that are compacted on the way.
+        for (items, width, k) in [(700, 132, 1), (700, 32, 2), (67_000, 8, 17)] {
+            let graph = graph(1, 1, items, 1, false);
+            let (below, above) = (1.0 + 0.99 / 2048.0, 1.0 + 1.01 / 2048.0);
+            let half = width / 2;
+            let mut predicted = vec![0.0; (1 + items) * width];
+            predicted[..half].fill(below);
+            predicted[half..width].fill(above);
+            let best: Vec<usize> = (0..k).map(|rank| items / 2 - 3 * rank).collect();
+            for item in 0..items {
+                let row = &mut predicted[(1 + item) * width..][..width];
+                if best.contains(&item) {
+                    row[..half].fill(below);
+                    // 2e-5 of a column's product are what they have less than the others.
+                    row[width - 1] = 3e-5 * half as f32;
+                } else {
+                    row[half..].fill(above);
+                }
+            }
+            let expected = sorted(&graph, &predicted, width, &[0], k);
+            let listed = |item: &u32| best.contains(&(*item as usize));
+            assert!(expected.items.iter().all(listed), "the test's own: {expected:?}");
+            assert_eq!(top_k(cuda, &graph, &predicted, &[0], k), expected, "{items} items");
         }
     });
 }
