@@ -67,6 +67,7 @@ struct alignas(16) Shared {
     float errors[WARPS][OWN];
     u32 counts[WARPS][OWN];
 };
+static_assert(sizeof(Shared) == 82944, "src/cuda/ranking.rs asks for as much at a launch");
 
 // The next columns of the slice's items, on their way from memory to shared memory.
 struct Copies {
@@ -167,7 +168,8 @@ __device__ __forceinline__ void largest_of(const float (&scores)[ITEMS / 8][4], 
 
 }  // namespace top_k_detail
 
-extern "C" __global__ void __launch_bounds__(128) top_k(
+// Two blocks share a multiprocessor, for want of shared memory: registers need not be spared.
+extern "C" __global__ void __launch_bounds__(128, 2) top_k(
     const float* __restrict__ predicted, const u32* __restrict__ ids, u32 id_count, u32 all_users,
     u32 items, u32 slice_items, u32 width, const u32* __restrict__ offsets,
     const u32* __restrict__ neighbours, u32 k, u32 capacity, u32 users_per_warp,
