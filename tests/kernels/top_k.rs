@@ -94,7 +94,7 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
 #[test]
 fn a_first_cut_by_groups_of_items_loses_none() {
     on_device(|cuda| {
-        let (users, items, width, k) = (50, 4300, 8, 20);
+        let (users, items, width, k) = (50, 4300, 8, 10);
         let mut predicted = numbers(4, (users + items) * width);
         // Every other user's scores are negative, less than those of rows of zeros.
         predicted[users * width..].iter_mut().for_each(|value| *value = value.abs());
@@ -104,7 +104,7 @@ fn a_first_cut_by_groups_of_items_loses_none() {
         let nobody = Graph::new(&bm3_engine::data::Pairs::default(), users, items, false);
         let once: Vec<u32> = (0..users as u32).collect();
         let ranked = sorted(&nobody, &predicted, width, &once, items);
-        // Users know their best items, from 0 to 196, and the last one all but ten.
+        // Users know their best items, from 0 to 196, and the last one all but ten, so that few groups are left.
         let known = |user: u32| if user == 49 { items - 10 } else { 4 * user as usize };
         let pairs = once.iter().flat_map(|&user| {
             let best = &ranked.items[user as usize * items..][..known(user)];
@@ -175,7 +175,7 @@ fn close_scores_are_told_apart_on_the_way() {
 fn the_most_that_halves_lose_is_allowed_for() {
     on_device(|cuda| {
         // With a first cut; and without one, and candidates that are compacted on the way.
-        for (items, width, k) in [(700, 132, 1), (700, 32, 2), (67_000, 8, 17)] {
+        for (items, width, k) in [(700, 132, 1), (700, 32, 2), (67_000, 72, 17)] {
             let graph = graph(1, 1, items, 1, false);
             let (below, above) = (1.0 + 0.99 / 2048.0, 1.0 + 1.01 / 2048.0);
             let half = width / 2;
