@@ -43,6 +43,8 @@ pub struct Device {
     notes: Arc<Notes>,
     /// Launches that are being timed.
     pub(super) recorder: Mutex<Option<Recorded>>,
+    /// The process that opened it.
+    process: u32,
 }
 
 struct Kernel {
@@ -140,7 +142,14 @@ impl Device {
             branches: Mutex::default(),
             notes,
             recorder: Mutex::default(),
+            process: std::process::id(),
         })
+    }
+
+    /// Whether it is this process's, not that of one that this was forked from: there the driver must
+    /// not be called, not even to give something back.
+    pub(super) fn is_of_this_process(&self) -> bool {
+        self.process == std::process::id()
     }
 
     /// The same GPU with the same kernels, and a stream and intermediate numbers of its own: its
@@ -463,6 +472,15 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
+        if !self.is_of_this_process() {
+            // What it has is the other process's, as are those who may hold its locks.
+            let owned = PoisonError::into_inner;
+            std::mem::forget(self.scratch.get_mut().unwrap_or_else(owned).take());
+            let owned = PoisonError::into_inner;
+            std::mem::forget(self.recorder.get_mut().unwrap_or_else(owned).take());
+            std::mem::forget((self.stream.clone(), self.kernels.clone(), self.staging.clone()));
+            return;
+        }
         // Branches give their memory back on their own streams, and graphs use it on this one.
         for branch in self.branches.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             // Of a device that failed nothing is in flight any more.

@@ -24,6 +24,14 @@ pub struct Memory<T> {
     marker: PhantomData<T>,
 }
 
+impl<T> Drop for Memory<T> {
+    fn drop(&mut self) {
+        if !self.device.is_of_this_process() {
+            std::mem::forget(self.bytes.take());
+        }
+    }
+}
+
 impl<T> fmt::Debug for Memory<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "Memory({} at {:#x})", self.length, self.address_of(0).0)

@@ -17,8 +17,11 @@
 //   BM3_EMULATOR_FAIL            a function's name: the call of it that BM3_EMULATOR_FAIL_AT counts
 //                                to (from 1) fails [none]
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -126,6 +129,7 @@ struct Module {
 struct Driver {
     std::recursive_mutex mutex;
     bool initialized = false;
+    pid_t process = getpid();
     std::map<std::string, std::string> settings;
     std::map<std::string, unsigned long long> calls;
     std::map<char*, size_t> device_memory;
@@ -161,6 +165,15 @@ size_t total_memory() { return number("BM3_EMULATOR_MEMORY", "1099511627776"); }
 // The error that the call of a function has to begin with, if any.
 CUresult begin(const char* function) {
     Driver& all = driver();
+    if (all.process != getpid()) {
+        // A forked process has no driver: it can ask what there is, and whatever else it calls ends it.
+        for (const char* asks : {"cuInit", "cuDriver", "cuDeviceGet"}) {
+            if (strncmp(function, asks, strlen(asks)) == 0) {
+                return CUDA_ERROR_NOT_INITIALIZED;
+            }
+        }
+        raise(SIGKILL);
+    }
     if (setting("BM3_EMULATOR_FAIL", "") == function) {
         if (++all.calls[function] == number("BM3_EMULATOR_FAIL_AT", "1")) {
             std::string name = function;
