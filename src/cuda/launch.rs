@@ -6,9 +6,9 @@ use super::memory::Memory;
 
 /// One launch of a kernel: its geometry and the least work it does.
 ///
-/// Shared memory is declared by the kernels themselves, or by `kernels.rs` for them. `bytes` counts each input read once and
-/// each output written once, `flops` the operations on floating-point numbers, so that a profile
-/// can set what was achieved against what is possible.
+/// Shared memory is declared by the kernels themselves, or by `kernels.rs` for them. `bytes` counts
+/// each input read once and each output written once, `flops` the operations on floating-point
+/// numbers, so that a profile can set what was achieved against what is possible.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch {
     /// The kernel's name.
