@@ -16,11 +16,12 @@
 //
 // For a half is within 2^-11 of a number, so a product of two is within 2^-10 + 2^-22 of the
 // product, and the sum of the products' magnitudes is at most that of the norms (Cauchy and
-// Schwarz). Each time that the cores add sixteen products to a sum they may cut eighteen numbers at
-// 2^-23 of the largest, 1.13 2^-23 d in all, and the sum that the list holds rounds d times, 2^-24 d:
-// together below 2^-22 d. What is left of 2^-17 covers numbers so small that a half is within 2^-25
-// of them (halves.cuh scales the norms to 1 and more: 2^-25 4 sqrt(d), d at most 512), and the
-// roundings of the norms, of e and of the cuts. Where norms are so far from 1 that products might
+// Schwarz). The cores add sixteen products to a sum in steps of four or more, and may cut each number
+// of a step at 2^-23 of the largest: 24 of them, 1.5 2^-23 d in all. The sum that the list holds
+// rounds d times, 2^-24 d: together 2^-22 d. What is left of 2^-17 covers what a step of few columns
+// cuts beside, numbers so small that a half is within 2^-25 of them (halves.cuh scales the norms to 1
+// and more: 2^-25 4 sqrt(d), d at most 512), and the roundings of the norms, of e and of the cuts.
+// One item of a norm far above all others makes e as large, and the lists slow. Where norms are so far from 1 that products might
 // overflow or vanish, e is infinite, and every item is a candidate.
 //
 // A block passes its slice's items twice. First it notes the largest s' of each of some groups of

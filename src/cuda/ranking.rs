@@ -198,6 +198,9 @@ pub(super) fn ranked(
     users: &[u32],
     k: usize,
 ) -> Result<CudaLists> {
+    if k == 0 {
+        return CudaLists::new(device, users.len(), 0);
+    }
     if k > LONGEST_LIST {
         let problem = format!("is {k}; the kernels keep at most {LONGEST_LIST} items");
         return Err(Error::setting("--top-k", problem));
