@@ -13,10 +13,9 @@ use crate::backend::{Backend, Dropout};
 use crate::batch::EpochPlan;
 use crate::config::TrainConfig;
 use crate::data::{Dataset, Modality};
-use crate::evaluate;
 use crate::profile::{Ceilings, Operation};
 use crate::step::{DeviceModel, RawFeatures, adam_step, learning_rate};
-use crate::train::{self, STOPPING_LENGTH};
+use crate::train::{self, Evaluation};
 
 /// Steps whose operations are timed one by one.
 const PROFILED_STEPS: u64 = 20;
@@ -122,13 +121,8 @@ pub fn measure<B: Backend>(
     let Dataset { users, items, train: pairs, .. } = dataset;
     let batches = model.backend().batches(pairs, *users, *items, config.batch_size)?;
     let steps_per_epoch = pairs.users.len().div_ceil(config.batch_size) as u64;
-    let splits = [&dataset.valid, &dataset.test];
-    let evaluated = evaluate::users_of(&splits);
-    let measured = splits.into_iter().filter(|split| !split.users.is_empty());
-    let wanted = measured.map(|split| model.backend().wanted(split, &evaluated, &config.top_k));
-    let wanted = wanted.collect::<Result<Vec<_>>>()?;
-    let mut bench =
-        Bench { model, batches, config, users: evaluated, wanted, epoch: 0, steps_per_epoch };
+    let evaluation = Evaluation::new(model.backend(), dataset, &config.top_k)?;
+    let mut bench = Bench { model, batches, config, evaluation, epoch: 0, steps_per_epoch };
     let mut epochs = Vec::new();
     let mut evaluations = Vec::new();
     for repeat in 0..=repeats.max(1) {
@@ -190,9 +184,7 @@ struct Bench<'a, B: Backend> {
     model: DeviceModel<B>,
     batches: B::Batches,
     config: &'a TrainConfig,
-    /// Those that are evaluated, and what is wanted of each split that has some.
-    users: Vec<u32>,
-    wanted: Vec<B::Wanted>,
+    evaluation: Evaluation<B>,
     epoch: u64,
     steps_per_epoch: u64,
 }
@@ -233,12 +225,8 @@ impl<B: Backend> Bench<'_, B> {
 
     /// The seconds of an evaluation.
     fn evaluate(&mut self) -> Result<f64> {
-        let longest = self.config.top_k.iter().copied().max().unwrap_or(0).max(STOPPING_LENGTH);
         let begun = Instant::now();
-        let lists = self.model.lists(&self.users, longest)?;
-        for wanted in &self.wanted {
-            self.model.backend().metrics(wanted, &lists)?;
-        }
+        self.evaluation.measure(&mut self.model)?;
         self.model.backend().synchronize()?;
         Ok(begun.elapsed().as_secs_f64())
     }

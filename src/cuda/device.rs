@@ -474,10 +474,9 @@ impl Drop for Device {
     fn drop(&mut self) {
         if !self.is_of_this_process() {
             // What it has is the other process's, as are those who may hold its locks.
-            let owned = PoisonError::into_inner;
-            std::mem::forget(self.scratch.get_mut().unwrap_or_else(owned).take());
-            let owned = PoisonError::into_inner;
-            std::mem::forget(self.recorder.get_mut().unwrap_or_else(owned).take());
+            let scratch = self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+            let recorder = self.recorder.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+            std::mem::forget((scratch, recorder));
             std::mem::forget((self.stream.clone(), self.kernels.clone(), self.staging.clone()));
             return;
         }

@@ -24,7 +24,7 @@ use crate::evaluate;
 use crate::graph::Graph;
 use crate::memory::{MemoryLine, feature_values, layer_buffers};
 use crate::parameters::Layout;
-use crate::train::{self, STOPPING_LENGTH};
+use crate::train::{self, measured_lengths};
 
 /// Bytes of a number in f32, and of an id.
 const WORD: u64 = 4;
@@ -290,18 +290,9 @@ fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, ite
     device + nodes + modalities
 }
 
-/// The lengths at which lists are looked at, ascending.
-fn lengths(config: &TrainConfig) -> Vec<usize> {
-    let mut lengths = config.top_k.clone();
-    lengths.push(STOPPING_LENGTH);
-    lengths.sort_unstable();
-    lengths.dedup();
-    lengths
-}
-
 /// What the items of both splits are looked for with.
 fn wanted(dataset: &Dataset, config: &TrainConfig) -> u64 {
-    let lengths = lengths(config);
+    let lengths = measured_lengths(config);
     let longest = lengths.last().copied().unwrap_or(0);
     let splits =
         [&dataset.valid, &dataset.test].into_iter().filter(|split| !split.users.is_empty());
@@ -314,7 +305,7 @@ fn wanted(dataset: &Dataset, config: &TrainConfig) -> u64 {
 /// Scoring, and the lists.
 fn evaluation(dataset: &Dataset, config: &TrainConfig, nodes: u64) -> u64 {
     let users = evaluate::users_of(&[&dataset.valid, &dataset.test]).len();
-    let longest = lengths(config).last().copied().unwrap_or(0);
+    let longest = measured_lengths(config).last().copied().unwrap_or(0);
     let (items, width) = (dataset.items, config.embedding_size);
     WORD * (nodes + users as u64)
         + ranking::search_bytes(users, items, width, longest)

@@ -174,8 +174,8 @@ pub(super) fn top_k(
     users: &[u32],
     k: usize,
 ) -> Result<CudaLists> {
-    if users.is_empty() {
-        return CudaLists::new(device, 0, k);
+    if users.is_empty() || k == 0 {
+        return CudaLists::new(device, users.len(), k);
     }
     let (all_users, items) = (graph.graph.users(), graph.graph.items());
     let item_rows = Address(predicted.0 + 4 * (all_users * width) as u64);
@@ -189,7 +189,7 @@ pub(super) fn top_k(
     ranked(device, &masked, predicted, width, users, k)
 }
 
-/// The `k` best items of each of `users`; `predicted`: (users + items) × d.
+/// The `k` best items of each of `users`, `k` at least 1; `predicted`: (users + items) × d.
 pub(super) fn ranked(
     device: &Arc<Device>,
     masked: &Masked<'_>,
@@ -198,9 +198,6 @@ pub(super) fn ranked(
     users: &[u32],
     k: usize,
 ) -> Result<CudaLists> {
-    if k == 0 {
-        return CudaLists::new(device, users.len(), 0);
-    }
     if k > LONGEST_LIST {
         let problem = format!("is {k}; the kernels keep at most {LONGEST_LIST} items");
         return Err(Error::setting("--top-k", problem));

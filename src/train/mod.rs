@@ -2,6 +2,7 @@
 //! begins, `checkpoints` how it is kept and goes on.
 
 mod checkpoints;
+mod evaluation;
 mod initial;
 mod profiled;
 
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use checkpoints::check_saved;
+pub(crate) use evaluation::{Evaluation, measured_lengths};
 
 use crate::backend::{Backend, Dropout};
 use crate::batch::{EpochPlan, epoch_order};
@@ -18,12 +20,11 @@ use crate::checkpoint::{FORMAT_VERSION, Identity};
 use crate::config::TrainConfig;
 use crate::data::Dataset;
 use crate::error::NonFinite;
-use crate::evaluate;
 use crate::graph::Graph;
 use crate::model::Model;
 use crate::parameters::Layout;
 use crate::real::Real;
-use crate::records::{EpochRecord, Metrics, Observer, RunStart};
+use crate::records::{EpochRecord, Observer, RunStart};
 use crate::run::{self, RunDirectory, StopReason, Summary};
 use crate::step::{
     DeviceModel, KeptParameters, RawFeatures, adam_step, learning_rate, loss_names, total_loss,
@@ -176,12 +177,7 @@ struct Run<'a, B: Backend> {
     /// Where the run is kept, if it is.
     directory: Option<&'a RunDirectory>,
     identity: Identity,
-    /// The list lengths measured: those asked for, and [`STOPPING_LENGTH`].
-    lengths: Vec<usize>,
-    /// The users to be evaluated, each once.
-    users: Vec<u32>,
-    /// What is wanted of the validation and of the test split, if they have users.
-    wanted: [Option<B::Wanted>; 2],
+    evaluation: Evaluation<B>,
     records: Vec<EpochRecord>,
     best: Option<Best<B>>,
     evaluations_since_best: u64,
@@ -228,17 +224,7 @@ impl<'a, B: Backend> Run<'a, B> {
         dataset.check_unchanged()?;
         let Dataset { users, items, ref train, .. } = *dataset;
         let batches = model.backend().batches(train, users, items, config.batch_size)?;
-        let mut lengths = config.top_k.clone();
-        lengths.push(STOPPING_LENGTH);
-        lengths.sort_unstable();
-        lengths.dedup();
-        let users = evaluate::users_of(&[&dataset.valid, &dataset.test]);
-        let wanted = |split: &crate::data::Split| {
-            (!split.users.is_empty())
-                .then(|| model.backend().wanted(split, &users, &lengths))
-                .transpose()
-        };
-        let wanted = [wanted(&dataset.valid)?, wanted(&dataset.test)?];
+        let evaluation = Evaluation::new(model.backend(), dataset, &measured_lengths(config))?;
         Ok(Self {
             model,
             batches,
@@ -246,9 +232,7 @@ impl<'a, B: Backend> Run<'a, B> {
             dataset,
             directory,
             identity,
-            lengths,
-            users,
-            wanted,
+            evaluation,
             records: Vec::new(),
             best: None,
             evaluations_since_best: 0,
@@ -396,7 +380,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let train_seconds = std::mem::take(&mut self.epoch_seconds) + start.elapsed().as_secs_f64();
 
         let start = Instant::now();
-        let (valid, test) = self.evaluate()?;
+        let (valid, test) = self.evaluation.measure(&mut self.model)?;
         let recall = valid.as_ref().and_then(|valid| valid.recall_at(STOPPING_LENGTH));
         // Without a validation split the last epoch counts as the best one.
         let best = match (recall, self.best.as_ref().and_then(|best| best.record.valid.as_ref())) {
@@ -476,17 +460,6 @@ impl<'a, B: Backend> Run<'a, B> {
             what,
             checkpoint: self.saved.and_then(|step| Some((self.directory?.file(run::STATE), step))),
         })
-    }
-
-    /// Both splits' metrics from one scoring pass; `None` for a split without users.
-    fn evaluate(&mut self) -> Result<(Option<Metrics>, Option<Metrics>)> {
-        let longest = self.lengths.last().copied().unwrap_or(STOPPING_LENGTH);
-        let lists = self.model.lists(&self.users, longest)?;
-        let measure = |wanted: &Option<B::Wanted>| {
-            wanted.as_ref().map(|wanted| self.model.backend().metrics(wanted, &lists)).transpose()
-        };
-        let [valid, test] = &self.wanted;
-        Ok((measure(valid)?, measure(test)?))
     }
 
     fn summary(&self, stopped_by: StopReason) -> Summary {

@@ -104,7 +104,8 @@ fn a_first_cut_by_groups_of_items_loses_none() {
         let nobody = Graph::new(&bm3_engine::data::Pairs::default(), users, items, false);
         let once: Vec<u32> = (0..users as u32).collect();
         let ranked = sorted(&nobody, &predicted, width, &once, items);
-        // Users know their best items, from 0 to 196, and the last one all but ten, so that few groups are left.
+        // Users know their best items, from 0 to 196, and the last one all but ten, so that few groups
+        // are left.
         let known = |user: u32| if user == 49 { items - 10 } else { 4 * user as usize };
         let pairs = once.iter().flat_map(|&user| {
             let best = &ranked.items[user as usize * items..][..known(user)];
