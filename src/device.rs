@@ -64,6 +64,15 @@ impl Device {
         }
     }
 
+    /// Has no more than `limit` bytes taken of a GPU's memory, see [`Cuda::limiting_memory`].
+    #[must_use]
+    pub fn limiting_memory(self, limit: Option<u64>) -> Self {
+        match self {
+            Self::Gpu(gpu) => Self::Gpu(gpu.limiting_memory(limit)),
+            cpu @ Self::Cpu(_) => cpu,
+        }
+    }
+
     /// One line that names the device.
     pub fn describe(&self) -> String {
         with_backend!(self, backend => crate::backend::Backend::describe(backend))

@@ -65,7 +65,8 @@ impl MemoryPlan {
         Self { host, device: Vec::new(), mapped: mapped(dataset) }
     }
 
-    /// Counts for training on `dataset` with `config` on a GPU of which `free` bytes are free.
+    /// Counts for training on `dataset` with `config` on a GPU of which `free` bytes are free, and the
+    /// run may have `limit`.
     ///
     /// # Errors
     /// Those of [`crate::backend::Backend::place_features`].
@@ -75,8 +76,9 @@ impl MemoryPlan {
         config: &TrainConfig,
         storage: FeatureStorage,
         free: u64,
+        limit: Option<u64>,
     ) -> Result<Self> {
-        let placement = Placement::decide(dataset, graph, config, storage, free)?;
+        let placement = Placement::decide(dataset, graph, config, storage, free, limit)?;
         let dense = layout(dataset, config).len() as u64;
         let mut host = Vec::new();
         let mut add = |what: &str, bytes: u64| {

@@ -37,6 +37,7 @@ pub struct Trainer {
     config: TrainConfig,
     device: DeviceChoice,
     feature_storage: FeatureStorage,
+    device_memory: Option<u64>,
     threads: Option<usize>,
     directory: Option<PathBuf>,
     resume: bool,
@@ -53,6 +54,7 @@ impl Trainer {
             config,
             device: DeviceChoice::Cpu,
             feature_storage: FeatureStorage::default(),
+            device_memory: None,
             threads: None,
             directory: None,
             resume: false,
@@ -72,6 +74,13 @@ impl Trainer {
     #[must_use]
     pub fn feature_storage(self, feature_storage: FeatureStorage) -> Self {
         Self { feature_storage, ..self }
+    }
+
+    /// Takes no more than so many bytes of a GPU's memory; no result depends on it. What has no room in
+    /// them is streamed, or kept by the host, as if the GPU had no more.
+    #[must_use]
+    pub fn device_memory(self, bytes: u64) -> Self {
+        Self { device_memory: Some(bytes), ..self }
     }
 
     /// Trains on so many CPU threads of its own, at least 1; no result depends on it.
@@ -188,7 +197,8 @@ impl Trainer {
             resume,
             checkpoint_interval: self.checkpoint_interval,
         };
-        let device = device.keeping_features(self.feature_storage);
+        let device =
+            device.keeping_features(self.feature_storage).limiting_memory(self.device_memory);
         let result = with_backend!(device, backend => {
             tracing::info!(device = backend.describe(), dataset = dataset.name, "training");
             fit_model(

@@ -64,14 +64,28 @@ struct Taken {
     model: Vec<u8>,
 }
 
-/// Trains on a GPU of so many bytes, of which others may leave little meanwhile.
+/// What a run has to do with.
+#[derive(Debug, Clone, Copy)]
+enum Room {
+    /// A GPU of so many bytes.
+    Memory(u64),
+    /// So many bytes of one that has more.
+    Limit(u64),
+}
+
+/// Trains on a GPU of so many bytes, of which others may leave little meanwhile, or on a large one of
+/// which a run may take so many.
 fn train(
     emulator: &'static Emulator,
     dataset: &Dataset,
     config: &TrainConfig,
-    memory: u64,
+    room: Room,
     left: Option<u64>,
 ) -> Result<Taken> {
+    let (memory, limit) = match room {
+        Room::Memory(memory) => (memory, None),
+        Room::Limit(limit) => (1 << 40, Some(limit)),
+    };
     emulator.set("BM3_EMULATOR_MEMORY", &memory.to_string());
     let directory = tempfile::tempdir().unwrap();
     let directory = RunDirectory::open(directory.path(), false).unwrap();
@@ -80,7 +94,7 @@ fn train(
     let mut watch = Watch { emulator, most: 0, read: Vec::new(), left, memory };
     let stop = AtomicBool::new(false);
     let device = Device::open(0, Some(&emulator::kernels())).expect("the emulator");
-    let cuda = Cuda::new(device).keeping_features(FeatureStorage::Resident);
+    let cuda = Cuda::new(device).keeping_features(FeatureStorage::Resident).limiting_memory(limit);
     let outcome = fit(cuda, dataset, config, &directory, &options, &mut watch, &stop);
     assert_eq!(emulator.used(), 0, "a run leaves nothing behind");
     outcome?;
@@ -133,17 +147,23 @@ fn a_plan_is_what_a_run_takes() {
     ];
     for (what, dataset, config) in cases {
         let graph = graph(dataset, &config);
-        let plan =
-            MemoryPlan::on_gpu(dataset, &graph, &config, FeatureStorage::Resident, 0).unwrap();
+        let plan = MemoryPlan::on_gpu(dataset, &graph, &config, FeatureStorage::Resident, 0, None)
+            .unwrap();
         let plan = plan.device_total();
-        let used = train(emulator, dataset, &config, plan, None)
-            .unwrap_or_else(|error| panic!("{what}: {plan} bytes are not enough: {error}"))
-            .most;
-        assert!(used <= plan, "{what}: {used} bytes of {plan} planned");
         let less = plan - (SLACK * plan as f64) as u64;
-        let error = train(emulator, dataset, &config, less, None).err().expect(what);
-        assert!(matches!(error, Error::DeviceMemory { .. }), "{what}: {error}");
-        println!("{what}: planned {plan} bytes, {used} in use after a step, {less} do not suffice");
+        for (enough, too_little, raise) in [
+            (Room::Memory(plan), Room::Memory(less), false),
+            (Room::Limit(plan), Room::Limit(less), true),
+        ] {
+            let used = train(emulator, dataset, &config, enough, None)
+                .unwrap_or_else(|error| panic!("{what}: {enough:?} is not enough: {error}"))
+                .most;
+            assert!(used <= plan, "{what}: {used} bytes of {plan} planned");
+            let error = train(emulator, dataset, &config, too_little, None).err().expect(what);
+            assert!(matches!(error, Error::DeviceMemory { .. }), "{what}: {error}");
+            assert_eq!(error.to_string().contains("raise --device-memory"), raise, "{error}");
+            println!("{what}: planned {plan} bytes, {used} in use, {less} do not suffice");
+        }
     }
 }
 
@@ -164,7 +184,7 @@ fn the_best_epoch_stays_on_the_device_where_there_is_room() {
     let graph = graph(&dataset, &config);
     let planned = |free| {
         let storage = FeatureStorage::Resident;
-        MemoryPlan::on_gpu(&dataset, &graph, &config, storage, free).unwrap().device_total()
+        MemoryPlan::on_gpu(&dataset, &graph, &config, storage, free, None).unwrap().device_total()
     };
     let columns: usize = dataset.modalities.iter().map(|m| m.features.columns()).sum();
     let features = (4 * dataset.items * columns) as u64;
@@ -176,8 +196,8 @@ fn the_best_epoch_stays_on_the_device_where_there_is_room() {
         let middle = u64::midpoint(too_little, enough);
         *if planned(middle) == most { &mut enough } else { &mut too_little } = middle;
     }
-    let kept = train(emulator, &dataset, &config, enough, None).unwrap();
-    let read = train(emulator, &dataset, &config, too_little, None).unwrap();
+    let kept = train(emulator, &dataset, &config, Room::Memory(enough), None).unwrap();
+    let read = train(emulator, &dataset, &config, Room::Memory(too_little), None).unwrap();
     assert!(kept.most <= most, "{} bytes of {most} planned", kept.most);
     assert_eq!(kept.most - read.most, features, "a copy of the features, and no more");
     assert_eq!(read.read - kept.read, features, "which is not read each time");
@@ -186,7 +206,8 @@ fn the_best_epoch_stays_on_the_device_where_there_is_room() {
 
     // What was counted on goes to others before it is needed: beside the other parameters there is no
     // room for the features.
-    let late = train(emulator, &dataset, &config, enough, Some(features / 2)).unwrap();
+    let late =
+        train(emulator, &dataset, &config, Room::Memory(enough), Some(features / 2)).unwrap();
     assert_eq!(late.read, read.read, "read as where there was no room from the beginning");
     assert!(late.model == read.model, "the same model");
 }

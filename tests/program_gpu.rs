@@ -468,6 +468,19 @@ fn too_little_memory_says_what_would_help() {
             .stdout(contains("# Memory of GPU 0 (emulated GPU):\n"))
             .stdout(contains("that the GPU has: IT DOES NOT FIT; keep features as inputs"));
     }
+    // The same where the GPU has more, of which the run may not take so much.
+    let within = ["--device", "0", "--device-memory", "150kB"];
+    let mut command = setting.train("run", &[&within[..], &["--quiet"]].concat());
+    command.assert().code(1).stderr(contains(
+        "no room for trained features (values and two moments): 51200 bytes needed, ",
+    ));
+    command
+        .assert()
+        .stderr(contains(" of 150000 bytes free; raise --device-memory, keep features"));
+    let mut command = setting.train("run", &[&within[..], &["--dry-run"]].concat());
+    command.assert().success().stdout(contains(
+        ", 150 kB may be taken: IT DOES NOT FIT; raise --device-memory, keep features as inputs",
+    ));
     let plan = setting.train("run", &["--device", "0", "--dry-run"]).assert().success();
     let text = String::from_utf8(plan.get_output().stdout.clone()).unwrap();
     assert!(text.contains("that the GPU has: it fits\n"), "{text}");

@@ -86,6 +86,18 @@ fn train(
     resume: bool,
     steps: u64,
 ) -> bm3_engine::Result<Option<String>> {
+    train_within(None, storage, config, directory, resume, steps)
+}
+
+/// The same, in so many bytes of the GPU's memory.
+fn train_within(
+    limit: Option<u64>,
+    storage: FeatureStorage,
+    config: &TrainConfig,
+    directory: &Path,
+    resume: bool,
+    steps: u64,
+) -> bm3_engine::Result<Option<String>> {
     let device = match emulator::on_gpu() {
         true => emulator::device().expect("a GPU"),
         false => Device::open(0, Some(&emulator::kernels()))?,
@@ -94,7 +106,7 @@ fn train(
     let directory = RunDirectory::open(directory, resume)?;
     let options = FitOptions { initial: None, resume, checkpoint_interval: Duration::ZERO };
     let mut watch = Watch { stop: &stop, steps, said: None };
-    let cuda = Cuda::new(device).keeping_features(storage);
+    let cuda = Cuda::new(device).keeping_features(storage).limiting_memory(limit);
     fit(cuda, &dataset(), config, &directory, &options, &mut watch, &stop)?;
     Ok(watch.said)
 }
@@ -116,7 +128,7 @@ fn memory_for(config: &TrainConfig, rows: u64) -> u64 {
     let graph = graph(&dataset, config);
     // Whatever the memory is, a plan says how many rows it would keep.
     let kept = |free: u64| {
-        let plan = MemoryPlan::on_gpu(&dataset, &graph, config, FeatureStorage::Auto, free);
+        let plan = MemoryPlan::on_gpu(&dataset, &graph, config, FeatureStorage::Auto, free, None);
         let lines = plan.unwrap().device;
         let line = lines.iter().find(|line| line.what.starts_with("streamed features: "));
         line.map_or(u64::MAX, |line| {
@@ -194,6 +206,17 @@ fn streamed_features_give_the_bits_of_resident_ones() {
         }
         println!("rows that stayed: {seen:?}");
         assert_eq!(seen[..3], [0, 40, 70]);
+        assert!(seen[3] < 40, "a quarter of the room is taken where no amount was asked for");
+
+        // A limit has as many stay as a GPU of that size.
+        emulator.set("BM3_EMULATOR_MEMORY", "");
+        let limit = Some(memory_for(&config, 40));
+        for storage in [FeatureStorage::Auto, FeatureStorage::Stream] {
+            let streamed = tempfile::tempdir().unwrap();
+            let said = train_within(limit, storage, &config, streamed.path(), false, u64::MAX);
+            assert_eq!(rows_that_stay(&said.unwrap().expect("the limit leaves no room")), 40);
+            assert!(model(resident.path()) == model(streamed.path()), "in a limit: bits differ");
+        }
 
         // Broken off and gone on, with another choice in between.
         emulator.set("BM3_EMULATOR_MEMORY", &memory_for(&config, 40).to_string());

@@ -424,10 +424,14 @@ fn the_program_sweeps_on_a_gpu() {
     }
     if driver.is_some() {
         // Too little for two, by the margin that is left free.
-        let few = text("few");
-        let arguments = [&["sweep", "--out", &few][..], &common, &grid].concat();
-        program(&arguments).env("BM3_EMULATOR_MEMORY", "8000000").assert().success().stderr(
-            contains("tiny: 4 runs; one at a time (GPU memory does not hold 4, which need "),
-        );
+        for (name, memory, limit) in
+            [("few", "8000000", &[][..]), ("limited", "1000000000", &["--device-memory", "8MB"])]
+        {
+            let out = text(name);
+            let arguments = [&["sweep", "--out", &out][..], &common, &grid, limit].concat();
+            program(&arguments).env("BM3_EMULATOR_MEMORY", memory).assert().success().stderr(
+                contains("tiny: 4 runs; one at a time (GPU memory does not hold 4, which need "),
+            );
+        }
     }
 }

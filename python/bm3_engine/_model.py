@@ -59,6 +59,9 @@ class BM3(Parameters, Answers):
         The type of frozen features on a GPU.
     feature_storage : {"auto", "resident", "stream"}
         Where frozen features lie on a GPU.
+    device_memory : int or str, optional
+        The most of a GPU's memory that training takes, in bytes or as in ``"8GB"``; what is free by
+        default. Results do not depend on it.
     device : {"auto", "cpu"} or int
         Where to compute: a GPU's number, or GPU 0 if it can be used, else the CPU.
     threads : int, optional
@@ -191,6 +194,7 @@ class BM3(Parameters, Answers):
                 self._settings(),
                 device=self.device,
                 feature_storage=self.feature_storage,
+                device_memory=self.device_memory,
                 threads=self.threads,
                 directory=directory,
                 resume=bool(resume),

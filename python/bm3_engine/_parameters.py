@@ -28,7 +28,7 @@ SETTINGS = (
     "feature_type",
 )
 #: What decides no result.
-PLACES = ("feature_storage", "device", "threads")
+PLACES = ("feature_storage", "device_memory", "device", "threads")
 
 
 class Parameters:
@@ -55,6 +55,7 @@ class Parameters:
         top_k: Sequence[int] = (5, 10, 20, 50),
         feature_type: str = "auto",
         feature_storage: str = "auto",
+        device_memory: int | str | None = None,
         device: str | int = "auto",
         threads: int | None = None,
     ) -> None:
@@ -76,6 +77,7 @@ class Parameters:
         self.top_k = top_k
         self.feature_type = feature_type
         self.feature_storage = feature_storage
+        self.device_memory = device_memory
         self.device = device
         self.threads = threads
         self._check(self.get_params())

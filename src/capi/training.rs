@@ -130,6 +130,9 @@ pub unsafe extern "C" fn bm3_train(
             .device(device)
             .feature_storage(config.feature_storage)
             .checkpoint_interval(Duration::from_secs(config.checkpoint_seconds));
+        if let Some(size) = config.device_memory {
+            trainer = trainer.device_memory(size.0);
+        }
         if let Some(threads) = config.threads {
             trainer = trainer.threads(threads);
         }

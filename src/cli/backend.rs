@@ -20,7 +20,8 @@ pub fn open(choice: DeviceChoice, talks: bool) -> Result<Device> {
     Ok(device)
 }
 
-/// Opens the device of a run, as [`open`], with frozen features where the run wants them.
+/// Opens the device of a run, as [`open`], with frozen features where the run wants them, and no more
+/// of its memory than the run may have.
 ///
 /// # Errors
 /// Those of [`open`].
@@ -29,7 +30,8 @@ pub fn open_for(config: &RunConfig, talks: bool) -> Result<Device> {
         Device::Gpu(gpu) => Device::Gpu(gpu.reporting(Loading::new(talks).copying())),
         cpu @ Device::Cpu(_) => cpu,
     }
-    .keeping_features(config.feature_storage))
+    .keeping_features(config.feature_storage)
+    .limiting_memory(config.device_memory.map(|size| size.0)))
 }
 
 /// The data set of a run, with its modalities; how far large files are read is shown, if `talks`.

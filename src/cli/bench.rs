@@ -57,6 +57,9 @@ struct BenchRun {
     /// Where frozen features lie on a GPU; results do not depend on it [default: auto]
     #[arg(long, value_name = "STORAGE", value_enum, help_heading = "Run")]
     feature_storage: Option<bm3_engine::config::FeatureStorage>,
+    /// Most of a GPU's memory to take, as in 8GB or 900MB [default: what is free]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, help_heading = "Run")]
+    device_memory: Option<bm3_engine::config::ByteSize>,
     /// CPU threads [default: one per core]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Run")]
     threads: Option<usize>,
@@ -75,9 +78,10 @@ evaluation, so that they add up to more than the steps that follow each other wi
 are what must move at least, much of it from caches. Only figures of one run on one machine compare.";
 
 /// Flags that say how to train, by their identifiers here: a model has been trained.
-const OF_TRAINING: [&str; 18] = [
+const OF_TRAINING: [&str; 19] = [
     "modalities",
     "feature_storage",
+    "device_memory",
     "embedding_size",
     "layers",
     "propagation",
@@ -100,7 +104,8 @@ const OF_TRAINING: [&str; 18] = [
 const WINDOW: Duration = Duration::from_millis(400);
 
 pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
-    let BenchRun { data, modalities, device, feature_storage, threads } = &arguments.run;
+    let BenchRun { data, modalities, device, feature_storage, device_memory, threads } =
+        &arguments.run;
     super::use_threads(*threads)?;
     if let Some(model) = &arguments.model {
         return serving(arguments, model);
@@ -121,6 +126,7 @@ pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
         modalities: modalities.clone(),
         device: *device,
         feature_storage: *feature_storage,
+        device_memory: *device_memory,
         threads: *threads,
         ..RunSettings::default()
     };

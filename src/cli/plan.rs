@@ -32,9 +32,10 @@ pub fn print(config: &RunConfig, talks: bool) -> anyhow::Result<()> {
         Device::Gpu(backend) => {
             let (free, total) = backend.device().memory()?;
             let storage = config.feature_storage;
-            let plan = MemoryPlan::on_gpu(&dataset, &graph, &config.train, storage, free)?;
+            let limit = config.device_memory.map(|size| size.0);
+            let plan = MemoryPlan::on_gpu(&dataset, &graph, &config.train, storage, free, limit)?;
             push(&mut text, &format!("Memory of {}", backend.describe()), &plan.device);
-            text.push_str(&verdict(plan.device_total(), free, total));
+            text.push_str(&verdict(plan.device_total(), free, total, limit));
             plan
         }
     };
@@ -60,16 +61,22 @@ fn push(text: &mut String, title: &str, lines: &[MemoryLine]) {
 }
 
 /// Whether what is needed fits into what is free.
-fn verdict(needed: u64, free: u64, total: u64) -> String {
+fn verdict(needed: u64, free: u64, total: u64, limit: Option<u64>) -> String {
     let room = format!(
         "# {:>9}  free now, of {} that the GPU has",
         output::bytes(free),
         output::bytes(total)
     );
-    if needed <= free {
-        format!("{room}: it fits\n")
+    let (may_take, raise) = match limit {
+        Some(limit) => {
+            (format!(", {} may be taken", output::bytes(limit)), "raise --device-memory, ")
+        }
+        None => (String::new(), ""),
+    };
+    if needed <= limit.map_or(free, |limit| limit.min(free)) {
+        format!("{room}{may_take}: it fits\n")
     } else {
-        format!("{room}: IT DOES NOT FIT; {SAVES_DEVICE_MEMORY}\n")
+        format!("{room}{may_take}: IT DOES NOT FIT; {raise}{SAVES_DEVICE_MEMORY}\n")
     }
 }
 
@@ -79,8 +86,15 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_says_so_and_what_to_do() {
-        assert_eq!(verdict(5, 5, 10), "#       5 B  free now, of 10 B that the GPU has: it fits\n");
-        let text = verdict(6, 5, 10);
+        let fits = "#       5 B  free now, of 10 B that the GPU has: it fits\n";
+        assert_eq!(verdict(5, 5, 10, None), fits);
+        let fits = "#       9 B  free now, of 10 B that the GPU has, 5 B may be taken: it fits\n";
+        assert_eq!(verdict(5, 9, 10, Some(5)), fits);
+        for (needed, free, limit) in [(5, 9, 4), (9, 8, 9)] {
+            let text = verdict(needed, free, 10, Some(limit));
+            assert!(text.contains("IT DOES NOT FIT; raise --device-memory, keep"), "{text}");
+        }
+        let text = verdict(6, 5, 10, None);
         assert!(text.contains("IT DOES NOT FIT; keep features as inputs with --freeze-features"));
         assert!(text.starts_with("# ") && text.matches('\n').count() == 1);
     }

@@ -287,6 +287,7 @@ fn adopt(base: &mut RunConfig, given: &RunSettings) -> Result<()> {
     }
     base.device = given.device.unwrap_or(base.device);
     base.feature_storage = given.feature_storage.unwrap_or(base.feature_storage);
+    base.device_memory = given.device_memory.or(base.device_memory);
     base.threads = given.threads.or(base.threads);
     base.checkpoint_seconds = given.checkpoint_seconds.unwrap_or(base.checkpoint_seconds);
     if base.threads == Some(0) {

@@ -284,7 +284,7 @@ struct Resumable {
 
 #[cfg(test)]
 mod tests {
-    use bm3_engine::config::{DeviceChoice, FeatureStorage, ModalityChoice, TrainConfig};
+    use bm3_engine::config::{ByteSize, DeviceChoice, FeatureStorage, ModalityChoice, TrainConfig};
     use clap::{CommandFactory, Parser};
 
     use super::*;
@@ -331,6 +331,7 @@ mod tests {
             "--split=0.7,0.1,0.2",
             "--device=cpu",
             "--feature-storage=stream",
+            "--device-memory=1.5GB",
             "--threads=2",
             "--out=o",
             "--init=s.safetensors",
@@ -363,6 +364,7 @@ mod tests {
         assert_eq!(split.unwrap().valid, 0.1);
         assert_eq!((device, threads), (DeviceChoice::Cpu, Some(2)));
         assert_eq!(request.config.feature_storage, FeatureStorage::Stream);
+        assert_eq!(request.config.device_memory, Some(ByteSize(1_500_000_000)));
         assert_eq!(request.config.checkpoint_seconds, 5);
         assert!(request.config.init.unwrap().ends_with("s.safetensors"));
         assert_eq!(request.out, Some("o".into()));
@@ -442,6 +444,7 @@ mod tests {
             "data",
             "device",
             "feature_storage",
+            "device_memory",
             "threads",
             "epochs",
             "patience",

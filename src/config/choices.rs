@@ -117,6 +117,71 @@ impl Serialize for ModalityChoice {
     }
 }
 
+/// A number of bytes: a number alone, or with a unit as in `900MB`, `1.5GB` or `2GiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(
+    /// Bytes.
+    pub u64,
+);
+
+impl ByteSize {
+    /// Units that a size may have, and their bytes.
+    const UNITS: [(&'static str, u64); 9] = [
+        ("TB", 1_000_000_000_000),
+        ("GB", 1_000_000_000),
+        ("MB", 1_000_000),
+        ("kB", 1000),
+        ("TiB", 1 << 40),
+        ("GiB", 1 << 30),
+        ("MiB", 1 << 20),
+        ("KiB", 1 << 10),
+        ("B", 1),
+    ];
+}
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected =
+            || format!("`{text}` found, a size in bytes expected, as in 8GB, 1.5GB or 900MB");
+        let end = text.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = (&text[..end], text[end..].trim());
+        let named = Self::UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit));
+        let bytes = match (unit, named) {
+            ("", _) => 1,
+            (_, Some(&(_, bytes))) => bytes,
+            (_, None) => return Err(expected()),
+        };
+        // Whole numbers to the last byte, which a double does not hold.
+        let size = match number.parse::<u64>() {
+            Ok(whole) => whole.checked_mul(bytes),
+            Err(_) => {
+                let size = number.parse::<f64>().map_err(|_| expected())? * bytes as f64;
+                (size < u64::MAX as f64).then_some(size as u64)
+            }
+        };
+        size.filter(|&size| size > 0).map(Self).ok_or_else(expected)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    /// In the largest unit of which it is a whole number.
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let decimal = Self::UNITS.iter().take(4).find(|(_, bytes)| self.0.is_multiple_of(*bytes));
+        match decimal {
+            Some((unit, bytes)) => write!(formatter, "{}{unit}", self.0 / bytes),
+            None => self.0.fmt(formatter),
+        }
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// The shares of the interactions that go to training, validation and test.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SplitRatio {
@@ -203,6 +268,33 @@ mod tests {
         assert_eq!(named.names().unwrap(), ["image", "text"]);
         assert!("a,a".parse::<ModalityChoice>().unwrap_err().contains("twice"));
         assert!("a,".parse::<ModalityChoice>().unwrap_err().contains("not a modality's name"));
+    }
+
+    #[test]
+    fn a_size_is_a_number_of_bytes_or_of_a_unit() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("900MB", 900_000_000),
+            ("900 mb", 900_000_000),
+            ("1.5GB", 1_500_000_000),
+            ("0.001kB", 1),
+            ("2GiB", 2 << 30),
+            ("3KiB", 3072),
+            ("18446744073709551615", u64::MAX),
+            ("18446744073709551615B", u64::MAX),
+        ] {
+            let size: ByteSize = text.parse().unwrap();
+            assert_eq!(size, ByteSize(bytes), "{text}");
+            assert_eq!(size.to_string().parse(), Ok(size), "{text}");
+        }
+        assert_eq!(ByteSize(1_500_000_000).to_string(), "1500MB");
+        assert_eq!(ByteSize(1 << 30).to_string(), "1073741824");
+        for text in
+            ["", "0", "0.4", "GB", "-1", "1e9", "1.2.3GB", "8 G", "nan", "20000000TB", "1GBps"]
+        {
+            let problem = text.parse::<ByteSize>().unwrap_err();
+            assert!(problem.ends_with("as in 8GB, 1.5GB or 900MB"), "{text}: {problem}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::{
-    DeviceChoice, FeatureStorage, FeatureTypeChoice, ModalityChoice, Order, Propagation,
+    ByteSize, DeviceChoice, FeatureStorage, FeatureTypeChoice, ModalityChoice, Order, Propagation,
     SplitRatio, TrainConfig,
 };
 
@@ -57,6 +57,7 @@ fn every_own_key_is_read_from_both_languages_and_in_both_cases() {
         split = [0.7, 0.1, 0.2]
         device = 1
         feature_storage = "stream"
+        device_memory = "2GB"
         threads = 2
         out = "runs/x"
         checkpoint-seconds = 5
@@ -88,6 +89,7 @@ modalities: image,text
 split: 0.7,0.1,0.2
 device: "1"
 feature-storage: stream
+device-memory: 2000000000
 threads: 2
 out: runs/x
 checkpoint_seconds: 5
@@ -128,6 +130,7 @@ features:
     assert_eq!(run.split, Some(SplitRatio { train: 0.7, valid: 0.1, test: 0.2 }));
     assert_eq!((run.device, run.threads), (Some(DeviceChoice::Gpu(1)), Some(2)));
     assert_eq!(run.feature_storage, Some(FeatureStorage::Stream));
+    assert_eq!(run.device_memory, Some(ByteSize(2_000_000_000)));
     assert_eq!(run.checkpoint_seconds, Some(5));
     assert_eq!(run.features.len(), 2);
 }

@@ -30,6 +30,7 @@ pub(super) const KEYS: &[&str] = &[
     "split",
     "device",
     "feature_storage",
+    "device_memory",
     "threads",
     "out",
     "checkpoint_seconds",
@@ -69,6 +70,7 @@ pub(super) fn assign(
         "split" => run.split = Some(split(value)?),
         "device" => run.device = Some(value.word()?.parse()?),
         "feature_storage" => run.feature_storage = Some(choice(value)?),
+        "device_memory" => run.device_memory = Some(value.word()?.parse()?),
         "threads" => {
             let threads = value.integer()?;
             if threads == 0 {

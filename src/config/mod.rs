@@ -23,7 +23,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 pub use builder::TrainConfigBuilder;
-pub use choices::{DeviceChoice, ModalityChoice, SplitRatio};
+pub use choices::{ByteSize, DeviceChoice, ModalityChoice, SplitRatio};
 pub use feature_source::FeatureSource;
 pub use file::ConfigFile;
 pub use grid::{Axis, seeds, word};

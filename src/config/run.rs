@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::feature_source::AsSetting;
 use super::value::Value;
 use super::{
-    ConfigFile, DeviceChoice, FeatureSource, FeatureStorage, ModalityChoice, RunSettings,
+    ByteSize, ConfigFile, DeviceChoice, FeatureSource, FeatureStorage, ModalityChoice, RunSettings,
     SplitRatio, TrainConfig, TrainSettings, keys,
 };
 use crate::data::{self, DatasetOptions};
@@ -29,6 +29,9 @@ pub struct RunConfig {
     pub device: DeviceChoice,
     /// Where frozen features lie on a GPU.
     pub feature_storage: FeatureStorage,
+    /// The most of a GPU's memory that is taken; `None` for what is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_memory: Option<ByteSize>,
     /// CPU threads; `None` for one per core.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -80,6 +83,7 @@ impl RunConfig {
             split: run.split,
             device: run.device.unwrap_or_default(),
             feature_storage: run.feature_storage.unwrap_or_default(),
+            device_memory: run.device_memory,
             threads: run.threads,
             checkpoint_seconds: run.checkpoint_seconds.unwrap_or(Self::DEFAULT_CHECKPOINT_SECONDS),
             init: run.init.as_deref().map(absolute).transpose()?,
@@ -212,6 +216,7 @@ mod tests {
             split: Some(SplitRatio { train: 0.7, valid: 0.1, test: 0.2 }),
             device: DeviceChoice::Gpu(1),
             feature_storage: FeatureStorage::Resident,
+            device_memory: Some(ByteSize(1_234_567_891)),
             threads: Some(3),
             checkpoint_seconds: 7,
             init: Some("/start.safetensors".into()),

@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use super::{
-    DeviceChoice, FeatureSource, FeatureStorage, FeatureTypeChoice, ModalityChoice, Order,
-    Propagation, SplitRatio, TrainConfig,
+    ByteSize, DeviceChoice, FeatureSource, FeatureStorage, FeatureTypeChoice, ModalityChoice,
+    Order, Propagation, SplitRatio, TrainConfig,
 };
 
 /// Those settings of a [`TrainConfig`] that were given.
@@ -161,6 +161,10 @@ pub struct RunSettings {
     /// Where frozen features lie on a GPU; results do not depend on it [default: auto]
     #[arg(long, value_name = "STORAGE", value_enum, help_heading = "Run")]
     pub feature_storage: Option<FeatureStorage>,
+    /// Most of a GPU's memory to take, as in 8GB or 900MB; results do not depend on it
+    /// [default: what is free]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, help_heading = "Run")]
+    pub device_memory: Option<ByteSize>,
     /// CPU threads; results do not depend on it [default: one per core]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Run")]
     pub threads: Option<usize>,
@@ -194,6 +198,7 @@ impl RunSettings {
             split: self.split.or(other.split),
             device: self.device.or(other.device),
             feature_storage: self.feature_storage.or(other.feature_storage),
+            device_memory: self.device_memory.or(other.device_memory),
             threads: self.threads.or(other.threads),
             out: self.out.or(other.out),
             init: self.init.or(other.init),

@@ -1,24 +1,26 @@
 //! A GPU that was opened: memory, copies, launches, all in the order they are asked for.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt;
-use std::mem;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError,
-    LaunchConfig, PinnedHostSlice, PushKernelArg, result, sys,
+    CudaContext, CudaFunction, CudaGraph, CudaStream, DevicePtr, DriverError, LaunchConfig,
+    PushKernelArg, result, sys,
 };
 use cudarc::nvrtc::Ptx;
 use rayon::prelude::*;
 
+use super::allocation::{Allocation, Allowance};
 use super::driver::{self, Gpu, problem_of};
 use super::kernels::{Kernels, NAMES, shared_at_launch};
 use super::launch::{Address, Arguments, Launch};
 use super::memory::Memory;
-use super::profile::Recorded;
+use super::process::OfThisProcess;
+use super::profile::Timed;
 use super::recording::{Asked, Notes};
+use super::staging::{PIECE, StagingPool};
 use crate::error::SAVES_DEVICE_MEMORY;
 use crate::{Error, Result};
 
@@ -32,9 +34,11 @@ const ASIDE: usize = 0;
 /// run has the parts of its steps overlap on branches.
 pub struct Device {
     gpu: Gpu,
-    stream: Arc<CudaStream>,
-    kernels: Arc<HashMap<&'static str, Kernel>>,
-    scratch: Mutex<Option<CudaSlice<u8>>>,
+    stream: OfThisProcess<Arc<CudaStream>>,
+    kernels: OfThisProcess<Arc<HashMap<&'static str, Kernel>>>,
+    scratch: Mutex<Option<Allocation>>,
+    /// The bytes that it and all siblings may have.
+    allowance: Arc<Allowance>,
     /// What tables are copied by way of; all siblings have the same.
     staging: Arc<StagingPool>,
     /// Those that have been asked for.
@@ -42,9 +46,7 @@ pub struct Device {
     /// What is asked of this device and its branches, where somebody wants to know.
     notes: Arc<Notes>,
     /// Launches that are being timed.
-    pub(super) recorder: Mutex<Option<Recorded>>,
-    /// The process that opened it.
-    process: u32,
+    pub(super) recorder: Mutex<Option<OfThisProcess<Vec<Timed>>>>,
 }
 
 struct Kernel {
@@ -75,7 +77,7 @@ impl fmt::Debug for Device {
 /// Memory for one operation's intermediate numbers, in parts; the next operation has it after that.
 pub(super) struct Scratch<'a> {
     /// Kept so that no other thread's operation comes between this one's launches.
-    _guard: MutexGuard<'a, Option<CudaSlice<u8>>>,
+    _guard: MutexGuard<'a, Option<Allocation>>,
     base: u64,
     starts: Vec<u64>,
 }
@@ -123,33 +125,30 @@ impl Device {
             functions.insert(name, kernel);
         }
         tracing::info!(%gpu, kernels = functions.len(), bytes = kernels.image.len(), "opened a GPU");
-        Ok(Self::on(gpu, stream, Arc::new(functions), Arc::default(), Arc::default()))
-    }
-
-    fn on(
-        gpu: Gpu,
-        stream: Arc<CudaStream>,
-        kernels: Arc<HashMap<&'static str, Kernel>>,
-        staging: Arc<StagingPool>,
-        notes: Arc<Notes>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             gpu,
-            stream,
-            kernels,
+            stream: OfThisProcess::new(stream),
+            kernels: OfThisProcess::new(Arc::new(functions)),
             scratch: Mutex::default(),
-            staging,
+            allowance: Arc::default(),
+            staging: Arc::default(),
             branches: Mutex::default(),
-            notes,
+            notes: Arc::default(),
             recorder: Mutex::default(),
-            process: std::process::id(),
-        })
+        }))
     }
 
-    /// Whether it is this process's, not that of one that this was forked from: there the driver must
-    /// not be called, not even to give something back.
-    pub(super) fn is_of_this_process(&self) -> bool {
-        self.process == std::process::id()
+    /// Whether it is that of a process that this one was forked from: the driver must not be called,
+    /// see [`OfThisProcess`].
+    pub(super) fn is_inherited(&self) -> bool {
+        self.stream.is_inherited()
+    }
+
+    /// Has it and its siblings have no more than `most` bytes of the GPU's memory at a time: what asks
+    /// for more fails as on a GPU that has no more. What the driver takes for itself, for the kernels'
+    /// code and recorded steps, does not count.
+    pub fn limit_memory(&self, most: u64) {
+        self.allowance.limit(most);
     }
 
     /// The same GPU with the same kernels, and a stream and intermediate numbers of its own: its
@@ -164,8 +163,17 @@ impl Device {
     fn with_stream(&self, notes: Arc<Notes>) -> Result<Arc<Self>> {
         let stream = self.stream.context().new_stream();
         let stream = stream.map_err(|error| self.failed("making a stream".to_owned(), error))?;
-        let (kernels, staging) = (self.kernels.clone(), self.staging.clone());
-        Ok(Self::on(self.gpu.clone(), stream, kernels, staging, notes))
+        Ok(Arc::new(Self {
+            gpu: self.gpu.clone(),
+            stream: OfThisProcess::new(stream),
+            kernels: OfThisProcess::new(Arc::clone(&self.kernels)),
+            scratch: Mutex::default(),
+            allowance: self.allowance.clone(),
+            staging: self.staging.clone(),
+            branches: Mutex::default(),
+            notes,
+            recorder: Mutex::default(),
+        }))
     }
 
     /// Branch `number` of this device: a sibling that is the same one each time, so that it has its
@@ -242,7 +250,7 @@ impl Device {
         &self.stream
     }
 
-    /// Bytes free and bytes in all.
+    /// Bytes free and bytes in all, where [a limit](Device::limit_memory) leaves so many.
     ///
     /// # Errors
     /// When the driver does not answer.
@@ -260,7 +268,8 @@ impl Device {
             // Without a pool nothing is kept.
             _ => 0,
         };
-        Ok((free as u64 + kept, total as u64))
+        let (most, left) = self.allowance.most_and_left();
+        Ok((left.min(free as u64 + kept), most.min(total as u64)))
     }
 
     /// The most bytes that were in use at a time, as far as the driver counts them.
@@ -290,18 +299,22 @@ impl Device {
             .map_err(|error| self.failed("waiting for work to be done".to_owned(), error))
     }
 
-    pub(super) fn allocate(&self, bytes: usize, what: &str) -> Result<CudaSlice<u8>> {
+    pub(super) fn allocate(&self, bytes: usize, what: &str) -> Result<Allocation> {
+        let no_room = |raise: &str| {
+            let (free, total) = self.memory().unwrap_or((0, 0));
+            let (what, needed) = (what.to_owned(), bytes as u64);
+            let advice = format!("{raise}{SAVES_DEVICE_MEMORY}, ");
+            Error::DeviceMemory { device: self.describe(), what, needed, free, total, advice }
+        };
+        let allowed = self.allowance.take(bytes as u64);
+        let allowed = allowed.ok_or_else(|| no_room("raise --device-memory, "))?;
         // SAFETY: undefined bytes are still bytes; those who read before they write read nonsense,
         // not foreign memory.
-        unsafe { self.stream.alloc::<u8>(bytes) }.map_err(|error| match error.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let (free, total) = self.memory().unwrap_or((0, 0));
-                let (what, needed) = (what.to_owned(), bytes as u64);
-                let advice = format!("{SAVES_DEVICE_MEMORY}, ");
-                Error::DeviceMemory { device: self.describe(), what, needed, free, total, advice }
-            }
-            _ => self.failed(format!("allocating {bytes} bytes for {what}"), error),
-        })
+        match unsafe { self.stream.alloc::<u8>(bytes) } {
+            Ok(slice) => Ok(Allocation::new(slice, allowed)),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(no_room("")),
+            Err(error) => Err(self.failed(format!("allocating {bytes} bytes for {what}"), error)),
+        }
     }
 
     /// Memory for intermediate numbers in parts of as many bytes. Only one exists at a time: drop
@@ -319,7 +332,7 @@ impl Device {
         });
         // A thread that panicked while it held the scratch left nothing that matters in it.
         let mut guard = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = guard.as_ref().map_or(0, CudaSlice::len) as u64;
+        let held = guard.as_ref().map_or(0, |held| held.len()) as u64;
         if end > held {
             // Given back before the new one is asked for; launches that use it come first.
             *guard = None;
@@ -472,12 +485,7 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if !self.is_of_this_process() {
-            // What it has is the other process's, as are those who may hold its locks.
-            let scratch = self.scratch.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-            let recorder = self.recorder.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-            std::mem::forget((scratch, recorder));
-            std::mem::forget((self.stream.clone(), self.kernels.clone(), self.staging.clone()));
+        if self.is_inherited() {
             return;
         }
         // Branches give their memory back on their own streams, and graphs use it on this one.
@@ -485,150 +493,6 @@ impl Drop for Device {
             // Of a device that failed nothing is in flight any more.
             branch.after(self).ok();
         }
-    }
-}
-
-/// Bytes of such a piece at least: long enough that a copy's beginning does not matter.
-pub(super) const PIECE: usize = 1 << 20;
-
-/// The most bytes of page-locked memory by way of which tables of such rows are copied.
-pub(crate) fn staging_bytes(row_bytes: usize) -> u64 {
-    // One in the hands of each thread, and as many that wait and one.
-    ((2 * rayon::current_num_threads() + 1) * row_bytes.max(PIECE)) as u64
-}
-
-/// Pieces of page-locked memory that serve one table after the other: to page-lock takes longer than
-/// to copy.
-#[derive(Default)]
-struct StagingPool(Mutex<VecDeque<Staging>>);
-
-impl StagingPool {
-    /// A piece of so many bytes at least: the one that was given longest ago, so that its copy is
-    /// likely done, or a new one while there are fewer than two for each thread.
-    fn take(&self, stream: &Arc<CudaStream>, bytes: usize) -> Result<Staging, DriverError> {
-        let mut pieces = self.lock();
-        // Each thread has one at most beside those that wait here.
-        let oldest = match pieces.len() > rayon::current_num_threads() {
-            true => pieces.pop_front(),
-            false => None,
-        };
-        drop(pieces);
-        match oldest {
-            Some(mut piece) if piece.length() >= bytes => {
-                // It may have served a sibling's stream.
-                piece.wait()?;
-                piece.stream = stream.clone();
-                Ok(piece)
-            }
-            _ => Staging::new(stream, bytes.max(PIECE)),
-        }
-    }
-
-    fn give(&self, piece: Staging) {
-        self.lock().push_back(piece);
-    }
-
-    /// A thread that panicked has given nothing back.
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Staging>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Page-locked memory that copies to the device, or from it, go by way of.
-///
-/// cudarc's own record of when such memory is free again goes with its event tracking, which this
-/// device does without: the event is ours.
-pub(super) struct Staging {
-    memory: PinnedHostSlice<u8>,
-    stream: Arc<CudaStream>,
-    /// Whether copies were asked for that nobody has waited for.
-    is_in_use: bool,
-    /// The last of them has been made.
-    copied: Option<CudaEvent>,
-}
-
-impl Staging {
-    pub fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, DriverError> {
-        // Not write-combined: threads write a part each, not in the order of the addresses.
-        // SAFETY: only what was written is copied, and bytes are never invalid.
-        let memory = unsafe { stream.context().alloc_pinned_with_flags::<u8>(bytes, 0) }?;
-        Ok(Self { memory, stream: stream.clone(), is_in_use: false, copied: None })
-    }
-
-    /// Waits for the copies that were asked for, also where asking or waiting fails: with its memory
-    /// given back, a copy that is still to be made would read or write what is no longer there.
-    fn wait(&mut self) -> Result<(), DriverError> {
-        if !mem::take(&mut self.is_in_use) {
-            return Ok(());
-        }
-        let outcome = match self.copied.take() {
-            Some(copied) => copied.synchronize(),
-            None => self.stream.synchronize(),
-        };
-        // What failed may be an earlier call, of which cudarc tells by the next one, once. Of a device
-        // that failed nothing is in flight any more.
-        outcome.inspect_err(|_| {
-            self.stream.synchronize().ok();
-        })
-    }
-
-    /// How many bytes it has.
-    pub fn length(&self) -> usize {
-        self.memory.len()
-    }
-
-    /// The first `length` bytes, to be written, once the last copy has been made.
-    pub fn bytes(&mut self, length: usize) -> Result<&mut [u8], DriverError> {
-        self.wait()?;
-        Ok(&mut self.memory.as_mut_slice()?[..length])
-    }
-
-    /// Copies a part to a place on the device, and does not wait; [`Staging::mark`] comes after the
-    /// last one.
-    ///
-    /// # Safety
-    /// As many bytes from `target` on are memory of this device, and nothing else uses them before
-    /// this stream has come so far.
-    pub unsafe fn copy_range(
-        &mut self,
-        range: Range<usize>,
-        target: Address,
-    ) -> Result<(), DriverError> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        self.stream.context().bind_to_thread()?;
-        let source = &self.memory.as_slice()?[range];
-        self.is_in_use = true;
-        // SAFETY: as the caller promises; the source stays until the copies were waited for.
-        unsafe { result::memcpy_htod_async(target.0, source, self.stream.cu_stream()) }
-    }
-
-    /// Copies so many bytes from a place on the device to its beginning, and does not wait.
-    ///
-    /// # Safety
-    /// As many bytes from `source` on are memory of this device.
-    unsafe fn copy_from(&mut self, source: Address, length: usize) -> Result<(), DriverError> {
-        self.wait()?;
-        self.stream.context().bind_to_thread()?;
-        let target = &mut self.memory.as_mut_slice()?[..length];
-        self.is_in_use = true;
-        // SAFETY: as the caller promises; the target stays until the copies were waited for.
-        unsafe { result::memcpy_dtoh_async(target, source.0, self.stream.cu_stream()) }?;
-        self.mark()
-    }
-
-    /// Says that the copies asked for so far are all.
-    pub fn mark(&mut self) -> Result<(), DriverError> {
-        self.copied = Some(self.stream.record_event(None)?);
-        Ok(())
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // The failure is reported by what comes next.
-        self.wait().ok();
     }
 }
 

@@ -11,10 +11,11 @@ use half::{bf16, f16};
 
 use super::batches::CudaBatch;
 use super::dense::{Slices, Tile, column_sums, partial_sums};
-use super::device::{Device, PIECE};
+use super::device::Device;
 use super::launch::{Address, Launch, launch};
 use super::memory::Memory;
 use super::shared::Shared;
+use super::staging::PIECE;
 use super::stream::FeatureStream;
 use crate::backend::{BatchRooms, FeatureState};
 use crate::config::{FeatureTypeChoice, TrainConfig};

@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use cudarc::driver::{CudaSlice, DevicePtr};
+use cudarc::driver::DevicePtr;
 
+use super::allocation::Allocation;
 use super::device::Device;
 use super::launch::Address;
 use crate::Result;
@@ -19,17 +20,9 @@ const LARGE: usize = 4 << 20;
 pub struct Memory<T> {
     device: Arc<Device>,
     /// `None` when empty: a device does not allocate nothing.
-    bytes: Option<CudaSlice<u8>>,
+    bytes: Option<Allocation>,
     length: usize,
     marker: PhantomData<T>,
-}
-
-impl<T> Drop for Memory<T> {
-    fn drop(&mut self) {
-        if !self.device.is_of_this_process() {
-            std::mem::forget(self.bytes.take());
-        }
-    }
 }
 
 impl<T> fmt::Debug for Memory<T> {
@@ -58,7 +51,7 @@ impl<T: Pod> Memory<T> {
     pub fn zeros(device: &Arc<Device>, length: usize, what: &str) -> Result<Self> {
         let mut memory = Self::new(device, length, what)?;
         if let Some(bytes) = &mut memory.bytes {
-            let done = device.stream().memset_zeros(bytes);
+            let done = device.stream().memset_zeros(&mut **bytes);
             done.map_err(|error| device.failed(format!("clearing {what}"), error))?;
         }
         Ok(memory)
@@ -111,7 +104,7 @@ impl<T: Pod> Memory<T> {
         let range = range.start * size_of::<T>()..range.end * size_of::<T>();
         let mut copy = Memory::new(&self.device, range.len(), what)?;
         if let (Some(source), Some(target)) = (&self.bytes, &mut copy.bytes) {
-            let done = self.device.stream().memcpy_dtod(&source.slice(range), target);
+            let done = self.device.stream().memcpy_dtod(&source.slice(range), &mut **target);
             done.map_err(|error| self.device.failed(format!("copying {what}"), error))?;
         }
         Ok(copy)

@@ -5,6 +5,7 @@
 //! A [`Device`] is what the CUDA driver gives. Tests put an emulator in the driver's place, which
 //! runs the same kernel sources on the CPU (`tests/emulator`): nothing here knows of it.
 
+mod allocation;
 mod batches;
 mod dense;
 mod device;
@@ -15,6 +16,7 @@ mod launch;
 mod loss;
 mod memory;
 mod plan;
+mod process;
 mod profile;
 mod random;
 mod ranking;
@@ -24,6 +26,7 @@ mod schedule;
 mod search;
 mod shared;
 mod spmm;
+mod staging;
 mod stream;
 
 use std::borrow::Cow;
@@ -33,7 +36,6 @@ use std::sync::Arc;
 pub use batches::{CudaBatch, CudaBatches};
 use dense::Rows;
 pub use device::Device;
-pub(crate) use device::staging_bytes;
 pub use driver::{Gpu, Unusable, can_run, gpus};
 pub use features::{CudaFeatures, CudaKept, StoredType, UploadProgress};
 use features::{Replay, frozen_table};
@@ -48,6 +50,7 @@ pub(crate) use search::CudaIndex;
 use shared::Pool;
 pub use shared::Shared;
 pub use spmm::{CudaGraph, RunGraph};
+pub(crate) use staging::staging_bytes;
 use stream::FeatureStream;
 
 use crate::Result;
@@ -72,6 +75,8 @@ pub struct Cuda {
     storage: FeatureStorage,
     /// The most bytes that a run counts on, beside what is free.
     budget: Option<u64>,
+    /// The most bytes that all siblings may have.
+    limit: Option<u64>,
     /// What is shared with the runs of siblings.
     pool: Option<Arc<Pool>>,
     /// What brings frozen features that are not all on the device.
@@ -89,6 +94,7 @@ impl Cuda {
             stored: None,
             storage: FeatureStorage::Auto,
             budget: None,
+            limit: None,
             pool: None,
             stream: None,
             keeps_best: false,
@@ -114,6 +120,13 @@ impl Cuda {
     /// Has a run count on no more than so many bytes when it decides what lies where.
     pub fn within(self, budget: u64) -> Self {
         Self { budget: Some(budget), ..self }
+    }
+
+    /// Has it and its siblings take no more than so many bytes of the GPU's memory, all that there are
+    /// for `None`: what has no room in them is streamed, or kept by the host, as if the GPU had no more.
+    pub fn limiting_memory(self, limit: Option<u64>) -> Self {
+        self.device.limit_memory(limit.unwrap_or(u64::MAX));
+        Self { limit, ..self }
     }
 
     /// Has frozen features lie where a run asks for, instead of where there is room.
@@ -295,7 +308,7 @@ impl Backend for Cuda {
     ) -> Result<Option<String>> {
         let (free, _) = self.device.memory()?;
         let free = self.budget.map_or(free, |budget| budget.min(free));
-        let placement = Placement::decide(dataset, graph, config, self.storage, free)?;
+        let placement = Placement::decide(dataset, graph, config, self.storage, free, self.limit)?;
         self.stream = match &placement {
             Placement::Resident | Placement::Trained { .. } => None,
             Placement::Streamed { kept, room } => {

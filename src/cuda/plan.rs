@@ -57,14 +57,16 @@ pub(crate) enum Placement {
 }
 
 impl Placement {
-    /// Decides for a run, with `free` bytes of the GPU free.
+    /// Decides for a run, with `free` bytes of the GPU free, of which it may have `limit`.
     pub fn decide(
         dataset: &Dataset,
         graph: &Graph,
         config: &TrainConfig,
         storage: FeatureStorage,
         free: u64,
+        limit: Option<u64>,
     ) -> Result<Self> {
+        let free = limit.map_or(free, |limit| limit.min(free));
         let row_bytes = row_bytes(dataset, config);
         let trained = trained_bytes(dataset, config);
         if trained == 0 && (storage == FeatureStorage::Resident || row_bytes == 0) {
@@ -81,8 +83,10 @@ impl Placement {
         if storage == FeatureStorage::Auto && (all <= budget || all <= least) {
             return Ok(Self::Resident);
         }
-        // Who asks for streaming wants the memory for something else: a quarter is taken.
-        let budget = if storage == FeatureStorage::Stream { budget / 4 } else { budget };
+        // Who asks for streaming, and for no amount, wants the memory for something else: a quarter is
+        // taken.
+        let takes_all = storage != FeatureStorage::Stream || limit.is_some();
+        let budget = if takes_all { budget } else { budget / 4 };
         let kept = budget.saturating_sub(least) / row_bytes as u64;
         let mut items: Vec<u32> = (0..dataset.items as u32).collect();
         // An item is in as many batches as it has pairs, nearly.

@@ -5,16 +5,19 @@ use std::time::Instant;
 
 use cudarc::driver::{CudaEvent, DriverError, sys};
 
-use super::device::{Device, Staging};
+use super::device::Device;
 use super::launch::{Launch, blocks, launch};
 use super::memory::Memory;
+use super::process::OfThisProcess;
+use super::staging::Staging;
 use crate::Result;
 use crate::profile::{self, Ceilings, Operation};
 
-/// Launches that were timed.
-#[derive(Default)]
-pub(super) struct Recorded {
-    launches: Vec<(Launch, CudaEvent, CudaEvent)>,
+/// A launch that was timed.
+pub(super) struct Timed {
+    launch: Launch,
+    begun: CudaEvent,
+    ended: CudaEvent,
 }
 
 const TIMED: Option<sys::CUevent_flags> = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
@@ -41,29 +44,27 @@ const MARK: u8 = 0xa5;
 /// What memory is for, and what fails.
 const WHAT: &str = "measuring the device";
 
-impl Recorded {
-    /// What the launches took, by kernel, in the order of their first.
-    fn operations(self) -> Result<Vec<Operation>, DriverError> {
-        let mut operations = Vec::new();
-        for (launch, begun, ended) in self.launches {
-            let seconds = f64::from(begun.elapsed_ms(&ended)?) / 1e3;
-            profile::add(&mut operations, launch.kernel, seconds, launch.bytes, launch.flops);
-        }
-        Ok(operations)
+/// What launches took, by kernel, in the order of their first.
+fn operations(launches: &[Timed]) -> Result<Vec<Operation>, DriverError> {
+    let mut operations = Vec::new();
+    for Timed { launch, begun, ended } in launches {
+        let seconds = f64::from(begun.elapsed_ms(ended)?) / 1e3;
+        profile::add(&mut operations, launch.kernel, seconds, launch.bytes, launch.flops);
     }
+    Ok(operations)
 }
 
 impl Device {
     /// Does `work` with each launch timed; launches that are recorded are not.
     pub(super) fn profile(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Operation>> {
         let recorder = || self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        *recorder() = Some(Recorded::default());
+        *recorder() = Some(OfThisProcess::new(Vec::new()));
         let outcome = work();
-        let recorded = recorder().take().unwrap_or_default();
+        let launches = recorder().take();
         outcome?;
         self.synchronize()?;
         let failed = |error| self.failed("reading how long kernels took".to_owned(), error);
-        recorded.operations().map_err(failed)
+        operations(launches.as_deref().map_or(&[], Vec::as_slice)).map_err(failed)
     }
 
     /// Whether somebody wants to know how long launches take; recorded ones would not tell.
@@ -84,7 +85,7 @@ impl Device {
         };
         let begun = self.stream().record_event(TIMED)?;
         start()?;
-        recorded.launches.push((launch, begun, self.stream().record_event(TIMED)?));
+        recorded.push(Timed { launch, begun, ended: self.stream().record_event(TIMED)? });
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use cudarc::driver::CudaGraph;
 
 use super::device::Device;
 use super::launch::Arguments;
+use super::process::OfThisProcess;
 use crate::Result;
 
 /// Something that is asked of a stream; streams are told apart by where they lie in memory.
@@ -107,7 +108,7 @@ pub(super) struct Recordings {
     /// What each step asks for.
     asked: Vec<Asked>,
     /// Each with its number of steps.
-    graphs: Vec<(u64, CudaGraph)>,
+    graphs: Vec<(u64, OfThisProcess<CudaGraph>)>,
 }
 
 impl Recordings {
@@ -148,7 +149,7 @@ impl Recordings {
         }
         tracing::debug!(steps, launches_and_waits = asked.len(), "recorded steps as a graph");
         device.replay(&graph)?;
-        self.graphs.push((steps, graph));
+        self.graphs.push((steps, OfThisProcess::new(graph)));
         Ok(())
     }
 }

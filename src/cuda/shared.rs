@@ -51,7 +51,7 @@ impl<T: fmt::Debug> fmt::Debug for Shared<T> {
 
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
-        if let Some(user) = self.user.as_ref().filter(|user| user.is_of_this_process()) {
+        if let Some(user) = self.user.as_ref().filter(|user| !user.is_inherited()) {
             // Work that failed uses it no more; the failure is reported by what comes next.
             user.synchronize().ok();
         }

@@ -15,9 +15,11 @@ use std::thread;
 use cudarc::driver::{CudaEvent, CudaStream, DriverError};
 use rayon::prelude::*;
 
-use super::device::{Device, Staging};
+use super::device::Device;
 use super::features::{Rows, StoredType, UploadProgress, beyond, row_to_bytes, upload_rows};
 use super::memory::Memory;
+use super::process::OfThisProcess;
+use super::staging::Staging;
 use crate::data::FeatureMatrix;
 use crate::{Error, Result};
 
@@ -33,7 +35,7 @@ const PLACE: usize = size_of::<u32>();
 /// The features of a run that are streamed.
 pub struct FeatureStream {
     device: Arc<Device>,
-    copies: Arc<CudaStream>,
+    copies: OfThisProcess<Arc<CudaStream>>,
     /// The items whose rows stay, in the order of their rows.
     kept: Vec<u32>,
     /// Each item's row among those that stay.
@@ -78,7 +80,7 @@ impl FeatureStream {
         let copies = copies
             .map_err(|error| device.failed("making a stream for features".to_owned(), error))?;
         Ok(Self {
-            copies,
+            copies: OfThisProcess::new(copies),
             kept,
             kept_rows,
             room,

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::Error;
-use crate::config::{DeviceChoice, FeatureStorage, TrainConfig, ascending};
+use crate::config::{ByteSize, DeviceChoice, FeatureStorage, TrainConfig, ascending};
 
 /// The settings in a dictionary, checked; those that it lacks are the defaults.
 pub fn config(settings: &Bound<'_, PyDict>) -> PyResult<TrainConfig> {
@@ -44,16 +44,18 @@ pub fn config(settings: &Bound<'_, PyDict>) -> PyResult<TrainConfig> {
 
 /// Refuses settings and places that cannot be.
 #[pyfunction]
-#[pyo3(signature = (settings, *, device, feature_storage, threads))]
+#[pyo3(signature = (settings, *, device, feature_storage, device_memory, threads))]
 pub fn check(
     settings: &Bound<'_, PyDict>,
     device: &Bound<'_, PyAny>,
     feature_storage: &Bound<'_, PyAny>,
+    device_memory: &Bound<'_, PyAny>,
     threads: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let config = config(settings)?;
     self::device(device)?;
     self::feature_storage(feature_storage)?.validate(&config)?;
+    self::device_memory(device_memory)?;
     self::threads(threads).map(|_| ())
 }
 
@@ -66,6 +68,18 @@ pub fn device(value: &Bound<'_, PyAny>) -> PyResult<DeviceChoice> {
 /// Where frozen features lie on a GPU.
 pub fn feature_storage(value: &Bound<'_, PyAny>) -> PyResult<FeatureStorage> {
     Setting { name: "feature_storage", value }.choice()
+}
+
+/// The most bytes of a GPU's memory: a number, or a text as in "8GB"; `None` is what is free.
+pub fn device_memory(value: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    let size: Result<ByteSize, String> = value.str()?.to_string().parse();
+    size.map(|size| Some(size.0)).map_err(|_| {
+        Setting { name: "device_memory", value }
+            .wrong("bytes from 1, a size as in '8GB', '1.5GB' or '900MB', or None,")
+    })
 }
 
 /// A number of threads; `None` is all.

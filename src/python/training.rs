@@ -26,7 +26,7 @@ type Outcome = (Option<PyModel>, String, Vec<String>, Option<Py<PyAny>>);
 /// (epoch, step, steps of an epoch) now and then, and with JSON. `on_epoch` ends training by True.
 #[pyfunction]
 #[pyo3(signature = (
-    dataset, settings, *, device, feature_storage, threads, directory, resume, initial,
+    dataset, settings, *, device, feature_storage, device_memory, threads, directory, resume, initial,
     checkpoint_interval, on_start, on_step, on_epoch
 ))]
 #[expect(clippy::too_many_arguments, reason = "each has a name where it is called")]
@@ -36,6 +36,7 @@ pub fn train(
     settings: &Bound<'_, PyDict>,
     device: &Bound<'_, PyAny>,
     feature_storage: &Bound<'_, PyAny>,
+    device_memory: &Bound<'_, PyAny>,
     threads: &Bound<'_, PyAny>,
     directory: Option<PathBuf>,
     resume: bool,
@@ -47,6 +48,7 @@ pub fn train(
 ) -> PyResult<Outcome> {
     let device = settings::device(device)?;
     let storage = settings::feature_storage(feature_storage)?;
+    let memory = settings::device_memory(device_memory)?;
     let threads = settings::threads(threads)?;
     let interval = Duration::try_from_secs_f64(checkpoint_interval).map_err(|_| {
         let problem = format!("{checkpoint_interval} found, seconds from 0 expected");
@@ -60,6 +62,9 @@ pub fn train(
         .threads(threads.unwrap_or_else(rayon::current_num_threads))
         .checkpoint_interval(interval)
         .stop_when(stop.clone());
+    if let Some(bytes) = memory {
+        trainer = trainer.device_memory(bytes);
+    }
     if let Some(initial) = initial {
         trainer = trainer.initial(initial);
     }

@@ -118,7 +118,7 @@ pub fn on_gpu(
         let graph = graph(&dataset, config);
         let shares = Shares::of(&dataset, &graph, config);
         let resident = FeatureStorage::Resident;
-        let all = MemoryPlan::on_gpu(&dataset, &graph, config, resident, 0)?;
+        let all = MemoryPlan::on_gpu(&dataset, &graph, config, resident, 0, None)?;
         host = host.max(all.host_total());
         own = own.max(shares.own);
         streaming = streaming.max(shares.streaming);

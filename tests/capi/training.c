@@ -100,6 +100,7 @@ static void settings_are_checked(const bm3_dataset *dataset)
         {"out = 'x'", "out found, which is the argument `directory` here"},
         {"threads = 0", "threads: 0 found"},
         {"feature_storage = 'stream'", "feature-storage"},
+        {"device_memory = 'much'", "device_memory: `much` found, a size in bytes expected"},
         {"init = '/nowhere.safetensors'", "/nowhere.safetensors"},
         {"epochs = 1 # \xff", "settings: a text that is not UTF-8 found"},
     };

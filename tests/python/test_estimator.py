@@ -61,6 +61,8 @@ def test_parameters_are_kept_as_they_are_given():
         ("threads", 0, "threads: 0 found, a whole number from 1, or None, expected"),
         ("threads", -1, "threads: -1 found"),
         ("threads", 1.5, "threads: 1.5 found"),
+        ("device_memory", "8G", "device_memory: '8G' found, bytes from 1, a size as in '8GB', '1.5GB' or"),
+        ("device_memory", 0, "device_memory: 0 found"),
         ("feature_storage", "x", "feature_storage: 'x' found, 'auto' or 'resident' or 'stream' expected"),
         ("feature_type", "f16", "feature_type: f16 found, auto or f32 for features that are trained"),
     ],
@@ -68,6 +70,11 @@ def test_parameters_are_kept_as_they_are_given():
 def test_wrong_values_are_refused(name, value, problem):
     with pytest.raises(ValueError, match=f"^{re.escape(problem)}"):
         BM3(**{name: value})
+
+
+def test_memory_is_a_number_of_bytes_or_a_text():
+    for memory in (None, 1, 8_000_000_000, np.int64(5), "8GB", "1.5 GiB"):
+        assert BM3(device_memory=memory).device_memory is memory
 
 
 def test_numbers_of_numpy_are_numbers():
