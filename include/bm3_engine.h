@@ -391,7 +391,9 @@ bm3_status bm3_add_items(struct bm3_recommender *recommender,
 // `callback`, which may be NULL, is called after each epoch with `user`: on the thread that called,
 // or, where the settings have `threads`, on one of the library's own. When it stops the training
 // early, everything is saved and BM3_INTERRUPTED returned. `recommender` then has the model of the
-// best epoch so far as well, or is NULL where there is none; `bm3_recommender_free` frees it.
+// best epoch so far as well, or is NULL where there is none; `bm3_recommender_free` frees it. Where a
+// model that was trained cannot be placed on the device to answer there, that error is returned, and
+// `recommender` answers on the CPU.
 bm3_status bm3_train(const struct bm3_dataset *dataset,
                      const char *settings,
                      const char *device,

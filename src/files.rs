@@ -60,7 +60,9 @@ fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> 
     fault::point().map_err(|error| Error::io(path, "write", error))?;
     fill(&mut temporary)?;
     // By name: a writer that was given the name may have put another file there.
-    let written = File::open(temporary.path()).map_err(|error| Error::io(path, "open", error))?;
+    // To be written, which no system asks for a file to be synced, but Windows.
+    let written = File::options().read(true).write(true).open(temporary.path());
+    let written = written.map_err(|error| Error::io(path, "open", error))?;
     written.set_permissions(permissions).map_err(|error| Error::io(path, "write", error))?;
     fault::point()
         .and_then(|()| written.sync_all())

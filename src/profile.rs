@@ -135,10 +135,20 @@ impl Drop for Timed {
 
 /// Does `work` and returns what the CPU backend did in it, in this whole process.
 pub(crate) fn record<E>(work: impl FnOnce() -> Result<(), E>) -> Result<Vec<Operation>, E> {
+    /// Ends the timing, also where `work` panics.
+    struct UntilDropped;
+
+    impl Drop for UntilDropped {
+        fn drop(&mut self) {
+            IS_ON.store(false, Ordering::Relaxed);
+        }
+    }
+
     RECORDED.lock().unwrap_or_else(PoisonError::into_inner).clear();
     IS_ON.store(true, Ordering::Relaxed);
+    let timing = UntilDropped;
     let outcome = work();
-    IS_ON.store(false, Ordering::Relaxed);
+    drop(timing);
     outcome?;
     Ok(std::mem::take(&mut *RECORDED.lock().unwrap_or_else(PoisonError::into_inner)))
 }

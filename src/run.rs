@@ -170,8 +170,13 @@ impl RunDirectory {
                 let problem = "has original ids that are not the data's; give another --out";
                 return Err(Error::run_file(&self.path, problem.to_owned()));
             }
-            // The second is missing where a process was killed after the first.
-            Ok(None) | Err(_) => maps.write(&self.path)?,
+            Ok(None) => maps.write(&self.path)?,
+            // A process was killed after it had written the first of the two.
+            Err(_) if maps.are_begun(&self.path) => maps.write(&self.path)?,
+            Err(error) => {
+                let problem = format!("{error}; give another --out");
+                return Err(Error::run_file(&self.path, problem));
+            }
         }
         Ok(None)
     }

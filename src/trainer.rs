@@ -103,7 +103,8 @@ impl Trainer {
         Self { directory: Some(path.into()), resume: true, ..self }
     }
 
-    /// The least time between two checkpoints, 30 seconds unless said otherwise.
+    /// The least time between two checkpoints, 30 seconds unless said otherwise; longer where saving takes
+    /// more than a twentieth of it.
     #[must_use]
     pub fn checkpoint_interval(self, interval: Duration) -> Self {
         Self { checkpoint_interval: interval, ..self }

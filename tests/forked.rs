@@ -1,19 +1,23 @@
-//! A process that is forked from one that trains on a GPU drops what it inherited without a call of the
-//! driver, which it does not have: the emulator ends a process that calls it nonetheless.
+//! Processes that are forked from others. One whose parent trains on a GPU drops what it inherited without
+//! a call of the driver, which it does not have: the emulator ends a process that calls it nonetheless.
+//! One that was forked before anybody used a GPU may use it, without its parent's threads.
 
 #![cfg(unix)]
 
 mod emulator;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bm3_engine::config::{FeatureStorage, TrainConfig};
+use bm3_engine::cuda::Cuda;
 use bm3_engine::data::Dataset;
 use bm3_engine::records::{EpochRecord, Observer};
 use bm3_engine::run::{MODEL, RunDirectory};
 use bm3_engine::train::{FitOptions, fit};
+use rayon::prelude::*;
 
 /// What the forked process throws to drop all of a training on its way out.
 struct Inherited;
@@ -37,10 +41,7 @@ impl Observer for Forks {
         if child == 0 {
             resume_unwind(Box::new(Inherited));
         }
-        let mut status = 0;
-        // SAFETY: `status` is there to be written.
-        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-        self.ended = Some(status);
+        self.ended = Some(end_of(child));
     }
 }
 
@@ -54,45 +55,105 @@ fn dataset() -> Dataset {
     dataset.valid(&[0, 1], &[2, 3]).features("text", 12, features).build().unwrap()
 }
 
+fn config(freeze_features: bool) -> TrainConfig {
+    TrainConfig {
+        embedding_size: 16,
+        batch_size: 50,
+        epochs: 4,
+        freeze_features,
+        ..TrainConfig::default()
+    }
+}
+
+/// Trains in a directory.
+fn train(cuda: Cuda, config: &TrainConfig, directory: &RunDirectory, observer: &mut dyn Observer) {
+    let options =
+        FitOptions { initial: None, resume: false, checkpoint_interval: Duration::from_secs(3600) };
+    let stop = AtomicBool::new(false);
+    fit(cuda, &dataset(), config, directory, &options, observer, &stop).unwrap();
+}
+
+fn open(folder: &Path, name: &str) -> RunDirectory {
+    RunDirectory::open(&folder.join(name), false).unwrap()
+}
+
+fn model(directory: &RunDirectory) -> Vec<u8> {
+    std::fs::read(directory.file(MODEL)).unwrap()
+}
+
+/// In so little memory, beside what is left free, that no rows stay on the GPU: all are read for each batch.
+fn streaming(cuda: Cuda) -> Cuda {
+    cuda.keeping_features(FeatureStorage::Stream).limiting_memory(Some(60 << 20))
+}
+
+/// How a child ended, as `waitpid` tells; one that does not end is killed, and tells that.
+fn end_of(child: libc::pid_t) -> i32 {
+    let mut status = 0;
+    for _ in 0..600 {
+        // SAFETY: `status` is there to be written.
+        match unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) } {
+            0 => std::thread::sleep(Duration::from_millis(100)),
+            ended => {
+                assert_eq!(ended, child);
+                return status;
+            }
+        }
+    }
+    // SAFETY: our child, which still runs.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, &raw mut status, 0);
+    }
+    status
+}
+
+/// One test, because the first process must be forked before this one uses the GPU.
 #[test]
-fn a_forked_process_drops_a_training_and_the_other_goes_on() {
+fn forked_processes_train_or_leave_a_training_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    // The threads that the child will not have.
+    let started: usize = (0..1000usize).into_par_iter().sum();
+    assert_eq!(started, 499_500);
+    let forked = open(folder.path(), "forked");
+    // SAFETY: the child goes on in this thread alone, takes no lock that another one may have had, and
+    // ends by `_exit`.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0, "no process was forked");
+    if child == 0 {
+        let outcome = catch_unwind(|| {
+            let Some(cuda) = emulator::cuda() else { return };
+            let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+            threads.install(|| train(streaming(cuda), &config(true), &forked, &mut ()));
+        });
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(i32::from(outcome.is_err())) };
+    }
+    assert_eq!(end_of(child), 0, "a forked process that streams features did not come to its end");
     let Some(cuda) = emulator::cuda() else { return };
+    let own = open(folder.path(), "own");
+    train(streaming(cuda.clone()), &config(true), &own, &mut ());
+    assert!(model(&forked) == model(&own), "the bits of a process that was not forked");
+
     for (freeze_features, storage) in [
         (false, FeatureStorage::Auto),
         (true, FeatureStorage::Resident),
         (true, FeatureStorage::Stream),
     ] {
-        let config = TrainConfig {
-            embedding_size: 16,
-            batch_size: 50,
-            epochs: 4,
-            freeze_features,
-            ..TrainConfig::default()
-        };
         let folder = tempfile::tempdir().unwrap();
-        let [alone, forking] = ["alone", "forking"]
-            .map(|name| RunDirectory::open(&folder.path().join(name), false).unwrap());
+        let [alone, forking] = ["alone", "forking"].map(|name| open(folder.path(), name));
+        let cuda = || cuda.clone().sharing().sibling().unwrap().keeping_features(storage);
+        let config = config(freeze_features);
+        train(cuda(), &config, &alone, &mut ());
         let mut forks = Forks::default();
-        let train = |directory: &RunDirectory, observer: &mut dyn Observer| {
-            let options = FitOptions {
-                initial: None,
-                resume: false,
-                checkpoint_interval: Duration::from_secs(3600),
-            };
-            let cuda = cuda.clone().sharing().sibling().unwrap().keeping_features(storage);
-            let stop = AtomicBool::new(false);
-            fit(cuda, &dataset(), &config, directory, &options, observer, &stop)
-        };
-        train(&alone, &mut ()).unwrap();
-        let outcome = catch_unwind(AssertUnwindSafe(|| train(&forking, &mut forks)));
+        let outcome =
+            catch_unwind(AssertUnwindSafe(|| train(cuda(), &config, &forking, &mut forks)));
         if outcome.as_ref().is_err_and(|thrown| thrown.is::<Inherited>()) {
             // SAFETY: ends the child, which has dropped what it can reach, at once.
             unsafe { libc::_exit(0) };
         }
-        outcome.expect("no panic").unwrap();
+        outcome.expect("no panic");
         let ended = forks.ended.expect("the second epoch came");
         assert_eq!(ended, 0, "the child of a training with features {storage:?} was ended");
-        let model = |directory: &RunDirectory| std::fs::read(directory.file(MODEL)).unwrap();
         assert!(model(&alone) == model(&forking), "the bits of a training that was never forked");
     }
 }

@@ -455,6 +455,28 @@ fn raw_ids_come_back_in_recommendations() {
 
     let run = folder.join("run");
     output(&["train", "--data", path(&data), "--out", path(&run), "--epochs", "2", "--quiet"]);
+    // Maps of something else are left as they are; of the two that a killed process began to write, the
+    // second is written.
+    let other = folder.join("other");
+    fs::create_dir(&other).unwrap();
+    let train = ["train", "--data", path(&data), "--out", path(&other), "--epochs", "1", "--quiet"];
+    let [users_map, items_map] =
+        ["u_id_mapping.csv", "i_id_mapping.csv"].map(|name| other.join(name));
+    for (foreign, problem) in [
+        ("user_id\tuserID\nsomebody\t0\n", "i_id_mapping.csv is missing beside it"),
+        ("no map\n", "i_id_mapping.csv is missing beside it"),
+    ] {
+        fs::write(&users_map, foreign).unwrap();
+        program(&train).assert().code(2).stderr(contains(problem).and(contains("--out")));
+        assert_eq!(fs::read_to_string(&users_map).unwrap(), foreign);
+    }
+    fs::copy(data.join("u_id_mapping.csv"), &users_map).unwrap();
+    fs::write(&items_map, "no map\n").unwrap();
+    program(&train).assert().code(2).stderr(contains("line 1").or(contains("give another --out")));
+    assert_eq!(fs::read_to_string(&items_map).unwrap(), "no map\n");
+    fs::remove_file(&items_map).unwrap();
+    output(&train);
+    assert_eq!(fs::read(&items_map).unwrap(), fs::read(data.join("i_id_mapping.csv")).unwrap());
     let ask = |arguments: &[&str]| {
         output(&[&["recommend", "--model", path(&run), "--top-k", "2"], arguments].concat())
     };

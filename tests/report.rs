@@ -179,9 +179,9 @@ fn a_report_says_what_the_runs_have_left() {
     let mine = scene.file("mine.html");
     fs::write(&mine, "mine").unwrap();
     let arguments = ["report", path(&first), "--out", path(&mine)];
-    program(&arguments).assert().code(2).stdout(is_empty()).stderr(contains("--force"));
+    program(&arguments).assert().code(2).stdout(is_empty()).stderr(contains("--overwrite"));
     assert_eq!(fs::read_to_string(&mine).unwrap(), "mine");
-    program(&arguments).args(["--force", "--title", "A <b> title"]).assert().success();
+    program(&arguments).args(["--overwrite", "--title", "A <b> title"]).assert().success();
     assert!(fs::read_to_string(&mine).unwrap().contains("<h1>A &lt;b&gt; title</h1>"));
 
     // Several without --out: here.

@@ -138,10 +138,15 @@ fn the_backends_agree() {
         train(Cpu::<f32>::new(), directories[0].path(), &config, false, u64::MAX);
         train(cuda.clone(), directories[1].path(), &config, false, u64::MAX);
         let [expected, found] = directories.map(|directory| untimed(directory.path()));
+        assert_eq!((expected.len(), found.len()), (2, 2));
         for (expected, found) in expected.iter().zip(&found) {
-            for ((term, expected), (_, found)) in expected.loss.iter().zip(&found.loss) {
+            let epoch = expected.epoch;
+            assert_eq!(epoch, found.epoch);
+            assert_eq!(expected.loss.len(), found.loss.len(), "epoch {epoch}");
+            for ((term, expected), (same, found)) in expected.loss.iter().zip(&found.loss) {
                 let off = (expected - found).abs();
-                assert!(off < 1e-4, "epoch {}: {term} is off by {off:e}", 1);
+                assert_eq!(term, same, "epoch {epoch}");
+                assert!(off < 1e-4, "epoch {epoch}: {term} is off by {off:e}");
             }
             let recall =
                 |record: &EpochRecord| record.test.as_ref().unwrap().recall_at(20).unwrap();

@@ -5,7 +5,7 @@ use super::handle::borrow;
 use super::recommender::bm3_recommender;
 use super::status::{Failure, bm3_status, call};
 use crate::Recommender;
-use crate::config::validate_top_k;
+use crate::config::check_lengths;
 
 /// Metrics of lists of one length, means over the users.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,9 +52,7 @@ pub unsafe extern "C" fn bm3_evaluate(
                 Buffer::new("metrics", metrics, metrics_len, Some(lengths_len))?,
             )
         };
-        validate_top_k(lengths).map_err(|error| {
-            Failure::argument("lengths", error.to_string().replace("--top-k: ", ""))
-        })?;
+        check_lengths(lengths).map_err(|problem| Failure::argument("lengths", problem))?;
         let found = recommender.evaluate_pairs(users, items, lengths)?;
         places.fill((0..lengths.len()).map(|place| bm3_metrics {
             recall: found.recall[place],

@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::arguments::{Out, device, flags, path, settings};
@@ -96,7 +97,9 @@ impl AfterEpoch {
 /// `callback`, which may be NULL, is called after each epoch with `user`: on the thread that called,
 /// or, where the settings have `threads`, on one of the library's own. When it stops the training
 /// early, everything is saved and BM3_INTERRUPTED returned. `recommender` then has the model of the
-/// best epoch so far as well, or is NULL where there is none; `bm3_recommender_free` frees it.
+/// best epoch so far as well, or is NULL where there is none; `bm3_recommender_free` frees it. Where a
+/// model that was trained cannot be placed on the device to answer there, that error is returned, and
+/// `recommender` answers on the CPU.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -152,7 +155,15 @@ pub unsafe extern "C" fn bm3_train(
         let after_epoch = AfterEpoch { callback, user };
         let trained = trainer.fit_with(&dataset.dataset, move |record| after_epoch.call(record))?;
         if let Some(model) = trained.model {
-            give(Recommender::on(model, device)?, &out);
+            let model = Arc::new(model);
+            match Recommender::on(model.clone(), device) {
+                Ok(recommender) => give(recommender, &out),
+                Err(error) => {
+                    // What was trained is not lost with the room that it did not find.
+                    give(Recommender::new(model)?, &out);
+                    return Err(error.into());
+                }
+            }
         }
         if trained.summary.stopped_by == StopReason::Interrupted {
             let message = format!("training was stopped after epoch {}", trained.summary.epochs);

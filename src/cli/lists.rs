@@ -228,31 +228,34 @@ impl ListRequest {
     /// there.
     fn npy(&self, path: &Path, whose: &[u32], answer: &mut Answer<'_>) -> Result<()> {
         let (rows, k) = (whose.len(), self.top_k);
-        let mut all_scores: Vec<f32> = Vec::new();
-        files::write_atomic(path, |writer| {
-            let wrong = |error| Error::io(path, "write", error);
-            let mut npy = NpyWriter::new(writer, NpyElement::I64, rows, k).map_err(wrong)?;
+        let wrong = |error| Error::io(path, "write", error);
+        let mut write = |items: &mut dyn Write, scores: &mut dyn FnMut(&TopK) -> Result<()>| {
+            let mut npy = NpyWriter::new(items, NpyElement::I64, rows, k).map_err(wrong)?;
             for whose in whose.chunks(LISTS_AT_A_TIME) {
                 let top = answer(whose)?;
                 let number = |&item: &u32| if item == TopK::NO_ITEM { -1 } else { i64::from(item) };
                 let items: Vec<i64> = top.items.iter().map(number).collect();
-                if self.scores {
-                    all_scores.extend(top.scores_or(f32::NAN));
-                }
                 npy.write_i64(&items).map_err(wrong)?;
+                scores(&top)?;
             }
             npy.finish().map(|_| ()).map_err(wrong)
-        })?;
+        };
         if !self.scores {
-            return Ok(());
+            return files::write_atomic(path, |items| write(items, &mut |_| Ok(())));
         }
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let scores_path = path.with_file_name(format!("{stem}_scores.npy"));
-        files::write_atomic(&scores_path, |writer| {
-            let wrong = |error| Error::io(&scores_path, "write", error);
-            let mut npy = NpyWriter::new(writer, NpyElement::F32, rows, k).map_err(wrong)?;
-            npy.write_f32(&all_scores).map_err(wrong)?;
-            npy.finish().map(|_| ()).map_err(wrong)
+        let wrong = |error| Error::io(&scores_path, "write", error);
+        // Both are whole before either has its name.
+        files::write_atomic(path, |items| {
+            files::write_atomic(&scores_path, |scores| {
+                let mut npy = NpyWriter::new(scores, NpyElement::F32, rows, k).map_err(wrong)?;
+                write(items, &mut |top| {
+                    let scores: Vec<f32> = top.scores_or(f32::NAN).collect();
+                    npy.write_f32(&scores).map_err(wrong)
+                })?;
+                npy.finish().map(|_| ()).map_err(wrong)
+            })
         })
     }
 }

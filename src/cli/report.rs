@@ -25,7 +25,7 @@ pub struct ReportArguments {
     title: Option<String>,
     /// Write over a file that is no report
     #[arg(long)]
-    force: bool,
+    overwrite: bool,
 }
 
 const AFTER_HELP: &str = "\
@@ -47,6 +47,6 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<()> {
         (None, [directory]) => directory.join(REPORT),
         (None, _) => PathBuf::from(REPORT),
     };
-    write(&out, &render(&runs, arguments.title.as_deref()), arguments.force)?;
+    write(&out, &render(&runs, arguments.title.as_deref()), arguments.overwrite)?;
     output::print(&format!("{}\n", out.display()))
 }

@@ -253,23 +253,27 @@ impl TrainConfig {
     }
 }
 
-/// Checks a list of list lengths: not empty, each from 1 to [`MAX_TOP_K`], strictly ascending.
+/// Checks list lengths as [`check_lengths`] does.
 ///
 /// # Errors
 /// [`Error::Setting`] naming `--top-k`.
 pub fn validate_top_k(top_k: &[usize]) -> Result<()> {
-    const FLAG: &str = "--top-k";
-    if top_k.is_empty() {
-        return Err(Error::setting(FLAG, "an empty list found, at least one length expected"));
+    check_lengths(top_k).map_err(|problem| Error::setting("--top-k", problem))
+}
+
+/// Checks list lengths: one at least, each from 1 to [`MAX_TOP_K`], strictly ascending.
+///
+/// # Errors
+/// What was found and what was expected.
+pub fn check_lengths(lengths: &[usize]) -> Result<(), String> {
+    if lengths.is_empty() {
+        return Err("an empty list found, at least one length expected".to_owned());
     }
-    for &k in top_k {
-        expect(FLAG, k, (1..=MAX_TOP_K).contains(&k), &format!("1 to {MAX_TOP_K}"))?;
+    if let Some(length) = lengths.iter().find(|length| !(1..=MAX_TOP_K).contains(*length)) {
+        return Err(format!("{length} found, 1 to {MAX_TOP_K} expected"));
     }
-    if !top_k.is_sorted_by(|a, b| a < b) {
-        return Err(Error::setting(
-            FLAG,
-            format!("{top_k:?} found, ascending lengths without repeats expected"),
-        ));
+    if !lengths.is_sorted_by(|a, b| a < b) {
+        return Err(format!("{lengths:?} found, ascending lengths without repeats expected"));
     }
     Ok(())
 }

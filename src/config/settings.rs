@@ -174,8 +174,8 @@ pub struct RunSettings {
     /// Start from the tensors of this safetensors file instead of random ones
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub init: Option<PathBuf>,
-    /// Save a checkpoint when this much time has passed since the last one, within an epoch too; 0:
-    /// after each epoch [default: 30]
+    /// Save a checkpoint when this much time has passed since the last one, and 20 times what that took,
+    /// within an epoch too; 0: after each epoch [default: 30]
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "Run")]
     pub checkpoint_seconds: Option<u64>,
 }

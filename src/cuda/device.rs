@@ -473,6 +473,15 @@ impl Device {
         })
     }
 
+    /// Threads of their own for work on a thread that belongs to no pool: the one that rayon makes once
+    /// for all knows nothing of how many threads its caller wants, and is not there in a forked process.
+    pub(super) fn thread_pool(&self, threads: usize) -> Result<rayon::ThreadPool> {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|error| self.refused("beginning threads".to_owned(), error.to_string()))
+    }
+
     /// An error of the driver, with what was attempted.
     pub(super) fn failed(&self, operation: String, error: DriverError) -> Error {
         self.refused(operation, problem_of(error))

@@ -17,12 +17,15 @@ use crate::{Error, Result};
 pub struct CudaLosses {
     pub(super) sums: Memory<f64>,
     /// The cosines of a batch's rows, R × 2, not added yet.
-    cosines: Option<Memory<f64>>,
+    cosines: Memory<f64>,
     watch: Memory<u64>,
 }
 
 /// Words of `watch` before those of the modalities.
 const WATCH_HEAD: usize = 3;
+
+/// What memory is for.
+const COSINES: &str = "cosines of a batch";
 
 /// A word of `watch` where nothing has been seen.
 const NOTHING_SEEN: u64 = u64::MAX;
@@ -42,19 +45,19 @@ impl CudaLosses {
         let words = WATCH_HEAD + LossShape::modalities_of(sums.len());
         Ok(Self {
             sums: Memory::from_slice(device, sums, "loss terms")?,
-            cosines: None,
+            cosines: Memory::new(device, 0, COSINES)?,
             watch: Memory::from_slice(device, &vec![NOTHING_SEEN; words], "loss terms")?,
         })
     }
 
     /// Room for the cosines of so many rows.
     fn cosines(&mut self, device: &Arc<Device>, rows: usize) -> Result<&Memory<f64>> {
-        let held = self.cosines.take().filter(|cosines| cosines.len() >= 2 * rows);
-        let cosines = match held {
-            Some(held) => held,
-            None => Memory::new(device, 2 * rows, "cosines of a batch")?,
-        };
-        Ok(self.cosines.insert(cosines))
+        if self.cosines.len() < 2 * rows {
+            // Given back before the larger one is asked for.
+            self.cosines = Memory::new(device, 0, COSINES)?;
+            self.cosines = Memory::new(device, 2 * rows, COSINES)?;
+        }
+        Ok(&self.cosines)
     }
 
     /// Where `adam.cu` and `watch_losses` note what they see.
@@ -169,9 +172,10 @@ pub(super) fn add_losses(
     batch: &CudaBatch,
     losses: &CudaLosses,
 ) -> Result<()> {
-    let Some(cosines) = &losses.cosines else { return Ok(()) };
     let rooms = batch.rooms();
     let (rows, terms) = (shape.rows(rooms), shape.terms() as u32 - 1);
+    let cosines = &losses.cosines;
+    assert!(cosines.len() >= 2 * rows, "the loss of {rows} rows was not computed before");
     let n = rows as u64;
     launch!(
         device,

@@ -14,7 +14,7 @@ use super::launch::Address;
 use crate::Result;
 
 /// Bytes from which on a copy to the host is made by way of page-locked memory, in parts.
-const LARGE: usize = 4 << 20;
+pub(super) const LARGE: usize = 4 << 20;
 
 /// Numbers on a device; given back, after the work in flight, when dropped.
 pub struct Memory<T> {

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
+use rayon::ThreadPool;
+
 use super::Cuda;
 use super::device::Device;
-use super::memory::Memory;
+use super::memory::{LARGE, Memory};
 use super::ranking::{HalfRows, Masked, half_rows, ranked};
 use crate::backend::TopK;
 use crate::recommender::{Search, apart};
@@ -19,6 +21,9 @@ use crate::{Error, Result};
 
 /// Queries of one launch: enough blocks for every multiprocessor, with lists of any length.
 const QUERIES: usize = 4096;
+
+/// Threads that copy long lists from a device: few of them are as fast as its connection.
+const COPYING_THREADS: usize = 4;
 
 /// A search, and who waits for it.
 struct Waiting {
@@ -50,7 +55,8 @@ impl CudaIndex {
         let name = device.describe();
         let first = memory.address_of(QUERIES * width);
         let halves = half_rows(&device, first, items.len() / width, width)?;
-        let worker = Worker { device, rows: memory, width, halves };
+        let threads = device.thread_pool(rayon::current_num_threads().min(COPYING_THREADS))?;
+        let worker = Worker { device, rows: memory, width, halves, threads };
         let (searches, waiting) = channel();
         let worker = std::thread::Builder::new()
             .name("bm3-search".to_owned())
@@ -154,6 +160,8 @@ struct Worker {
     width: usize,
     /// The items' rows again, as the tensor cores read them.
     halves: HalfRows,
+    /// Those that copy long lists from the device.
+    threads: ThreadPool,
 }
 
 impl Worker {
@@ -205,7 +213,12 @@ impl Worker {
             halves: &self.halves,
         };
         let ids: Vec<u32> = (0..count as u32).collect();
-        ranked(&self.device, &masked, self.rows.address_of(0), self.width, &ids, *k)?.read()
+        let lists = ranked(&self.device, &masked, self.rows.address_of(0), self.width, &ids, *k)?;
+        // Few numbers are there before another thread has been told of them.
+        match count * k * size_of::<f32>() < LARGE {
+            true => lists.read(),
+            false => self.threads.install(|| lists.read()),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use cudarc::driver::{CudaEvent, CudaStream, DriverError};
+use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use super::device::Device;
@@ -36,6 +37,8 @@ const PLACE: usize = size_of::<u32>();
 pub struct FeatureStream {
     device: Arc<Device>,
     copies: OfThisProcess<Arc<CudaStream>>,
+    /// As many threads as those of whoever trains: the one that loads ahead is in no pool.
+    threads: OfThisProcess<ThreadPool>,
     /// The items whose rows stay, in the order of their rows.
     kept: Vec<u32>,
     /// Each item's row among those that stay.
@@ -81,6 +84,7 @@ impl FeatureStream {
             .map_err(|error| device.failed("making a stream for features".to_owned(), error))?;
         Ok(Self {
             copies: OfThisProcess::new(copies),
+            threads: OfThisProcess::new(device.thread_pool(rayon::current_num_threads())?),
             kept,
             kept_rows,
             room,
@@ -156,14 +160,16 @@ impl FeatureStream {
         head[..places.len() * PLACE].copy_from_slice(bytemuck::cast_slice(&places));
         for Table { matrix, stored, row_bytes, .. } in tables {
             let (rows, after) = rest.split_at_mut(self.room * row_bytes);
-            let infinite = rows[..moving.len() * row_bytes]
-                .par_chunks_exact_mut(*row_bytes)
-                .zip(&moving)
-                .map_init(Vec::new, |scratch, (bytes, &item)| {
-                    let fits = row_to_bytes(matrix, item as usize, *stored, scratch, bytes);
-                    (!fits).then_some(item as usize)
-                })
-                .find_first(Option::is_some);
+            let infinite = self.threads.install(|| {
+                rows[..moving.len() * row_bytes]
+                    .par_chunks_exact_mut(*row_bytes)
+                    .zip(&moving)
+                    .map_init(Vec::new, |scratch, (bytes, &item)| {
+                        let fits = row_to_bytes(matrix, item as usize, *stored, scratch, bytes);
+                        (!fits).then_some(item as usize)
+                    })
+                    .find_first(Option::is_some)
+            });
             if let Some(row) = infinite.flatten() {
                 return Err(beyond(*stored, matrix, row));
             }

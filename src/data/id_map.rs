@@ -41,6 +41,13 @@ impl IdMaps {
         }
     }
 
+    /// Whether a folder has these maps' users, and nothing yet for the items: [`IdMaps::write`] was broken
+    /// off there.
+    pub(crate) fn are_begun(&self, directory: &Path) -> bool {
+        let [users, items] = Self::paths(directory);
+        !items.exists() && read(&users, "userID").is_ok_and(|users| users == self.users)
+    }
+
     /// Writes the maps into a folder: tab-separated, as MMRec's are.
     ///
     /// # Errors

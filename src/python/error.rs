@@ -62,8 +62,17 @@ fn system(error: &Error, path: &Path, action: &str, source: &io::Error) -> PyErr
 }
 
 /// A message with the program's flags as the parameters that they are in Python: `--batch-size`
-/// becomes `batch_size`.
+/// becomes `batch_size`. A command line of the program, between backquotes, stays what it is.
 fn in_python(message: &str) -> String {
+    let parts = message.split('`').enumerate().map(|(index, part)| {
+        let is_command = index % 2 == 1 && part.starts_with("bm3-engine ");
+        if is_command { part.to_owned() } else { with_parameters(part) }
+    });
+    parts.collect::<Vec<_>>().join("`")
+}
+
+/// A text with flags as parameters.
+fn with_parameters(message: &str) -> String {
     let mut shown = String::with_capacity(message.len());
     let mut rest = message;
     while let Some(start) = rest.find("--") {
@@ -71,7 +80,7 @@ fn in_python(message: &str) -> String {
         let end = flag
             .find(|character: char| character != '-' && !character.is_ascii_lowercase())
             .unwrap_or(flag.len());
-        let begins = before.is_empty() || before.ends_with([' ', '(', '`']);
+        let begins = before.is_empty() || before.ends_with([' ', '(']);
         shown.push_str(before);
         match &flag[..end] {
             name if begins && name.starts_with(|first: char| first.is_ascii_lowercase()) => {

@@ -13,7 +13,7 @@ use super::arrays::{self, Features, GivenLists, Lists, PyLists};
 use super::pool::Pool;
 use super::settings;
 use crate::backend::TopK;
-use crate::config::{DeviceChoice, ascending};
+use crate::config::{DeviceChoice, ascending, check_lengths};
 use crate::data::{LARGEST_ID, Modality};
 use crate::{Error, Model, Query, Recommender, Result, evaluate};
 
@@ -297,8 +297,7 @@ impl PyModel {
         lengths: Vec<usize>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let lengths = ascending(lengths);
-        crate::config::validate_top_k(&lengths)
-            .map_err(|error| Error::setting("k", error.to_string().replace("--top-k: ", "")))?;
+        check_lengths(&lengths).map_err(|problem| Error::setting("k", problem))?;
         let (users, items) = (arrays::copied(&users), arrays::copied(&items));
         let split =
             self.ask(py, |recommender| self.pool.install(|| recommender.held_out(&users, &items)))?;

@@ -80,7 +80,11 @@ impl Recommender {
     /// # Errors
     /// Those of [`Device::open`], and [`Error::DeviceMemory`] where the model has no room.
     pub fn on(model: impl Into<Arc<Model>>, device: DeviceChoice) -> Result<Self> {
-        Self::on_device(model, Device::open(device)?.0)
+        let (device, passed_over) = Device::open(device)?;
+        if let Some(reason) = passed_over {
+            tracing::warn!(%reason, "answering on the CPU because GPU 0 cannot be used");
+        }
+        Self::on_device(model, device)
     }
 
     /// Makes `model` answer on a device that is open.

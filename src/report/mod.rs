@@ -39,7 +39,7 @@ pub const REPORT: &str = "report.html";
 pub fn write(path: &Path, report: &str, replaced: bool) -> Result<()> {
     if !replaced && !is_absent_or_report(path)? {
         let problem = format!(
-            "{} is no report; add --force to write over it, or give another file",
+            "{} is no report; add --overwrite to write over it, or give another file",
             path.display()
         );
         return Err(Error::setting("--out", problem));

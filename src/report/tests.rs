@@ -128,7 +128,7 @@ fn only_a_report_is_replaced_without_a_word() {
     write(&path, &report, false).unwrap();
     std::fs::write(&path, "<!doctype html>\nmine").unwrap();
     let error = write(&path, &report, false).unwrap_err();
-    assert!(error.is_input() && error.to_string().contains("--force"), "{error}");
+    assert!(error.is_input() && error.to_string().contains("--overwrite"), "{error}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "<!doctype html>\nmine");
     write(&path, &report, true).unwrap();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), report);

@@ -67,7 +67,7 @@ struct Workspace<B: Backend> {
     /// H^{l+1} of each layer of the paper's form.
     activations: Vec<B::Buffer>,
     /// The batch's rows of H and Z, their predictions (then their gradients), and dx: R × d each.
-    rows: Option<RowBuffers<B>>,
+    rows: RowBuffers<B>,
 }
 
 struct RowBuffers<B: Backend> {
@@ -75,6 +75,29 @@ struct RowBuffers<B: Backend> {
     x: B::Buffer,
     predicted: B::Buffer,
     gradient: B::Buffer,
+}
+
+impl<B: Backend> RowBuffers<B> {
+    fn new(backend: &B, capacity: usize) -> Result<Self> {
+        Ok(Self {
+            capacity,
+            x: backend.zeros(capacity)?,
+            predicted: backend.zeros(capacity)?,
+            gradient: backend.zeros(capacity)?,
+        })
+    }
+}
+
+impl<B: Backend> Workspace<B> {
+    /// Makes room for the rows of a batch: `elements` numbers each.
+    fn reserve_rows(&mut self, backend: &B, elements: usize) -> Result<()> {
+        if self.rows.capacity < elements {
+            // Given back before the larger ones are asked for.
+            self.rows = RowBuffers::new(backend, 0)?;
+            self.rows = RowBuffers::new(backend, elements)?;
+        }
+        Ok(())
+    }
 }
 
 /// A modality's raw features, as a model is given them.
@@ -196,7 +219,7 @@ impl<B: Backend> DeviceModel<B> {
             layers: [backend.zeros(between)?, backend.zeros(between)?],
             neighbour_sums: zeros(printed)?,
             activations: zeros(printed)?,
-            rows: None,
+            rows: RowBuffers::new(&backend, 0)?,
         };
         let shape = loss_shape(&layout);
         Ok(Self {
@@ -312,7 +335,7 @@ impl<B: Backend> DeviceModel<B> {
         let Rooms { users, items } = batch.rooms();
         let node_rows = (users + items) * d;
         let rows = shape.rows(batch.rooms()) * d;
-        self.reserve_rows(rows)?;
+        self.workspace.reserve_rows(&self.backend, rows)?;
         branches.fork(&self.backend)?;
         let looks_ahead = self.backend.looks_ahead(&self.features);
         if looks_ahead {
@@ -325,7 +348,7 @@ impl<B: Backend> DeviceModel<B> {
         self.propagate(on_nodes)?;
         let Self { backend, layout, graph, parameters, gradients, features, losses, .. } = self;
         let Workspace { nodes, node_gradient, rows: buffers, .. } = &mut self.workspace;
-        let Some(RowBuffers { x, predicted, gradient, .. }) = buffers else { return Ok(()) };
+        let RowBuffers { x, predicted, gradient, .. } = buffers;
         let schedule = &self.schedule;
         let modality_rows = |index: usize| {
             let start = node_rows + index * items * d;
@@ -422,19 +445,6 @@ impl<B: Backend> DeviceModel<B> {
         branches.join(&self.backend)?;
         if looks_ahead {
             self.backend.after(&branches.ahead)?;
-        }
-        Ok(())
-    }
-
-    fn reserve_rows(&mut self, elements: usize) -> Result<()> {
-        if self.workspace.rows.as_ref().is_none_or(|rows| rows.capacity < elements) {
-            self.workspace.rows = None;
-            self.workspace.rows = Some(RowBuffers {
-                capacity: elements,
-                x: self.backend.zeros(elements)?,
-                predicted: self.backend.zeros(elements)?,
-                gradient: self.backend.zeros(elements)?,
-            });
         }
         Ok(())
     }

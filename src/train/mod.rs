@@ -48,8 +48,20 @@ pub struct FitOptions<'a> {
     /// directory.
     pub resume: bool,
     /// The least time between two checkpoints, which are made within epochs, too; zero: one after each
-    /// epoch.
+    /// epoch. From a second on it grows where saving takes long, see [`FitOptions::interval_after`].
     pub checkpoint_interval: Duration,
+}
+
+impl FitOptions<'_> {
+    /// The time from a checkpoint that took `took` to the next one: large models are saved to slow disks
+    /// so seldom that it takes a twentieth of the time at most. An interval below a second is meant as it
+    /// is.
+    fn interval_after(&self, took: Duration) -> Duration {
+        match self.checkpoint_interval {
+            interval if interval < Duration::from_secs(1) => interval,
+            interval => interval.max(took.saturating_mul(20)),
+        }
+    }
 }
 
 /// Trains a model on `dataset` and leaves it in `directory`.
@@ -282,6 +294,7 @@ impl<'a, B: Backend> Run<'a, B> {
     ) -> Result<Summary> {
         // When the last ones were written. Intervals may be longer than any time there is.
         let (mut saved, mut recorded) = (Instant::now(), Instant::now());
+        let mut interval = options.checkpoint_interval;
         let stopped_by = loop {
             if self.out_of_patience(config) {
                 break StopReason::Patience;
@@ -289,7 +302,6 @@ impl<'a, B: Backend> Run<'a, B> {
             if self.epoch >= config.epochs {
                 break StopReason::Epochs;
             }
-            let interval = options.checkpoint_interval;
             let within = self.directory.is_some() && !interval.is_zero();
             let pause = Pause { stop, saved, interval: within.then_some(interval) };
             match self.observed_epoch(config, observer, &pause)? {
@@ -301,8 +313,10 @@ impl<'a, B: Backend> Run<'a, B> {
                 None => {}
             }
             if saved.elapsed() >= interval {
+                let begun = Instant::now();
                 self.checkpoint(observer)?;
                 (saved, recorded) = (Instant::now(), Instant::now());
+                interval = options.interval_after(begun.elapsed());
             } else if recorded.elapsed() >= RECORDS_INTERVAL {
                 self.write_records()?;
                 recorded = Instant::now();
@@ -497,4 +511,28 @@ fn feature_sources<T: Real>(
         false => trained(index, modality),
     };
     dataset.modalities.iter().enumerate().map(source).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saving_takes_a_twentieth_of_the_time_at_most() {
+        let after = |interval: f64, took: f64| {
+            let checkpoint_interval = Duration::from_secs_f64(interval);
+            let options = FitOptions { initial: None, resume: false, checkpoint_interval };
+            options.interval_after(Duration::from_secs_f64(took)).as_secs_f64()
+        };
+        assert_eq!(after(30.0, 1.0), 30.0);
+        assert_eq!(after(30.0, 3.0), 60.0);
+        // After each epoch, or as often as a test wants.
+        assert_eq!((after(0.0, 3.0), after(0.5, 3.0)), (0.0, 0.5));
+        let longest = FitOptions {
+            initial: None,
+            resume: false,
+            checkpoint_interval: Duration::from_secs(1),
+        };
+        assert_eq!(longest.interval_after(Duration::MAX), Duration::MAX);
+    }
 }

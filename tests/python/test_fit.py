@@ -317,6 +317,8 @@ def test_wrong_arguments_are_refused(data, tmp_path):
         (lambda: BM3.load(tmp_path / "none"), FileNotFoundError, "none"),
         (lambda: bm3_engine.from_mmrec(tmp_path / "none"), FileNotFoundError, "none"),
         (lambda: bm3_engine.from_mmrec(tmp_path), ValueError, "has no .inter file"),
+        # A command of the program stays one.
+        (lambda: bm3_engine.from_mmrec(__file__), ValueError, "`bm3-engine prepare --interactions FILE --out DIR`"),
     ]:
         with warnings.catch_warnings(), pytest.raises(kind, match=problem):
             warnings.simplefilter("error")
