@@ -1,8 +1,8 @@
 //! The operations a device offers to the step.
 //!
-//! They are named after the maths of SPEC §2–§5 and work on buffers that stay on the device; the
-//! step ([`crate::step`]) writes the model with them once, for every device. All matrices are
-//! row-major and densely packed. `=` outputs are overwritten, `+=` outputs added to.
+//! Their names follow the maths of SPEC §2–§5, and their buffers stay on the device. The step
+//! ([`crate::step`]) expresses the model in them once, for every device. All matrices are row-major
+//! and densely packed. `=` outputs are overwritten, `+=` outputs are added to.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -19,30 +19,30 @@ use crate::real::Real;
 use crate::records::Metrics;
 use crate::watch::Failure;
 
-/// A part of a device buffer, read.
+/// A read-only part of a device buffer.
 #[derive(Debug)]
 pub struct View<'a, Buffer> {
     /// The buffer.
     pub buffer: &'a Buffer,
-    /// The elements meant.
+    /// The elements of the part.
     pub range: Range<usize>,
 }
 
-/// A part of a device buffer, written.
+/// A writable part of a device buffer.
 #[derive(Debug)]
 pub struct ViewMut<'a, Buffer> {
     /// The buffer.
     pub buffer: &'a mut Buffer,
-    /// The elements meant.
+    /// The elements of the part.
     pub range: Range<usize>,
 }
 
-/// The elements `range` of `buffer`, to be read.
+/// A read-only view of the elements `range` of `buffer`.
 pub fn view<Buffer>(buffer: &Buffer, range: Range<usize>) -> View<'_, Buffer> {
     View { buffer, range }
 }
 
-/// The elements `range` of `buffer`, to be written.
+/// A writable view of the elements `range` of `buffer`.
 pub fn view_mut<Buffer>(buffer: &mut Buffer, range: Range<usize>) -> ViewMut<'_, Buffer> {
     ViewMut { buffer, range }
 }
@@ -50,30 +50,30 @@ pub fn view_mut<Buffer>(buffer: &mut Buffer, range: Range<usize>) -> ViewMut<'_,
 /// The factors of [`Backend::spmm`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SpmmFactors {
-    /// Of Âx.
+    /// The factor of Âx.
     pub neighbours: f64,
-    /// Of the base.
+    /// The factor of the base.
     pub base: f64,
-    /// Of the base once more, on item rows only.
+    /// The extra factor of the base on item rows.
     pub item_base: f64,
 }
 
 /// Which elements of the bootstrap targets are kept (SPEC §2, equation (4)).
 #[derive(Debug, Clone)]
 pub enum Dropout {
-    /// All of them.
+    /// Keep all of them.
     None,
-    /// Each with probability 1 − p, drawn by Philox for (seed, the batch's step, tensor, row,
-    /// column) and scaled by 1/(1 − p).
+    /// Keep each with probability 1 − p, drawn by Philox for (seed, the batch's step, tensor, row,
+    /// column), and scale it by 1/(1 − p).
     Random {
         /// p.
         probability: f64,
         /// The seed of the run.
         seed: u64,
     },
-    /// As the caller says, to compare with other implementations.
+    /// Keep those that the caller gives, to compare with other implementations.
     Given {
-        /// p, from which the scale 1/(1 − p) comes.
+        /// p, which sets the scale 1/(1 − p).
         probability: f64,
         /// Kept elements of H_u (U × d), H_i (I × d) and each Z_m (I × d).
         kept: Arc<Vec<Vec<bool>>>,
@@ -95,7 +95,7 @@ pub const BETA1: f64 = 0.9;
 pub const BETA2: f64 = 0.999;
 /// Adam's ε, added outside the root.
 pub const ADAM_EPSILON: f64 = 1e-8;
-/// The ε of the cosine, below which a norm is taken as this.
+/// The ε of the cosine: a smaller norm counts as this.
 pub const COSINE_EPSILON: f64 = 1e-8;
 
 /// The sizes a loss is computed over.
@@ -113,12 +113,12 @@ impl LossShape {
         3 + 2 * self.modalities
     }
 
-    /// M, of so many terms.
+    /// M for a given number of terms.
     pub(crate) fn modalities_of(terms: usize) -> usize {
         terms.saturating_sub(3) / 2
     }
 
-    /// R: the rows that batches have room for, see [`Rooms`].
+    /// R: the rows that a batch has room for, see [`Rooms`].
     pub fn rows(self, rooms: Rooms) -> usize {
         rooms.users + rooms.items * (1 + self.modalities)
     }
@@ -126,9 +126,9 @@ impl LossShape {
 
 /// Room for the rows of a batch.
 ///
-/// What a batch computes lies in blocks of rows: its users', its items', then its items' of each
-/// modality. A batch fills the beginning of each block with as many rows as it has distinct users or
-/// items; what the others hold is no part of any result.
+/// A batch's rows lie in blocks: one for its users, one for its items, then one for its items in
+/// each modality. A batch fills the beginning of each block, one row per distinct user or item; no
+/// result depends on the rows after them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rooms {
     /// Rows of the first block.
@@ -139,14 +139,14 @@ pub struct Rooms {
 
 /// A batch on a device.
 pub trait BatchRooms {
-    /// How its rows lie.
+    /// The room for its rows.
     fn rooms(&self) -> Rooms;
 }
 
 /// Trained raw features and their optimiser state, as they are saved.
 ///
-/// `touched[i]` is the step up to which row i is current; later steps, in which its gradient was
-/// zero, are replayed when it is next needed (SPEC §5). 0: never touched.
+/// `touched[i]` is the step up to which row i is current, or 0 if no step has touched it. Later
+/// steps, in which its gradient was zero, are replayed when the row is next needed (SPEC §5).
 #[derive(Debug, Clone, PartialEq)]
 pub struct FeatureState<T> {
     /// E_m, I × D_m.
@@ -155,11 +155,11 @@ pub struct FeatureState<T> {
     pub first: Vec<T>,
     /// Second moments, I × D_m.
     pub second: Vec<T>,
-    /// I steps.
+    /// One step per row, I.
     pub touched: Vec<u32>,
 }
 
-/// A feature state on its way to a file: borrowed where the device is this machine's memory.
+/// A feature state to be written to a file: borrowed if the device's memory is the host's.
 pub type SavedFeatures<'a, T> = Cow<'a, FeatureState<T>>;
 
 /// The best items of some users, best first.
@@ -177,16 +177,16 @@ impl TopK {
     /// Fills the end of a short list.
     pub const NO_ITEM: u32 = u32::MAX;
 
-    /// Lists of so many users without an item.
+    /// Empty lists for `users` users.
     pub(crate) fn empty(users: usize, k: usize) -> Self {
         Self { k, items: vec![Self::NO_ITEM; users * k], scores: vec![0.0; users * k] }
     }
 
-    /// The scores in the type they were computed in, `filling` where a list is short.
+    /// The scores in f32, the type they were computed in; `filling` where a list is short.
     pub fn scores_or(&self, filling: f32) -> impl Iterator<Item = f32> + '_ {
         let score = move |(&item, &score): (&u32, &f64)| match item {
             Self::NO_ITEM => filling,
-            // Scores are of type f32 in the first place.
+            // Scores are computed in f32, so nothing is lost.
             _ => score as f32,
         };
         self.items.iter().zip(&self.scores).map(score)
@@ -201,73 +201,73 @@ impl TopK {
 
 /// A device that can train and evaluate BM3.
 ///
-/// Shapes: U users, I items, N = U + I nodes, d the embedding size, r_u and r_i the rooms of a batch
-/// ([`Rooms`]), R = r_u + r_i (1 + M) its rows: users, then items, then the items of each modality.
+/// Shapes: U users, I items, N = U + I nodes, d the embedding size, r_u and r_i the rooms of a
+/// batch ([`Rooms`]), R = r_u + r_i (1 + M) its rows: users, then items, then the items of each
+/// modality.
 ///
-/// Cloning it is cheap: a clone is another handle of the device.
+/// Cloning is cheap: a clone is another handle to the same device.
 pub trait Backend: Clone {
     /// The type it computes in.
     type Real: Real;
-    /// Numbers on the device.
+    /// An array of numbers on the device.
     type Buffer: Send + Sync;
     /// A graph on the device.
     type Graph: Send + Sync;
-    /// A batch at its step, on the device.
+    /// A batch on the device, with its optimiser step.
     type Batch: BatchRooms + Send + Sync;
-    /// The training pairs and their batches of the epoch at hand.
+    /// The training pairs and the current epoch's batches.
     type Batches;
-    /// Adam's constants at every step, from the first on.
+    /// Adam's constants for every step from the first.
     type Schedule: Default + Send + Sync;
     /// One modality's raw features, resident or mapped; with optimiser state when trained.
     type Features: Send + Sync;
-    /// Numbers kept as they were at some time, until they are read.
+    /// A snapshot of a buffer, held until it is read.
     type Kept: Send + Sync;
-    /// Sums of loss terms, in f64, and what was not finite; kept on the device until asked for.
+    /// Sums of loss terms, in f64, and the first non-finite values; kept on the device until read.
     type Losses: Send + Sync;
-    /// Lists of the best items, kept on the device until asked for.
+    /// Lists of the best items, kept on the device until read.
     type Lists: Send + Sync;
-    /// The items of a split's users, ready to be looked for in lists.
+    /// The held-out items of a split's users, prepared for [`Backend::metrics`].
     type Wanted: Send + Sync;
 
     /// One line that names the device.
     fn describe(&self) -> String;
 
-    /// Waits for the work asked for so far.
+    /// Waits for all work queued so far.
     fn synchronize(&self) -> Result<()>;
-    /// Branch `number` (from 0) of this handle: another handle of the device, whose work may be done
-    /// at the same time as this one's and other branches'. The same number is the same branch each
-    /// time. Whose work comes first where it matters is said by [`Backend::after`] alone, in both
-    /// directions; work that is asked of one handle is done in the order it is asked for.
+    /// Branch `number` (from 0) of this handle: another handle to the device, whose work may
+    /// overlap with that of this handle and of other branches. The same number always gives the
+    /// same branch. Each handle does its work in the order it was queued; only [`Backend::after`]
+    /// orders two handles, in either direction.
     fn branch(&self, number: usize) -> Result<Self>;
-    /// Has the work that will be asked of this handle come after the work that was asked of another
-    /// branch of the same device, or of what it is a branch of, so far.
+    /// Makes work queued on this handle from now on wait for the work queued so far on `other`:
+    /// another branch of the same device, or the handle it branches from.
     fn after(&self, other: &Self) -> Result<()>;
-    /// The most bytes of the device's memory that were in use at a time so far, where that can be
-    /// told; on the CPU all of the process's.
+    /// Peak device memory in use so far, in bytes, if known; on the CPU, that of the whole process.
     fn peak_memory(&self) -> Option<u64>;
-    /// Does `work` and tells how long each kind of operation in it took. Operations are timed one by
-    /// one, so that all together they take longer than without it.
+    /// Does `work` and returns how long each kind of operation in it took. Operations are timed one
+    /// by one, so `work` takes longer than usual.
     fn profile(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Operation>>;
-    /// What the device can do at most, measured now.
+    /// Measures the device's peak rates.
     fn ceilings(&self) -> Result<Ceilings>;
     /// `length` zeros.
     fn zeros(&self, length: usize) -> Result<Self::Buffer>;
     /// A copy of `values` on the device.
     fn upload(&self, values: &[Self::Real]) -> Result<Self::Buffer>;
-    /// A copy of a part of a buffer.
+    /// A copy of a part of a buffer on the host.
     fn download(&self, source: View<'_, Self::Buffer>) -> Result<Vec<Self::Real>>;
-    /// Keeps a copy of a part of a buffer, as it is after the work asked for so far.
+    /// Takes a snapshot of a part of a buffer, as it is after the work queued so far.
     fn keep(&self, source: View<'_, Self::Buffer>) -> Result<Self::Kept>;
-    /// What was kept, read from where it is.
+    /// Reads a snapshot.
     fn read_kept(&self, kept: Self::Kept) -> Result<Vec<Self::Real>>;
     /// The arena's initial values for a seed (SPEC §6): the bits of [`Layout::initial_values`].
     fn initial_values(&self, layout: &Layout, seed: u64) -> Result<Self::Buffer>;
-    /// A graph on the device.
+    /// Copies a graph to the device.
     fn upload_graph(&self, graph: Arc<Graph>) -> Result<Self::Graph>;
-    /// A batch on the device, at the optimiser's step `step` (from 1).
+    /// Copies a batch to the device, for the optimiser's step `step` (from 1).
     fn upload_batch(&self, batch: Batch, step: u32) -> Result<Self::Batch>;
-    /// The training pairs, to be visited in batches of `batch_size` (from 1). All ids lie below
-    /// `users` and `items`.
+    /// Copies the training pairs to the device, to be visited in batches of `batch_size` (at least
+    /// 1). All ids must be below `users` and `items`.
     fn batches(
         &self,
         pairs: &Pairs,
@@ -275,14 +275,14 @@ pub trait Backend: Clone {
         items: usize,
         batch_size: usize,
     ) -> Result<Self::Batches>;
-    /// Arranges an epoch's batches: those of [`crate::batch::epoch_order`].
+    /// Arranges an epoch's batches, in the order of [`crate::batch::epoch_order`].
     fn arrange(&self, batches: &mut Self::Batches, epoch: EpochPlan) -> Result<()>;
-    /// Has `step` work with the batches of `numbers` (from 0) of the epoch, each after `proceed` has
-    /// said yes, until it says no; the outcome is the number of batches that were worked with.
+    /// Does `step` for the batches `numbers` (from 0) of the epoch, asking `proceed` before each,
+    /// until it says no. Returns the number of batches done.
     ///
-    /// `step` must ask for the same operations on the same buffers each time: a device may record
-    /// what it asks for at one batch and do it again for the next ones, and then it is not called.
-    /// Such a device may ask `proceed` for several batches before it works with them.
+    /// `step` must queue the same operations on the same buffers each time: a device may record one
+    /// call and replay it for later batches without calling `step`. Such a device may ask `proceed`
+    /// for several batches before it starts them.
     fn each_batch(
         &self,
         batches: &mut Self::Batches,
@@ -290,73 +290,74 @@ pub trait Backend: Clone {
         step: &mut dyn FnMut(&Self::Batch) -> Result<()>,
         proceed: &mut dyn FnMut() -> bool,
     ) -> Result<u64>;
-    /// Has `work` see batch `number` of the epoch, before [`Backend::each_batch`] comes to it.
+    /// Calls `work` with batch `number` of the epoch, before [`Backend::each_batch`] reaches it.
     fn with_batch(
         &self,
         batches: &mut Self::Batches,
         number: u64,
         work: &mut dyn FnMut(&Self::Batch) -> Result<()>,
     ) -> Result<()>;
-    /// Makes `constants` those of the steps after the first `steps`, which `schedule` has.
+    /// Sets the constants of the steps after the first `steps`, which `schedule` already holds.
     fn set_schedule(
         &self,
         schedule: &mut Self::Schedule,
         steps: usize,
         constants: &[AdamStep],
     ) -> Result<()>;
-    /// Has frozen features stored in the type that a run asks for from now on; `auto` leaves it to
-    /// the backend.
+    /// Sets the type in which frozen features are stored from now on; `auto` leaves it to the
+    /// backend.
     ///
     /// # Errors
-    /// [`crate::Error::Setting`] naming `--feature-type`, for a type that the device does not store.
+    /// [`crate::Error::Setting`] naming `--feature-type`, if the device does not store that type.
     fn store_features_as(&mut self, choice: FeatureTypeChoice) -> Result<()>;
-    /// Decides where the frozen features of a run will lie, and what is kept of trained ones; before
-    /// anything of it is allocated. The outcome is a sentence for the user, where there is something
-    /// to say.
+    /// Decides where a run keeps its frozen features, and where the best epoch's trained ones. Call
+    /// it before allocating anything for the run. Returns a sentence for the user if there is
+    /// something to say.
     ///
     /// # Errors
-    /// [`crate::Error::Setting`] for a choice that does not suit the run; those of the device.
+    /// [`crate::Error::Setting`] for a choice that does not suit the run,
+    /// [`crate::Error::DeviceMemory`] and [`crate::Error::DeviceOperation`].
     fn place_features(
         &mut self,
         dataset: &Dataset,
         graph: &Graph,
         config: &TrainConfig,
     ) -> Result<Option<String>>;
-    /// The first `items` rows of `features`, as inputs.
+    /// The first `items` rows of `features`, as fixed inputs.
     fn frozen_features(&self, features: Arc<FeatureMatrix>, items: usize)
     -> Result<Self::Features>;
-    /// Features to be trained, D_m = `columns`.
+    /// Features to be trained, starting from a saved state, D_m = `columns`.
     fn trained_features(
         &self,
         state: FeatureState<Self::Real>,
         columns: usize,
     ) -> Result<Self::Features>;
-    /// Features to be trained, which start as the first `items` rows of `features`.
+    /// Features to be trained, starting from the first `items` rows of `features`.
     fn untrained_features(&self, features: &FeatureMatrix, items: usize) -> Result<Self::Features>;
-    /// The state of trained features, borrowed where it lies in memory anyway; `None` when they
-    /// are frozen.
+    /// The state of trained features, borrowed if it is in host memory anyway; `None` for frozen
+    /// ones.
     fn feature_state<'a>(
         &self,
         features: &'a Self::Features,
     ) -> Result<Option<SavedFeatures<'a, Self::Real>>>;
-    /// Keeps a copy of the values of trained features, I × D_m, without their moments; `None` when
-    /// frozen.
+    /// Takes a snapshot of the values of trained features, I × D_m, without moments; `None` for
+    /// frozen ones.
     fn keep_features(&self, features: &Self::Features) -> Result<Option<Self::Kept>>;
-    /// Sums of loss terms that go on from `sums`. Nothing that is not finite has been seen.
+    /// Sums of loss terms that start from `sums`, with nothing non-finite seen yet.
     fn losses(&self, sums: &[f64]) -> Result<Self::Losses>;
-    /// Makes sums of as many loss terms go on from `sums`.
+    /// Sets the sums to `sums`, which has as many terms.
     fn set_losses(&self, losses: &mut Self::Losses, sums: &[f64]) -> Result<()>;
     /// The sums so far.
     fn read_losses(&self, losses: &Self::Losses) -> Result<Vec<f64>>;
-    /// The first step in which a loss term or what Adam updates was not finite, if there is one
-    /// since the losses were made.
+    /// The first step since the losses were made in which a loss term or a value updated by Adam
+    /// was not finite, if any.
     fn failure(&self, losses: &Self::Losses) -> Result<Option<Failure>>;
-    /// Whether it is known, without waiting for the device, that there is a [`Backend::failure`].
+    /// Whether a [`Backend::failure`] is known already, without waiting for the device.
     fn has_failed(&self, losses: &Self::Losses) -> bool;
 
     /// Equation (2) and its transpose: y = neighbours · Âx + (base + \[item row\] item_base) · b.
     ///
-    /// `x`, `base`, `y` (`=`): N × d. Without `x` no neighbour is read, without `base` it is zero.
+    /// `x`, `base`, `y` (`=`): N × d. Without `x` no neighbours are read; without `base`, b is 0.
     fn spmm(
         &self,
         graph: &Self::Graph,
@@ -366,7 +367,7 @@ pub trait Backend: Clone {
         y: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// A layer of the paper's form: y (`=`, N × d) = LeakyReLU₀.₂(x W), with W d × d as printed.
+    /// A layer in the paper's form: y (`=`, N × d) = LeakyReLU₀.₂(x W), with W d × d as printed.
     fn gcn_layer(
         &self,
         x: View<'_, Self::Buffer>,
@@ -374,8 +375,8 @@ pub trait Backend: Clone {
         y: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// The gradients of [`Backend::gcn_layer`] from its output and the output's gradient, which is
-    /// overwritten: `x_gradient` (N × d) and `weight_gradient` (d × d), both `=`.
+    /// The gradients of [`Backend::gcn_layer`] from its output and the output's gradient, which it
+    /// overwrites: `x_gradient` (N × d) and `weight_gradient` (d × d), both `=`.
     fn gcn_layer_backward(
         &self,
         x: View<'_, Self::Buffer>,
@@ -394,7 +395,8 @@ pub trait Backend: Clone {
         y: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// The batch's user rows, then its item rows, of `nodes` (N × d): rows `=`, (r_u + r_i) × d.
+    /// Gathers the batch's user rows, then its item rows, of `nodes` (N × d):
+    /// rows `=`, (r_u + r_i) × d.
     fn gather_rows(
         &self,
         graph: &Self::Graph,
@@ -413,8 +415,8 @@ pub trait Backend: Clone {
         z: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// Equation (5): p (`=`, rows × d) = x W_pᵀ + b_p, over a batch's R rows or, without one, over
-    /// all rows there are.
+    /// Equation (5): p (`=`, rows × d) = x W_pᵀ + b_p, over a batch's R rows or, without a batch,
+    /// over all rows of `x`.
     fn predict(
         &self,
         batch: Option<&Self::Batch>,
@@ -424,10 +426,10 @@ pub trait Backend: Clone {
         p: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// Equations (4), (6), (8), (9): finds the terms ui, iu, align and mask, for
-    /// [`Backend::add_losses`], and replaces the predictor outputs by their gradients (SPEC §4).
+    /// Equations (4), (6), (8), (9): computes the terms ui, iu, align and mask for
+    /// [`Backend::add_losses`], and replaces the predictor's outputs by their gradients (SPEC §4).
     ///
-    /// `x` (R × d) holds the rows that the targets are made of.
+    /// `x` (R × d) holds the rows from which the targets are made.
     #[allow(clippy::too_many_arguments, reason = "one fused operation")]
     fn bootstrap_loss(
         &self,
@@ -440,8 +442,8 @@ pub trait Backend: Clone {
         losses: &mut Self::Losses,
     ) -> Result<()>;
 
-    /// Adds the terms that [`Backend::bootstrap_loss`] found to the sums. By itself, since the gradients
-    /// do not wait for it.
+    /// Adds the terms that [`Backend::bootstrap_loss`] computed to the sums. A separate operation,
+    /// because the gradients need not wait for it.
     fn add_losses(
         &self,
         shape: LossShape,
@@ -449,8 +451,8 @@ pub trait Backend: Clone {
         losses: &mut Self::Losses,
     ) -> Result<()>;
 
-    /// Looks at the sums of a step to which all terms were added: the first that is not finite is noted
-    /// in `losses`, for [`Backend::failure`].
+    /// Checks the sums after all terms of a step have been added, and notes the first that is not
+    /// finite in `losses`, for [`Backend::failure`].
     fn watch_losses(&self, batch: &Self::Batch, losses: &mut Self::Losses) -> Result<()>;
 
     /// The gradient of the predictor's input over a batch's R rows: dx `=` da W_p.
@@ -462,7 +464,7 @@ pub trait Backend: Clone {
         input_gradient: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// The gradients of the predictor's parameters over a batch's R rows: dW_p `=` daᵀ x,
+    /// The gradients of the predictor's parameters over a batch's R rows: dW_p `=` daᵀ x and
     /// db_p `=` Σ da, one after the other in `gradient`, (d · d + d).
     fn predict_gradient(
         &self,
@@ -472,8 +474,8 @@ pub trait Backend: Clone {
         gradient: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// A projection's gradients: dW_m `=` dzᵀ E_m\[items\], db_m `=` Σ dz. The two lie one after
-    /// the other in `gradient`, (d · D_m + d).
+    /// A projection's gradients: dW_m `=` dzᵀ E_m\[items\] and db_m `=` Σ dz, one after the other
+    /// in `gradient`, (d · D_m + d).
     fn project_backward(
         &self,
         batch: &Self::Batch,
@@ -482,8 +484,9 @@ pub trait Backend: Clone {
         gradient: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// The gradient of factor · (‖H_u‖_F + ‖H_i‖_F), `=`, N × d; the norms' sum, unweighted, times
-    /// `loss_factor` is added to the last term of `losses`. A half that is all zero has gradient 0.
+    /// The gradient of factor · (‖H_u‖_F + ‖H_i‖_F), `=`, N × d. Adds `loss_factor` times the
+    /// unweighted sum of the norms to the last term of `losses`. A half that is all zero has
+    /// gradient 0.
     fn norm_backward(
         &self,
         graph: &Self::Graph,
@@ -494,7 +497,7 @@ pub trait Backend: Clone {
         losses: &mut Self::Losses,
     ) -> Result<()>;
 
-    /// Adds the rows of [`Backend::gather_rows`]' layout to their nodes: nodes `+=`, N × d.
+    /// Adds rows, laid out as by [`Backend::gather_rows`], to their nodes: nodes `+=`, N × d.
     fn scatter_rows(
         &self,
         graph: &Self::Graph,
@@ -503,9 +506,9 @@ pub trait Backend: Clone {
         nodes: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// Adam's step of the batch on the elements `range` of the dense parameters, bounds that are
-    /// multiples of 4; all buffers have one length. That something of them is not finite afterwards is
-    /// noted in `losses`, for [`Backend::failure`].
+    /// Adam's step for the batch on the elements `range` of the dense parameters; its bounds are
+    /// multiples of 4, and all buffers have one length. Notes in `losses`, for
+    /// [`Backend::failure`], if an updated value is not finite.
     #[allow(clippy::too_many_arguments, reason = "one fused operation")]
     fn adam(
         &self,
@@ -519,9 +522,9 @@ pub trait Backend: Clone {
         losses: &mut Self::Losses,
     ) -> Result<()>;
 
-    /// Replays, for the batch's rows of trained features, every step after the row's last one in
-    /// which its gradient was zero; afterwards they are current up to the step before the batch's.
-    /// The result has the bits of a dense Adam sweep at each of those steps.
+    /// Replays, for the batch's rows of trained features, the steps that each row has missed, in
+    /// which its gradient was zero; afterwards the rows are current up to the step before the
+    /// batch's. The result is bit-identical to a dense Adam sweep at each of those steps.
     fn adam_rows_replay(
         &self,
         batch: &Self::Batch,
@@ -529,15 +532,15 @@ pub trait Backend: Clone {
         features: &mut Self::Features,
     ) -> Result<()>;
 
-    /// Whether a step is to ask for [`Backend::adam_rows_replay_ahead`], with these features, and not
-    /// for [`Backend::adam_rows_replay`], which only the first of several steps then needs.
+    /// Whether a step should call [`Backend::adam_rows_replay_ahead`] for these features instead of
+    /// [`Backend::adam_rows_replay`], which then only the first of several steps needs.
     fn looks_ahead(&self, _features: &[Self::Features]) -> bool {
         false
     }
 
-    /// Does what [`Backend::adam_rows_replay`] would do in the next batch's step for those of its rows
-    /// that are not the batch's own: their gradient is zero in the batch's step, too. It may be done at
-    /// the same time as the batch's step. Where the next batch is not known, nothing.
+    /// Does the work of [`Backend::adam_rows_replay`] in the next batch's step for those of its
+    /// rows that are not also in this batch: their gradient is zero in this step too. May overlap
+    /// with this batch's step. Does nothing if the next batch is not known.
     fn adam_rows_replay_ahead(
         &self,
         _batch: &Self::Batch,
@@ -555,9 +558,9 @@ pub trait Backend: Clone {
         features: &mut Self::Features,
     ) -> Result<()>;
 
-    /// Adam's step of the batch on its rows of trained features, with the gradient dE = dz W_m. The
-    /// rows are current up to the step before. That something of them is not finite afterwards is
-    /// noted in `losses`, for the modality of this number.
+    /// Adam's step for the batch on its rows of trained features, with the gradient dE = dz W_m.
+    /// The rows must be current up to the step before. Notes in `losses`, for this `modality`, if
+    /// an updated value is not finite.
     #[allow(clippy::too_many_arguments, reason = "one fused operation")]
     fn adam_rows(
         &self,
@@ -570,8 +573,8 @@ pub trait Backend: Clone {
         losses: &mut Self::Losses,
     ) -> Result<()>;
 
-    /// Equation (10): the `k` best items of each of `users` by the product of predicted rows,
-    /// training items of the user left out, ties by lower item id (SPEC §9).
+    /// Equation (10): the `k` best items for each of `users` by the product of predicted rows,
+    /// without the user's training items, ties by lower item id (SPEC §9).
     ///
     /// `predicted`: N × d, users first. `k` is at least 1.
     fn top_k(
@@ -582,14 +585,14 @@ pub trait Backend: Clone {
         k: usize,
     ) -> Result<Self::Lists>;
 
-    /// Lists, read from the device.
+    /// Reads lists from the device.
     fn read_lists(&self, lists: Self::Lists) -> Result<TopK>;
 
-    /// What [`Backend::metrics`] looks for in the lists of `users`, at each of `lengths`: the items of
-    /// `split`. Once for many evaluations.
+    /// Prepares the items of `split`, once for many evaluations, so that [`Backend::metrics`] can
+    /// look for them in the lists of `users`, at each of `lengths`.
     fn wanted(&self, split: &Split, users: &[u32], lengths: &[usize]) -> Result<Self::Wanted>;
 
-    /// The metrics (SPEC §9) of lists, of the users that were named to [`Backend::wanted`] in their
+    /// The metrics (SPEC §9) of lists for the users given to [`Backend::wanted`], in the same
     /// order: see [`crate::evaluate::metrics`].
     fn metrics(&self, wanted: &Self::Wanted, lists: &Self::Lists) -> Result<Metrics>;
 }

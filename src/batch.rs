@@ -1,4 +1,4 @@
-//! Which training pairs a step sees (SPEC §7).
+//! The training pairs of each step (SPEC §7).
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use crate::config::Order;
 use crate::data::Pairs;
 use crate::philox::{Purpose, Stream};
 
-/// An epoch's batches, as they are asked for.
+/// Which epoch's batches to arrange, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EpochPlan {
     /// How the pairs are ordered.
@@ -23,8 +23,8 @@ pub struct EpochPlan {
 
 /// The order in which epoch `epoch` (from 0) visits `pairs` training pairs.
 ///
-/// A random order sorts the pairs by 64 random bits each, keyed by (seed, epoch, pair); ties, which
-/// a run will hardly ever see, go by position. It is the same on every device.
+/// A random order sorts the pairs by 64 random bits each, keyed by (seed, epoch, pair), and so is
+/// the same on every device. Ties, which hardly ever occur, are broken by position.
 pub fn epoch_order(order: Order, seed: u64, epoch: u64, pairs: usize) -> Vec<u32> {
     match order {
         Order::File => (0..pairs as u32).collect(),
@@ -43,7 +43,7 @@ pub fn epoch_order(order: Order, seed: u64, epoch: u64, pairs: usize) -> Vec<u32
     }
 }
 
-/// The positions in an epoch's order of batch `number` (from 0); the last one may be short.
+/// The positions of batch `number` (from 0) in an epoch's order; the last batch may be short.
 pub(crate) fn positions(number: u64, batch_size: usize, pairs: usize) -> Range<usize> {
     let start = number as usize * batch_size;
     start..(start + batch_size).min(pairs)
@@ -51,9 +51,8 @@ pub(crate) fn positions(number: u64, batch_size: usize, pairs: usize) -> Range<u
 
 /// A batch of training pairs, arranged for the step: every distinct user and item once.
 ///
-/// Predictor outputs, targets and gradients belong to rows (nodes), and a row of the batch is
-/// computed once however often it is paired. Pair k joins `users[pair_users[k]]` and
-/// `items[pair_items[k]]`.
+/// Predictor outputs, targets and gradients belong to nodes, so a node is computed once per batch
+/// however many of its pairs it is in. The pairs are stored twice: by user and by item.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Distinct users, ascending.
@@ -62,16 +61,18 @@ pub struct Batch {
     pub items: Vec<u32>,
     /// `users.len() + 1` bounds into `items_of_users`.
     pub user_offsets: Vec<u32>,
-    /// For each distinct user the positions in `items` it is paired with, in the order of the pairs.
+    /// For each distinct user, the positions in `items` it is paired with, in the order of the
+    /// pairs.
     pub items_of_users: Vec<u32>,
     /// `items.len() + 1` bounds into `users_of_items`.
     pub item_offsets: Vec<u32>,
-    /// For each distinct item the positions in `users` it is paired with, in the order of the pairs.
+    /// For each distinct item, the positions in `users` it is paired with, in the order of the
+    /// pairs.
     pub users_of_items: Vec<u32>,
 }
 
 impl Batch {
-    /// Arranges the pairs (`users[k]`, `items[k]`); both slices have one length below 2³².
+    /// Arranges the pairs (`users[k]`, `items[k]`); both slices have the same length, below 2³².
     pub fn new(users: &[u32], items: &[u32]) -> Self {
         debug_assert_eq!(users.len(), items.len());
         let (distinct_users, user_of_pair, pairs_by_user, user_offsets) = group(users);
@@ -103,8 +104,8 @@ impl Batch {
     }
 }
 
-/// Distinct ids ascending, each pair's position among them, pairs ordered by (id, position), and
-/// the bounds of each id's pairs in that order.
+/// Groups pairs by id: the distinct ids, ascending; each pair's position among them; the pairs
+/// ordered by (id, position); and the bounds of each id's pairs in that order.
 fn group(ids: &[u32]) -> (Vec<u32>, Vec<u32>, Vec<u32>, Vec<u32>) {
     let mut keyed: Vec<u64> =
         ids.iter().enumerate().map(|(pair, &id)| u64::from(id) << 32 | pair as u64).collect();
@@ -132,7 +133,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Read back by user and by item, a batch is the pairs it was made of.
+        /// Read back by user or by item, a batch gives the pairs it was made from.
         #[test]
         fn keeps_every_pair(pairs in prop::collection::vec((0u32..20, 0u32..20), 0..80)) {
             let (users, items): (Vec<u32>, Vec<u32>) = pairs.iter().copied().unzip();
@@ -153,7 +154,7 @@ mod tests {
                     by_item.push((batch.users[user as usize], item));
                 }
             }
-            // Stable by id: the order of the pairs is kept within a user and within an item.
+            // The sort is stable, as pairs keep their order within a user and within an item.
             let mut expected = pairs.clone();
             expected.sort_by_key(|&(user, _)| user);
             prop_assert_eq!(by_user, expected);
@@ -163,7 +164,7 @@ mod tests {
             prop_assert_eq!(batch.pairs(), pairs.len());
         }
 
-        /// An epoch's order is a permutation, another one each epoch and for each seed.
+        /// An epoch's order is a permutation, different for each epoch and each seed.
         #[test]
         fn orders_are_permutations(seed: u64, epoch in 0u64..1000) {
             let order = epoch_order(Order::Random, seed, epoch, 200);

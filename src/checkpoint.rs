@@ -1,7 +1,7 @@
 //! Models and training states on disk: safetensors files with one JSON record in their metadata.
 //!
-//! Both kinds hold the tensors under the names of SPEC §1 and are written atomically. The metadata
-//! is a single entry, `bm3`, so that equal contents are equal bytes.
+//! Both kinds hold tensors under the names of SPEC §1 and are written atomically. The metadata is a
+//! single entry, `bm3`, so that equal contents give equal bytes.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -20,10 +20,10 @@ use crate::real::Real;
 use crate::records::{EpochRecord, Metrics};
 use crate::{Error, Result, files};
 
-/// The version of the files this crate writes; files of another one are refused.
+/// The version of the files that this crate writes; files of other versions are refused.
 pub const FORMAT_VERSION: u32 = 3;
 
-/// What a model belongs to; equal for everything one run writes.
+/// The data and settings that a model belongs to; equal in all files of one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
     /// [`FORMAT_VERSION`] of the program that wrote the file.
@@ -34,39 +34,39 @@ pub struct Identity {
     pub interactions_fingerprint: u64,
     /// The fingerprint of each modality's features.
     pub features_fingerprints: Vec<u64>,
-    /// U.
+    /// U, the number of users.
     pub users: usize,
-    /// I.
+    /// I, the number of items.
     pub items: usize,
     /// Name and raw width D_m of each modality.
     pub modalities: Vec<(String, usize)>,
-    /// The settings it is trained with.
+    /// The settings of its training.
     pub config: TrainConfig,
 }
 
 /// The record in a `model.safetensors`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelRecord {
-    /// What it belongs to.
+    /// The run it belongs to.
     pub identity: Identity,
-    /// The epoch it is from, from 1.
+    /// Its epoch, from 1.
     pub epoch: u64,
-    /// Its metrics on the validation split, where there is one.
+    /// Its metrics on the validation split, if there is one.
     pub valid: Option<Metrics>,
-    /// Its metrics on the test split, where there is one.
+    /// Its metrics on the test split, if there is one.
     pub test: Option<Metrics>,
 }
 
-/// The record in a `state.safetensors`: where training stands.
+/// The record in a `state.safetensors`: the progress of training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StateRecord {
-    /// What it belongs to.
+    /// The run it belongs to.
     pub identity: Identity,
     /// Epochs completed.
     pub epoch: u64,
-    /// Steps taken in the epoch after those.
+    /// Steps taken in the next, unfinished epoch.
     pub step_in_epoch: u64,
-    /// Steps taken in all.
+    /// Steps taken in total.
     pub step: u64,
     /// Sums of the loss terms over `step_in_epoch` steps.
     pub loss_sums: Vec<f64>,
@@ -110,10 +110,10 @@ impl View for Bytes<'_> {
     }
 }
 
-/// Writes tensors, and row counters, with `record` as their metadata, atomically.
+/// Writes tensors and row counters atomically, with `record` as metadata.
 ///
 /// # Errors
-/// [`Error::Io`] naming `path`.
+/// [`Error::Io`] with `path`.
 pub fn write<T: Real>(
     path: &Path,
     record: &impl Serialize,
@@ -155,7 +155,7 @@ impl TensorFile {
     /// Maps `path` and checks its header.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be read, [`Error::RunFile`] when it is not whole.
+    /// [`Error::Io`] if it cannot be read, [`Error::RunFile`] if it is not complete.
     pub fn open(path: &Path) -> Result<Self> {
         let map = MappedFile::open(path).map_err(|error| Error::io(path, "read", error))?;
         let broken = |error: safetensors::SafeTensorError| {
@@ -169,7 +169,7 @@ impl TensorFile {
     /// The record in the metadata.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when there is none, one of another kind, or of another format version.
+    /// [`Error::RunFile`] if there is none, or one of another kind or format version.
     pub fn record<R: DeserializeOwned>(&self) -> Result<R> {
         let text = self.metadata.metadata().as_ref().and_then(|metadata| metadata.get("bm3"));
         let Some(text) = text else {
@@ -181,7 +181,7 @@ impl TensorFile {
         let unreadable = |error: serde_json::Error| {
             Error::run_file(self.path(), format!("its `bm3` metadata cannot be read: {error}"))
         };
-        // The version first: a record of another one may have other fields.
+        // Version first: a record of another version may have other fields.
         let record: serde_json::Value = serde_json::from_str(text).map_err(unreadable)?;
         match record["identity"]["format_version"].as_u64() {
             Some(version) if version != u64::from(FORMAT_VERSION) => {
@@ -195,13 +195,13 @@ impl TensorFile {
         }
     }
 
-    /// Where it is.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         self.map.path()
     }
 
-    /// Refuses a file that was written to or truncated since it was mapped: what was read of it may be
-    /// anything.
+    /// Refuses a file that was modified or truncated since it was mapped: anything may have been
+    /// read from it.
     ///
     /// # Errors
     /// [`DataError::Changed`].
@@ -225,7 +225,7 @@ impl TensorFile {
     /// A tensor of floating-point numbers (f32 or f64 in the file) of a known shape.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when it is missing or of another shape or type.
+    /// [`Error::RunFile`] if it is missing or has another shape or type.
     pub fn reals<T: Real>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>> {
         let (info, bytes) = self.bytes(name, shape)?;
         match info.dtype {
@@ -248,10 +248,10 @@ impl TensorFile {
         }
     }
 
-    /// A tensor of u32, one for each of `rows` rows: steps of which `last` is the last.
+    /// A tensor of u32 with a step for each of `rows` rows, at most `last`.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when it is missing, of another shape or type, or names a later step.
+    /// [`Error::RunFile`] if it is missing, has another shape or type, or has a step after `last`.
     pub fn steps(&self, name: &str, rows: usize, last: u64) -> Result<Vec<u32>> {
         let steps = self.counters(name, rows)?;
         if let Some(step) = steps.iter().find(|&&step| u64::from(step) > last) {
@@ -261,10 +261,10 @@ impl TensorFile {
         Ok(steps)
     }
 
-    /// A tensor of u32, `count` of them.
+    /// A tensor of `count` numbers of type u32.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when it is missing or of another shape or type.
+    /// [`Error::RunFile`] if it is missing or has another shape or type.
     pub fn counters(&self, name: &str, count: usize) -> Result<Vec<u32>> {
         let (info, bytes) = self.bytes(name, &[count])?;
         if info.dtype != Dtype::U32 {
@@ -274,11 +274,11 @@ impl TensorFile {
         Ok(bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
     }
 
-    /// The dense tensors of a layout, each under its name with `prefix` before it, in one arena.
+    /// The dense tensors of a layout, each under its name prefixed with `prefix`, in one arena.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when one is missing, of another shape, or neither F32 nor F64; memory is
-    /// asked for when all are there.
+    /// [`Error::RunFile`] if one is missing, has another shape, or is neither F32 nor F64. Memory
+    /// is allocated only once all are known to be there.
     pub fn arena<T: Real>(&self, prefix: &str, layout: &Layout) -> Result<Vec<T>> {
         let name = |tensor: &TensorSlot| format!("{prefix}{}", tensor.name);
         for tensor in &layout.tensors {
@@ -292,7 +292,7 @@ impl TensorFile {
         Ok(values)
     }
 
-    /// Refuses a file in which a tensor is missing or of another shape.
+    /// Refuses a file in which a tensor is missing or has another shape.
     ///
     /// # Errors
     /// [`Error::RunFile`].
@@ -315,7 +315,7 @@ impl TensorFile {
     }
 }
 
-/// The tensors of an arena, each under its name with `prefix` before it.
+/// The tensors of an arena, each under its name prefixed with `prefix`.
 pub(crate) fn dense_tensors<'a, T>(
     layout: &Layout,
     prefix: &str,
@@ -330,8 +330,8 @@ pub(crate) fn dense_tensors<'a, T>(
 }
 
 impl StateRecord {
-    /// Refuses counters that no training leaves: with epochs of `steps_per_epoch` steps, and `losses`
-    /// sums of loss terms.
+    /// Refuses counters that no training could have left, given `steps_per_epoch` steps per epoch
+    /// and `losses` sums of loss terms.
     ///
     /// # Errors
     /// [`Error::RunFile`] for `path`.
@@ -359,9 +359,9 @@ impl StateRecord {
 }
 
 impl Identity {
-    /// Refuses a file that belongs to something else than `expected`, naming the difference.
+    /// Refuses a file that does not belong to `expected`, naming the difference.
     ///
-    /// The settings that only say when to stop (epochs, patience) and what to report (list lengths)
+    /// Settings that only decide when to stop (epochs, patience) or what to report (list lengths)
     /// may differ.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! A device to compute on, opened by choice.
+//! The device to compute on, and how it is opened.
 
 use crate::config::{DeviceChoice, FeatureStorage};
 use crate::cpu::Cpu;
@@ -10,12 +10,12 @@ use crate::{Error, Result};
 pub enum Device {
     /// The CPU.
     Cpu(Cpu<f32>),
-    /// A GPU, opened, with the kernels on it.
+    /// An open GPU, with the kernels loaded.
     Gpu(Cuda),
 }
 
-/// Does some work with the [`Backend`](crate::backend::Backend) of a [`Device`]:
-/// `with_backend!(device, backend => work)`. The work is compiled once for each kind of device.
+/// Evaluates `work` with the [`Backend`](crate::backend::Backend) of a [`Device`]:
+/// `with_backend!(device, backend => work)`. It is compiled once for each kind of device.
 #[macro_export]
 macro_rules! with_backend {
     ($device:expr, $backend:ident => $work:expr) => {
@@ -27,14 +27,14 @@ macro_rules! with_backend {
 }
 
 impl Device {
-    /// Opens the device asked for, and never another one in its place.
+    /// Opens the chosen device, never another in its place.
     ///
-    /// `auto` leaves the choice: GPU 0 where it can be used, else the CPU. Where there is a GPU and it
-    /// cannot be used, the reason comes with the device.
+    /// `auto` opens GPU 0 if it can be used, else the CPU. If there is a GPU but it cannot be used,
+    /// the reason is returned as well.
     ///
     /// # Errors
-    /// [`Error::Gpu`] for a GPU that is not there or cannot be used, [`Error::DeviceOperation`] for
-    /// one that fails.
+    /// [`Error::Gpu`] for a GPU that does not exist or cannot be used, [`Error::DeviceOperation`]
+    /// for one that fails.
     pub fn open(choice: DeviceChoice) -> Result<(Self, Option<Unusable>)> {
         let gpu = |number| {
             let kernels = Kernels::embedded();
@@ -55,7 +55,7 @@ impl Device {
         }
     }
 
-    /// Has frozen features lie where a run asks for, which matters on a GPU alone.
+    /// Sets where a run keeps its frozen features; this matters only on a GPU.
     #[must_use]
     pub fn keeping_features(self, storage: FeatureStorage) -> Self {
         match self {
@@ -64,7 +64,7 @@ impl Device {
         }
     }
 
-    /// Has no more than `limit` bytes taken of a GPU's memory, see [`Cuda::limiting_memory`].
+    /// Limits the memory taken of a GPU to `limit` bytes, see [`Cuda::limiting_memory`].
     #[must_use]
     pub fn limiting_memory(self, limit: Option<u64>) -> Self {
         match self {

@@ -1,8 +1,8 @@
 //! The errors of the library.
 //!
-//! Every message names the file, line, field or setting, what was found, what was expected and,
-//! where there is one, the next step. [`Error::is_input`] tells bad input (exit code 2 of the
-//! program) from a failure of the machine or of the engine (exit code 1).
+//! Every message names the file, line, field or setting, what was found, what was expected and, if
+//! there is one, the next step. [`Error::is_input`] tells bad input (exit code 2 of the program)
+//! from a failure of the machine or of the engine (exit code 1).
 
 use std::path::{Path, PathBuf};
 
@@ -10,25 +10,25 @@ use crate::cuda::Unusable;
 use crate::data::DataError;
 use crate::prepare::PrepareError;
 
-/// What lowers the memory that a run takes of a GPU, as a phrase that can be continued.
+/// Ways to lower a run's GPU memory, as a phrase that can be continued.
 pub const SAVES_DEVICE_MEMORY: &str = "keep features as inputs with --freeze-features, then in \
                                        half the bytes with --feature-type f16 or in their files \
                                        with --feature-storage stream, lower --embedding-size or \
                                        --batch-size";
 
-/// Anything that can go wrong in this crate.
+/// Any error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A data set, or a file of one, is not what it should be.
+    /// A data set or one of its files is invalid.
     #[error(transparent)]
     Data(#[from] DataError),
 
-    /// Raw interactions, or features for them, are not what they should be.
+    /// Raw interactions, or features for them, are invalid.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
 
-    /// A setting (flag or configuration key) has a value that cannot be used.
+    /// A setting (flag or configuration key) has an unusable value.
     #[error("{name}: {problem}")]
     Setting {
         /// The setting, by the name the user wrote.
@@ -37,8 +37,8 @@ pub enum Error {
         problem: String,
     },
 
-    /// A file is malformed or does not belong to what it is used with: of a run, a model, settings, a
-    /// list of ids or of vectors.
+    /// A file of a run, a model, settings, a list of ids or a list of vectors is malformed or does
+    /// not match what it is used with.
     #[error("{}: {problem}", path.display())]
     RunFile {
         /// The file.
@@ -76,7 +76,7 @@ pub enum Error {
     DeviceMemory {
         /// The device.
         device: String,
-        /// What the memory was for.
+        /// What the memory is for.
         what: String,
         /// Bytes asked for.
         needed: u64,
@@ -120,7 +120,7 @@ impl Error {
         Self::RunFile { path: path.to_owned(), problem: problem.into() }
     }
 
-    /// The error of a device on which nothing is trained: settings of a training are no help.
+    /// For a device that does no training: removes the advice on training settings.
     pub(crate) fn without_advice(self) -> Self {
         match self {
             Self::DeviceMemory { device, what, needed, free, total, .. } => {
@@ -130,7 +130,7 @@ impl Error {
         }
     }
 
-    /// Whether it comes before anything is trained: for what was given, or for want of a device's memory.
+    /// Whether it refuses a run before anything is trained: bad input, or too little device memory.
     pub fn is_refusal(&self) -> bool {
         self.is_input() || matches!(self, Self::DeviceMemory { .. })
     }
@@ -148,13 +148,13 @@ impl Error {
         }
     }
 
-    /// 2 where who uses the engine can mend it by giving something else, or another place to write to;
-    /// 1 where the machine or the engine failed. The program's exit code, and C's status.
+    /// 2 if the user can fix the cause by giving other input or another place to write to, 1 if the
+    /// machine or the engine failed: the program's exit code and C's status.
     pub fn exit_code(&self) -> u8 {
         if self.is_input() || self.is_unwritable() { 2 } else { 1 }
     }
 
-    /// Whether the system does not let a file or folder be put where the user wants it.
+    /// Whether the system refuses to put a file or folder where the user wants it.
     pub fn is_unwritable(&self) -> bool {
         matches!(self, Self::Io { source, action, .. } if is_refused(action, source))
     }
@@ -182,15 +182,15 @@ pub struct NonFinite {
     pub batches: u64,
     /// How many pairs the batch has.
     pub pairs: usize,
-    /// User and item of the first of them.
+    /// User and item of the batch's first pairs.
     pub first_pairs: Vec<(u32, u32)>,
-    /// What was not finite: a loss term or a tensor, by the name it has in the files of a run.
+    /// What was not finite: a loss term, or a tensor by its name in the files of a run.
     pub what: String,
-    /// The state that was saved last, and the steps up to it.
+    /// The last saved state, and the step after which it was saved.
     pub checkpoint: Option<(PathBuf, u64)>,
 }
 
-/// The first pairs of a batch, as words.
+/// The first pairs of a batch, in words.
 fn pairs_in_words(first: &[(u32, u32)], all: usize) -> String {
     let first: Vec<String> =
         first.iter().map(|(user, item)| format!("user {user} and item {item}")).collect();
@@ -199,7 +199,7 @@ fn pairs_in_words(first: &[(u32, u32)], all: usize) -> String {
     format!("{}{rest}", first.join(", "))
 }
 
-/// A number of bytes as people read it.
+/// A number of bytes for people to read.
 fn bytes(count: u64) -> String {
     let count = count as f64;
     match count {
@@ -209,8 +209,8 @@ fn bytes(count: u64) -> String {
     }
 }
 
-/// Whether the system says that the path the user gave does not lead to a file of the right kind:
-/// there is none, it could be nobody's name, or it is not text where text is read.
+/// Whether the system says that the user's path leads to no file of the right kind: nothing is
+/// there, the name is invalid, or it is not text where text is read.
 pub(crate) fn is_missing(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{
         InvalidData, InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound,
@@ -221,21 +221,21 @@ pub(crate) fn is_missing(error: &std::io::Error) -> bool {
     )
 }
 
-/// Whether another path is to be given to read from: this one [is missing](is_missing), or may not be
-/// read. Where a file is written, being refused says nothing of what was given: a run that could write
-/// before goes on when it may again.
+/// Whether the user must give another path to read from: this one [is missing](is_missing) or may
+/// not be read. A refusal to write says nothing about the input: a run that was able to write
+/// before can go on once it is able to again.
 pub(crate) fn is_unreadable(error: &std::io::Error) -> bool {
     is_missing(error) || error.kind() == std::io::ErrorKind::PermissionDenied
 }
 
-/// Whether nothing may be put where the user wants it.
+/// Whether the system refuses to put anything where the user wants it.
 fn is_refused(action: &str, error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{AlreadyExists, PermissionDenied};
     matches!(action, "create" | "write" | "write to" | "rename into")
         && matches!(error.kind(), AlreadyExists | PermissionDenied)
 }
 
-/// What to do where a file or folder cannot be put in its place.
+/// What to do if a file or folder cannot be put in its place.
 fn next_step(action: &str, error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
     match (action, error.kind()) {
@@ -246,7 +246,8 @@ fn next_step(action: &str, error: &std::io::Error) -> &'static str {
     }
 }
 
-/// The system's reason alone: the tempfile crate adds the name of a temporary file, which nobody gave.
+/// The system's reason alone, without the temporary file's name that the tempfile crate adds: the
+/// user never gave that name.
 fn without_temporary(error: std::io::Error) -> std::io::Error {
     let text = error.to_string();
     match text.split_once(" at path \"") {

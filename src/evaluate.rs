@@ -19,9 +19,9 @@ struct UserMetrics {
 
 /// Averages the metrics of `split` over its users.
 ///
-/// `lists` holds the best items of `users` (each user once, in any order, every user of the split
-/// among them), at least as long as the longest of `top_k` where that many items are unmasked.
-/// A split without users gives zeros.
+/// `lists` holds the best items of `users`, which contain every user of the split, each once and in
+/// any order. Lists are at least as long as the longest of `top_k`, if that many items are
+/// unmasked. A split without users gives zeros.
 pub fn metrics(split: &Split, users: &[u32], lists: &TopK, top_k: &[usize]) -> Metrics {
     let positions: HashMap<u32, usize> =
         users.iter().enumerate().map(|(position, &user)| (user, position)).collect();
@@ -52,7 +52,7 @@ pub fn metrics(split: &Split, users: &[u32], lists: &TopK, top_k: &[usize]) -> M
     }
 }
 
-/// The metrics of a list against the items wanted; repeats count in n, not in hits.
+/// The metrics of a list against the wanted items; repeats count in n, not in hits.
 fn user_metrics(wanted: &[u32], list: &[u32], top_k: &[usize]) -> UserMetrics {
     let n = wanted.len();
     let longest = top_k.iter().copied().max().unwrap_or(0);
@@ -84,7 +84,7 @@ fn user_metrics(wanted: &[u32], list: &[u32], top_k: &[usize]) -> UserMetrics {
     }
 }
 
-/// What a hit at a rank (from 1) is worth in NDCG: 1 / log₂(rank + 1).
+/// The worth of a hit at a rank (from 1) in NDCG: 1 / log₂(rank + 1).
 pub fn gain(rank: usize) -> f64 {
     1.0 / ((rank + 1) as f64).log2()
 }
@@ -123,7 +123,7 @@ mod tests {
         }
     }
 
-    /// A list cut short by the filling counts as empty beyond it.
+    /// A list padded with [`TopK::NO_ITEM`] counts as empty from there on.
     #[test]
     fn short_lists_end_early() {
         let split = Split { users: vec![0], offsets: vec![0, 1], items: vec![2] };

@@ -1,4 +1,4 @@
-//! The rows that scores are products of, in files that other programs load.
+//! The user and item rows whose products are scores, in files that other programs load.
 
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::data::{IdMaps, NpyElement, NpyWriter};
 use crate::recommender::Recommender;
 use crate::{Error, Result, files};
 
-/// The files that an export makes.
+/// The files that an export writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ExportForm {
     /// user_embeddings.npy and item_embeddings.npy
@@ -23,7 +23,7 @@ pub enum ExportForm {
     Csv,
 }
 
-/// What is exported: users or items, and their rows.
+/// One kind of exported rows: users or items.
 struct Table<'a> {
     /// `user` or `item`.
     kind: &'static str,
@@ -40,13 +40,13 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Writes p(H_u) (U × d) and the items' rows (I × d) into a folder: the score of equation (10) is the
-/// product of a user's row and an item's. In CSV users and items go by the ids of `maps`, where those
-/// are given, elsewhere by their numbers, beside which the maps are written. The outcome is the files.
+/// Writes p(H_u) (U × d) and the items' rows (I × d) into a folder; the score of equation (10) is
+/// the product of a user's row and an item's row. CSV files use the ids of `maps`, if given. The
+/// other forms use numbers, and the maps are written beside them. Returns the files.
 ///
 /// # Errors
-/// [`Error::Setting`] for a file that is there already, unless `overwrite`, and for maps of fewer users
-/// or items than there are; [`Error::Io`].
+/// [`Error::Setting`] for a file that exists, unless `overwrite` is set, and for maps with fewer
+/// users or items than the recommender; [`Error::Io`].
 pub fn export(
     recommender: &Recommender,
     form: ExportForm,
@@ -73,7 +73,7 @@ pub fn export(
         files::refuse_existing(&paths)?;
     }
     for path in &paths {
-        // Every path planned lies in the folder or in one of its own.
+        // Every planned path lies in the folder or a subfolder.
         let folder = path.parent().unwrap_or(directory);
         std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, "create", error))?;
     }
@@ -148,7 +148,7 @@ fn write_csv(path: &Path, table: &Table<'_>, d: usize) -> Result<()> {
                 Some(ids) => ids[number].clone(),
                 None => number.to_string(),
             };
-            // The shortest digits that give the number back.
+            // The shortest digits that restore the number.
             let numbers: Vec<String> = row.iter().map(f32::to_string).collect();
             csv.write_record([id, format!("[{}]", numbers.join(","))]).map_err(wrong)?;
         }

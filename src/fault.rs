@@ -1,16 +1,15 @@
-//! Faults in the writing of files, for tests: in debug builds only, where `BM3_TEST_FAULT` asks for
-//! one.
+//! Injected faults in file writes, for tests: debug builds only, requested by `BM3_TEST_FAULT`.
 //!
-//! [`crate::files`] passes a point before and after everything it does. `BM3_TEST_FAULT=kill:12` ends
-//! the process at the twelfth point, with nothing tidied up, as `kill -9` would; `full:12` has that
-//! point and all after it fail as on a full disk. Release builds pass points without looking.
+//! [`crate::files`] calls [`point`] before and after everything it does. `BM3_TEST_FAULT=kill:12`
+//! ends the process at the twelfth call with nothing tidied up, as `kill -9` would; `full:12` makes
+//! that call and all later ones fail as on a full disk. In release builds the calls do nothing.
 
 use std::io;
 
-/// Passes a point.
+/// Marks a point where a test may inject a fault.
 ///
 /// # Errors
-/// [`io::ErrorKind::StorageFull`], where that is asked for.
+/// [`io::ErrorKind::StorageFull`] if the test asks for it.
 #[cfg(debug_assertions)]
 pub fn point() -> io::Result<()> {
     use std::sync::OnceLock;
@@ -32,7 +31,7 @@ pub fn point() -> io::Result<()> {
     }
 }
 
-/// Passes a point.
+/// Does nothing.
 ///
 /// # Errors
 /// None.

@@ -1,8 +1,8 @@
-//! Files that are either whole or not there.
+//! Files that are either complete or absent.
 //!
 //! Everything this crate writes goes to a temporary name in the target's own directory, is synced
-//! to the disk and renamed over the target: a reader, or a process killed at any moment, sees the
-//! old file or the new one, never a part.
+//! to the disk and renamed over the target. A reader, or a process killed at any moment, sees
+//! either the old file or the new one, never a part.
 
 use std::fs::{File, Permissions, TryLockError};
 use std::io::{self, BufWriter, Write};
@@ -15,11 +15,11 @@ use crate::{Error, Result, fault};
 /// The file of a directory that is locked while a process works in it.
 pub const LOCK: &str = ".lock";
 
-/// What the names of unfinished files begin with, before six letters and digits; also of those that
-/// the safetensors crate makes.
+/// The beginning of the names of unfinished files, followed by six letters and digits. The
+/// safetensors crate uses the same names.
 const TEMPORARY_PREFIX: &str = ".tmp";
 
-/// Whether a file of this name is one that a process was killed in the middle of writing.
+/// Whether a file of this name is left over from a process that was killed while writing it.
 pub(crate) fn is_temporary(name: &str) -> bool {
     let Some(rest) = name.strip_prefix(TEMPORARY_PREFIX) else { return false };
     rest.len() == 6 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())
@@ -28,8 +28,8 @@ pub(crate) fn is_temporary(name: &str) -> bool {
 /// Writes `path` through `fill`, atomically: temporary file, sync, rename, sync of the directory.
 ///
 /// # Errors
-/// [`Error::Io`] naming `path` when any of these fails; an error of `fill` as it is. In both cases
-/// `path` is as it was before and the temporary file is gone.
+/// [`Error::Io`] for `path` if any of these steps fails; errors of `fill` are passed on. In both
+/// cases `path` is as it was before and the temporary file is gone.
 pub fn write_atomic(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<&mut File>) -> Result<()>,
@@ -41,10 +41,10 @@ pub fn write_atomic(
     })
 }
 
-/// [`write_atomic`] for a writer that wants the name of a file and not a file.
+/// [`write_atomic`] for a writer that needs the name of a file instead of an open file.
 ///
 /// # Errors
-/// As [`write_atomic`]'s.
+/// The errors of [`write_atomic`].
 pub fn write_atomic_by_name(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     replace(path, |temporary| fill(temporary.path()))
 }
@@ -59,8 +59,8 @@ fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> 
         .map_err(|error| Error::io(path, "create", error))?;
     fault::point().map_err(|error| Error::io(path, "write", error))?;
     fill(&mut temporary)?;
-    // By name: a writer that was given the name may have put another file there.
-    // To be written, which no system asks for a file to be synced, but Windows.
+    // Opened by name, since a writer that was given the name may have replaced the file. Opened for
+    // writing, since Windows refuses to sync a file otherwise.
     let written = File::options().read(true).write(true).open(temporary.path());
     let written = written.map_err(|error| Error::io(path, "open", error))?;
     written.set_permissions(permissions).map_err(|error| Error::io(path, "write", error))?;
@@ -72,10 +72,10 @@ fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> 
     made_durable(directory)
 }
 
-/// Gives a file another name in its directory, in the place of what has that name; durably.
+/// Renames a file within its directory, replacing any file of the new name, durably.
 ///
 /// # Errors
-/// [`Error::Io`] naming the path that fails.
+/// [`Error::Io`] with the path that fails.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fault::point()
         .and_then(|()| std::fs::rename(from, to))
@@ -83,10 +83,10 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     made_durable(directory_of(to))
 }
 
-/// Removes a file, if it is there.
+/// Removes a file if it exists.
 ///
 /// # Errors
-/// [`Error::Io`] naming the path.
+/// [`Error::Io`] with the path.
 pub fn remove(path: &Path) -> Result<()> {
     match fault::point().and_then(|()| std::fs::remove_file(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -96,11 +96,12 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Locks a directory against other processes, until the file that is returned is closed, by the
-/// system too when the process dies.
+/// Locks a directory against other processes until the returned file is closed, by the system too
+/// when the process dies.
 ///
 /// # Errors
-/// [`Error::RunFile`] with `busy` when another process has it; [`Error::Io`] naming the lock's file.
+/// [`Error::RunFile`] with `busy` if another process holds the lock; [`Error::Io`] with the lock
+/// file.
 pub fn lock(directory: &Path, busy: &str) -> Result<File> {
     let path = directory.join(LOCK);
     let lock = File::options()
@@ -126,7 +127,7 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// Waits until the names of a directory's files are on the disk.
+/// Waits until a directory's file names are on the disk.
 fn made_durable(directory: &Path) -> Result<()> {
     fault::point()
         .and_then(|()| sync_directory(directory))
@@ -141,10 +142,10 @@ pub fn write_bytes_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Refuses to go on where one of `paths` exists.
+/// Refuses to continue if one of `paths` exists.
 ///
 /// # Errors
-/// [`Error::Setting`] for `--out` naming the file.
+/// [`Error::Setting`] for `--out`, naming the file.
 pub fn refuse_existing<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<()> {
     match paths.into_iter().find(|path| path.as_ref().exists()) {
         None => Ok(()),
@@ -156,7 +157,7 @@ pub fn refuse_existing<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Re
     }
 }
 
-/// A temporary file as any program's new file is: whoever the user's mask lets may read it.
+/// Creates a temporary file with the permissions of any new file, as set by the user's mask.
 fn create_temporary(directory: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY_PREFIX);
@@ -165,7 +166,7 @@ fn create_temporary(directory: &Path) -> io::Result<NamedTempFile> {
     builder.tempfile_in(directory)
 }
 
-/// The permissions of the file that is replaced; where there is none, those of a new file.
+/// The permissions of the file to be replaced or, if there is none, of a new file.
 fn permissions_of(replaced: &Path, new: &File) -> io::Result<Permissions> {
     match std::fs::metadata(replaced) {
         Ok(metadata) if metadata.is_file() => Ok(metadata.permissions()),
@@ -199,7 +200,7 @@ mod tests {
         assert!(error.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"first");
         write_atomic_by_name(&path, |temporary| {
-            // As writers do that replace a file themselves.
+            // Like writers that replace a file themselves.
             std::fs::remove_file(temporary).unwrap();
             std::fs::write(temporary, b"second").unwrap();
             Ok(())
@@ -216,11 +217,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.txt");
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        // What the mask of this process leaves of a new file's.
+        // The permissions that this process's mask leaves to a new file.
         let other = directory.path().join("b.txt");
         std::fs::write(&other, b"x").unwrap();
         let by_name = |temporary: &Path| {
-            // As writers do that replace a file themselves.
+            // Like writers that replace a file themselves.
             std::fs::remove_file(temporary).unwrap();
             std::fs::write(temporary, b"y").unwrap();
             Ok(())

@@ -2,7 +2,7 @@
 
 use crate::data::Pairs;
 
-/// The reference code adds this to every degree before the root.
+/// The reference code adds this to every degree before taking the root.
 const DEGREE_EPSILON: f64 = 1e-7;
 
 /// The symmetric bipartite adjacency of the distinct training pairs, as compressed rows.
@@ -18,9 +18,10 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Builds the graph of `pairs`, whose ids lie below `users` and `items`; repeats collapse.
+    /// Builds the graph of `pairs`, whose ids are below `users` and `items`; repeated pairs
+    /// collapse.
     ///
-    /// With `self_loops` every node is its own neighbour too, and the loop counts in its degree.
+    /// With `self_loops` every node is also its own neighbour, and the loop counts in its degree.
     pub fn new(pairs: &Pairs, users: usize, items: usize, self_loops: bool) -> Self {
         let mut edges: Vec<u64> = Vec::with_capacity(pairs.users.len() * 2 + users + items);
         for (&user, &item) in pairs.users.iter().zip(&pairs.items) {
@@ -69,7 +70,7 @@ impl Graph {
         &self.offsets
     }
 
-    /// The neighbours of all nodes, row after row, ascending in each.
+    /// The neighbours of all nodes, row by row, ascending in each.
     pub fn all_neighbours(&self) -> &[u32] {
         &self.neighbours
     }
@@ -82,7 +83,7 @@ impl Graph {
     /// The items of a user's training pairs, ascending, as item ids.
     pub fn items_of(&self, user: usize) -> impl Iterator<Item = u32> + '_ {
         let users = self.users as u32;
-        // A self-loop of the user is a node below U, and no item.
+        // A self-loop of the user is a node below U, not an item.
         self.neighbours(user).iter().filter_map(move |&node| node.checked_sub(users))
     }
 
@@ -92,7 +93,7 @@ impl Graph {
         self.neighbours(self.users + item).iter().copied().take_while(move |&node| node < users)
     }
 
-    /// (degree + 10⁻⁷)^-1/2 of a node, the factor that Â's value has from each end of an edge.
+    /// (degree + 10⁻⁷)^-1/2 of a node: the factor that each end of an edge contributes to Â.
     pub fn scale(&self, node: usize) -> f64 {
         let degree = (self.offsets[node + 1] - self.offsets[node]) as f64;
         1.0 / (degree + DEGREE_EPSILON).sqrt()
@@ -105,7 +106,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// The graph is symmetric, has each pair once and nothing else.
+        /// The graph is symmetric and has each pair once, and nothing else.
         #[test]
         fn holds_each_distinct_pair_in_both_directions(
             pairs in prop::collection::vec((0u32..9, 0u32..7), 0..60), self_loops: bool

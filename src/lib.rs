@@ -1,14 +1,15 @@
 //! BM3 trained and served by hand-written kernels.
 //!
 //! The crate computes one model family: BM3, "Bootstrap Latent Representations for Multi-modal
-//! Recommendation" (WWW 2023), on the CPU or on an NVIDIA GPU. To embed it takes five types:
+//! Recommendation" (WWW 2023), on the CPU or on an NVIDIA GPU. Five types are enough to embed it:
 //!
-//! - a [`Dataset`], of a folder in MMRec's layout ([`Dataset::open`]) or of what is in memory
+//! - a [`Dataset`], from a folder in MMRec's layout ([`Dataset::open`]) or from memory
 //!   ([`Dataset::builder`]);
 //! - a [`TrainConfig`], the settings, with serde and a [builder](TrainConfig::builder);
-//! - a [`Trainer`], which trains with them, calls back after each epoch, can be stopped and goes on;
-//! - a [`Model`], what comes of it: parameters in memory, saved and loaded;
-//! - a [`Recommender`], which answers: lists for users old and [new](Query::items), similar items,
+//! - a [`Trainer`], which trains with them, calls back after each epoch, and can be stopped and
+//!   resumed;
+//! - a [`Model`], the result: parameters in memory, which can be saved and loaded;
+//! - a [`Recommender`], which serves lists for known and [new](Query::items) users, similar items,
 //!   scores, and [items without interactions](Recommender::score_cold_items).
 //!
 //! ```
@@ -30,12 +31,12 @@
 //! # Ok::<(), bm3_engine::Error>(())
 //! ```
 //!
-//! C has the same by the functions of `capi` (feature `capi`) and `include/bm3_engine.h`.
+//! C programs use the functions of `capi` (feature `capi`), declared in `include/bm3_engine.h`.
 //!
-//! Errors are typed ([`Error`]); nothing is printed, no process ended, and what is worth knowing on
-//! the way is told as `tracing` events. CPU work runs in the rayon pool it is called from.
+//! Errors are typed ([`Error`]). The crate never prints and never ends the process; it reports
+//! progress as `tracing` events. CPU work runs in the rayon pool it is called from.
 //!
-//! Below these are the parts they are made of: [`step`] is the paper, top to bottom, written with the
+//! The five types rest on lower layers: [`step`] is the paper, top to bottom, written with the
 //! operations of a [`backend`]; [`cpu`] and [`cuda`] are the backends. "SPEC" is [`specification`].
 
 #![warn(missing_docs)]

@@ -1,9 +1,9 @@
-//! Files mapped into memory, and which of them an address belongs to.
+//! Files mapped into memory, and the file that an address belongs to.
 //!
-//! A file that another program truncates ends the process that has it mapped, by the signal SIGBUS at
-//! the next read beyond the file's end. No length checked before can prevent that, so the program
-//! handles the signal and asks here which file it was (`src/cli/signals.rs`). What is read in the
-//! file's last page shows as zeros instead: [`MappedFile::is_unchanged`] tells of that.
+//! If another program truncates a mapped file, the next read beyond its new end raises SIGBUS,
+//! which ends this process. No length checked before can prevent that, so the program handles the
+//! signal and asks here which file it was (`src/cli/signals.rs`). Within the file's last page the
+//! missing part reads as zeros instead; [`MappedFile::is_unchanged`] detects that.
 
 use std::fs::File;
 use std::io;
@@ -15,10 +15,10 @@ use std::time::SystemTime;
 
 use memmap2::Mmap;
 
-/// A file, mapped to be read.
+/// A file mapped for reading.
 #[derive(Debug)]
 pub struct MappedFile {
-    /// Before the map, so that its address is forgotten before it is unmapped.
+    /// First, so that the address is forgotten before it is unmapped.
     _registered: Registered,
     map: Mmap,
     path: PathBuf,
@@ -30,16 +30,16 @@ impl MappedFile {
     /// Maps a file.
     ///
     /// # Errors
-    /// The system's; [`io::ErrorKind::IsADirectory`] for a directory.
+    /// The system's errors; [`io::ErrorKind::IsADirectory`] for a directory.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
         if metadata.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        // SAFETY: the map is read-only, and its bytes are only ever taken as plain numbers. Files of
-        // ours are replaced by renaming, never changed in place; of those that another program
-        // changes nonetheless, the module's comment says what happens.
+        // SAFETY: the map is read-only, and its bytes are only ever taken as plain numbers. Our own
+        // files are replaced by renaming, never changed in place; the module's comment says what
+        // happens if another program changes a file nonetheless.
         let map = unsafe { Mmap::map(&file) }?;
         Ok(Self {
             _registered: Registered::new(&map, path),
@@ -50,28 +50,28 @@ impl MappedFile {
         })
     }
 
-    /// Where it is.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Says that some pages were read and are not needed soon: they count no more as memory of this
-    /// process, and the system keeps them in its page cache as long as it likes.
+    /// Tells the system that some pages have been read and are not needed soon. They no longer
+    /// count as memory of this process; the system may keep them in its page cache.
     #[cfg(unix)]
     pub fn release(&self, bytes: Range<usize>) {
         let advice = memmap2::UncheckedAdvice::DontNeed;
-        // SAFETY: the map is read-only and of a file: a page that is dropped is read from the file
-        // again where anybody asks for it.
+        // SAFETY: the map is read-only and of a file, so a dropped page is read from the file again
+        // when it is next accessed.
         let released = unsafe { self.map.unchecked_advise_range(advice, bytes.start, bytes.len()) };
-        // Advice that a system does not take changes no result.
+        // Advice that the system ignores changes no result.
         released.ok();
     }
 
-    /// Does nothing: there is no such advice here.
+    /// Does nothing: this system has no such advice.
     #[cfg(not(unix))]
     pub fn release(&self, _: Range<usize>) {}
 
-    /// Whether the file is as long as it was when it was mapped, and was not written to since.
+    /// Whether the file has the length it had when mapped, and has not been written to since.
     pub fn is_unchanged(&self) -> bool {
         self.file.metadata().is_ok_and(|now| {
             now.len() == self.map.len() as u64 && now.modified().ok() == self.modified
@@ -87,15 +87,15 @@ impl Deref for MappedFile {
     }
 }
 
-/// How many maps are known by their addresses. A run has one for each modality, and a few.
+/// Maps that are known by their addresses. A run has one for each modality, and a few more.
 const SLOTS: usize = 64;
 
-/// Where a map lies, and the path of its file; free where `path` is null.
+/// A map's address range and its file's path; free if `path` is null.
 struct Slot {
     path: AtomicPtr<c_char>,
     path_length: AtomicUsize,
     start: AtomicUsize,
-    /// 0 until all else is set.
+    /// 0 until all other fields are set.
     end: AtomicUsize,
 }
 
@@ -108,7 +108,7 @@ static KNOWN: [Slot; SLOTS] = [const {
     }
 }; SLOTS];
 
-/// A map's slot, if there was one left, and the path that it points to.
+/// A map's slot, if one was free, and the path that the slot points to.
 #[derive(Debug)]
 struct Registered {
     slot: Option<usize>,
@@ -128,7 +128,7 @@ impl Registered {
             let start = map.as_ptr() as usize;
             slot.path_length.store(path.len(), Ordering::Relaxed);
             slot.start.store(start, Ordering::Relaxed);
-            // The system maps whole pages: the last one counts to its end.
+            // The system maps whole pages, so the last one counts to its end.
             slot.end.store(start + map.len().next_multiple_of(4096), Ordering::Release);
         }
         Self { slot, path }
@@ -141,17 +141,17 @@ impl Drop for Registered {
             slot.end.store(0, Ordering::Release);
             slot.path.store(std::ptr::null_mut(), Ordering::Release);
         }
-        // Until here the slot has pointed to it.
+        // Freed only now: the slot has pointed to it until here.
         drop(std::mem::take(&mut self.path));
     }
 }
 
-/// Calls `tell` with the path of the mapped file that has the address, if there is one.
+/// Calls `tell` with the path of the mapped file that contains the address, if any.
 ///
-/// It takes no lock and no memory, so that a signal handler may call it.
+/// It takes no lock and allocates nothing, so a signal handler may call it.
 ///
 /// # Safety
-/// The address is one that a thread is reading through a [`MappedFile`], which therefore stays.
+/// A thread must be reading the address through a [`MappedFile`], so that the map stays alive.
 pub unsafe fn with_path_at(address: usize, tell: impl FnOnce(&[u8])) {
     for slot in &KNOWN {
         let end = slot.end.load(Ordering::Acquire);
@@ -161,8 +161,8 @@ pub unsafe fn with_path_at(address: usize, tell: impl FnOnce(&[u8])) {
         }
         let path = slot.path.load(Ordering::Relaxed).cast::<u8>();
         let length = slot.path_length.load(Ordering::Relaxed);
-        // SAFETY: the map at this address is being read, so that its slot is set, and the path that
-        // it points to is alive.
+        // SAFETY: the map at this address is being read, so its slot is set and the path that the
+        // slot points to is alive.
         return tell(unsafe { std::slice::from_raw_parts(path, length) });
     }
 }
@@ -173,7 +173,7 @@ mod tests {
 
     fn path_at(address: usize) -> Option<String> {
         let mut found = None;
-        // SAFETY: the maps of these tests stay while they are asked for.
+        // SAFETY: the maps of these tests stay alive during the call.
         unsafe {
             with_path_at(address, |path| found = Some(String::from_utf8_lossy(path).into_owned()));
         }
@@ -197,7 +197,7 @@ mod tests {
         drop(first);
         assert_eq!(path_at(address), None);
 
-        // More than there are slots: none is told wrongly, and slots are used again.
+        // With more maps than slots, no path is wrong, and slots are used again.
         for _ in 0..2 {
             let maps: Vec<MappedFile> = paths.iter().map(map).collect();
             let told = maps.iter().filter(|map| {
@@ -216,7 +216,7 @@ mod tests {
         std::fs::write(&path, [7; 5000]).unwrap();
         let map = MappedFile::open(&path).unwrap();
         assert!(map.is_unchanged());
-        // Replaced, it is another file: this one stays.
+        // A renamed file is unchanged, even if another takes its name.
         std::fs::rename(&path, directory.path().join("b")).unwrap();
         std::fs::write(&path, [8; 10]).unwrap();
         assert!(map.is_unchanged());

@@ -1,4 +1,4 @@
-//! What a training run will hold in memory, counted before it starts.
+//! The memory of a training run, counted before it starts.
 
 use crate::Result;
 use crate::config::{FeatureStorage, Propagation, TrainConfig};
@@ -8,21 +8,21 @@ use crate::evaluate;
 use crate::graph::Graph;
 use crate::train::{STOPPING_LENGTH, layout};
 
-/// One thing that is held.
+/// One entry of a [`MemoryPlan`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryLine {
-    /// What it is.
+    /// What the memory is for.
     pub what: String,
-    /// Its bytes.
+    /// Its size in bytes.
     pub bytes: u64,
 }
 
-/// Everything a run holds, in f32 unless said otherwise.
+/// All memory of a run, in f32 unless said otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// What is held in memory of the process's own.
+    /// The process's own memory.
     pub host: Vec<MemoryLine>,
-    /// What lies on the GPU; nothing for a run on the CPU.
+    /// Memory on the GPU; empty for a run on the CPU.
     pub device: Vec<MemoryLine>,
     /// Bytes of mapped feature files: page cache, which the system takes back when it needs to.
     pub mapped: u64,
@@ -65,11 +65,11 @@ impl MemoryPlan {
         Self { host, device: Vec::new(), mapped: mapped(dataset) }
     }
 
-    /// Counts for training on `dataset` with `config` on a GPU of which `free` bytes are free, and the
-    /// run may have `limit`.
+    /// Counts for training on `dataset` with `config` on a GPU with `free` bytes free, of which the
+    /// run may take `limit`.
     ///
     /// # Errors
-    /// Those of [`crate::backend::Backend::place_features`].
+    /// As for [`crate::backend::Backend::place_features`].
     pub fn on_gpu(
         dataset: &Dataset,
         graph: &Graph,
@@ -87,7 +87,7 @@ impl MemoryPlan {
         let pairs = dataset.train.users.len() as u64;
         add("interactions and an epoch's order", interactions(dataset) + pairs * 4);
         add("graph", graph.entries() as u64 * 4 + graph.nodes() as u64 * 8);
-        // The best epoch's are written, and no longer held, before these are read.
+        // The best epoch's are written and released before these are read.
         add("dense parameters and two moments, while they are saved", 3 * dense * REAL);
         let features = feature_values(dataset);
         if !config.freeze_features && features > 0 {
@@ -109,18 +109,18 @@ impl MemoryPlan {
         Ok(Self { host, device, mapped: mapped(dataset) })
     }
 
-    /// The sum of what is held in memory of the process's own.
+    /// The total of the process's own memory, in bytes.
     pub fn host_total(&self) -> u64 {
         self.host.iter().map(|line| line.bytes).sum()
     }
 
-    /// The sum of what lies on the GPU.
+    /// The total of memory on the GPU, in bytes.
     pub fn device_total(&self) -> u64 {
         self.device.iter().map(|line| line.bytes).sum()
     }
 }
 
-/// Buffers of N × d that the layers need beside H and its gradient.
+/// The number of N × d buffers that the layers need besides H and its gradient.
 pub(crate) fn layer_buffers(config: &TrainConfig) -> u64 {
     match config.propagation {
         Propagation::Light if config.layers < 2 => 0,
@@ -135,7 +135,7 @@ fn interactions(dataset: &Dataset) -> u64 {
     dataset.train.users.len() as u64 * 8 + found as u64 * 4
 }
 
-/// The numbers of all modalities' features.
+/// The number of values in all modalities' features.
 pub(crate) fn feature_values(dataset: &Dataset) -> u64 {
     let columns = dataset.modalities.iter().map(|modality| modality.features.columns() as u64);
     dataset.items as u64 * columns.sum::<u64>()

@@ -1,8 +1,8 @@
 //! A trained model in memory, and its file.
 //!
-//! `model.safetensors` is all that serving needs: the parameters under the names of SPEC §1, and the
-//! distinct training interactions, which scores depend on through the graph and which lists leave
-//! out.
+//! `model.safetensors` is all that serving needs: the parameters under the names of SPEC §1, and
+//! the distinct training interactions. Scores depend on the interactions through the graph, and
+//! lists leave them out.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -23,14 +23,14 @@ use crate::{Error, Result};
 const INTERACTION_OFFSETS: &str = "interactions.offsets";
 /// The distinct items of each user's training pairs, ascending.
 const INTERACTION_ITEMS: &str = "interactions.items";
-/// What a model's file has beside the values of tensors.
+/// The contents of a model's file other than the values of tensors.
 pub(crate) const INTERACTIONS: [&str; 2] = [INTERACTION_OFFSETS, INTERACTION_ITEMS];
 
-/// A trained model: its parameters, the interactions it was trained on, and how it came about.
+/// A trained model: its parameters, the interactions it was trained on, and its record.
 ///
-/// It is on no device; a [`Recommender`](crate::recommender::Recommender) is made of it. All is plain
-/// memory but for trained features of one that was loaded, which may be much larger than all else: they
-/// are read from its file when they are asked for.
+/// It is on no device; make a [`Recommender`](crate::recommender::Recommender) of it to serve it.
+/// Everything is in plain memory except the trained features of a loaded model, which may be much
+/// larger than all else: they are read from its file on demand.
 #[derive(Debug, Clone)]
 pub struct Model {
     record: ModelRecord,
@@ -38,14 +38,14 @@ pub struct Model {
     parameters: Vec<f32>,
     features: Features,
     graph: Arc<Graph>,
-    /// Whether `graph` is that of the training.
+    /// Whether `graph` is the one it was trained with.
     as_trained: bool,
 }
 
 /// Trained raw features, which may be much larger than all else.
 #[derive(Debug, Clone)]
 enum Features {
-    /// I × D_m of each modality; `None` where they are inputs.
+    /// I × D_m for each modality; `None` if the features are inputs.
     Held(Vec<Option<Vec<f32>>>),
     /// In the model's file, mapped.
     Mapped(Arc<TensorFile>),
@@ -66,24 +66,24 @@ impl Model {
         Self { record, layout, parameters, features, graph, as_trained: true }
     }
 
-    /// Reads a model file, or that of a run's directory.
+    /// Reads a model file, or the one in a run's directory.
     ///
-    /// The file stays mapped for as long as the model is there. To put a newer one in its place, write
-    /// that to another name and rename it, as [`Model::save`] does: a model in memory then goes on with
-    /// the old one. A file that is overwritten in place makes [`Model::features`] and all that needs them
-    /// (saving, scoring items by features) fail, and one that is cut short while it is being read ends the
-    /// process, as the system has it.
+    /// The file stays mapped for the model's lifetime. To replace it with a newer one, write that
+    /// under another name and rename it, as [`Model::save`] does; a loaded model then keeps the old
+    /// file. After the file is overwritten in place, [`Model::features`] and everything that needs
+    /// it (saving, scoring items by features) fails. If it is truncated while being read, the
+    /// system ends the process.
     ///
     /// # Errors
-    /// [`Error::Io`] when it is not there, [`Error::RunFile`] when it is no model of ours, one of
-    /// another format version, or its record and tensors do not belong together;
-    /// [`DataError::Changed`](crate::data::DataError::Changed) when it is written to meanwhile.
+    /// [`Error::Io`] if it does not exist, [`Error::RunFile`] if it is not one of our models, has
+    /// another format version, or its record and tensors do not match;
+    /// [`DataError::Changed`](crate::data::DataError::Changed) if it is modified meanwhile.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let (file, record) = open(path.as_ref())?;
         let path = file.path().to_owned();
         let Identity { users, items, config, modalities, .. } = &record.identity;
         let graph = Arc::new(read_graph(&file, *users, *items, config, &path)?);
-        // Of these sizes there are bounds in the file, or they are held against tensors there.
+        // The sizes were checked against the file's bounds or tensors.
         let layout = Layout::new(config, *users, *items, modalities);
         let parameters = file.arena("", &layout)?;
         file.check_unchanged()?;
@@ -92,18 +92,19 @@ impl Model {
         Ok(Self { record, layout, parameters, features, graph, as_trained: true })
     }
 
-    /// What a model file, or that of a run's directory, says about itself; its numbers are not read.
+    /// Reads the record of a model file, or of the one in a run's directory, but none of its
+    /// numbers.
     ///
     /// # Errors
-    /// Those of [`Model::load`].
+    /// The errors of [`Model::load`].
     pub fn read_record(path: impl AsRef<Path>) -> Result<ModelRecord> {
         open(path.as_ref()).map(|(_, record)| record)
     }
 
-    /// Writes the model, atomically; [`Model::load`] gives it back to the bit.
+    /// Writes the model atomically; [`Model::load`] restores it bit for bit.
     ///
     /// # Errors
-    /// [`Error::Io`]; those of [`Model::features`].
+    /// [`Error::Io`]; the errors of [`Model::features`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let features: Vec<Option<Vec<f32>>> = (0..self.layout.modalities.len())
@@ -112,7 +113,7 @@ impl Model {
         write(path, &self.record, &self.layout, &self.parameters, &features, &self.graph)
     }
 
-    /// What the model belongs to, the epoch it is from, and that epoch's metrics.
+    /// The run it belongs to, its epoch, and that epoch's metrics.
     pub fn record(&self) -> &ModelRecord {
         &self.record
     }
@@ -122,22 +123,22 @@ impl Model {
         &self.record.identity.config
     }
 
-    /// U.
+    /// U, the number of users.
     pub fn users(&self) -> usize {
         self.layout.users
     }
 
-    /// I.
+    /// I, the number of items.
     pub fn items(&self) -> usize {
         self.layout.items
     }
 
-    /// d.
+    /// d, the embedding size.
     pub fn embedding_size(&self) -> usize {
         self.layout.embedding_size
     }
 
-    /// Where the parameters lie, and the names and widths of the modalities.
+    /// The places of the parameters, and the names and widths of the modalities.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -147,25 +148,26 @@ impl Model {
         &self.graph
     }
 
-    /// A parameter by its name of SPEC §1, as `user_embedding` (U × d) or `predictor.weight` (d × d):
-    /// its shape and its numbers, row-major. Trained features are read by [`Model::features`].
+    /// The shape and the row-major numbers of a parameter by its name in SPEC §1, such as
+    /// `user_embedding` (U × d) or `predictor.weight` (d × d). For trained features see
+    /// [`Model::features`].
     pub fn parameter(&self, name: &str) -> Option<(&[usize], &[f32])> {
         let tensor = self.layout.tensors.iter().find(|tensor| tensor.name == name)?;
         Some((&tensor.shape, &self.parameters[tensor.range.clone()]))
     }
 
-    /// A part of the arena of parameters.
+    /// A part of the parameters' arena.
     pub(crate) fn arena(&self, range: &Range<usize>) -> &[f32] {
         &self.parameters[range.clone()]
     }
 
-    /// The trained features E_m of a modality by its position, I × D_m; `None` where they are inputs
+    /// The trained features E_m of a modality by its position, I × D_m; `None` if they are inputs
     /// of the model.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when the model's file has them in another shape;
-    /// [`DataError::Changed`](crate::data::DataError::Changed) when it was written to since the model was
-    /// loaded.
+    /// [`Error::RunFile`] if they have another shape in the model's file;
+    /// [`DataError::Changed`](crate::data::DataError::Changed) if the file was modified after the
+    /// model was loaded.
     pub fn features(&self, modality: usize) -> Result<Option<Vec<f32>>> {
         match &self.features {
             Features::Held(features) => Ok(features[modality].clone()),
@@ -175,8 +177,8 @@ impl Model {
                 if self.config().freeze_features {
                     return Ok(None);
                 }
-                // Before: beyond the end of a file that was cut short nothing can be read. After: it
-                // may have been written to meanwhile.
+                // Before reading, since nothing can be read beyond the end of a truncated file; and
+                // after, since it may have been modified meanwhile.
                 file.check_unchanged()?;
                 let values = file.reals(&name, &[self.layout.items, slot.columns])?;
                 file.check_unchanged()?;
@@ -185,17 +187,17 @@ impl Model {
         }
     }
 
-    /// Whether its interactions are just these.
+    /// Whether its interactions are those of `dataset`.
     pub fn fits(&self, dataset: &Dataset) -> bool {
         self.record.identity.interactions_fingerprint == dataset.interactions_fingerprint()
     }
 
-    /// The model with the training interactions of `dataset` in the place of its own: newer ones of
-    /// the same users and items, say. Saved, it has them as its own.
+    /// Replaces the training interactions by those of `dataset`, for example newer ones of the same
+    /// users and items. They are saved with the model.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when the numbers of users and items differ, [`Error::Data`] for a data set
-    /// that was changed and is none any more.
+    /// [`Error::RunFile`] if the numbers of users and items differ, [`Error::Data`] if the data set
+    /// has been modified so that it is no longer valid.
     pub fn with_interactions(self, dataset: &Dataset) -> Result<Self> {
         if (self.users(), self.items()) != (dataset.users, dataset.items) {
             let problem = format!(
@@ -217,12 +219,12 @@ impl Model {
         Ok(Self { record, graph, as_trained, ..self })
     }
 
-    /// Whether its interactions are those it was trained on.
+    /// Whether its interactions are the ones it was trained on.
     pub fn is_as_trained(&self) -> bool {
         self.as_trained
     }
 
-    /// What a message calls it.
+    /// The model's name in messages.
     fn place(&self) -> PathBuf {
         match &self.features {
             Features::Mapped(file) => file.path().to_owned(),
@@ -230,10 +232,11 @@ impl Model {
         }
     }
 
-    /// The model on a device, ready to score: it can be neither trained further nor projected.
+    /// Places the model on a device for scoring; there it can be neither trained further nor
+    /// projected.
     ///
     /// # Errors
-    /// Those of the device, when its memory does not suffice.
+    /// [`Error::DeviceMemory`] if it does not fit, [`Error::DeviceOperation`].
     pub fn on<B: Backend>(&self, backend: B) -> Result<DeviceModel<B>> {
         let values: Vec<B::Real> =
             self.parameters.iter().map(|&value| B::Real::from_f32(value)).collect();
@@ -242,7 +245,7 @@ impl Model {
     }
 }
 
-/// Opens a model's file, and holds its record against its tensors.
+/// Opens a model's file and checks its record against its tensors.
 fn open(path: &Path) -> Result<(TensorFile, ModelRecord)> {
     let path = if path.is_dir() { path.join(MODEL) } else { path.to_owned() };
     let file = TensorFile::open(&path)?;
@@ -270,7 +273,7 @@ pub(crate) fn write<T: Real>(
     let (mut offsets, mut items) = (vec![0u32], Vec::new());
     for user in 0..graph.users() {
         items.extend(graph.items_of(user));
-        // Interactions are numbered in 32 bits, as the steps' pairs are.
+        // Interactions are numbered in 32 bits, like the pairs of a step.
         offsets.push(items.len() as u32);
     }
     let counter = |name: &str, values| Tensor { name: name.to_owned(), shape: vec![], values };
@@ -279,7 +282,7 @@ pub(crate) fn write<T: Real>(
     checkpoint::write(path, record, &tensors, &counters)
 }
 
-/// Holds the record against the tensors that are there, before its sizes are believed.
+/// Checks the record against the file's tensors, before its sizes are trusted.
 fn check(identity: &Identity, file: &TensorFile, path: &Path) -> Result<()> {
     let Identity { config, modalities, .. } = identity;
     config.validate().map_err(|error| Error::run_file(path, format!("its record: {error}")))?;
@@ -297,7 +300,7 @@ fn check(identity: &Identity, file: &TensorFile, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The graph of the interactions in a model's file, each of which is looked at.
+/// The graph of the interactions in a model's file, each of which is checked.
 fn read_graph(
     file: &TensorFile,
     users: usize,

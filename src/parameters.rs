@@ -8,7 +8,7 @@ use crate::config::{Propagation, TrainConfig};
 use crate::philox::{Purpose, Stream};
 use crate::real::Real;
 
-/// How a tensor starts.
+/// A tensor's initial distribution.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Initial {
     /// Uniform within ± the bound.
@@ -27,7 +27,7 @@ pub struct TensorSlot {
     /// Its elements in the arena.
     pub range: Range<usize>,
     pub(crate) initial: Initial,
-    /// Keys its initial values.
+    /// Keys the initial values.
     pub(crate) stream: u32,
 }
 
@@ -50,30 +50,30 @@ impl ModalityLayout {
         self.weight.start..self.bias.end
     }
 
-    /// The name that trained features have in saved files.
+    /// The name of trained features in saved files.
     pub fn features_name(&self) -> String {
         format!("modality.{}.features", self.name)
     }
 }
 
-/// Where every dense parameter lies in one arena, so that one launch updates all those that are ready
+/// The places of all dense parameters in one arena, so that one launch updates all that are ready
 /// at the same time.
 ///
 /// Gradients and moments have arenas of the same layout. The embeddings of users and items come
 /// first and together are H⁰, N × d.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
-    /// U.
+    /// U, the number of users.
     pub users: usize,
-    /// I.
+    /// I, the number of items.
     pub items: usize,
-    /// d.
+    /// d, the embedding size.
     pub embedding_size: usize,
     /// All dense tensors, in the order of the arena.
     pub tensors: Vec<TensorSlot>,
     /// H⁰.
     pub nodes: Range<usize>,
-    /// W^l of the paper's form of propagation; empty for the light form.
+    /// W^l of the paper's propagation; empty for the light form.
     pub propagation: Vec<Range<usize>>,
     /// `predictor.weight`, d × d.
     pub predictor_weight: Range<usize>,
@@ -136,7 +136,8 @@ impl Layout {
         }
     }
 
-    /// The tensors whose gradients come by way of the graph: H⁰ and the W^l of the paper's form.
+    /// The tensors whose gradients pass through the graph: H⁰ and the W^l of the paper's
+    /// propagation.
     pub fn graph(&self) -> Range<usize> {
         self.nodes.start..self.propagation.last().map_or(self.nodes.end, |weight| weight.end)
     }
@@ -151,12 +152,12 @@ impl Layout {
         self.tensors.last().map_or(0, |tensor| tensor.range.end)
     }
 
-    /// Whether there is no parameter at all.
+    /// Whether there are no parameters at all.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The arena's initial values for a seed: every element is drawn by (seed, tensor, element).
+    /// The arena's initial values for a seed; each element is drawn from (seed, tensor, element).
     pub fn initial_values<T: Real>(&self, seed: u64) -> Vec<T> {
         let mut values = vec![T::ZERO; self.len()];
         for tensor in &self.tensors {
@@ -167,7 +168,7 @@ impl Layout {
                     Initial::Uniform(bound) => bound * (2.0 * stream.uniform(index) - 1.0),
                     Initial::Normal(deviation) => deviation * stream.normal(index),
                 };
-                // Through f32, so that a model in f64 starts from the very same numbers.
+                // Rounded to f32, so that a model in f64 starts from exactly the same numbers.
                 *value = T::from_f32(drawn as f32);
             });
         }

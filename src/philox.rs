@@ -1,10 +1,10 @@
-//! Philox4x32-10, the counter-based random generator that every draw of a run comes from.
+//! Philox4x32-10, the counter-based random generator behind every draw of a run.
 //!
 //! A draw is a function of (seed, purpose, position) alone, so it does not depend on the device,
-//! the number of threads or the order of the work (SPEC §6, §7). "Parallel random numbers: as easy
-//! as 1, 2, 3", Salmon et al., SC 2011.
+//! the number of threads or the order of the work (SPEC §6, §7). See "Parallel random numbers: as
+//! easy as 1, 2, 3", Salmon et al., SC 2011.
 
-/// What a draw is for; keeps the streams of one seed apart.
+/// The purpose of a draw; keeps the streams of one seed apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
@@ -14,9 +14,9 @@ pub enum Purpose {
     Order = 2,
     /// Dropout masks.
     Dropout = 3,
-    /// Splits of interactions that carry no label.
+    /// Splits of interactions without labels.
     Split = 4,
-    /// Made-up data sets.
+    /// Synthetic data sets.
     Synthetic = 5,
 }
 
@@ -42,7 +42,7 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// A stream of one run: the seed and what it is drawn for.
+/// A stream of draws of one run for one purpose.
 ///
 /// Key: the low half of the seed and `variable` (the step of a mask, the epoch of an order, 0 for
 /// initial values). Counter: two words of position, the tensor (low 24 bits) with the purpose
@@ -76,22 +76,22 @@ impl Stream {
         unit(words[0], words[1])
     }
 
-    /// A standard normal number for element `index`, by Box and Muller's transform.
+    /// A standard normal number for element `index`, by the Box–Muller transform.
     ///
-    /// The logarithm and the cosine are our own series, of plain additions, multiplications and
-    /// divisions, so that the bits are the same on every platform and every device:
+    /// The logarithm and the cosine are our own series of plain additions, multiplications and
+    /// divisions, so that the bits are the same on every platform and device:
     /// `kernels/initial_values.cu` has the same operations in the same order.
     pub fn normal(&self, index: u64) -> f64 {
         let words = self.words((index >> 32) as u32, index as u32);
-        // 1 − u lies in (0, 1]: its logarithm is finite.
+        // 1 − u lies in (0, 1], so its logarithm is finite.
         let radius = (-2.0 * logarithm(1.0 - unit(words[0], words[1]))).sqrt();
         radius * cosine_of_turn(unit(words[2], words[3]))
     }
 }
 
-/// Words of Philox below this drop their element.
+/// The threshold below which a word of Philox drops its element.
 pub fn dropout_threshold(probability: f64) -> u32 {
-    // Saturates at the largest word, which is off by less than 2⁻³².
+    // Saturates at the largest word, an error below 2⁻³².
     (probability * (1u64 << 32) as f64).round() as u32
 }
 
@@ -113,13 +113,14 @@ fn logarithm(x: f64) -> f64 {
     exponent * std::f64::consts::LN_2 + 2.0 * s * sum
 }
 
-/// cos(2π u) for u in [0, 1): the nearest quarter turn off, then a Taylor series within π/4.
+/// cos(2π u) for u in [0, 1): takes off the nearest quarter turn, then uses a Taylor series within
+/// π/4.
 fn cosine_of_turn(u: f64) -> f64 {
     let quarters = (4.0 * u + 0.5).floor();
     let x = (4.0 * u - quarters) * std::f64::consts::FRAC_PI_2;
     let square = x * x;
     let quadrant = quarters as i32 & 3;
-    // 1 − x²/(1·2) (1 − x²/(3·4) (1 − …)), or from 2·3 on for the sine.
+    // 1 − x²/(1·2) (1 − x²/(3·4) (1 − …)); for the sine the factors start at 2·3.
     let first = if quadrant % 2 == 0 { 1.0 } else { 2.0 };
     let mut sum = 1.0;
     for term in (0..=16).rev().step_by(2) {
@@ -140,7 +141,7 @@ fn unit(high: u32, low: u32) -> f64 {
 mod tests {
     use super::*;
 
-    /// The known answers that the authors publish with their generator (Random123, kat_vectors).
+    /// The known answers published by the authors with their generator (Random123, kat_vectors).
     #[test]
     fn agrees_with_the_published_vectors() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
@@ -157,7 +158,7 @@ mod tests {
         );
     }
 
-    /// Mean and variance of 10⁵ draws lie within five standard errors of what they should be.
+    /// The mean and variance of 10⁵ draws lie within five standard errors of their expectations.
     #[test]
     fn draws_have_the_right_moments() {
         let stream = Stream::new(7, Purpose::Initial, 0, 3);
@@ -178,20 +179,20 @@ mod tests {
     fn series_agree_with_the_functions() {
         let stream = Stream::new(1, Purpose::Initial, 0, 0);
         for index in 0..20_000 {
-            // Also small arguments of the logarithm, down to the smallest that a draw can be.
+            // Includes small arguments of the logarithm, down to the smallest that a draw can give.
             let x = (1.0 - stream.uniform(index)) * 0.5f64.powi(index as i32 % 54);
             let (found, expected) = (logarithm(x), x.ln());
             assert!((found - expected).abs() <= 1e-15 * expected.abs(), "ln {x}: {found}");
             let u = stream.uniform(index + (1 << 40));
             let (found, expected) = (cosine_of_turn(u), (std::f64::consts::TAU * u).cos());
-            // 2π u is rounded before the system sees it.
+            // The system's argument 2π u is rounded first.
             assert!((found - expected).abs() <= 1e-15, "cos 2π {u}: {found}, not {expected}");
         }
         assert_eq!([0.0, 0.25, 0.5, 0.75].map(cosine_of_turn), [1.0, -0.0, -1.0, 0.0]);
         assert_eq!(logarithm(1.0), 0.0);
     }
 
-    /// A stream of another seed, purpose, step or tensor shares no word with this one.
+    /// Streams that differ in seed, purpose, step or tensor give different words.
     #[test]
     fn streams_differ() {
         let word = |seed, purpose, variable, tensor| {

@@ -1,4 +1,4 @@
-//! How long operations take, and what a device could do at most.
+//! The time that operations take, and a device's measured limits.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -7,25 +7,25 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-/// All calls of one kind of operation together.
+/// All calls of one kind of operation, together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Operation {
-    /// The operation's name; on a GPU the kernel's.
+    /// The name of the operation, or on a GPU of the kernel.
     pub name: String,
-    /// How often it was called.
+    /// The number of calls.
     pub calls: u64,
-    /// Seconds in all.
+    /// Seconds in total.
     pub seconds: f64,
-    /// The least bytes that had to move.
+    /// The least number of bytes that had to move.
     pub bytes: u64,
-    /// The operations on floating-point numbers.
+    /// Floating-point operations.
     pub flops: u64,
 }
 
-/// The operations of one epoch of a run, timed one by one: `profile.json` of its directory.
+/// The operations of one epoch of a run, timed individually: `profile.json` in its directory.
 ///
-/// They are those of the epoch's steps and of its evaluation. Timing them takes longer than doing
-/// them, so that the epoch's own seconds are not those of other epochs.
+/// They are those of the epoch's steps and evaluation. Timing slows them down, so the epoch's
+/// seconds cannot be compared with those of other epochs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     /// The program's version.
@@ -34,28 +34,28 @@ pub struct Profile {
     pub device: String,
     /// The epoch, from 1.
     pub epoch: u64,
-    /// The epoch's steps that were timed: all of them, unless the epoch was resumed in its middle.
+    /// The timed steps of the epoch: all of them, unless the epoch was resumed midway.
     pub steps: u64,
     /// Wall time of these steps, in seconds.
     pub train_seconds: f64,
     /// Wall time of the epoch's evaluation, in seconds.
     pub evaluate_seconds: f64,
-    /// The operations, those that took longest first.
+    /// The operations, slowest first.
     pub operations: Vec<ProfiledOperation>,
 }
 
-/// An operation among others.
+/// An operation and its share of the total time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProfiledOperation {
-    /// Its calls, together.
+    /// All of its calls together.
     #[serde(flatten)]
     pub operation: Operation,
-    /// Its part of the seconds of all operations, 0 to 1.
+    /// Its share of the seconds of all operations, 0 to 1.
     pub share: f64,
 }
 
 impl ProfiledOperation {
-    /// Operations with their shares, those that took longest first.
+    /// Computes the operations' shares and sorts them, slowest first.
     pub fn rank(mut operations: Vec<Operation>) -> Vec<Self> {
         operations.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         let all: f64 = operations.iter().map(|operation| operation.seconds).sum();
@@ -65,21 +65,21 @@ impl ProfiledOperation {
     }
 }
 
-/// What a device was found to do at most.
+/// The highest rates that were measured on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Ceilings {
-    /// Bytes per second of a copy within its memory, read and written bytes counted.
+    /// Bytes per second of a copy within its memory, counting bytes read and bytes written.
     pub copy: f64,
     /// Fused multiply-adds in f32 per second, each counted as two operations.
     pub multiply_add: f64,
-    /// The same of TF32 products on tensor cores, where there are some.
+    /// The same for TF32 products on tensor cores, if there are any.
     pub tensor: Option<f64>,
-    /// Bytes per second of a copy from page-locked memory of the host, where the device has a memory
-    /// of its own.
+    /// Bytes per second of a copy from the host's page-locked memory, if the device has its own
+    /// memory.
     pub upload: Option<f64>,
 }
 
-/// Adds a call to those of its kind.
+/// Adds a call to its kind of operation.
 pub(crate) fn add(
     operations: &mut Vec<Operation>,
     name: &str,
@@ -103,11 +103,11 @@ pub(crate) fn add(
     operation.flops += flops;
 }
 
-/// Whether the CPU backend's operations are timed; looked at by each of them.
+/// Whether the CPU backend's operations are timed; each of them checks it.
 static IS_ON: AtomicBool = AtomicBool::new(false);
 static RECORDED: Mutex<Vec<Operation>> = Mutex::new(Vec::new());
 
-/// Times an operation of the CPU backend until it is dropped, where anybody wants to know.
+/// Times an operation of the CPU backend until dropped, if timing is on.
 pub(crate) struct Timed {
     begun: Option<Instant>,
     name: &'static str,
@@ -116,7 +116,7 @@ pub(crate) struct Timed {
 }
 
 impl Timed {
-    /// Begins; the bytes are four for each of `numbers`.
+    /// Starts timing; counts four bytes for each of `numbers`.
     pub fn new(name: &'static str, numbers: usize, flops: usize) -> Self {
         let begun = IS_ON.load(Ordering::Relaxed).then(Instant::now);
         Self { begun, name, bytes: 4 * numbers as u64, flops: flops as u64 }
@@ -133,9 +133,9 @@ impl Drop for Timed {
     }
 }
 
-/// Does `work` and returns what the CPU backend did in it, in this whole process.
+/// Runs `work` and returns the CPU backend's operations during it, from the whole process.
 pub(crate) fn record<E>(work: impl FnOnce() -> Result<(), E>) -> Result<Vec<Operation>, E> {
-    /// Ends the timing, also where `work` panics.
+    /// Ends the timing, also if `work` panics.
     struct UntilDropped;
 
     impl Drop for UntilDropped {

@@ -4,7 +4,7 @@ use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
-/// f32, in which models are trained, or f64, in which the same code is proven.
+/// f32, in which models are trained, or f64, in which the same code is verified.
 pub trait Real:
     Copy
     + Default
@@ -29,7 +29,7 @@ pub trait Real:
     const ZERO: Self;
     /// 1.
     const ONE: Self;
-    /// The distance from 1 to the next number.
+    /// The distance from 1 to the next larger number.
     const EPSILON: Self;
     /// The name of the type in safetensors files.
     const DTYPE: safetensors::Dtype;
@@ -38,13 +38,13 @@ pub trait Real:
     fn from_f64(value: f64) -> Self;
     /// The nearest number of this type.
     fn from_f32(value: f32) -> Self;
-    /// Exactly this number.
+    /// The number, exactly.
     fn to_f64(self) -> f64;
     /// Square root, correctly rounded.
     fn sqrt(self) -> Self;
     /// self · factor + addend with one rounding.
     fn fused_multiply_add(self, factor: Self, addend: Self) -> Self;
-    /// Neither NaN nor an infinity.
+    /// Whether the number is neither NaN nor infinite.
     fn is_finite(self) -> bool;
 }
 

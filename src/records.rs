@@ -1,7 +1,7 @@
-//! What a training run says about itself while it runs.
+//! The records that a training run reports while it runs.
 //!
-//! One [`EpochRecord`] per epoch is what a run's log keeps, what `--json` prints and what the
-//! progress display shows. An [`Observer`] receives them, and may be anything from nothing
+//! A run's log keeps one [`EpochRecord`] per epoch; `--json` prints it and the progress display
+//! shows it. An [`Observer`] receives the records; it may be anything from nothing
 //! (`impl Observer for ()`) to a terminal.
 
 use std::fmt;
@@ -32,7 +32,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// The metrics by the names they have in JSON, in the order they are written there.
+    /// The metrics by their names in JSON, in the order in which they are written.
     pub fn by_name(&self) -> [(&'static str, &[f64]); 4] {
         [
             ("recall", &self.recall),
@@ -42,7 +42,7 @@ impl Metrics {
         ]
     }
 
-    /// Recall at list length `k`, where it was measured.
+    /// Recall at list length `k`, if it was measured.
     pub fn recall_at(&self, k: usize) -> Option<f64> {
         let position = self.top_k.iter().position(|&length| length == k)?;
         self.recall.get(position).copied()
@@ -66,7 +66,7 @@ impl Serialize for Metrics {
 impl<'de> Deserialize<'de> for Metrics {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut metrics = Self::default();
-        // One slot per list length, filled metric by metric, so that a missing one is noticed.
+        // One slot per list length and metric, so that a missing metric is noticed.
         let mut found: Vec<[Option<f64>; 4]> = Vec::new();
         for (key, value) in ordered_map::deserialize(deserializer)? {
             let (name, k) = key
@@ -99,7 +99,7 @@ impl<'de> Deserialize<'de> for Metrics {
     }
 }
 
-/// What one epoch did.
+/// The results of one epoch.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// The epoch, from 1.
@@ -112,21 +112,21 @@ pub struct EpochRecord {
     /// `reg`.
     #[serde(with = "ordered_map")]
     pub loss: Vec<(String, f64)>,
-    /// Metrics on the validation split, where this epoch measured them.
+    /// Metrics on the validation split, if this epoch measured them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid: Option<Metrics>,
-    /// Metrics on the test split, where this epoch measured them.
+    /// Metrics on the test split, if this epoch measured them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<Metrics>,
     /// Wall time of the epoch's steps, in seconds.
     pub train_seconds: f64,
     /// Wall time of the epoch's evaluations, in seconds.
     pub evaluate_seconds: f64,
-    /// Whether it has a higher validation Recall@20 than every earlier epoch; without a validation split
-    /// always.
+    /// Whether its validation Recall@20 is higher than that of every earlier epoch; always true
+    /// without a validation split.
     pub best: bool,
-    /// Whether the epoch's operations were timed one by one, which takes longer: its seconds are not
-    /// those of other epochs. Left out of the JSON where they were not.
+    /// Whether the epoch's operations were timed individually. That takes longer, so its seconds
+    /// cannot be compared with those of other epochs. Left out of the JSON if false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub profiled: bool,
 }
@@ -138,7 +138,7 @@ impl EpochRecord {
     }
 }
 
-/// What is known when training begins.
+/// The facts known when training begins.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunStart {
     /// The data set's name.
@@ -159,7 +159,7 @@ pub struct RunStart {
     pub parameters: usize,
     /// The device, in words.
     pub device: String,
-    /// Where the device has the features, when there is something to say.
+    /// Where the device has the features, if there is something to report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<String>,
     /// The first epoch of this process: 1, or the one after a resumed checkpoint.
@@ -173,21 +173,21 @@ pub struct RunStart {
     pub directory: Option<PathBuf>,
 }
 
-/// Receives a run's records as they happen. Every method may be left out.
+/// Receives a run's records as they are made. Every method is optional.
 pub trait Observer {
     /// Training is about to begin, or to continue.
     fn start(&mut self, _run: &RunStart) {}
-    /// Step `step_in_epoch` of `steps_per_epoch` (from 1) of `epoch` is done, or, on a GPU, asked for
-    /// or about to be, with up to 15 after it.
+    /// Step `step_in_epoch` of `steps_per_epoch` (from 1) of `epoch` is done. On a GPU it may only
+    /// be queued or about to be, together with up to 15 steps after it.
     fn step(&mut self, _epoch: u64, _step_in_epoch: u64, _steps_per_epoch: u64) {}
-    /// An epoch is trained and evaluated.
+    /// An epoch has been trained and evaluated.
     fn epoch(&mut self, _record: &EpochRecord) {}
-    /// Whether the operations of `epoch` are to be timed one by one, which changes no result. On the
-    /// CPU they are those of the whole process, so that runs beside this one are among them.
+    /// Whether to time the operations of `epoch` individually, which changes no result. On the CPU,
+    /// timing covers the whole process, including other runs in it.
     fn wants_profile(&self, _epoch: u64) -> bool {
         false
     }
-    /// The operations of an epoch for which [`Observer::wants_profile`] said yes.
+    /// The operations of an epoch for which [`Observer::wants_profile`] returned true.
     fn profile(&mut self, _profile: &Profile) {}
     /// A checkpoint is safely on disk.
     fn checkpoint(&mut self, _path: &Path) {}
@@ -275,7 +275,7 @@ mod tests {
             epoch: 3,
             step: 12,
             learning_rate: 1e-3,
-            // Decimal parsing that is not correctly rounded reads the second one 1 ulp off.
+            // Decimal parsing without correct rounding reads the second one 1 ulp off.
             loss: vec![
                 ("total".into(), 0.1 + 0.2),
                 ("ui".into(), 31.245_270_191_439_438),

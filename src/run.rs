@@ -1,4 +1,4 @@
-//! The directory a run leaves: names, lock, records.
+//! The directory of a run: file names, lock, records.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,37 +11,37 @@ use crate::profile::Profile;
 use crate::records::{EpochRecord, Metrics};
 use crate::{Error, Result, files};
 
-/// Every setting, enough to repeat the run.
+/// All settings, enough to repeat the run.
 pub const CONFIG: &str = "config.toml";
-/// One line for each epoch.
+/// One line per epoch.
 pub const METRICS: &str = "metrics.jsonl";
 /// The model of the best validation epoch.
 pub const MODEL: &str = "model.safetensors";
-/// The last epoch with optimiser and counters.
+/// The state after the last epoch, with optimiser and counters.
 pub const STATE: &str = "state.safetensors";
-/// The next `model.safetensors`, until the state that it belongs to is written.
+/// The next `model.safetensors`, until its state is written.
 pub(crate) const NEXT_MODEL: &str = ".next-model.safetensors";
-/// The operations of one epoch, timed one by one; where that was asked for.
+/// The operations of one epoch, timed individually, if requested.
 pub const PROFILE: &str = "profile.json";
-/// What came of it.
+/// The outcome of the run.
 pub const SUMMARY: &str = "summary.json";
 
-/// What a run leaves under names of its own, and does not find before it begins.
+/// Files that a run creates; a new run refuses a directory that has one of them.
 const OWN: [&str; 6] = [STATE, CONFIG, MODEL, METRICS, SUMMARY, PROFILE];
 
 /// Why training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StopReason {
-    /// Too many evaluations in a row have not beaten the best Recall@20.
+    /// Too many evaluations in a row failed to beat the best Recall@20.
     Patience,
     /// The last epoch was reached.
     Epochs,
-    /// The caller asked for it; the run can be resumed.
+    /// The caller asked to stop; the run can be resumed.
     Interrupted,
 }
 
-/// What came of a run.
+/// The outcome of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The program's version.
@@ -56,7 +56,7 @@ pub struct Summary {
     pub epochs: u64,
     /// Steps taken in all.
     pub steps: u64,
-    /// The epoch that `model.safetensors` is from.
+    /// The epoch of `model.safetensors`.
     pub best_epoch: Option<u64>,
     /// The best epoch's metrics on the validation split.
     pub valid: Option<Metrics>,
@@ -72,9 +72,9 @@ pub struct Summary {
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
-    /// Whether a run was here already, which goes on.
+    /// Whether the directory holds a run, which is being resumed.
     had_run: bool,
-    /// Whether original ids were here before, somebody else's or of the run that is continued.
+    /// Whether original ids were here before, from the resumed run or from elsewhere.
     had_ids: bool,
     /// Unlocked when closed, by the system too when the process dies.
     _lock: File,
@@ -84,9 +84,9 @@ impl RunDirectory {
     /// Creates `path` if need be and locks it.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be created; [`Error::RunFile`] when another process trains in
-    /// it, when `resume` is false and a run is already there, or a file that would be taken for a
-    /// run's, and when it is true and there is none.
+    /// [`Error::Io`] if it cannot be created; [`Error::RunFile`] if another process trains in it,
+    /// if `resume` is false and the directory has a run or a file that would be taken for a run's,
+    /// or if `resume` is true and there is no run to resume.
     pub fn open(path: &Path, resume: bool) -> Result<Self> {
         if resume && !Self::has_begun(path) {
             let problem = format!(
@@ -118,11 +118,11 @@ impl RunDirectory {
         Ok(Self { path: path.to_owned(), had_run: resume, had_ids, _lock: lock })
     }
 
-    /// [Opens](RunDirectory::open) a directory and has `prepare` write into it what a run begins with.
-    /// One that was new is taken back where that fails.
+    /// [Opens](RunDirectory::open) a directory and lets `prepare` write the first files of a run
+    /// into it. If that fails, a new directory is removed again.
     ///
     /// # Errors
-    /// Those of [`RunDirectory::open`] and of `prepare`.
+    /// The errors of [`RunDirectory::open`] and of `prepare`.
     pub fn begin<T>(
         path: &Path,
         resume: bool,
@@ -138,10 +138,11 @@ impl RunDirectory {
         }
     }
 
-    /// Ends with how a run went; where it was refused, a directory that was new is taken back.
+    /// Closes the directory and returns `outcome`; if the run was refused, a new directory is
+    /// removed.
     ///
     /// # Errors
-    /// That of `outcome`.
+    /// The error of `outcome`.
     pub fn end<T>(self, outcome: Result<T>) -> Result<T> {
         if outcome.as_ref().is_err_and(Error::is_refusal) {
             self.discard_unused();
@@ -149,21 +150,22 @@ impl RunDirectory {
         outcome
     }
 
-    /// Keeps the original ids of the data folder, where it has them, beside the model: its numbers
-    /// mean nothing without them. What is wrong with the folder's, which training does not need.
+    /// Copies the data folder's original ids, if it has any, beside the model, whose numbers mean
+    /// nothing without them. Returns the problem with the folder's ids, if any: training does not
+    /// need them.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::RunFile`] where the directory has ids of something else.
+    /// [`Error::Io`], and [`Error::RunFile`] if the directory has ids of something else.
     pub fn keep_ids(&self, data: &Path) -> Result<Option<Error>> {
         let maps = match IdMaps::read(data) {
             Ok(Some(maps)) => maps,
             Ok(None) => return Ok(None),
-            // A foreign folder may have other files of these names.
+            // A folder from elsewhere may have other files of these names.
             Err(error) if error.is_input() => return Ok(Some(error)),
             Err(error) => return Err(error),
         };
         match IdMaps::read(&self.path) {
-            // Those of the run that is continued, or the data folder is the directory itself.
+            // A resumed run keeps its own ids, and the data folder may be this directory.
             Ok(Some(_)) if self.has_state() => {}
             Ok(Some(kept)) if kept == maps => {}
             Ok(Some(_)) => {
@@ -171,7 +173,7 @@ impl RunDirectory {
                 return Err(Error::run_file(&self.path, problem.to_owned()));
             }
             Ok(None) => maps.write(&self.path)?,
-            // A process was killed after it had written the first of the two.
+            // A process was killed after writing the first of the two.
             Err(_) if maps.are_begun(&self.path) => maps.write(&self.path)?,
             Err(error) => {
                 let problem = format!("{error}; give another --out");
@@ -181,25 +183,25 @@ impl RunDirectory {
         Ok(None)
     }
 
-    /// Whether a directory has a run that can be resumed: one that was ended before its first checkpoint
-    /// has left its settings alone.
+    /// Whether a directory has a run that can be resumed. A run that ended before its first
+    /// checkpoint has only its settings.
     pub fn has_begun(path: &Path) -> bool {
         [STATE, CONFIG].iter().any(|name| path.join(name).is_file())
     }
 
-    /// Whether a checkpoint is here.
+    /// Whether the directory has a checkpoint.
     pub fn has_state(&self) -> bool {
         self.file(STATE).exists()
     }
 
-    /// Takes back a new directory in which nothing was trained: its settings and the ids that were
-    /// kept with them, its lock, and itself when there is nothing else in it.
+    /// Removes what a new run has written if nothing was trained: its settings, the ids copied with
+    /// them, the lock, and the directory if it is then empty.
     pub fn discard_unused(self) {
         if !self.had_run && !self.has_state() {
-            // Best effort: what cannot be removed does no harm.
+            // Best effort: files that cannot be removed do no harm.
             let ids = IdMaps::paths(&self.path).into_iter().filter(|_| !self.had_ids);
             let settings = [CONFIG, METRICS, PROFILE].map(|name| self.file(name));
-            // The lock goes last: from there on another process may have the directory.
+            // The lock goes last: after that another process may take the directory.
             for path in settings.into_iter().chain(ids).chain([self.file(files::LOCK)]) {
                 std::fs::remove_file(path).ok();
             }
@@ -207,7 +209,7 @@ impl RunDirectory {
         }
     }
 
-    /// Where a file of the run lies.
+    /// The path of a file of the run.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
@@ -217,7 +219,7 @@ impl RunDirectory {
         &self.path
     }
 
-    /// Writes all epochs' records, one JSON object a line.
+    /// Writes all epochs' records, one JSON object per line.
     pub fn write_records(&self, records: &[EpochRecord]) -> Result<()> {
         let path = self.file(METRICS);
         files::write_atomic(&path, |writer| {
@@ -249,14 +251,14 @@ impl RunDirectory {
     }
 }
 
-/// Removes what processes that were killed in the middle of writing have left; the lock is held, so
-/// nobody is writing now.
+/// Removes the remains of processes killed while writing. The lock is held, so nobody is writing
+/// now.
 fn remove_unfinished(directory: &Path) {
-    // Without a state it belongs to none; with one, that tells.
+    // Without a state it belongs to none; with one, the state tells whether it does.
     if !directory.join(STATE).exists() {
         std::fs::remove_file(directory.join(NEXT_MODEL)).ok();
     }
-    // Best effort: what cannot be listed or removed does no harm.
+    // Best effort: files that cannot be listed or removed do no harm.
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         if files::is_temporary(&entry.file_name().to_string_lossy()) {
             std::fs::remove_file(entry.path()).ok();
@@ -264,12 +266,12 @@ fn remove_unfinished(directory: &Path) {
     }
 }
 
-/// The records of a run's epochs up to `last_epoch`; later ones are of epochs that a process did and
-/// did not live to save.
+/// The records of a run's epochs up to `last_epoch`. Later ones are of epochs that a process
+/// finished but did not live to save.
 ///
 /// # Errors
-/// [`Error::Io`] when `metrics.jsonl` cannot be read, [`Error::RunFile`] naming the line that is
-/// not a record.
+/// [`Error::Io`] if `metrics.jsonl` cannot be read, [`Error::RunFile`] with the number of the line
+/// that is not a record.
 pub fn read_records(directory: &Path, last_epoch: u64) -> Result<Vec<EpochRecord>> {
     let path = directory.join(METRICS);
     let text = match std::fs::read_to_string(&path) {

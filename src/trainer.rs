@@ -1,4 +1,4 @@
-//! Training a model from a program: settings, a data set, and what to do after each epoch.
+//! Training from another program: settings, a data set, and a callback after each epoch.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -47,8 +47,8 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Trains with `config` on the CPU, on all threads of the rayon pool it is called from, in memory
-    /// alone.
+    /// A trainer for `config` that runs on the CPU, on all threads of the rayon pool it is called
+    /// from, and keeps everything in memory.
     pub fn new(config: TrainConfig) -> Self {
         Self {
             config,
@@ -64,79 +64,81 @@ impl Trainer {
         }
     }
 
-    /// Where to compute.
+    /// Sets the device to compute on.
     #[must_use]
     pub fn device(self, device: DeviceChoice) -> Self {
         Self { device, ..self }
     }
 
-    /// Where frozen features lie on a GPU.
+    /// Sets where frozen features lie on a GPU.
     #[must_use]
     pub fn feature_storage(self, feature_storage: FeatureStorage) -> Self {
         Self { feature_storage, ..self }
     }
 
-    /// Takes no more than so many bytes of a GPU's memory; no result depends on it. What has no room in
-    /// them is streamed, or kept by the host, as if the GPU had no more.
+    /// Takes at most `bytes` of a GPU's memory, as if the GPU had no more: what does not fit is
+    /// streamed or kept by the host. No result depends on it.
     #[must_use]
     pub fn device_memory(self, bytes: u64) -> Self {
         Self { device_memory: Some(bytes), ..self }
     }
 
-    /// Trains on so many CPU threads of its own, at least 1; no result depends on it.
+    /// Trains on this many CPU threads of its own, at least 1. No result depends on it.
     #[must_use]
     pub fn threads(self, threads: usize) -> Self {
         Self { threads: Some(threads), ..self }
     }
 
     /// Keeps the run in a directory, as the program does: settings, metrics, the best model and
-    /// checkpoints. One that has a run already is refused.
+    /// checkpoints. A directory that already has a run is refused.
     #[must_use]
     pub fn directory(self, path: impl Into<PathBuf>) -> Self {
         Self { directory: Some(path.into()), resume: false, ..self }
     }
 
-    /// Goes on with the run in a directory, to the bits of one that was never stopped; begins it where
-    /// there is none yet.
+    /// Continues the run in a directory, bit-identical to one that was never stopped, or begins one
+    /// if there is none.
     #[must_use]
     pub fn resume(self, path: impl Into<PathBuf>) -> Self {
         Self { directory: Some(path.into()), resume: true, ..self }
     }
 
-    /// The least time between two checkpoints, 30 seconds unless said otherwise; longer where saving takes
+    /// Sets the least time between two checkpoints, 30 seconds by default; it grows if saving takes
     /// more than a twentieth of it.
     #[must_use]
     pub fn checkpoint_interval(self, interval: Duration) -> Self {
         Self { checkpoint_interval: interval, ..self }
     }
 
-    /// Starts from the tensors of a safetensors file, under the names of SPEC §1, instead of random
-    /// ones.
+    /// Starts from the tensors of a safetensors file, named as in SPEC §1, instead of random ones.
     #[must_use]
     pub fn initial(self, path: impl Into<PathBuf>) -> Self {
         Self { initial: Some(path.into()), ..self }
     }
 
-    /// A flag that any thread may set: training finishes the step in flight, saves, and ends.
+    /// Sets a flag that any thread may raise: training then finishes the step in flight, saves, and
+    /// ends.
     #[must_use]
     pub fn stop_when(self, stop: Arc<AtomicBool>) -> Self {
         Self { stop, ..self }
     }
 
-    /// Trains.
+    /// Trains a model on `dataset`.
     ///
     /// # Errors
-    /// [`Error::Setting`] for settings out of range, [`Error::RunFile`] for a directory that does not
-    /// suit, [`Error::NonFinite`], those of the device, and failures to write.
+    /// [`Error::Setting`] for settings out of range, [`Error::Data`] for a data set that cannot be
+    /// used, [`Error::RunFile`] for a directory that does not suit, [`Error::NonFinite`],
+    /// [`Error::Io`] for failures to write, and [`Error::Gpu`], [`Error::DeviceMemory`] and
+    /// [`Error::DeviceOperation`] from the device.
     pub fn fit(&self, dataset: &Dataset) -> Result<Trained> {
         self.fit_with(dataset, |_| ControlFlow::Continue(()))
     }
 
-    /// Trains, and calls `after_epoch` after each epoch; training ends when it breaks, with everything
-    /// saved, as by [`Trainer::stop_when`].
+    /// Trains, and calls `after_epoch` after each epoch. If it breaks, training ends with
+    /// everything saved, as by [`Trainer::stop_when`].
     ///
     /// # Errors
-    /// Those of [`Trainer::fit`].
+    /// As for [`Trainer::fit`].
     pub fn fit_with(
         &self,
         dataset: &Dataset,
@@ -147,11 +149,11 @@ impl Trainer {
         self.observed(dataset, observer, &stopped)
     }
 
-    /// Trains, and tells `observer` of the beginning, every step, epoch and checkpoint; it ends
-    /// training by the flag of [`Trainer::stop_when`].
+    /// Trains, and tells `observer` of the start and of every step, epoch and checkpoint. To end
+    /// training, it sets the flag of [`Trainer::stop_when`].
     ///
     /// # Errors
-    /// Those of [`Trainer::fit`].
+    /// As for [`Trainer::fit`].
     pub fn fit_observed(
         &self,
         dataset: &Dataset,
@@ -212,7 +214,8 @@ impl Trainer {
         }
     }
 
-    /// The directory, with these settings in it, and whether it has a run to go on with.
+    /// Opens the directory and writes the settings to it; also returns whether it has a run to
+    /// continue.
     fn open_directory(&self, dataset: &Dataset) -> Result<Option<(RunDirectory, bool)>> {
         let Some(path) = &self.directory else { return Ok(None) };
         let goes_on = self.resume && RunDirectory::has_begun(path);
@@ -220,7 +223,7 @@ impl Trainer {
             let settings = directory.file(CONFIG);
             let mut run = RunSettings::default();
             if goes_on {
-                // Before anything is written, so that a run that is not continued is left as it was.
+                // Check before writing anything, so that a refused run is left unchanged.
                 check_saved(dataset, &self.config, directory)?;
                 if settings.is_file() {
                     run = ConfigFile::read(&settings)?.run;
@@ -229,7 +232,7 @@ impl Trainer {
             if run.data.is_none() {
                 return self.write_settings(&settings);
             }
-            // A run of the program: where its data is and how it is computed stays.
+            // The program began this run: keep its data folder and how it is computed.
             let mut config = RunConfig::new(&TrainSettings::default(), &run)?;
             config.train = self.config.clone();
             config.write(&settings)
@@ -237,7 +240,7 @@ impl Trainer {
         Ok(Some((directory, goes_on)))
     }
 
-    /// Keeps the settings as the program does, as far as they are known here.
+    /// Writes the settings as the program does, as far as they are known here.
     fn write_settings(&self, path: &Path) -> Result<()> {
         let table = toml::to_string(&self.config)
             .map_err(|error| Error::setting("config", format!("cannot be kept: {error}")))?;
@@ -250,7 +253,7 @@ impl Trainer {
     }
 }
 
-/// Calls back after each epoch, and hands a flag of the caller's on.
+/// Calls back after each epoch, and forwards the caller's stop flag.
 struct AfterEpoch<'a, F> {
     after_epoch: F,
     stopped: Arc<AtomicBool>,

@@ -1,10 +1,10 @@
-//! What of a run's numbers was the first not to be finite, watched at every step.
+//! The first non-finite number of a run, watched for at every step.
 //!
-//! A loss term, a gradient or a parameter that becomes NaN or infinite spoils all that comes after.
-//! Each step's losses are looked at when its parameters are updated, and each updated parameter by
-//! whoever updates it, so that nothing is read for this alone. A device keeps what it has seen until
-//! it is asked, which is once an epoch, and it keeps the first: whatever it does until then, the
-//! answer is the step at which a device that stops at once would have stopped.
+//! A loss term, a gradient or a parameter that becomes NaN or infinite spoils everything after it.
+//! Each step checks its losses when it updates the parameters, and each update checks the values it
+//! writes, so nothing is read for this alone. A device keeps the first failure until it is asked,
+//! once per epoch. Whatever it does until then, the answer is the step at which a device that stops
+//! at once would have stopped.
 
 /// What was not finite, and at which step (from 1).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,22 +15,22 @@ pub struct Failure {
     pub place: Place,
 }
 
-/// What was not finite. Of several at one step, the first of these.
+/// What was not finite. Of several at one step, the first in this order.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Place {
-    /// A loss term, by its number; its sum became this.
+    /// The sum of a loss term.
     Loss {
         /// The number of the term, see [`crate::step::loss_names`].
         term: usize,
-        /// NaN or an infinity.
+        /// The sum: NaN or an infinity.
         value: f64,
     },
-    /// Dense parameters or, before them, their moments or gradient.
+    /// Dense parameters, their moments or their gradient.
     Dense {
-        /// The first of the four elements in the arena of which one it is.
+        /// The index in the arena of the first of four elements; one of them is not finite.
         element: usize,
     },
-    /// Trained features or, before them, their moments or gradient.
+    /// Trained features, their moments or their gradient.
     Features {
         /// The modality's number.
         modality: usize,
@@ -39,19 +39,19 @@ pub enum Place {
     },
 }
 
-/// What a device has seen so far: of each kind the first.
+/// What a device has seen so far: the first failure of each kind.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Watch {
     /// The step, the term and its sum.
     pub loss: Option<(u32, u32, f64)>,
-    /// The step and a quarter of the element's number.
+    /// The step and a quarter of the element's index.
     pub dense: Option<(u32, u32)>,
     /// The step and the item, for each modality.
     pub features: Vec<Option<(u32, u32)>>,
 }
 
 impl Watch {
-    /// Nothing seen, of so many modalities.
+    /// Nothing seen yet, for `modalities` modalities.
     pub fn new(modalities: usize) -> Self {
         Self { features: vec![None; modalities], ..Self::default() }
     }
@@ -69,12 +69,12 @@ impl Watch {
         let features = self.features.iter().enumerate().filter_map(|(modality, seen)| {
             seen.map(|(step, item)| Failure { step, place: Place::Features { modality, item } })
         });
-        // Of equal steps the first is kept.
+        // At equal steps, `min_by_key` keeps the first of this order.
         loss.into_iter().chain(dense).chain(features).min_by_key(|failure| failure.step)
     }
 }
 
-/// Keeps the smaller of two sightings: the earlier, and of one step that of the smaller number.
+/// Keeps the earlier of two sightings or, at the same step, the one with the smaller number.
 pub(crate) fn keep_first(seen: &mut Option<(u32, u32)>, new: (u32, u32)) {
     *seen = Some(seen.map_or(new, |seen| seen.min(new)));
 }

@@ -1,9 +1,9 @@
-//! A [`TrainConfig`] setting by setting.
+//! Building a [`TrainConfig`] setting by setting.
 
 use super::{FeatureTypeChoice, Order, Propagation, TrainConfig, ascending};
 use crate::Result;
 
-/// Gathers the settings of a training; those not given are the defaults.
+/// Gathers the settings of a training; all others have their defaults.
 ///
 /// ```
 /// use bm3_engine::TrainConfig;
@@ -19,13 +19,13 @@ pub struct TrainConfigBuilder {
 }
 
 impl TrainConfig {
-    /// Begins with the defaults.
+    /// Starts with the defaults.
     pub fn builder() -> TrainConfigBuilder {
         TrainConfigBuilder::default()
     }
 }
 
-/// One method for each setting.
+/// Defines one method for each setting.
 macro_rules! settings {
     ($($setting:ident: $kind:ty, $what:literal;)*) => {
         impl TrainConfigBuilder {
@@ -69,7 +69,7 @@ impl TrainConfigBuilder {
         self
     }
 
-    /// The settings, checked.
+    /// Checks and returns the settings.
     ///
     /// # Errors
     /// [`Error::Setting`](crate::Error::Setting) with the setting, what was found and what is

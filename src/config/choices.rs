@@ -1,4 +1,4 @@
-//! Settings that are more than a number: each is read from one word, of a flag or of a file.
+//! Settings that are more than a number, each read from one word of a flag or a file.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use crate::data::{MODALITY_NAMES, is_modality_name};
 /// Where to compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// GPU 0 where it can be used, else the CPU.
+    /// GPU 0 if it can be used, else the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -26,7 +26,7 @@ impl FromStr for DeviceChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            // As PyTorch has it.
+            // As in PyTorch.
             "cuda" => Ok(Self::Gpu(0)),
             _ => {
                 let number = text.strip_prefix("cuda:").unwrap_or(text);
@@ -62,10 +62,10 @@ pub(super) fn check_modality_name(name: &str) -> Result<(), String> {
     Err(format!("`{name}` is not a modality's name: {MODALITY_NAMES} expected"))
 }
 
-/// Which of the data set's modalities are used.
+/// Which of the data set's modalities to use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum ModalityChoice {
-    /// All that the data set has.
+    /// All of the data set's modalities.
     #[default]
     All,
     /// These and no others; an empty list is a model without modalities.
@@ -73,7 +73,7 @@ pub enum ModalityChoice {
 }
 
 impl ModalityChoice {
-    /// The names, or `None` where all are meant.
+    /// The names, or `None` for all.
     pub fn names(&self) -> Option<&[String]> {
         match self {
             Self::All => None,
@@ -84,7 +84,7 @@ impl ModalityChoice {
     /// A choice of these names.
     ///
     /// # Errors
-    /// A name that cannot be one, or is there twice.
+    /// A name that is not allowed, or is repeated.
     pub(super) fn only(names: Vec<String>) -> Result<Self, String> {
         for (position, name) in names.iter().enumerate() {
             check_modality_name(name)?;
@@ -125,7 +125,7 @@ pub struct ByteSize(
 );
 
 impl ByteSize {
-    /// Units that a size may have, and their bytes.
+    /// The units of a size, and their bytes.
     const UNITS: [(&'static str, u64); 9] = [
         ("TB", 1_000_000_000_000),
         ("GB", 1_000_000_000),
@@ -153,7 +153,7 @@ impl FromStr for ByteSize {
             (_, Some(&(_, bytes))) => bytes,
             (_, None) => return Err(expected()),
         };
-        // Whole numbers to the last byte, which a double does not hold.
+        // Whole numbers are exact to the last byte, which a double could not hold.
         let size = match number.parse::<u64>() {
             Ok(whole) => whole.checked_mul(bytes),
             Err(_) => {
@@ -166,7 +166,7 @@ impl FromStr for ByteSize {
 }
 
 impl fmt::Display for ByteSize {
-    /// In the largest unit of which it is a whole number.
+    /// In the largest decimal unit that divides it, else in bytes.
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         let decimal = Self::UNITS.iter().take(4).find(|(_, bytes)| self.0.is_multiple_of(*bytes));
         match decimal {
@@ -187,17 +187,17 @@ impl Serialize for ByteSize {
 pub struct SplitRatio {
     /// Greater than 0.
     pub train: f64,
-    /// From 0.
+    /// At least 0.
     pub valid: f64,
-    /// From 0.
+    /// At least 0.
     pub test: f64,
 }
 
 impl SplitRatio {
-    /// Three shares that make 1.
+    /// Three shares that add up to 1.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// A message with the problem.
     pub fn new(shares: &[f64]) -> Result<Self, String> {
         let &[train, valid, test] = shares else {
             return Err(format!(

@@ -1,4 +1,4 @@
-//! Where a modality's raw features lie, given by hand: `NAME=FILE,…`.
+//! Feature files of a modality given by the user: `NAME=FILE,…`.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -11,28 +11,28 @@ use super::choices::check_modality_name;
 use crate::data::FeatureFile;
 use crate::{Error, Result};
 
-/// A modality and its files; the rows of several make one table, in their order.
+/// A modality and its files, whose rows make one table in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeatureSource {
     /// The modality: `image`, `text`, `audio`, …
     pub name: String,
-    /// Its files, one at least.
+    /// Its files, at least one.
     pub files: Vec<FeatureFile>,
 }
 
 impl FeatureSource {
-    /// The files of a modality as a text names them: one, or several with commas between.
+    /// Reads a modality's files from a text: one, or several separated by commas.
     ///
     /// # Errors
-    /// A name that cannot be one, or a file without a name.
+    /// A name that is not allowed, or a file without a name.
     pub(super) fn of_text(name: &str, files: &str) -> Result<Self, String> {
         Self::of_list(name, files.split(','))
     }
 
-    /// The same of a list, whose elements may have commas.
+    /// [`FeatureSource::of_text`] for a list, whose elements may contain commas.
     ///
     /// # Errors
-    /// As [`FeatureSource::of_text`].
+    /// The errors of [`FeatureSource::of_text`].
     pub(super) fn of_list<'a>(
         name: &str,
         files: impl Iterator<Item = &'a str>,
@@ -47,7 +47,7 @@ impl FeatureSource {
         Ok(Self { name: name.to_owned(), files })
     }
 
-    /// What is wrong when a modality is given a second time.
+    /// The message for a modality that is given a second time.
     pub fn given_twice(&self) -> String {
         let name = &self.name;
         format!(
@@ -55,12 +55,12 @@ impl FeatureSource {
         )
     }
 
-    /// The same with each pattern (`*`, `?`, `[…]`) replaced by the files that it matches, sorted,
-    /// numbers in their names as numbers; and with absolute paths. A file whose own name looks like
-    /// a pattern is that file.
+    /// Replaces each pattern (`*`, `?`, `[…]`) by the files that it matches, with numbers in their
+    /// names sorted as numbers, and makes paths absolute. If a file's own name looks like a
+    /// pattern, the file is meant.
     ///
     /// # Errors
-    /// [`Error::Setting`] for `flag` when a pattern is none or matches nothing, [`Error::Io`].
+    /// [`Error::Setting`] for `flag` if a pattern is malformed or matches nothing, [`Error::Io`].
     pub fn resolve(&self, flag: &str) -> Result<Self> {
         let mut files = Vec::new();
         for FeatureFile { path, tensor } in &self.files {
@@ -71,7 +71,7 @@ impl FeatureSource {
             }
             let wrong = |problem: String| Error::setting(flag, format!("`{text}` {problem}"));
             if text.contains("**") {
-                // It would walk through every folder below.
+                // It would walk all folders below.
                 return Err(wrong("found, a pattern without `**` expected".to_owned()));
             }
             let mut matches = Vec::new();
@@ -101,13 +101,13 @@ fn absolute(path: &Path) -> Result<std::path::PathBuf> {
     std::path::absolute(path).map_err(|error| Error::io(path, "find", error))
 }
 
-/// Runs of digits are compared as numbers, so that `part-2` comes before `part-10`.
+/// Compares runs of digits as numbers, so that `part-2` comes before `part-10`.
 fn natural_order(left: &str, right: &str) -> Ordering {
     let (mut left_rest, mut right_rest) = (left, right);
     loop {
         let (left_run, right_run) = (first_run(left_rest), first_run(right_rest));
         if left_run.is_empty() || right_run.is_empty() {
-            // Leading zeros are all that equal runs may differ in.
+            // Equal runs can differ only in leading zeros.
             return left_run.len().cmp(&right_run.len()).then_with(|| left.cmp(right));
         }
         let order = if is_number(left_run) && is_number(right_run) {
@@ -128,7 +128,7 @@ fn is_number(run: &str) -> bool {
     run.starts_with(|character: char| character.is_ascii_digit())
 }
 
-/// The digits, or the other characters, that `text` begins with.
+/// The digits, or the other characters, at the start of `text`.
 fn first_run(text: &str) -> &str {
     let number = is_number(text);
     let end = text.find(|character: char| character.is_ascii_digit() != number);
@@ -156,8 +156,8 @@ impl fmt::Display for FeatureSource {
     }
 }
 
-/// The files, as a settings file has them: a text, or a list of texts where there are several or
-/// a name has a comma.
+/// The files in the form of a settings file: a text, or a list of texts if there are several or a
+/// name has a comma.
 pub(super) struct AsSetting<'a>(pub &'a [FeatureFile]);
 
 impl Serialize for AsSetting<'_> {

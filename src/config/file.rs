@@ -8,18 +8,18 @@ use super::value::Value;
 use super::{Axis, RunSettings, TrainSettings, keys};
 use crate::{Error, Result};
 
-/// What one or more settings files say.
+/// The contents of one or more settings files.
 ///
-/// Keys are those of [`TrainConfig`](super::TrainConfig) and [`RunSettings`] in snake or kebab case, in
-/// one flat table; `features` is a table of NAME = FILE, or of lists of files. Paths are taken as if they
-/// were given as flags: relative to the working directory.
+/// Keys are those of [`TrainConfig`](super::TrainConfig) and [`RunSettings`] in snake or kebab
+/// case, in one flat table; `features` is a table of NAME = FILE, or of lists of files. Paths are
+/// relative to the working directory, as in flags.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ConfigFile {
-    /// What decides the model.
+    /// The settings that decide the model.
     pub train: TrainSettings,
     /// Where the data is, where to compute and where to write.
     pub run: RunSettings,
-    /// What the user should know about the files: keys of MMRec without a meaning here.
+    /// Notes for the user: MMRec keys without a meaning here.
     pub notices: Vec<String>,
 }
 
@@ -27,28 +27,28 @@ impl ConfigFile {
     /// Reads a `.toml`, `.yaml` or `.yml` file.
     ///
     /// # Errors
-    /// [`Error::RunFile`] with the file, the line and the key: not TOML or YAML, a key that is none
-    /// (and which one may have been meant), a value of the wrong kind or out of range, or one that
-    /// MMRec would honour and this engine does not. [`Error::Io`] when it cannot be read.
+    /// [`Error::RunFile`] with the file, the line and the key: not TOML or YAML, an unknown key
+    /// (with the closest known one), a value of the wrong kind or out of range, or a value that
+    /// MMRec would honour and this engine does not. [`Error::Io`] if the file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
         Self::read_all(&[path])
     }
 
-    /// Reads several files as one; where two set a key, the later file wins. MMRec's settings are
-    /// spread over three: `overall.yaml`, one of the data set and `BM3.yaml`.
+    /// Reads several files as one; if two set a key, the later file wins. MMRec spreads its
+    /// settings over three: `overall.yaml`, one of the data set and `BM3.yaml`.
     ///
     /// # Errors
-    /// As [`ConfigFile::read`].
+    /// The errors of [`ConfigFile::read`].
     pub fn read_all(paths: &[impl AsRef<Path>]) -> Result<Self> {
         Self::read_under(paths, &TrainSettings::default(), &RunSettings::default())
     }
 
-    /// As [`ConfigFile::read_all`], with settings that are given elsewhere, as by flags, and win: they
-    /// are in what comes back, and what they replace need not be of use, as a list of MMRec's that means
-    /// a sweep.
+    /// [`ConfigFile::read_all`] with settings that are given elsewhere, for example by flags. These
+    /// win and are included in the result; the values that they replace need not be usable, such as
+    /// MMRec's lists for a sweep.
     ///
     /// # Errors
-    /// As [`ConfigFile::read`].
+    /// The errors of [`ConfigFile::read`].
     pub fn read_under(
         paths: &[impl AsRef<Path>],
         train: &TrainSettings,
@@ -57,11 +57,11 @@ impl ConfigFile {
         Reading::of_files(paths)?.single(train, run)
     }
 
-    /// As [`ConfigFile::read_under`]; lists of values of training settings, as MMRec's files have for a
-    /// sweep, come back beside the rest, with `seed` among them.
+    /// [`ConfigFile::read_under`] for a sweep: lists of values for training settings, including
+    /// `seed`, as in MMRec's files, are returned separately.
     ///
     /// # Errors
-    /// As [`ConfigFile::read`].
+    /// The errors of [`ConfigFile::read`].
     pub fn read_sweep(
         paths: &[impl AsRef<Path>],
         train: &TrainSettings,
@@ -70,10 +70,10 @@ impl ConfigFile {
         Reading::of_files(paths)?.sweep(train, run)
     }
 
-    /// Reads the text of a TOML file, for programs that have settings elsewhere.
+    /// Reads the text of a TOML file, for programs that keep settings elsewhere.
     ///
     /// # Errors
-    /// [`Error::Setting`] named `settings`, otherwise as [`ConfigFile::read`].
+    /// [`Error::Setting`] for `settings`, otherwise as [`ConfigFile::read`].
     pub fn parse(text: &str) -> Result<Self> {
         let mut reading = Reading::default();
         let read = reading.add(Path::new("settings.toml"), text);
@@ -94,7 +94,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<(String, Value)>> {
             syntax_error(path, line, error.message())
         })?,
         "yaml" | "yml" => {
-            // Empty apart from comments: no document at all, which is no error.
+            // A file of comments alone has no document, which is not an error.
             if text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with('#')) {
                 return Ok(Vec::new());
             }
@@ -115,8 +115,8 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<(String, Value)>> {
     }
 }
 
-/// What a settings file may need, and no more: with aliases of aliases, a few lines could otherwise
-/// stand for more than fits into memory.
+/// Limits that no settings file needs to exceed: with aliases of aliases, a few lines could
+/// otherwise expand to more than fits into memory.
 fn yaml_limits() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -132,7 +132,7 @@ fn yaml_limits() -> serde_saphyr::Options {
     }
 }
 
-/// What the parser says, without the place, which the line is told of already.
+/// The parser's message without the place, since the line is reported separately.
 fn yaml_problem(error: &serde_saphyr::Error) -> String {
     if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = error {
         let key = key.as_deref().map_or("a key".to_owned(), |key| format!("`{key}`"));
@@ -148,14 +148,14 @@ fn syntax_error(path: &Path, line: Option<u64>, message: &str) -> Error {
     Error::run_file(path, format!("{line}{message}"))
 }
 
-/// The line, from 1, in which byte `offset` lies.
+/// The line, from 1, that contains byte `offset`.
 fn line_at(text: &str, offset: usize) -> u64 {
     let before = &text.as_bytes()[..offset.min(text.len())];
     1 + before.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
-/// The line, from 1, on which `key` is set. Neither parser says it for a key of a generic table,
-/// but a key stands at the start of its line.
+/// The line, from 1, that sets `key`. Neither parser reports it for a key of a generic table, but a
+/// key stands at the start of its line.
 pub(super) fn line_of(text: &str, key: &str) -> Option<usize> {
     let sets = |line: &str| {
         let line = line.trim_start().trim_start_matches(['"', '\'', '[']);
@@ -166,7 +166,7 @@ pub(super) fn line_of(text: &str, key: &str) -> Option<usize> {
     text.lines().position(sets).map(|position| position + 1)
 }
 
-/// Our name of a key: snake case, and not MMRec's where ours differs.
+/// Our name of a key: in snake case, and translated if MMRec's name differs.
 pub(super) fn canonical(written: &str) -> String {
     let key = written.to_lowercase().replace('-', "_");
     match RENAMED.iter().find(|(theirs, _)| *theirs == key) {

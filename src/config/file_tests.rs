@@ -1,4 +1,4 @@
-//! Tests of [`super`]: own files in both languages, MMRec's files, and every way to be wrong.
+//! Tests of [`super`]: our own files in both languages, MMRec's files, and every kind of error.
 
 use super::*;
 use crate::config::{
@@ -135,7 +135,8 @@ features:
     assert_eq!(run.features.len(), 2);
 }
 
-/// What does not go together in one file may in two, or with a flag: only the whole is checked.
+/// Settings that conflict within one file may be completed by another file or a flag: only the
+/// whole is checked.
 #[test]
 fn files_complete_each_other() {
     let narrow = ("narrow.toml", "feature_type = 'f16'");
@@ -153,14 +154,13 @@ fn files_complete_each_other() {
 fn the_list_of_keys_is_the_list_of_what_can_be_assigned() {
     for key in keys::KEYS {
         let (mut train, mut run) = (TrainSettings::default(), RunSettings::default());
-        // Either it fits or its kind is wrong, but it is known.
+        // The key is known: it is set, or its value is of the wrong kind.
         let outcome = keys::assign(&mut train, &mut run, key, &Value::Integer(1));
         assert_ne!(outcome, Ok(false), "{key}");
     }
 }
 
-/// The three files that make up MMRec's settings of its runs, as far as they are alike in all of its
-/// versions.
+/// The three files of MMRec's settings for its runs, as far as all of its versions agree.
 const OVERALL: &str = r#"
 gpu_id: 0
 use_gpu: True
@@ -264,7 +264,7 @@ fn mmrec_files_are_read_as_they_are() {
     assert!(baby.contains("USER_ID_FIELD, ITEM_ID_FIELD"), "{baby}");
     assert!(bm3.ends_with("here: use_neg_sampling, hyper_parameters"), "{bm3}");
     assert!(data_path.contains("names no data set"), "{data_path}");
-    // Which `--data` does.
+    // `--data` names one.
     let run = RunSettings { data: Some("d".into()), ..none };
     let config = ConfigFile::read_under(&paths, &given, &run).unwrap();
     assert_eq!((config.notices.len(), config.run.data), (3, Some("d".into())));
@@ -285,7 +285,7 @@ fn lists_are_a_grid_unless_something_gives_one_value() {
         (layers, axes),
         (None, ["layers=1,2", "dropout=0.3,0.5", "reg-weight=0.1,0.01"].map(String::from).to_vec())
     );
-    // A flag, and a later file, which may have a list where an earlier one has a value.
+    // A flag, and a later file, which may replace a value by a list.
     let later = directory.path().join("later.yaml");
     let text = "dropout: 0.1\nembedding-size: [16, 64]\nseed: [1, 2]\n\
                 learning_rate_scheduler: [[1.0, 50], [0.96, 50]]\n";
@@ -310,7 +310,7 @@ fn lists_are_a_grid_unless_something_gives_one_value() {
     ), "{open}");
 }
 
-/// Only where the files that MMRec would read are the ones read here, results are MMRec's.
+/// Results are MMRec's only if the files that it would read are the ones read here.
 #[test]
 fn mmrec_files_of_data_are_those_that_are_read() {
     let other = "text_feature_file: clip_text.npy\nvision_feature_file: image_feat.npy";
@@ -335,7 +335,7 @@ fn mmrec_files_of_data_are_those_that_are_read() {
         std::fs::write(&path, text).unwrap();
         ConfigFile::read_under(&[&path], &TrainSettings::default(), &run).map(drop)
     };
-    // What is wrong with the folder is told when it is opened.
+    // Problems of the folder are reported when it is opened.
     under("inter_file_name: other.inter").unwrap();
     std::fs::write(directory.path().join("baby.inter"), "").unwrap();
     under("inter_file_name: baby.inter").unwrap();

@@ -9,28 +9,28 @@ use crate::{Error, Result};
 const GRID: &str = "--grid";
 const SEEDS: &str = "--seeds";
 
-/// The most seeds that a number of them may ask for; a list may be longer.
+/// The most seeds that `--seeds N` may ask for; a list may be longer.
 const MOST_SEEDS: u64 = 10_000;
 
-/// The most values that a settings file may list of a setting.
+/// The most values that a settings file may list for one setting.
 const MOST_VALUES: usize = 1000;
 
-/// A training setting, and the values that it takes in turn.
+/// A training setting and the values that it takes in turn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Axis {
     /// The setting, as in a settings file: `reg_weight`.
     pub key: String,
-    /// Its values, as `config.toml` has them; each once, one at least.
+    /// Its values, as in `config.toml`: at least one, without repeats.
     pub values: Vec<serde_json::Value>,
 }
 
 impl Axis {
-    /// Reads `KEY=VALUE,VALUE`, the key being a flag's name without its dashes.
+    /// Reads `KEY=VALUE,VALUE`, where KEY is a flag's name without its dashes.
     ///
     /// # Errors
-    /// [`Error::Setting`] for `--grid`: not of this form, a key that is no training setting (and
-    /// which one may have been meant), a value of the wrong kind, or one that is there twice.
+    /// [`Error::Setting`] for `--grid`: not of this form, a key that is not a training setting
+    /// (with the closest one that is), a value of the wrong kind, or a repeated value.
     pub fn parse(text: &str) -> Result<Self> {
         let refuse = |problem: String| Err(Error::setting(GRID, problem));
         let Some((written, values)) = text.split_once('=') else {
@@ -57,8 +57,8 @@ impl Axis {
         Ok(axis)
     }
 
-    /// That of a list in a settings file; `None` for a key that is no training setting, or one that is
-    /// given by a list itself.
+    /// The axis of a list in a settings file; `None` for a key that is not a training setting, and
+    /// for `top_k`, whose value is a list in any case.
     pub(super) fn of_list(key: &str, values: &[Value]) -> Option<Result<Self, String>> {
         if key == "top_k" || !(key == "seed" || known_keys().iter().any(|known| known == key)) {
             return None;
@@ -74,7 +74,7 @@ impl Axis {
         Some(pushed.map(|()| axis))
     }
 
-    /// One value more, that is written so.
+    /// Adds a value, which messages show as `written`.
     fn push(&mut self, value: &Value, written: &str) -> Result<(), String> {
         let value = self.typed(value)?;
         if self.values.contains(&value) {
@@ -84,7 +84,7 @@ impl Axis {
         Ok(())
     }
 
-    /// How `sweep` is told of it.
+    /// The flags that give `sweep` this axis.
     pub(super) fn as_flags(&self) -> String {
         match self.key.as_str() {
             "seed" => format!("{SEEDS} {}", self.listed()),
@@ -92,11 +92,11 @@ impl Axis {
         }
     }
 
-    /// Reads several, of different settings.
+    /// Reads several axes of different settings.
     ///
     /// # Errors
-    /// Those of [`Axis::parse`], and [`Error::Setting`] for a setting that is there twice, or that
-    /// `fixed` gives one value.
+    /// The errors of [`Axis::parse`], and [`Error::Setting`] for a repeated setting, or one to
+    /// which `fixed` gives a single value.
     pub fn parse_all(texts: &[String], fixed: &TrainSettings) -> Result<Vec<Self>> {
         let mut axes: Vec<Self> = Vec::new();
         for text in texts {
@@ -119,7 +119,7 @@ impl Axis {
         Ok(axes)
     }
 
-    /// The setting, as its flag is called without dashes: `reg-weight`.
+    /// The name of the setting's flag without dashes: `reg-weight`.
     pub fn flag(&self) -> String {
         self.key.replace('_', "-")
     }
@@ -129,19 +129,19 @@ impl Axis {
         self.values.iter().map(word).collect::<Vec<_>>().join(",")
     }
 
-    /// Gives the setting the value of number `index`.
+    /// Gives the setting its value number `index`.
     ///
     /// # Errors
-    /// [`Error::Setting`] when the value is not one of this setting, as in a file that was changed.
+    /// [`Error::Setting`] if the value is not valid for this setting, as in a file that was edited.
     pub fn apply(&self, index: usize, config: &mut TrainConfig) -> Result<()> {
         self.value(index)?.apply(config);
         Ok(())
     }
 
-    /// The setting alone, with its value of number `index`.
+    /// This setting alone, set to its value number `index`.
     ///
     /// # Errors
-    /// As [`Axis::apply`].
+    /// The errors of [`Axis::apply`].
     pub fn value(&self, index: usize) -> Result<TrainSettings> {
         let value = self.values.get(index).cloned().unwrap_or_default();
         let read = serde_json::from_value::<Value>(value).map_err(|error| error.to_string());
@@ -151,31 +151,31 @@ impl Axis {
 
     /// Whether `settings` give this setting a value.
     pub(super) fn is_given_by(&self, settings: &TrainSettings) -> Result<bool> {
-        // What is given already is not changed by what another one gives.
+        // `or` changes nothing if the setting is already given.
         Ok(settings.clone().or(self.value(0)?) == *settings)
     }
 
-    /// This setting alone.
+    /// This setting alone, set to `value`.
     fn settings(&self, value: &Value) -> Result<TrainSettings, String> {
         let mut train = TrainSettings::default();
         let is_key = keys::assign(&mut train, &mut RunSettings::default(), &self.key, value)?;
         if is_key { Ok(train) } else { Err(format!("`{}` is not a setting", self.key)) }
     }
 
-    /// A value as `config.toml` would have it.
+    /// A value in the form of `config.toml`.
     fn typed(&self, value: &Value) -> Result<serde_json::Value, String> {
         let mut config = TrainConfig::default();
         self.settings(value)?.apply(&mut config);
         let fields = serde_json::to_value(&config).map_err(|error| error.to_string())?;
         match &fields[&self.key] {
-            // What JSON has no number for.
+            // JSON has no NaN or infinity.
             serde_json::Value::Null => Err(format!("{value} found, a finite number expected")),
             field => Ok(field.clone()),
         }
     }
 }
 
-/// A value in one word, as a part of a run's name.
+/// A value as one word, for a run's name.
 pub fn word(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
@@ -184,10 +184,10 @@ pub fn word(value: &serde_json::Value) -> String {
     }
 }
 
-/// The seeds that `--seeds` means: `first` and those after it, as many as it says; or its list.
+/// The seeds of `--seeds`: a number N stands for N seeds from `first` on, a list for itself.
 ///
 /// # Errors
-/// [`Error::Setting`] for `--seeds`: no number, none at all, or one that is there twice.
+/// [`Error::Setting`] for `--seeds`: not a number, a number out of range, or a repeated seed.
 pub fn seeds(text: &str, first: u64) -> Result<Vec<u64>> {
     let refuse = |problem: String| Err(Error::setting(SEEDS, problem));
     let read = |word: &str| word.trim().parse::<u64>();
@@ -209,7 +209,7 @@ pub fn seeds(text: &str, first: u64) -> Result<Vec<u64>> {
     }
 }
 
-/// A word as a settings file would understand it.
+/// A word as a settings file would read it.
 fn scalar(word: &str) -> Value {
     match word {
         "true" => return Value::Bool(true),
@@ -222,7 +222,7 @@ fn scalar(word: &str) -> Value {
     word.parse().map_or_else(|_| Value::Text(word.to_owned()), Value::Float)
 }
 
-/// Every training setting but the seed.
+/// Every training setting except the seed.
 fn known_keys() -> Vec<String> {
     let fields = serde_json::to_value(TrainConfig::default()).unwrap_or_default();
     let fields = fields.as_object().cloned().unwrap_or_default();

@@ -1,11 +1,11 @@
-//! The keys a settings file may have: this program's own.
+//! The keys of a settings file that are this program's own.
 
 use clap::ValueEnum;
 
 use super::value::{Problem, Value};
 use super::{FeatureSource, ModalityChoice, RunSettings, SplitRatio, TrainSettings};
 
-/// Every own key, in snake case.
+/// All of our own keys, in snake case.
 pub(super) const KEYS: &[&str] = &[
     "embedding_size",
     "layers",
@@ -37,7 +37,7 @@ pub(super) const KEYS: &[&str] = &[
     "init",
 ];
 
-/// Sets the own key `key`; false where it is none.
+/// Sets our own key `key`; returns false if there is no such key.
 pub(super) fn assign(
     train: &mut TrainSettings,
     run: &mut RunSettings,
@@ -86,7 +86,7 @@ pub(super) fn assign(
     Ok(true)
 }
 
-/// One of a few words, the same ones as the flag of that name takes.
+/// One of a few words, the same as for the flag of that name.
 fn choice<T: ValueEnum>(value: &Value) -> Result<T, Problem> {
     let text = value.text()?;
     T::from_str(text, false).map_err(|_| {

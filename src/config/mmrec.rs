@@ -1,8 +1,7 @@
-//! The keys of MMRec's settings files, so that those files can be given as they are.
+//! The keys of MMRec's settings files, so that those files can be used unchanged.
 //!
-//! Keys that mean the same under another name are translated, keys without a meaning here are
-//! passed over with a notice, and values that would change results if they were honoured, which
-//! this engine does not do, are errors.
+//! Keys that only have another name are translated, keys without a meaning here are skipped with a
+//! notice, and values that would change results but that this engine does not support are errors.
 
 use std::path::PathBuf;
 
@@ -17,10 +16,10 @@ pub(super) const RENAMED: &[(&str, &str)] = &[
     ("topk", "top_k"),
 ];
 
-/// MMRec's key of γ, which is a list.
+/// MMRec's key for γ, whose value is a list.
 pub(super) const DECAY: &str = "learning_rate_scheduler";
 
-/// Keys that are translated by [`MmrecKeys::assign`].
+/// Keys translated by [`MmrecKeys::assign`].
 pub(super) const TRANSLATED: &[&str] =
     &[DECAY, "feat_embed_dim", "data_path", "dataset", "use_gpu", "gpu_id"];
 
@@ -51,7 +50,7 @@ const IGNORED: &[&str] = &[
     "vocab_size",
 ];
 
-/// A value that alone is computed here, and what to say of any other.
+/// A key of which only one value is supported, and the message for any other.
 struct Fixed {
     key: &'static str,
     holds: fn(&Value) -> bool,
@@ -142,20 +141,21 @@ const FIXED: &[Fixed] = &[
     },
 ];
 
-/// Whether these are the names of a column, the last one what `overall.yaml` has in its place until
-/// the data set's own file says the name.
+/// Whether the value is one of a column's names. The last of them is the placeholder in
+/// `overall.yaml`, which stays until the data set's own file gives the name.
 fn is_column(value: &Value, names: [&str; 3]) -> bool {
     value.text().is_ok_and(|name| names.contains(&name))
 }
 
-/// What became of a key.
+/// The effect of a key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It set something.
+    /// It set a value.
     Assigned,
     /// It names the `.inter` file, which must be the one that is read.
     Interactions(String),
-    /// It names the features of a modality: a problem where they are used and are not the folder's.
+    /// It names the features of a modality. They are a problem if they are not the folder's, and
+    /// only if the modality is used.
     Features { modality: &'static str, problem: Option<Problem> },
     /// It is MMRec's and means nothing here.
     Ignored,
@@ -163,7 +163,7 @@ pub(super) enum Outcome {
     Unknown,
 }
 
-/// MMRec's keys that only mean something together with others, of any of the files.
+/// MMRec's keys that only have a meaning together, gathered from all files.
 #[derive(Debug, Default)]
 pub(super) struct MmrecKeys {
     data_path: Option<PathBuf>,
@@ -174,7 +174,7 @@ pub(super) struct MmrecKeys {
 }
 
 impl MmrecKeys {
-    /// Takes a key, in lower case, that is neither an own nor a renamed one.
+    /// Takes a key in lower case that is neither our own nor a renamed one.
     pub fn assign(
         &mut self,
         train: &mut TrainSettings,
@@ -205,10 +205,10 @@ impl MmrecKeys {
         Ok(Outcome::Assigned)
     }
 
-    /// Completes `run` with what several keys say together. Own keys, and flags, win.
+    /// Completes `run` from keys that only work together. Our own keys and flags win.
     ///
     /// # Errors
-    /// The key and what is wrong with it.
+    /// The key and its problem.
     pub fn finish(
         self,
         train: &TrainSettings,
@@ -240,7 +240,7 @@ impl MmrecKeys {
         if run.device.is_none() {
             run.device = match (self.use_gpu, self.gpu_id) {
                 (Some(false), _) => Some(DeviceChoice::Cpu),
-                // MMRec's own file has 0, and computes on the CPU where there is no GPU.
+                // MMRec's own file has 0 and computes on the CPU if there is no GPU.
                 (_, Some(0)) | (Some(true), None) => Some(DeviceChoice::Auto),
                 (_, Some(number)) => Some(DeviceChoice::Gpu(number)),
                 (None, None) => None,
@@ -250,7 +250,7 @@ impl MmrecKeys {
     }
 }
 
-/// What becomes of the name of a modality's feature file.
+/// The effect of naming a modality's feature file.
 fn feature_file(modality: &'static str, value: &Value) -> Result<Outcome, Problem> {
     let read = format!("{modality}_feat.npy");
     let problem = (value.text()? != read).then(|| {
@@ -262,7 +262,7 @@ fn feature_file(modality: &'static str, value: &Value) -> Result<Outcome, Proble
     Ok(Outcome::Features { modality, problem })
 }
 
-/// The γ of several schedules, over which MMRec would sweep.
+/// The γ of each of several schedules, over which MMRec would sweep.
 pub(super) fn decays(value: &Value) -> Option<Result<Vec<Value>, Problem>> {
     match value.list() {
         schedules @ [Value::List(_), _, ..] => {

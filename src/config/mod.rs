@@ -1,9 +1,9 @@
 //! Every setting of a training run.
 //!
-//! [`TrainConfig`] decides the bits of a trained model; [`RunConfig`] adds where the data is and
-//! where to compute, and is what a run keeps as `config.toml`. Both are filled from
-//! [`TrainSettings`] and [`RunSettings`], in which everything is optional: one of each is read from
-//! a file ([`ConfigFile`]), one from the command line, and the latter wins.
+//! [`TrainConfig`] decides the bits of a trained model. [`RunConfig`] adds where the data is and
+//! where to compute; a run keeps it as `config.toml`. Both are filled from [`TrainSettings`] and
+//! [`RunSettings`], whose fields are all optional: one of each is read from a file
+//! ([`ConfigFile`]), one from the command line, and the latter wins.
 
 mod builder;
 mod choices;
@@ -34,7 +34,8 @@ use crate::{Error, Result};
 
 /// The largest list length K.
 pub const MAX_TOP_K: usize = 1024;
-/// The largest integer a TOML file can hold, and so the largest that can be repeated from one.
+/// The largest integer that a TOML file can hold, and so the largest that a run can be repeated
+/// with.
 const MAX_INTEGER: u64 = i64::MAX as u64;
 
 /// How embeddings travel along the interaction graph (SPEC §2, equation (2)).
@@ -53,28 +54,29 @@ pub enum Propagation {
 pub enum Order {
     /// A fresh permutation each epoch, keyed by seed and epoch.
     Random,
-    /// The lines of the `.inter` file as they stand, every epoch the same.
+    /// The order of the `.inter` file, the same in every epoch.
     File,
 }
 
-/// Where the frozen features of a run lie, beside their files. It decides no result.
+/// Where the frozen features of a run lie, besides their files. Results do not depend on it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum FeatureStorage {
-    /// On the GPU where there is room, else streamed.
+    /// On the GPU if there is room, else streamed.
     #[default]
     Auto,
     /// On the GPU, all of them.
     Resident,
-    /// In their files: each step's rows travel to the GPU, and only those used most stay there.
+    /// In their files: each step's rows are copied to the GPU, and only the most used ones stay
+    /// there.
     Stream,
 }
 
 impl FeatureStorage {
-    /// Whether features of this training can lie there.
+    /// Checks that the features of this training can be stored this way.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming `--feature-storage`.
+    /// [`Error::Setting`] for `--feature-storage`.
     pub fn validate(self, config: &TrainConfig) -> Result<()> {
         if self == Self::Stream && !config.freeze_features {
             return Err(Error::setting(
@@ -87,11 +89,11 @@ impl FeatureStorage {
     }
 }
 
-/// The type in which frozen features lie on a GPU. Numbers that lose digits in it change results.
+/// The type of frozen features on a GPU. A type that rounds them changes results.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum FeatureTypeChoice {
-    /// f16 or bf16 where the file has it, else f32.
+    /// f16 or bf16 if the file has it, else f32.
     #[default]
     Auto,
     /// Single precision, whatever the file has.
@@ -123,9 +125,9 @@ pub struct TrainConfig {
     pub layers: usize,
     /// How a layer propagates.
     pub propagation: Propagation,
-    /// Adds a self-loop to every node of the graph, as the paper's text writes.
+    /// Adds a self-loop to every node of the graph, as in the paper's text.
     pub self_loops: bool,
-    /// Probability with which an element of a bootstrap target is dropped: 0 ≤ p < 1.
+    /// Probability that an element of a bootstrap target is dropped: 0 ≤ p < 1.
     pub dropout: f64,
     /// λ_reg, the weight of the Frobenius norms in the loss.
     pub reg_weight: f64,
@@ -133,8 +135,8 @@ pub struct TrainConfig {
     pub cl_weight: f64,
     /// Keeps raw features as inputs instead of training them.
     pub freeze_features: bool,
-    /// The type in which frozen features lie on a GPU. On the CPU they are read from their files,
-    /// and trained features are f32: both take `auto` and `f32` alone.
+    /// The type of frozen features on a GPU. The CPU reads them from their files, and trained
+    /// features are f32, so both allow only `auto` and `f32`.
     pub feature_type: FeatureTypeChoice,
     /// Adam's learning rate in the first epoch.
     pub learning_rate: f64,
@@ -148,7 +150,7 @@ pub struct TrainConfig {
     pub patience: u64,
     /// The list lengths K at which metrics are reported, ascending; 20 is always measured.
     pub top_k: Vec<usize>,
-    /// Keys every random draw of the run.
+    /// The seed of every random draw of the run.
     pub seed: u64,
     /// The order of the training pairs.
     pub order: Order,
@@ -179,7 +181,7 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// Checks every setting's range, and that the settings go together.
+    /// Checks the range of every setting, and that the settings are compatible.
     ///
     /// # Errors
     /// [`Error::Setting`] with the flag's name, the value found and what is expected.
@@ -194,7 +196,7 @@ impl TrainConfig {
         )
     }
 
-    /// Checks each setting for itself: what one of several files says may be completed by another.
+    /// Checks each setting on its own, since one of several files may be completed by another.
     pub(super) fn validate_ranges(&self) -> Result<()> {
         let d = self.embedding_size;
         expect(
@@ -256,15 +258,15 @@ impl TrainConfig {
 /// Checks list lengths as [`check_lengths`] does.
 ///
 /// # Errors
-/// [`Error::Setting`] naming `--top-k`.
+/// [`Error::Setting`] for `--top-k`.
 pub fn validate_top_k(top_k: &[usize]) -> Result<()> {
     check_lengths(top_k).map_err(|problem| Error::setting("--top-k", problem))
 }
 
-/// Checks list lengths: one at least, each from 1 to [`MAX_TOP_K`], strictly ascending.
+/// Checks list lengths: at least one, each from 1 to [`MAX_TOP_K`], strictly ascending.
 ///
 /// # Errors
-/// What was found and what was expected.
+/// A message with what was found and what was expected.
 pub fn check_lengths(lengths: &[usize]) -> Result<(), String> {
     if lengths.is_empty() {
         return Err("an empty list found, at least one length expected".to_owned());

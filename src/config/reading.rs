@@ -1,4 +1,4 @@
-//! Several settings files as they are read, before it is known which of their settings count.
+//! Several settings files being read, before it is known which of their settings count.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// Our name of γ.
 const DECAY: &str = "learning_rate_decay";
 
-/// What the files so far say, and what is wrong with it only if nothing replaces it.
+/// The settings of the files so far, and problems that count only if nothing replaces them.
 #[derive(Debug, Default)]
 pub(super) struct Reading {
     config: ConfigFile,
@@ -21,18 +21,18 @@ pub(super) struct Reading {
     /// Feature files that MMRec would read and this engine does not: the modality, and the error.
     features: Vec<(&'static str, Error)>,
     interactions: Option<Interactions>,
-    /// The file that was read last.
+    /// The last file read.
     last: PathBuf,
 }
 
-/// A training setting with several values, and the error that this is where one is wanted.
+/// A training setting with several values, and the error in case one is required.
 #[derive(Debug)]
 struct List {
     axis: Axis,
     error: Error,
 }
 
-/// MMRec's `inter_file_name`, and where it stands.
+/// MMRec's `inter_file_name`, and its place.
 #[derive(Debug)]
 struct Interactions {
     name: String,
@@ -71,12 +71,12 @@ impl Reading {
                 return Err(at(&written, &format!("is already given, as `{other}`")));
             }
             seen.push((key.clone(), written.clone()));
-            // As when the key is not there. A few of MMRec's are checked for just that.
+            // Null means not given, except for MMRec's keys, some of which are checked for it.
             if value == Value::Null && keys::KEYS.contains(&key.as_str()) {
                 continue;
             }
             let list = list(&key, &value).map_err(|problem| at(&written, &problem))?;
-            // The later file wins, be it with one value or with several.
+            // The later file wins, whether it has one value or several.
             let name = if key == mmrec::DECAY { DECAY } else { &key };
             self.lists.retain(|earlier| earlier.axis.key != name);
             if let Some(axis) = list {
@@ -118,8 +118,8 @@ impl Reading {
         self.check_ranges(path, &seen, at)
     }
 
-    /// Reports a value that is out of range by the file and line it is written in, while those are
-    /// known; the flags have their own check.
+    /// Reports a value out of range by its file and line while these are known; the flags have
+    /// their own check.
     fn check_ranges(
         &self,
         path: &Path,
@@ -147,7 +147,7 @@ impl Reading {
         })
     }
 
-    /// The settings of one run: `train` and `run`, and the files' where those have none.
+    /// The settings of one run: `train` and `run`, completed from the files.
     pub fn single(mut self, train: &TrainSettings, run: &RunSettings) -> Result<ConfigFile> {
         for List { axis, error } in std::mem::take(&mut self.lists) {
             if !axis.is_given_by(train)? {
@@ -157,7 +157,7 @@ impl Reading {
         self.finish(train, run)
     }
 
-    /// The settings of many runs, and the values that `train` does not decide.
+    /// The settings of many runs, and the axes that `train` leaves open.
     pub fn sweep(
         mut self,
         train: &TrainSettings,
@@ -194,8 +194,8 @@ impl Reading {
 }
 
 impl Interactions {
-    /// Refuses another name than that of the file which is read of the folder. What else is wrong
-    /// with the folder is told when it is opened.
+    /// Refuses a name other than that of the file that is read from the folder. Other problems of
+    /// the folder are reported when it is opened.
     fn check(&self, data: &Path) -> Result<()> {
         let Ok((read, _)) = data::interactions_file(data) else { return Ok(()) };
         let read = read.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
@@ -213,7 +213,7 @@ impl Interactions {
     }
 }
 
-/// Several values of a training setting, in which it differs from run to run.
+/// The axis of a training setting that has several values.
 fn list(key: &str, value: &Value) -> Result<Option<Axis>, String> {
     if key == mmrec::DECAY {
         let decays = mmrec::decays(value).transpose()?;

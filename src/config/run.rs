@@ -1,4 +1,4 @@
-//! The settings of a whole run, as it keeps them.
+//! The settings of a whole run, as kept in its directory.
 
 use std::path::{Path, PathBuf};
 
@@ -15,21 +15,21 @@ use crate::data::{self, DatasetOptions};
 use crate::run::CONFIG;
 use crate::{Error, Result, files};
 
-/// Everything that has to be known to repeat a run; kept in its directory as `config.toml`.
+/// Everything needed to repeat a run; kept in its directory as `config.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunConfig {
     /// The data folder, an absolute path.
     pub data: PathBuf,
-    /// Which modalities are used.
+    /// Which modalities to use.
     pub modalities: ModalityChoice,
-    /// How each user's interactions are split, instead of by the file's `x_label`.
+    /// How to split each user's interactions, instead of by the file's `x_label`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub split: Option<SplitRatio>,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Where frozen features lie on a GPU.
     pub feature_storage: FeatureStorage,
-    /// The most of a GPU's memory that is taken; `None` for what is free.
+    /// Limit on the GPU memory to take; `None` for what is free.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_memory: Option<ByteSize>,
     /// CPU threads; `None` for one per core.
@@ -40,23 +40,23 @@ pub struct RunConfig {
     /// Initial tensors, instead of random ones; an absolute path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// What decides the model.
+    /// The settings that decide the model.
     #[serde(flatten)]
     pub train: TrainConfig,
-    /// Feature files beside the folder's; absolute paths. Last, because it is a table.
+    /// Feature files besides the folder's; absolute paths. Last, because it is a table.
     #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_table")]
     pub features: Vec<FeatureSource>,
 }
 
 impl RunConfig {
-    /// Seconds between checkpoints unless given.
+    /// The default time between checkpoints, in seconds.
     pub const DEFAULT_CHECKPOINT_SECONDS: u64 = 30;
 
     /// Completes given settings with the defaults and makes paths absolute.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming the flag when `data` is not given, a feature's name is there
-    /// twice, or a value is out of range.
+    /// [`Error::Setting`] for the flag if `data` is not given, a feature's name is repeated, or a
+    /// value is out of range.
     pub fn new(train: &TrainSettings, run: &RunSettings) -> Result<Self> {
         let Some(data) = &run.data else {
             return Err(Error::setting(
@@ -94,7 +94,7 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// Checks every setting's range, and that the settings go together.
+    /// Checks the range of every setting, and that the settings are compatible.
     ///
     /// # Errors
     /// [`Error::Setting`] with the flag's name, the value found and what is expected.
@@ -103,7 +103,7 @@ impl RunConfig {
         self.feature_storage.validate(&self.train)
     }
 
-    /// What of the data folder is read, and how; a split is keyed by the run's seed.
+    /// What to read from the data folder, and how; the run's seed determines a split.
     pub fn dataset_options(&self) -> DatasetOptions {
         let features = self.features.iter();
         let split = |shares: SplitRatio| data::SplitRatio {
@@ -119,19 +119,20 @@ impl RunConfig {
         }
     }
 
-    /// Reads what [`RunConfig::write`] wrote.
+    /// Reads a file written by [`RunConfig::write`].
     ///
     /// # Errors
-    /// As [`ConfigFile::read`], and [`Error::RunFile`] when it does not name the data.
+    /// The errors of [`ConfigFile::read`], and [`Error::RunFile`] if the file does not name the
+    /// data.
     pub fn read(path: &Path) -> Result<Self> {
         let ConfigFile { train, run, .. } = ConfigFile::read(path)?;
         Self::new(&train, &run).map_err(|error| Error::run_file(path, error.to_string()))
     }
 
-    /// Reads the fields of a JSON object that was made of one, from a file of this name.
+    /// Reads a serialised [`RunConfig`] from a JSON object in the file `path`.
     ///
     /// # Errors
-    /// [`Error::RunFile`] naming the field that is none, or whose value cannot be used.
+    /// [`Error::RunFile`] with the field that is not a setting, or whose value cannot be used.
     pub(crate) fn from_json(path: &Path, fields: &serde_json::Value) -> Result<Self> {
         let at = |key: &str, problem: &str| Error::run_file(path, format!("{key}: {problem}"));
         let (mut train, mut run) = (TrainSettings::default(), RunSettings::default());
@@ -145,7 +146,7 @@ impl RunConfig {
         Self::new(&train, &run).map_err(|error| Error::run_file(path, error.to_string()))
     }
 
-    /// Writes the file, atomically.
+    /// Writes the file atomically.
     ///
     /// # Errors
     /// [`Error::Setting`] for a path that is not Unicode, which TOML cannot hold, and

@@ -1,6 +1,6 @@
 //! Settings that may be given: the flags of `train`, and the keys of a settings file.
 //!
-//! One definition serves both: the comments on the fields are the help of the flags.
+//! One definition serves both: the comments on the fields are the flags' help.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::{
     Order, Propagation, SplitRatio, TrainConfig,
 };
 
-/// Those settings of a [`TrainConfig`] that were given.
+/// The settings of a [`TrainConfig`] that were given.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args)]
 pub struct TrainSettings {
     /// Width d of every embedding: a multiple of 4 from 4 to 512 [default: 64]
@@ -21,7 +21,7 @@ pub struct TrainSettings {
     /// How a layer propagates [default: light]
     #[arg(long, value_name = "FORM", value_enum, help_heading = "Model")]
     pub propagation: Option<Propagation>,
-    /// Add a self-loop to every node of the graph, as the paper's text writes [default: false]
+    /// Add a self-loop to every node of the graph, as in the paper's text [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", help_heading = "Model")]
     pub self_loops: Option<bool>,
@@ -30,8 +30,7 @@ pub struct TrainSettings {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", help_heading = "Model")]
     pub freeze_features: Option<bool>,
-    /// Type in which frozen features lie on a GPU; on the CPU they stay in their files
-    /// [default: auto]
+    /// Type of frozen features on a GPU; on the CPU they stay in their files [default: auto]
     #[arg(long, value_name = "TYPE", value_enum, help_heading = "Model")]
     pub feature_type: Option<FeatureTypeChoice>,
     /// Probability that an element of a bootstrap target is dropped: 0 ≤ P < 1 [default: 0.5]
@@ -68,7 +67,7 @@ pub struct TrainSettings {
         help_heading = "Training"
     )]
     pub top_k: Option<Vec<usize>>,
-    /// Key of every random draw: the same seed gives the same model [default: 999]
+    /// Seed of every random draw: the same seed gives the same model [default: 999]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training")]
     pub seed: Option<u64>,
     /// Order in which an epoch visits the training pairs [default: random]
@@ -77,7 +76,7 @@ pub struct TrainSettings {
 }
 
 impl TrainSettings {
-    /// Puts the given settings into `config`; list lengths are sorted and freed of repeats.
+    /// Applies the given settings to `config`; list lengths are sorted and deduplicated.
     pub fn apply(&self, config: &mut TrainConfig) {
         fn set<T: Clone>(field: &mut T, given: &Option<T>) {
             if let Some(value) = given {
@@ -103,7 +102,7 @@ impl TrainSettings {
         set(&mut config.order, &self.order);
     }
 
-    /// These settings, and `other`'s where these are not given.
+    /// These settings, completed by those of `other`.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self {
@@ -128,23 +127,23 @@ impl TrainSettings {
     }
 }
 
-/// List lengths in the order in which they are measured and reported, each once.
+/// Sorts list lengths, so that they are measured and reported in ascending order, each once.
 pub fn ascending(mut top_k: Vec<usize>) -> Vec<usize> {
     top_k.sort_unstable();
     top_k.dedup();
     top_k
 }
 
-/// Those settings of a run beside its [`TrainConfig`] that were given.
+/// The settings of a run, other than its [`TrainConfig`], that were given.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args)]
 pub struct RunSettings {
     /// Folder with NAME.inter and one NAME_feat.npy per modality
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub data: Option<PathBuf>,
-    /// A modality's features, instead of or beside the folder's *_feat.npy (may be repeated): a
+    /// A modality's features, replacing or adding to the folder's *_feat.npy (may be repeated): a
     /// .npy file, a two-dimensional tensor of a .safetensors file (FILE.safetensors:TENSOR), or
-    /// several, whose rows follow each other: FILE,FILE or a pattern as in 'image=part-*.npy',
-    /// sorted by the numbers in the names
+    /// several of these, whose rows are concatenated: FILE,FILE or a pattern as in
+    /// 'image=part-*.npy', sorted by the numbers in the names
     #[arg(long = "feature", value_name = "NAME=FILE[,FILE…]", help_heading = "Data")]
     pub features: Vec<FeatureSource>,
     /// Use only these modalities: a list as in image,text, or `none` [default: all there are]
@@ -154,35 +153,35 @@ pub struct RunSettings {
     #[arg(long, value_name = "SHARES", allow_hyphen_values = true, help_heading = "Data")]
     pub split: Option<SplitRatio>,
 
-    /// Where to compute: `cpu`, a GPU's number (`0` or `cuda:0`), or `auto`: GPU 0 if it can be used, else the CPU
-    /// [default: auto]
+    /// Where to compute: `cpu`, a GPU's number (`0` or `cuda:0`), or `auto`: GPU 0 if it can be
+    /// used, else the CPU [default: auto]
     #[arg(long, value_name = "DEVICE", allow_hyphen_values = true, help_heading = "Run")]
     pub device: Option<DeviceChoice>,
     /// Where frozen features lie on a GPU; results do not depend on it [default: auto]
     #[arg(long, value_name = "STORAGE", value_enum, help_heading = "Run")]
     pub feature_storage: Option<FeatureStorage>,
-    /// Most of a GPU's memory to take, as in 8GB or 900MB; results do not depend on it
+    /// Limit on the GPU memory to take, as in 8GB or 900MB; results do not depend on it
     /// [default: what is free]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, help_heading = "Run")]
     pub device_memory: Option<ByteSize>,
     /// CPU threads; results do not depend on it [default: one per core]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Run")]
     pub threads: Option<usize>,
-    /// Directory of the run; one that has a run already is refused [default: runs/DATASET-UTCTIME]
+    /// Directory of the run; refused if it already has a run [default: runs/DATASET-UTCTIME]
     #[arg(long, value_name = "RUNDIR", help_heading = "Run")]
     pub out: Option<PathBuf>,
     /// Start from the tensors of this safetensors file instead of random ones
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub init: Option<PathBuf>,
-    /// Save a checkpoint when this much time has passed since the last one, and 20 times what that took,
-    /// within an epoch too; 0: after each epoch [default: 30]
+    /// Save a checkpoint, also within an epoch, once this much time has passed since the last one
+    /// and 20 times as long as that one took; 0: after each epoch [default: 30]
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "Run")]
     pub checkpoint_seconds: Option<u64>,
 }
 
 impl RunSettings {
-    /// These settings, and `other`'s where these are not given. Features of both are taken; where
-    /// both name a modality, it is these settings' file.
+    /// These settings, completed by those of `other`. Features of both are combined; if both name a
+    /// modality, these settings' files are used.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         let mut features = self.features;

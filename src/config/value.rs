@@ -16,7 +16,7 @@ pub(super) enum Value {
     Table(Vec<(String, Value)>),
 }
 
-/// What is wrong with a value: what was found, what was expected.
+/// The problem of a value: what was found, what was expected.
 pub(super) type Problem = String;
 
 impl Value {

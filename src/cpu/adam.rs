@@ -3,9 +3,9 @@
 //! m ← β₁ m + (1 − β₁) g; v ← β₂ v + (1 − β₂) g²; p ← p − step_size · m / (√v · root_factor + ε).
 //! Bytes: p, m, v read and written and g read, once each. Each element belongs to one task.
 //!
-//! A row of trained features whose gradient was zero for some steps is replayed by the very
-//! function a dense sweep would have called at each of them, with g = 0, so the bits are the same;
-//! the row is read and written once for all of them.
+//! A row of trained features whose gradient was zero for some steps is replayed by the function
+//! that a dense sweep would have called at each of them, with g = 0. The bits are therefore the
+//! same, yet the row is read and written only once.
 
 use rayon::prelude::*;
 
@@ -18,7 +18,7 @@ use crate::real::Real;
 /// Elements that one task of the dense update handles.
 const ELEMENTS_PER_TASK: usize = 1 << 14;
 
-/// Feature rows whose gradients one task keeps at a time: 256 KiB at 4,096 columns in f32.
+/// Feature rows whose gradients one task holds at a time: 256 KiB at 4,096 columns in f32.
 const ROWS_PER_TASK: usize = 16;
 
 /// Elements that a replay keeps in registers.
@@ -51,7 +51,7 @@ impl<T: Real> Constants<T> {
     }
 }
 
-/// One element's step.
+/// One step of one element.
 #[inline(always)]
 fn update<T: Real, const FUSED: bool>(
     constants: &Constants<T>,
@@ -68,9 +68,9 @@ fn update<T: Real, const FUSED: bool>(
     *parameter -= constants.step_size * *first / root;
 }
 
-/// One step of all elements; the first one that is not finite afterwards.
+/// One step of all elements; returns the first element that is not finite afterwards.
 ///
-/// A gradient that is not finite, or whose square is not, shows in v; all else that can go wrong in p.
+/// A gradient that is not finite, or whose square is not, shows in v; every other failure in p.
 pub fn adam<T: Real>(
     step: AdamStep,
     gradients: &[T],
@@ -91,14 +91,14 @@ pub fn adam<T: Real>(
         .min()
 }
 
-/// The first element that is not finite, of some of which one is not.
+/// The first element that is not finite, given that at least one is not.
 fn first_wrong<T: Real>(parameters: &[T], second: &[T]) -> usize {
     let wrong = |(parameter, second): (&T, &T)| !parameter.is_finite() || !second.is_finite();
     parameters.iter().zip(second).position(wrong).unwrap_or_default()
 }
 
 vectorized! {
-    /// One step of some elements; whether all are finite afterwards.
+    /// One step of some elements; returns whether all are finite afterwards.
     fn update_elements<T: Real>(
         step: AdamStep,
         gradients: &[T],
@@ -107,7 +107,7 @@ vectorized! {
         second: &mut [T],
     ) -> bool {
         let constants = Constants::new(step);
-        // Counted, not branched on: the loop stays one of vectors.
+        // Accumulated rather than branched on, so that the loop vectorises.
         let mut wrong = 0u32;
         for (((parameter, first), second), &gradient) in
             parameters.iter_mut().zip(first).zip(second).zip(gradients)
@@ -120,7 +120,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// The steps `steps` with gradient zero, for a row.
+    /// Applies `steps` with a zero gradient to one row.
     fn replay_row<T: Real>(
         steps: &[AdamStep],
         parameters: &mut [T],
@@ -186,7 +186,8 @@ fn rows_of<'a, T: Real>(
         .collect()
 }
 
-/// Brings rows up to step `history.len()`; rows never touched have no motion to replay.
+/// Brings rows up to step `history.len()`. Rows never touched have zero moments, so nothing to
+/// replay.
 pub fn replay<T: Real>(
     history: &[AdamStep],
     items: &[u32],
@@ -204,8 +205,8 @@ pub fn replay<T: Real>(
     });
 }
 
-/// Step `history.len()` of rows that are current up to the one before, with dE = dz W; the position
-/// of the first row of which something is not finite afterwards.
+/// Step `history.len()`, with dE = dz W, of rows that are up to date with the step before; returns
+/// the position of the first row that is not finite afterwards.
 pub fn adam_rows<T: Real>(
     history: &[AdamStep],
     items: &[u32],

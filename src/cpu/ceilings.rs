@@ -1,4 +1,4 @@
-//! What this processor does at most, all threads together: a copy, and fused multiply-adds.
+//! This processor's highest rates, with all threads, of copying and of fused multiply-adds.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -9,24 +9,24 @@ use super::simd::{multiply_add, vectorized};
 use crate::profile::Ceilings;
 use crate::real::Real;
 
-/// Numbers of the arrays that are copied: far more than any cache holds.
+/// Length of the arrays copied, far larger than any cache.
 const NUMBERS: usize = 1 << 26;
-/// Numbers copied by a task at a time.
+/// Numbers that a task copies at a time.
 const PART: usize = 1 << 18;
-/// Numbers that a task multiplies and adds again and again: they stay in registers.
+/// Independent multiply-add chains of a task; they stay in registers.
 const CHAINS: usize = 96;
-/// How often.
+/// Multiply-adds of each chain.
 const ROUNDS: usize = 1 << 18;
-/// The best of as many attempts is the ceiling.
+/// The ceiling is the best of this many attempts.
 const ATTEMPTS: usize = 5;
 
-/// Measures them.
+/// Measures both ceilings.
 pub fn ceilings() -> Ceilings {
     let best = |work: &dyn Fn() -> f64| (0..ATTEMPTS).map(|_| work()).fold(0.0, f64::max);
     let source = vec![1.0f32; NUMBERS];
     let target = std::sync::Mutex::new(vec![0.0f32; NUMBERS]);
     let copy = best(&|| {
-        // Nobody else holds it, and a copy does not panic.
+        // Uncontended, and a copy does not panic.
         let mut target = target.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let begun = Instant::now();
         target.par_chunks_mut(PART).zip(source.par_chunks(PART)).for_each(|(target, source)| {
@@ -48,7 +48,7 @@ pub fn ceilings() -> Ceilings {
 }
 
 vectorized! {
-    /// Each chain multiplied and added to, again and again.
+    /// Multiplies and adds to each chain `rounds` times.
     fn multiply_chains<T: Real>(chains: &mut [T; CHAINS], rounds: usize) {
         let (factor, addend) = (T::from_f64(0.999), T::from_f64(0.001));
         let mut local = *chains;

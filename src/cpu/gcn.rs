@@ -1,4 +1,4 @@
-//! A layer of the paper's form of propagation: LeakyReLU₀.₂(x W) (SPEC §2).
+//! A layer of the paper's propagation: LeakyReLU₀.₂(x W) (SPEC §2).
 
 use rayon::prelude::*;
 
@@ -21,9 +21,9 @@ pub fn layer<T: Real>(x: &[T], weight: &[T], width: usize, y: &mut [T]) {
     });
 }
 
-/// From y and dy: dx `=` dt Wᵀ and dW `=` xᵀ dt, where dt = dy ∘ LeakyReLU' takes the place of dy.
+/// From y and dy: dx `=` dt Wᵀ and dW `=` xᵀ dt, where dt = dy ∘ LeakyReLU' overwrites dy.
 ///
-/// LeakyReLU keeps the sign, so y tells the slope that x W had.
+/// LeakyReLU keeps the sign, so the sign of y gives the slope at x W.
 pub fn layer_backward<T: Real>(
     x: &[T],
     weight: &[T],

@@ -1,13 +1,13 @@
 //! Dropout, cosines, loss terms and their gradients in one operation (SPEC §2 (4), §3, §4).
 //!
-//! With T the unit target rows and â the unit predictor rows, the cosines of one online row with
-//! all targets it is paired with need only their sum S: Σ cos = â·S, and the row's gradient is
+//! With T the unit target rows and â a unit predictor row, the cosines of one online row with all
+//! its paired targets need only their sum S: Σ cos = â·S, and the row's gradient is
 //! −w/|B| · (S − (â·S) â) / ‖a‖. So each target row is dropped and normalised once, each online row
 //! is read once, and no cosine is stored.
 //!
-//! Shapes: x, predicted R × d. Ownership: each row of the output belongs to one task; a row's
-//! targets are added in the order of the pairs, the rows' sums in the order of the rows, in f64.
-//! Bytes: x once, predicted once read and once written, |B| target rows twice from the caches.
+//! Shapes: x, predicted R × d. Ownership: one task writes each output row; a row's targets are
+//! added in the order of the pairs, and rows are summed in order, in f64.
+//! Bytes: x once, predicted read and written once, |B| target rows twice from the caches.
 //! Flops: about 2 d per pair and side, 12 d per row.
 
 use rayon::prelude::*;
@@ -22,10 +22,11 @@ use crate::real::Real;
 /// Rows that one task handles.
 const ROWS_PER_TASK: usize = 64;
 
-/// The bootstrap tensors, as the masks are keyed: H_u, H_i, then one for each modality.
+/// Index of H_i among the bootstrap tensors, in the masks' order: H_u, H_i, then each modality.
 const ITEM_TENSOR: usize = 1;
 
-/// Where a row of the batch comes from: its tensor, and its row there.
+/// Where a row of the batch comes from: its tensor, its position in the batch and its row in the
+/// tensor.
 #[derive(Clone, Copy)]
 struct Origin {
     tensor: usize,
@@ -33,7 +34,7 @@ struct Origin {
     row: u32,
 }
 
-/// The origin of row `row` of R.
+/// The origin of row `row` of the batch's R rows.
 fn origin(batch: &Batch, row: usize) -> Origin {
     let (users, items) = (batch.users.len(), batch.items.len());
     if row < users {
@@ -82,7 +83,7 @@ pub fn bootstrap_loss<T: Real>(
                         ([cosine_sum(predicted, &sum), 0.0], 1.0)
                     }
                     tensor => {
-                        // The same targets for each of the item's pairs: counted, not repeated.
+                        // All of the item's pairs have the same targets: multiply by their number.
                         let count = bounds(&batch.item_offsets).len();
                         let item = target(users + position);
                         let own = target(users + (tensor - ITEM_TENSOR) * items + position);
@@ -112,7 +113,7 @@ pub fn bootstrap_loss<T: Real>(
     }
 }
 
-/// The unit rows of drop(x), a row of zeros where everything was dropped.
+/// The unit rows of drop(x); zero where everything was dropped.
 fn unit_targets<T: Real>(batch: &CpuBatch, dropout: &Dropout, x: &[T], width: usize) -> Vec<T> {
     let CpuBatch { batch, step } = batch;
     let mut targets = x.to_vec();
@@ -141,7 +142,8 @@ fn unit_targets<T: Real>(batch: &CpuBatch, dropout: &Dropout, x: &[T], width: us
 }
 
 vectorized! {
-    /// Drops elements of a row: words of (row, column / 4) of the stream, one for each column.
+    /// Drops elements of a row, taking one word per column from block (row, column / 4) of the
+    /// stream.
     fn drop_row<T: Real>(stream: &Stream, row: u32, threshold: u32, scale: T, target: &mut [T]) {
         for (block, values) in target.as_chunks_mut::<4>().0.iter_mut().enumerate() {
             let words = stream.words(row, block as u32);

@@ -1,8 +1,8 @@
-//! The CPU backend: rayon over rows, vectorised loops, results that do not depend on the number of
-//! threads.
+//! The CPU backend: rayon over rows, vectorised loops, and results that do not depend on the number
+//! of threads.
 //!
-//! It runs in the rayon pool it is called from. Every output element is computed by one task, in
-//! an order that the sizes alone decide.
+//! It runs in the rayon pool it is called from. One task computes each output element, in an order
+//! fixed by the sizes alone.
 
 mod adam;
 mod ceilings;
@@ -44,27 +44,27 @@ use crate::step::fresh_features;
 use crate::watch::{Failure, Watch, keep_first};
 use crate::{Error, Result};
 
-/// The CPU, computing in T.
+/// The CPU, computing in type T.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu<T>(PhantomData<T>);
 
 impl<T> Cpu<T> {
-    /// The CPU.
+    /// Creates the backend.
     pub fn new() -> Self {
         Self(PhantomData)
     }
 }
 
-/// A batch at its step.
+/// A batch and its step.
 #[derive(Debug, Clone)]
 pub struct CpuBatch {
     batch: Batch,
-    /// From 1.
+    /// Counted from 1.
     step: u32,
 }
 
 impl CpuBatch {
-    /// Adam's constants at its step.
+    /// Adam's constants at this batch's step.
     fn constants(&self, schedule: &[AdamStep]) -> AdamStep {
         schedule[self.step as usize - 1]
     }
@@ -76,7 +76,7 @@ impl BatchRooms for CpuBatch {
     }
 }
 
-/// The training pairs, and the order of the epoch at hand.
+/// The training pairs, and their order in the current epoch.
 #[derive(Debug)]
 pub struct CpuBatches {
     pairs: Pairs,
@@ -94,11 +94,11 @@ impl CpuBatches {
     }
 }
 
-/// Sums of loss terms, and what was not finite.
+/// Sums of loss terms, and the watch for numbers that are not finite.
 #[derive(Debug, Clone)]
 pub struct CpuLosses {
     sums: Vec<f64>,
-    /// What the last batch's pass found, not added yet.
+    /// Terms of the last batch, not yet added to `sums`.
     found: Vec<f64>,
     watch: Watch,
 }
@@ -111,7 +111,7 @@ fn write<T>(view: ViewMut<'_, Vec<T>>) -> &mut [T] {
     &mut view.buffer[view.range]
 }
 
-/// A split, whose users' lists there are, and how long they are to be looked at.
+/// A split, the users whose lists are to be measured, and the list lengths.
 #[derive(Debug)]
 pub struct CpuWanted {
     split: Split,
@@ -142,7 +142,7 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(())
     }
 
-    /// An operation is done, by all threads, when it returns: nothing is left to be done beside it.
+    /// Operations use all threads and are complete when they return, so a branch gains nothing.
     fn branch(&self, _: usize) -> Result<Self> {
         Ok(*self)
     }
@@ -152,7 +152,7 @@ impl<T: Real> Backend for Cpu<T> {
     }
 
     fn peak_memory(&self) -> Option<u64> {
-        // Linux says it in kB; elsewhere it is not known.
+        // Linux reports it in kB; other systems do not report it.
         let status = std::fs::read_to_string("/proc/self/status").ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| 1024 * kilobytes)
@@ -270,7 +270,7 @@ impl<T: Real> Backend for Cpu<T> {
         _graph: &Graph,
         _config: &TrainConfig,
     ) -> Result<Option<String>> {
-        // They stay in their mapped files.
+        // Features stay in their mapped files.
         Ok(None)
     }
 
@@ -487,7 +487,7 @@ impl<T: Real> Backend for Cpu<T> {
         gradient: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
         let (elements, parameters) = (x.range.len(), gradient.range.len());
-        // d² + d parameters.
+        // There are d² + d parameters.
         let d = parameters.isqrt();
         let _timed = Timed::new("predict_gradient", 2 * elements + parameters, 2 * elements * d);
         projection::predict_gradient(read(output_gradient), read(x), d, write(gradient));

@@ -1,6 +1,6 @@
 //! The projection of raw features and the predictor, forward and backward (SPEC §2 (1), (5); §4).
 //!
-//! All of them are products of [`super::matrix`]; this file says of what. Only rows of the batch
+//! Both are products of [`super::matrix`]; this file chooses the operands. Only rows of the batch
 //! are computed: projecting costs 2 · n_i · D_m · d flops and reads n_i · D_m features, once
 //! forward and once backward, straight from where they are stored.
 
@@ -20,7 +20,7 @@ use crate::real::Real;
 /// Raw features on the CPU.
 #[derive(Debug)]
 pub enum CpuFeatures<T> {
-    /// Inputs, read from the map they are stored in.
+    /// Inputs, read from the mapped file.
     Frozen(Arc<FeatureMatrix>),
     /// Parameters, with their optimiser state.
     Trained {
@@ -58,7 +58,7 @@ impl<T: Real> Rows<T> for ItemRows<'_, T> {
                 if TypeId::of::<T>() == TypeId::of::<f32>()
                     && let Some(row) = features.row_f32(item)
                 {
-                    // T is f32: the cast changes nothing but the name of the type.
+                    // T is f32, so the cast is the identity.
                     return &bytemuck::cast_slice(row)[columns];
                 }
                 let scratch = &mut scratch[..columns.len()];
@@ -75,7 +75,7 @@ impl<T: Real> Rows<T> for ItemRows<'_, T> {
                 prefetch(&state.values[item * width..][columns]);
             }
             CpuFeatures::Frozen(features) => {
-                // Of another type, rows are converted, which takes longer than to fetch them.
+                // Rows of another type must be converted, which takes longer than fetching them.
                 if let Some(row) = features.row_f32(item) {
                     prefetch(&row[columns]);
                 }
@@ -84,7 +84,7 @@ impl<T: Real> Rows<T> for ItemRows<'_, T> {
     }
 }
 
-/// Rows of `bias`.
+/// Fills every row of `out` with `bias`.
 fn fill_rows<T: Real>(bias: &[T], out: &mut [T]) {
     out.par_chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
 }
@@ -103,7 +103,7 @@ pub fn project<T: Real>(
     multiply(&ItemRows { features, items }, &weight, z);
 }
 
-/// dW `=` dzᵀ E\[items\] and db `=` Σ dz, one after the other in `gradient`.
+/// dW `=` dzᵀ E\[items\] and db `=` Σ dz, stored in this order in `gradient`.
 pub fn project_backward<T: Real>(
     features: &CpuFeatures<T>,
     items: &[u32],
@@ -131,8 +131,8 @@ pub fn predict<T: Real>(x: &[T], weight: &[T], bias: &[T], p: &mut [T]) {
     multiply(&Matrix::new(x, width), &weight, p);
 }
 
-/// p(Z_m) of the first `rows` rows of some features, rows × d: weight d × D_m and bias d of the
-/// projection, then of the predictor.
+/// p(Z_m) of the first `rows` rows of `features`, rows × d. `projection` and `predictor` are each a
+/// weight (d × D_m and d × d) and a bias (d).
 pub fn predict_features(
     features: &Arc<FeatureMatrix>,
     rows: usize,
@@ -155,7 +155,7 @@ pub fn predict_backward<T: Real>(output_gradient: &[T], weight: &[T], input_grad
     multiply(&Matrix::new(output_gradient, width), &weight, input_gradient);
 }
 
-/// dW `=` daᵀ x and db `=` Σ da, one after the other in `gradient`, rows of `width` numbers.
+/// dW `=` daᵀ x and db `=` Σ da, stored in this order in `gradient`, with rows of `width` numbers.
 pub fn predict_gradient<T: Real>(output_gradient: &[T], x: &[T], width: usize, gradient: &mut [T]) {
     let (weight_gradient, bias_gradient) = gradient.split_at_mut(width * width);
     let (output, rows) = (Matrix::new(output_gradient, width), x.len() / width);
@@ -163,7 +163,7 @@ pub fn predict_gradient<T: Real>(output_gradient: &[T], x: &[T], width: usize, g
     column_sums(output_gradient, width, bias_gradient);
 }
 
-/// dE `=` dz W for some rows of dz.
+/// dE `=` dz W for the rows of dz from `first_row` on.
 pub fn feature_gradient<T: Real>(
     z_gradient: &[T],
     embedding_size: usize,

@@ -1,4 +1,4 @@
-//! Rows of a batch taken from the nodes and given back, the norms of all rows, and small sums.
+//! Gathering and scattering a batch's rows, the norms of all rows, and small sums.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ pub fn gather<T: Real>(source: &[T], ids: &[u32], width: usize, out: &mut [T]) {
     }
 }
 
-/// target_{ids_r} `+=` rows_r; the ids are distinct and ascending, so no order can matter.
+/// target_{ids_r} `+=` rows_r. The ids are distinct and ascending, so the order cannot matter.
 pub fn scatter_add<T: Real>(rows: &[T], ids: &[u32], width: usize, target: &mut [T]) {
     target.par_chunks_mut(ROWS_PER_TASK * width).enumerate().for_each(|(task, target)| {
         let first = task * ROWS_PER_TASK;
@@ -49,7 +49,7 @@ vectorized! {
     }
 }
 
-/// Σ over rows: sums `=`, `width` elements, rows added in order.
+/// sums `=` Σ over rows of `width` elements, added in order.
 pub fn column_sums<T: Real>(rows: &[T], width: usize, sums: &mut [T]) {
     sums.fill(T::ZERO);
     for row in rows.chunks_exact(width) {
@@ -59,8 +59,8 @@ pub fn column_sums<T: Real>(rows: &[T], width: usize, sums: &mut [T]) {
     }
 }
 
-/// The gradient of factor · ‖X‖_F for each of two halves of the rows (users, then items), `=`, and
-/// the two norms. Squares of a block are summed in T, the blocks in f64 and in order.
+/// gradient `=` that of factor · ‖X‖_F for each part of the rows, users and then items; returns the
+/// two norms. Squares are summed in T within a block, and in f64 and in order across blocks.
 pub fn norm_gradients<T: Real>(
     x: &[T],
     user_elements: usize,

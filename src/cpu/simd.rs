@@ -1,10 +1,10 @@
 //! One source, compiled for several instruction sets.
 //!
 //! A function written inside [`vectorized!`] is compiled three times: for AVX-512, for AVX2 with
-//! fused multiply-add, and for the target's baseline; the best one this processor has is taken at
-//! run time. The loops themselves are plain Rust on slices that the compiler vectorises. Each
-//! result is rounded in the same places by the first two forms, so they give the same bits; the
-//! baseline of x86-64 has no fused multiply-add and rounds twice.
+//! fused multiply-add, and for the target's baseline. The best one that this processor supports is
+//! chosen at run time. The loops are plain Rust on slices, vectorised by the compiler. The first
+//! two forms round in the same places, so they give the same bits; the baseline of x86-64 has no
+//! fused multiply-add and rounds twice.
 
 use std::sync::OnceLock;
 
@@ -17,12 +17,12 @@ pub enum InstructionSet {
     Avx512,
     /// x86-64 with AVX2 and fused multiply-add.
     Avx2,
-    /// What every processor of the target has.
+    /// The instructions that every processor of the target has.
     Baseline,
 }
 
 impl InstructionSet {
-    /// The name as processors' data sheets write it.
+    /// The name used in processors' data sheets.
     pub fn name(self) -> &'static str {
         match self {
             Self::Avx512 => "AVX-512",
@@ -34,8 +34,8 @@ impl InstructionSet {
 
 /// The best instruction set of this processor.
 ///
-/// `BM3_INSTRUCTION_SET=avx2` or `baseline` asks for a lesser one, so that one machine can test
-/// all of them. A set that the processor lacks, or another word, is not taken, and warned of.
+/// `BM3_INSTRUCTION_SET=avx2` or `baseline` selects a lesser one, so that one machine can test all
+/// of them. A set that the processor lacks, or any other value, is ignored with a warning.
 pub fn instruction_set() -> InstructionSet {
     static CHOICE: OnceLock<InstructionSet> = OnceLock::new();
     *CHOICE.get_or_init(|| {
@@ -77,16 +77,16 @@ fn detect(_: &str) -> InstructionSet {
     InstructionSet::Baseline
 }
 
-/// Whether the baseline of the target multiplies and adds with one rounding in one instruction.
+/// Whether the target's baseline has a fused multiply-add instruction.
 pub const BASELINE_FUSED: bool = cfg!(target_arch = "aarch64");
 
-/// a · b + c, in one rounding where `FUSED`, in two where that would be a library call.
+/// a · b + c, rounded once if `FUSED`, else twice, since fusing would be a library call.
 #[inline(always)]
 pub fn multiply_add<T: Real, const FUSED: bool>(a: T, b: T, c: T) -> T {
     if FUSED { a.fused_multiply_add(b, c) } else { a * b + c }
 }
 
-/// Has the processor fetch these values to its caches, where it can be told to.
+/// Asks the processor to fetch `values` into its caches; does nothing on other targets than x86-64.
 #[inline(always)]
 pub fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
@@ -94,7 +94,8 @@ pub fn prefetch<T>(values: &[T]) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
         for line in values.chunks((CACHE_LINE / size_of::<T>()).max(1)) {
-            // SAFETY: every x86-64 has SSE, and a prefetch of any address is no access.
+            // SAFETY: every x86-64 has SSE, and a prefetch accesses no memory, whatever the
+            // address.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
         }
     }
@@ -102,13 +103,13 @@ pub fn prefetch<T>(values: &[T]) {
     let _ = values;
 }
 
-/// Bytes that a processor fetches at a time.
+/// Bytes that the processor fetches at a time.
 #[cfg(target_arch = "x86_64")]
 const CACHE_LINE: usize = 64;
 
 /// Defines a function generic over `T: Real` once and compiles it for every instruction set.
 ///
-/// Inside the body, `FUSED` tells whether [`multiply_add`] may fuse.
+/// Inside the body, `FUSED` says whether [`multiply_add`] may fuse.
 macro_rules! vectorized {
     ($(#[$attribute:meta])*
      $visibility:vis fn $name:ident<T: Real $(, const $generic:ident: $kind:ty)*>(
@@ -144,7 +145,7 @@ macro_rules! vectorized {
             }
 
             match $crate::cpu::simd::instruction_set() {
-                // SAFETY: `instruction_set` names a set only after the processor said it has it.
+                // SAFETY: `instruction_set` returns only sets that the processor reports.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::simd::InstructionSet::Avx512 => unsafe {
                     avx512::<T $(, $generic)*>($($argument),*)
@@ -163,8 +164,8 @@ macro_rules! vectorized {
 }
 pub(crate) use vectorized;
 
-/// Partial sums that a reduction keeps side by side, so that its order, and with it the bits,
-/// does not depend on the width of the registers.
+/// Partial sums that a reduction keeps side by side. Their number fixes the order of the sum, and
+/// so its bits, whatever the width of the registers.
 const PARTIAL_SUMS: usize = 16;
 
 /// Σ left[k] · right[k], in a fixed order.

@@ -1,10 +1,12 @@
 //! Â times a dense matrix (SPEC §2, equation (2)).
 //!
-//! Computes: y_i = neighbours · s_i Σ_j s_j x_j + (base + \[i ≥ U\] item_base) · b_i, where s is the
-//! degrees' factor and j runs over the neighbours of i. Shapes: x, b, y N × d.
-//! Ownership: each row of y belongs to one task; its neighbours are added in ascending order.
-//! Bytes: entries · (4 d·sizeof x + 4) gathered, N d read twice and written once. Flops: 2 · entries · d.
-//! Work is cut by entries + rows, so that a hub does not make one task the longest by far.
+//! Computes y_i = neighbours · s_i Σ_j s_j x_j + (base + \[i ≥ U\] item_base) · b_i, where s is the
+//! degree factor and j runs over the neighbours of i. Shapes: x, b, y N × d.
+//! Ownership: one task writes each row of y and adds its neighbours in ascending order.
+//! Bytes: entries · (4 + d · sizeof x + sizeof s) gathered, N d read twice and written once.
+//! Flops: 2 · entries · d.
+//! Work is divided by entries + rows, so that a hub does not make one task far longer than the
+//! rest.
 
 use std::ops::Range;
 
@@ -15,13 +17,13 @@ use crate::backend::SpmmFactors;
 use crate::graph::Graph;
 use crate::real::Real;
 
-/// Tasks that the rows are cut into: enough for any processor to balance, few enough to be cheap.
+/// Tasks that the rows are divided into: enough to balance any processor, few enough to be cheap.
 const TASKS: usize = 256;
 
-/// Columns whose sums a row keeps in registers while it walks its neighbours.
+/// Columns whose sums stay in registers while a row walks its neighbours.
 const COLUMN_BLOCK: usize = 64;
 
-/// A graph with what the kernel needs beside the indices.
+/// A graph with the kernel's scales and its division into tasks.
 #[derive(Debug)]
 pub struct CpuGraph<T> {
     /// The graph.
@@ -31,7 +33,7 @@ pub struct CpuGraph<T> {
 }
 
 impl<T: Real> CpuGraph<T> {
-    /// Prepares `graph`: the degrees' factors in type T, and the cut into tasks.
+    /// Prepares `graph`: the degree factors in type T and the division into tasks.
     pub fn new(graph: std::sync::Arc<Graph>) -> Self {
         let nodes = graph.nodes();
         let scales = (0..nodes).map(|node| T::from_f64(graph.scale(node))).collect();
@@ -49,7 +51,7 @@ impl<T: Real> CpuGraph<T> {
     }
 }
 
-/// The first node in 0..=nodes for which `before` no longer holds.
+/// The first node in 0..=nodes for which `before` is false.
 fn partition_point(nodes: usize, before: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (0, nodes);
     while low < high {

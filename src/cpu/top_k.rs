@@ -1,9 +1,9 @@
 //! The best items of each user (SPEC §2 (10), §9).
 //!
-//! score(u, i) = p(H_u)\[u\] · p(H_i)\[i\] for a few users and a block of items at a time; the block
-//! is masked and its best are kept before the next one is scored, so memory is O(users in flight ·
-//! (block + K)) and the U × I scores never exist. Flops: 2 · users · I · d. Bytes: the packed item
-//! rows once per task, from the caches. Each user belongs to one task.
+//! score(u, i) = p(H_u)\[u\] · p(H_i)\[i\] is computed for a few users and a block of items at a
+//! time. Each block is masked and its best items kept before the next is scored, so memory is
+//! O(users in flight · (block + K)) and the U × I scores are never stored. Each user belongs to one
+//! task. Flops: 2 · users · I · d. Bytes: the packed item rows once per task, from the caches.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -19,7 +19,7 @@ use crate::real::Real;
 /// Users that one task scores together.
 const USERS_PER_TASK: usize = 16;
 
-/// Items scored at a time: with 16 users 32 KiB of scores in f32.
+/// Items scored at a time: 32 KiB of scores in f32 with 16 users.
 const ITEM_BLOCK: usize = 512;
 
 /// Scores compared with the threshold at a time.
@@ -41,8 +41,8 @@ impl<T: Real> Rows<T> for UserRows<'_, T> {
 struct Best<T> {
     k: usize,
     entries: Vec<(T, u32)>,
-    /// What a score must exceed: that of the K-th best once there are K. An equal score of a later
-    /// item loses by its higher id.
+    /// A score must exceed this: the K-th best score once there are K. A later item with an equal
+    /// score loses, since its id is higher.
     threshold: T,
 }
 
@@ -80,7 +80,7 @@ fn better_first<T: Real>(left: &(T, u32), right: &(T, u32)) -> Ordering {
     right.0.partial_cmp(&left.0).unwrap_or(Ordering::Equal).then(left.1.cmp(&right.1))
 }
 
-/// The `k` best items of each of `users`, their training items left out; `predicted` is N × d.
+/// The `k` best items of each of `users`, excluding their training items; `predicted` is N × d.
 pub fn top_k<T: Real>(graph: &Graph, predicted: &[T], users: &[u32], k: usize) -> TopK {
     let width = predicted.len() / graph.nodes().max(1);
     if width == 0 {
@@ -98,7 +98,7 @@ pub struct ItemIndex<T> {
 }
 
 impl<T: Real> ItemIndex<T> {
-    /// Queries that are answered on the thread that asks.
+    /// The most queries that are answered on the calling thread.
     pub const TASK: usize = USERS_PER_TASK;
 
     /// Packs I × d rows of `width` d, at least 1.
@@ -107,11 +107,11 @@ impl<T: Real> ItemIndex<T> {
         Self { packed: Packed::from_transposed(&rows, items.len() / width, width), width }
     }
 
-    /// The `k` best items for each row of `queries` (q × d), those of its mask left out: `masked(q)`
-    /// gives them ascending.
+    /// The `k` best items for each row q of `queries` (q × d), excluding the ascending items of
+    /// `masked(q)`.
     ///
-    /// A few queries are answered on the thread that asks, more in its rayon pool; the bits are the
-    /// same.
+    /// Up to [`Self::TASK`] queries are answered on the calling thread, more in its rayon pool; the
+    /// bits are the same.
     pub fn search<I: Iterator<Item = u32>>(
         &self,
         queries: &[T],
@@ -149,7 +149,7 @@ impl<T: Real> ItemIndex<T> {
             }
         };
         if queries <= USERS_PER_TASK {
-            // To wake another thread takes longer than most such searches.
+            // Waking another thread takes longer than most searches this small.
             answer(&mut tile(), 0, &mut best.items, &mut best.scores);
             return best;
         }
@@ -162,7 +162,7 @@ impl<T: Real> ItemIndex<T> {
     }
 }
 
-/// The lists of the queries of one task.
+/// The lists of one task's queries.
 fn best_of_queries<T: Real, I: Iterator<Item = u32>>(
     rows: &impl Rows<T>,
     queries: Range<usize>,
@@ -216,12 +216,12 @@ vectorized! {
         for (&left, &right) in query.iter().zip(item) {
             sum = multiply_add::<T, FUSED>(left, right, sum);
         }
-        // As a search adds it to a score that is 0: −0 becomes 0.
+        // A search adds the product to a score of 0, which turns −0 into 0.
         *product = T::ZERO + sum;
     }
 }
 
-/// The product of a query's row and an item's, to the bits of [`ItemIndex::search`].
+/// The product of a query's row and an item's row, with the same bits as [`ItemIndex::search`].
 pub fn product<T: Real>(query: &[T], item: &[T]) -> T {
     let mut product = T::ZERO;
     dot(query, item, &mut product);

@@ -1,4 +1,4 @@
-//! Memory of a device as the driver hands it out, and how much of it may be had.
+//! Device memory as the driver hands it out, and a limit on how much of it is in use.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use cudarc::driver::CudaSlice;
 
 use super::process::OfThisProcess;
 
-/// How many bytes a device and its siblings may have at a time, and how many they have.
+/// How many bytes a device and its siblings may use at a time, and how many they use.
 #[derive(Debug)]
 pub(super) struct Allowance {
     most: AtomicU64,
@@ -16,25 +16,25 @@ pub(super) struct Allowance {
 }
 
 impl Default for Allowance {
-    /// As many as there are.
+    /// No limit.
     fn default() -> Self {
         Self { most: AtomicU64::new(u64::MAX), in_use: AtomicU64::new(0) }
     }
 }
 
 impl Allowance {
-    /// No more than `most` from now on.
+    /// Allows no more than `most` bytes from now on.
     pub fn limit(&self, most: u64) {
         self.most.store(most, Ordering::Relaxed);
     }
 
-    /// The most that there may be, and how many of them are left.
+    /// The limit, and how many of its bytes are left.
     pub fn most_and_left(&self) -> (u64, u64) {
         let most = self.most.load(Ordering::Relaxed);
         (most, most.saturating_sub(self.in_use.load(Ordering::Relaxed)))
     }
 
-    /// Counts `bytes` more as in use, where so many are left.
+    /// Counts `bytes` more as in use, or returns `None` if fewer are left.
     pub fn take(self: &Arc<Self>, bytes: u64) -> Option<Allowed> {
         let most = self.most.load(Ordering::Relaxed);
         let more = |in_use: u64| in_use.checked_add(bytes).filter(|&sum| sum <= most);
@@ -43,7 +43,7 @@ impl Allowance {
     }
 }
 
-/// Bytes that count as in use, until this is dropped.
+/// Bytes that count as in use until this is dropped.
 #[derive(Debug)]
 pub(super) struct Allowed {
     allowance: Arc<Allowance>,
@@ -56,7 +56,7 @@ impl Drop for Allowed {
     }
 }
 
-/// Memory that counts as in use; given back, after the work in flight, when dropped.
+/// Memory that counts as in use; freed when dropped, after the work in flight.
 pub(super) struct Allocation {
     slice: OfThisProcess<CudaSlice<u8>>,
     _allowed: Allowed,

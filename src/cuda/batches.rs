@@ -1,5 +1,5 @@
-//! Batches on a device: one that is given, and those of an epoch, arranged there and visited by
-//! launches that were recorded once (`batch.cuh`, `batches.cu`).
+//! Batches on a device: single ones from the host, and those of an epoch, which are arranged on the
+//! device and visited by launches that were recorded once (`batch.cuh`, `batches.cu`).
 
 use std::mem;
 use std::ops::Range;
@@ -39,14 +39,14 @@ struct Record {
     next_items: Address,
 }
 
-/// A batch on a device: the record that kernels read, and the lists that it names.
+/// A batch on a device: the record that kernels read, and the lists it points to.
 #[derive(Debug)]
 pub struct CudaBatch {
     record: Memory<Record>,
     rooms: Rooms,
-    /// The most pairs that it may have.
+    /// The most pairs it may have.
     pub(super) pairs: usize,
-    /// The lists, unless they are an epoch's.
+    /// The lists, unless they belong to an epoch.
     _lists: Option<Memory<u32>>,
 }
 
@@ -56,7 +56,7 @@ impl BatchRooms for CudaBatch {
     }
 }
 
-/// Rooms for so many distinct users and items: whole tiles.
+/// Rooms for this many distinct users and items, in whole tiles.
 pub(super) fn rooms_for(users: usize, items: usize) -> Rooms {
     let tiles = |rows: usize| rows.max(1).next_multiple_of(TILE as usize);
     Rooms { users: tiles(users), items: tiles(items) }
@@ -66,7 +66,7 @@ impl CudaBatch {
     /// Copies a batch to a device.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`crate::Error::DeviceMemory`] and [`crate::Error::DeviceOperation`].
     pub fn new(device: &Arc<Device>, batch: &Batch, step: u32) -> Result<Self> {
         let arrays = [
             &batch.users,
@@ -108,7 +108,7 @@ impl CudaBatch {
         })
     }
 
-    /// The record, as kernels take it.
+    /// The address of the record, for kernels.
     pub(super) fn record(&self) -> Address {
         self.record.address_of(0)
     }
@@ -119,15 +119,15 @@ impl CudaBatch {
 struct Side {
     /// The side's id of each pair, in the order of the file.
     of_pairs: Memory<u32>,
-    /// How many ids there are.
+    /// The number of ids on this side.
     end: usize,
-    /// Each batch's distinct ids, from its first pair on.
+    /// Each batch's distinct ids, from the position of its first pair.
     ids: Memory<u32>,
     /// Each batch's bounds, one more than it has pairs.
     offsets: Memory<u32>,
-    /// With whom each pair is paired, in the side's order.
+    /// For each pair, in this side's order, the index of its partner in the batch.
     partners: Memory<u32>,
-    /// How many distinct ids each batch has.
+    /// The number of distinct ids in each batch.
     counts: Memory<u32>,
 }
 
@@ -146,7 +146,7 @@ impl Side {
     }
 }
 
-/// The training pairs on a device, and their batches of the epoch at hand.
+/// The training pairs on a device, and the current epoch's batches.
 #[derive(Debug)]
 pub struct CudaBatches {
     pairs: usize,
@@ -158,9 +158,9 @@ pub struct CudaBatches {
     /// The step of the epoch's first batch.
     first_step: u32,
     batch: CudaBatch,
-    /// The pairs' items, when features are streamed.
+    /// The pairs' items, if features are streamed.
     on_host: Option<HostItems>,
-    /// Steps of the batch at hand, kept from one call to the next.
+    /// Recorded steps of the current batch, kept from one call to the next.
     recordings: Recordings,
 }
 
@@ -168,12 +168,12 @@ pub struct CudaBatches {
 #[derive(Debug)]
 struct HostItems {
     of_pairs: Vec<u32>,
-    /// The epoch's order; `None`: the file's.
+    /// The epoch's order; `None` for the file's.
     order: Option<Vec<u32>>,
 }
 
 impl HostItems {
-    /// The distinct items of the pairs at some positions of the epoch at hand, ascending.
+    /// The distinct items of the pairs at `positions` of the epoch's order, ascending.
     fn at(&self, positions: Range<usize>) -> Vec<u32> {
         let mut items: Vec<u32> = match &self.order {
             Some(order) => {
@@ -193,8 +193,8 @@ pub(super) fn bytes(pairs: usize, batches: usize) -> u64 {
     4 * (2 * side + 2) as u64 + size_of::<Record>() as u64
 }
 
-/// The most that [`CudaBatches::arrange`] has beside them: the order, the places of both sides, one
-/// side's sorted positions and the other side's sort.
+/// The most bytes that [`CudaBatches::arrange`] allocates temporarily: the order, the places of
+/// both sides, one side's sorted positions and the other side's sort.
 pub(super) fn arranging_bytes(pairs: usize, order: Order) -> u64 {
     let order = if order == Order::Random { pairs } else { 0 };
     4 * (order + 3 * pairs) as u64 + random::sort_bytes(pairs)
@@ -204,7 +204,7 @@ impl CudaBatches {
     /// Copies pairs to a device.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`crate::Error::DeviceMemory`] and [`crate::Error::DeviceOperation`].
     pub fn new(
         device: &Arc<Device>,
         pairs: &Pairs,
@@ -217,7 +217,7 @@ impl CudaBatches {
         let most = count.min(batch_size);
         Ok(Self {
             pairs: count,
-            // A batch of all pairs is one of any larger size.
+            // A larger batch size would give the same single batch.
             batch_size: most.max(1),
             users: Side::new(device, &pairs.users, users, most.max(1))?,
             items: Side::new(device, &pairs.items, items, most.max(1))?,
@@ -237,7 +237,7 @@ impl CudaBatches {
     /// Arranges an epoch's batches.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`crate::Error::DeviceMemory`] and [`crate::Error::DeviceOperation`].
     pub fn arrange(&mut self, device: &Arc<Device>, epoch: EpochPlan) -> Result<()> {
         let what = "the order of an epoch";
         let pairs = self.pairs;
@@ -249,7 +249,7 @@ impl CudaBatches {
             host.order = order.as_ref().map(|order| order.read(0..pairs)).transpose()?;
         }
         let order = order.as_ref().map_or(Address::NULL, |order| order.address_of(0));
-        // Where each position of the order has its user and its item among those of its batch.
+        // For each position of the order, its user's and its item's index within the batch.
         let places = [Memory::<u32>::new(device, pairs, what)?, Memory::new(device, pairs, what)?];
         let sorted = [
             self.arrange_side(device, &self.users, order, &places[0])?,
@@ -276,8 +276,8 @@ impl CudaBatches {
         Ok(())
     }
 
-    /// Sorts the positions of the order by their batch and their id, and lists each batch's ids;
-    /// the sorted positions.
+    /// Sorts the positions of the order by batch and id, and lists each batch's ids. Returns the
+    /// sorted positions.
     fn arrange_side(
         &self,
         device: &Arc<Device>,
@@ -333,10 +333,10 @@ impl CudaBatches {
         Ok(sort.into_values())
     }
 
-    /// The batches of the epoch at hand, read from the device.
+    /// Reads the current epoch's batches from the device.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`crate::Error::DeviceOperation`].
     pub fn read(&self) -> Result<Vec<Batch>> {
         let read = |side: &Side| -> Result<_> {
             let all = |memory: &Memory<u32>| memory.read(0..memory.len());
@@ -360,13 +360,13 @@ impl CudaBatches {
         Ok((0..self.pairs.div_ceil(self.batch_size)).map(batch).collect())
     }
 
-    /// Has the cursor stand before batch `number` of the epoch.
+    /// Moves the cursor to just before batch `number` of the epoch.
     fn seek(&mut self, number: u64) -> Result<()> {
         let number = number as u32;
         self.cursor.write(0, &[number, self.first_step + number - 1], "the batch at hand")
     }
 
-    /// Makes the batch at hand the next one.
+    /// Makes the next batch the current one.
     fn advance(&self, device: &Arc<Device>) -> Result<()> {
         launch!(
             device,
@@ -405,10 +405,10 @@ impl CudaBatches {
 
     /// See [`crate::backend::Backend::each_batch`].
     ///
-    /// The first batch's launches are made one by one, and may allocate; those of batches after it
-    /// are recorded as graphs of one step and of several, which serve later calls too, as long as a
-    /// step asks for the same. Where launches are timed, all are made one by one; where features
-    /// are streamed, a graph has one step, between whose like their rows arrive.
+    /// The first batch's launches are made one by one, since they may allocate. Later batches
+    /// replay graphs of one step or of several, which also serve later calls as long as a step
+    /// queues the same work. While launches are timed, all are made one by one. If features are
+    /// streamed, a graph has one step, because rows arrive between steps.
     pub(super) fn each(
         &mut self,
         device: &Arc<Device>,
@@ -435,7 +435,7 @@ impl CudaBatches {
             }
             _ => visit(numbers, None),
         };
-        // Nothing of a failed device is kept.
+        // Keep nothing that was recorded on a device that failed.
         if done.is_ok() {
             self.recordings = recordings;
         }
@@ -443,8 +443,8 @@ impl CudaBatches {
     }
 }
 
-/// Has `next` work with the next batch, as often as there are `numbers` and `proceed` says yes;
-/// how often it was.
+/// Works through the batches `numbers` by `next`, or by recordings of it, as long as `proceed` says
+/// yes. Returns how many were done.
 fn visit(
     device: &Device,
     numbers: Range<u64>,
@@ -466,7 +466,7 @@ fn visit(
         let wanted = if is_first || is_short { 1 } else { at_once };
         let steps = (0..wanted).take_while(|_| proceed()).count() as u64;
         if steps < wanted {
-            // Told to stop within the steps of a graph.
+            // Told to stop within the steps of a graph: do the steps before that one by one.
             (0..steps).try_for_each(|_| recordings.do_steps(device, 1, next))?;
             return Ok(number + steps - numbers.start);
         }

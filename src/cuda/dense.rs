@@ -1,5 +1,5 @@
-//! Products of small dense weights and what surrounds them: the predictor, the layers of the
-//! paper's form, Adam (`multiply.cu`, `sum_slices.cu`, `leaky_relu.cu`, `adam.cu`).
+//! Products with small dense weights and the operations around them: the predictor, the layers of
+//! the paper's form, Adam (`multiply.cu`, `sum_slices.cu`, `leaky_relu.cu`, `adam.cu`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,20 +11,20 @@ use super::loss::CudaLosses;
 use crate::Result;
 use crate::backend::{BatchRooms, Rooms};
 
-/// Lines of a tile, and what a room's rows are a multiple of: `NARROW` of `tile.cuh`.
+/// Lines of a tile; rooms are multiples of it. `NARROW` of `tile.cuh`.
 pub(super) const TILE: u64 = 64;
 /// Lines of features in a tile: `WIDE` of `tile.cuh`.
 const WIDE: u64 = 128;
-/// Depth that a tile takes at a time: `DEPTH` of `operand.cuh`.
+/// Depth that a tile multiplies at a time: `DEPTH` of `operand.cuh`.
 const DEPTH: usize = 16;
 /// Rows that a thread of `column_slices` sums: `ROWS` of `sum_slices.cu`.
 pub(super) const COLUMN_ROWS: u64 = 32;
 
-/// Blocks that a projection is cut into, one for each multiprocessor of a large GPU: the same of
-/// `batch.cuh`. A constant, so that sums have one order on every GPU.
+/// Blocks of a projection, one for each multiprocessor of a large GPU; also in `batch.cuh`. A
+/// constant, so that sums have one order on every GPU.
 const PROJECTION_BLOCKS: u32 = 132;
 
-/// Warps that a product is cut into where its depth allows: eight for each of these multiprocessors.
+/// Warps to cut a product into if its depth allows: eight for each of these multiprocessors.
 const TARGET_WARPS: u64 = 8 * PROJECTION_BLOCKS as u64;
 
 /// The tile of a block: a `Product` of `tile.cuh`.
@@ -32,19 +32,19 @@ const TARGET_WARPS: u64 = 8 * PROJECTION_BLOCKS as u64;
 pub(super) struct Tile {
     rows: u64,
     columns: u64,
-    /// The least depth of a slice: of fewer steps it would spend its time on its output.
+    /// The least depth of a slice: a shallower one would spend its time on its output.
     least_depth: usize,
 }
 
 impl Tile {
-    /// Of a product of small weights.
+    /// For a product of small weights.
     pub const SMALL: Self = Self { rows: TILE, columns: TILE, least_depth: 8 * DEPTH };
-    /// Of a product whose rows are those of features.
+    /// For a product with one output row per row of features.
     pub const FEATURE_ROWS: Self = Self { rows: WIDE, columns: TILE, least_depth: 4 * DEPTH };
-    /// Of a product whose columns are those of features.
+    /// For a product with one output column per column of features.
     pub const FEATURE_COLUMNS: Self = Self { rows: TILE, columns: WIDE, ..Self::FEATURE_ROWS };
 
-    /// Warps of a block: one for 32 × 32 elements.
+    /// Warps of a block: one per 32 × 32 elements.
     fn warps(self) -> u64 {
         self.rows * self.columns / (32 * 32)
     }
@@ -54,13 +54,13 @@ impl Tile {
         32 * self.warps() as u32
     }
 
-    /// The grid of a product of `columns` by `rows` outputs in `slices` slices: `place_in_grid` of
+    /// The grid of a product with `rows` × `columns` outputs in `slices` slices: `place_in_grid` of
     /// `tile.cuh`.
     pub fn grid(self, rows: usize, columns: usize, slices: usize) -> [u32; 3] {
         [self.tiles(rows, columns), slices as u32, 1]
     }
 
-    /// How many slices the depth of a product is cut into.
+    /// The number of slices that the depth of a product is cut into.
     pub fn slices(self, rows: usize, columns: usize, depth: usize) -> usize {
         let tiles = u64::from(self.tiles(rows, columns));
         let wanted = (TARGET_WARPS / self.warps() / tiles.max(1)).max(1) as usize;
@@ -68,29 +68,29 @@ impl Tile {
         depth.div_ceil(slice_depth).max(1)
     }
 
-    /// The most slices of a product that fills some of these rows and cuts itself accordingly
-    /// (`projection_slices` of `batch.cuh`): for half of them.
+    /// The most slices of a product that fills only some of these rows and chooses its own number
+    /// (`projection_slices` of `batch.cuh`): the number for half of them.
     pub fn most_slices(self, rows: usize, columns: usize, depth: usize) -> usize {
         self.slices(rows.div_ceil(2), columns, depth)
     }
 
-    /// Blocks of a projection that cuts itself: as many as it may have tiles, or as it is cut into.
+    /// Blocks of a projection that chooses its slices: enough for all tiles and for all slices.
     pub fn projection_blocks(self, rows: usize, columns: usize) -> u32 {
         self.tiles(rows, columns).max(PROJECTION_BLOCKS)
     }
 
-    /// Tiles of so many rows and columns.
+    /// The number of tiles over `rows` × `columns` outputs.
     fn tiles(self, rows: usize, columns: usize) -> u32 {
         blocks(rows as u64, self.rows) * self.column_tiles(columns)
     }
 
-    /// Tiles side by side over so many columns.
+    /// The number of tiles side by side over `columns` columns.
     pub fn column_tiles(self, columns: usize) -> u32 {
         blocks(columns as u64, self.columns)
     }
 }
 
-/// Room for the slices of a product, where there are several.
+/// Memory for the slices of a product, if there are several.
 pub(super) fn partial_sums(
     device: &Device,
     count: usize,
@@ -102,8 +102,8 @@ pub(super) fn partial_sums(
     }
 }
 
-/// The batch whose rows a launch computes, as its first arguments: record and rooms. Without one it
-/// computes all rows there are.
+/// The rows that a launch computes, as its first arguments: a batch's record and rooms, or all rows
+/// there are.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
     batch: Address,
@@ -114,29 +114,29 @@ impl Rows {
     /// All rows.
     pub const ALL: Self = Self { batch: Address::NULL, rooms: Rooms { users: 1, items: 1 } };
 
-    /// Those of a batch.
+    /// The rows of a batch.
     pub fn of(batch: &CudaBatch) -> Self {
         Self { batch: batch.record(), rooms: batch.rooms() }
     }
 
-    /// Record, users' room, items' room.
+    /// The record, the users' room and the items' room.
     fn arguments(self) -> (Address, u32, u32) {
         (self.batch, self.rooms.users as u32, self.rooms.items as u32)
     }
 }
 
-/// Slices of which a thread of `sum_slices` has all on their way: the same of `sum_slices.cu`.
+/// Slices that a thread of `sum_slices` reads at a time; also in `sum_slices.cu`.
 const SLICES_AT_ONCE: usize = 8;
-/// The most threads of `sum_slices`: as many as these multiprocessors have at a time.
+/// The most threads of `sum_slices`: as many as these multiprocessors run at a time.
 const MOST_SUMMING: usize = 2048 * PROJECTION_BLOCKS as usize;
 
 /// Slices of a product, to be added.
 #[derive(Clone, Copy)]
 pub(super) struct Slices {
     pub address: Address,
-    /// How many there are.
+    /// The number of slices.
     pub count: usize,
-    /// Numbers of each.
+    /// Numbers in each.
     pub elements: usize,
 }
 
@@ -153,13 +153,13 @@ impl Slices {
         lanes
     }
 
-    /// out `=` their sum.
+    /// out `=` the sum of the slices.
     pub fn sum(self, device: &Arc<Device>, out: Address) -> Result<()> {
         self.sum_with(device, Address::NULL, 0, Address::NULL, 1, out)
     }
 
-    /// out `=` the sum of those of them that the projection of the batch's items has, plus the bias of
-    /// each of `width` columns; only the items' rows.
+    /// out `=` the sum of the slices that the projection of the batch's items fills, plus the bias
+    /// of each of `width` columns; only the items' rows are written.
     pub fn sum_projection(
         self,
         device: &Arc<Device>,
@@ -207,7 +207,7 @@ impl Slices {
     }
 }
 
-/// sums `=` the sums of the columns of `x` (rows × width); with a batch, of its items' rows.
+/// sums `=` the column sums of `x` (rows × width); with a batch, over its items' rows only.
 pub(super) fn column_sums(
     device: &Arc<Device>,
     batch: Address,
@@ -338,7 +338,7 @@ pub(super) fn leaky_relu_backward(
     launch!(device, launch, [y, gradient, elements], "{elements} elements")
 }
 
-/// One Adam step of the elements `range` of the dense parameters.
+/// One Adam step on the elements `range` of the dense parameters.
 pub(super) fn adam(
     device: &Arc<Device>,
     batch: &CudaBatch,
@@ -368,7 +368,7 @@ pub(super) fn adam(
     )
 }
 
-/// A launch of one thread for four elements.
+/// A launch with one thread per four elements.
 fn elementwise(kernel: &'static str, elements: u64, bytes: u64, flops: u64) -> Launch {
     Launch {
         kernel,
@@ -383,7 +383,8 @@ fn elementwise(kernel: &'static str, elements: u64, bytes: u64, flops: u64) -> L
 mod tests {
     use super::*;
 
-    /// A GPU's grid has 65,535 blocks in y and z at most: no number of nodes, rows or slices may need more.
+    /// A grid has at most 65,535 blocks in y and z: no number of nodes, rows or slices may need
+    /// more.
     #[test]
     fn a_grid_holds_as_many_rows_as_ids_can_tell_apart() {
         let nodes = u32::MAX as usize;

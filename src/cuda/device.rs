@@ -1,4 +1,4 @@
-//! A GPU that was opened: memory, copies, launches, all in the order they are asked for.
+//! An open GPU: memory, copies and launches, done in the order they are queued.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,34 +24,34 @@ use super::staging::{PIECE, StagingPool};
 use crate::error::SAVES_DEVICE_MEMORY;
 use crate::{Error, Result};
 
-/// The branch of what is done [`Device::beside`] something; no [`Device::branch`] has its number.
+/// The branch that [`Device::beside`] works on; no [`Device::branch`] has its number.
 const ASIDE: usize = 0;
 
 /// A GPU that runs the kernels of `kernels/`.
 ///
-/// It has one stream: work is done in the order it was asked for, and a copy to the host waits for
-/// everything before it. Programs that want to overlap runs take a [`Device::sibling`] for each; a
-/// run has the parts of its steps overlap on branches.
+/// It has one stream: work is done in the order it is queued, and a copy to the host waits for
+/// everything before it. For runs that overlap, take a [`Device::sibling`] for each; within a run,
+/// parts of a step overlap on branches.
 pub struct Device {
     gpu: Gpu,
     stream: OfThisProcess<Arc<CudaStream>>,
     kernels: OfThisProcess<Arc<HashMap<&'static str, Kernel>>>,
     scratch: Mutex<Option<Allocation>>,
-    /// The bytes that it and all siblings may have.
+    /// The memory limit, shared with all siblings.
     allowance: Arc<Allowance>,
-    /// What tables are copied by way of; all siblings have the same.
+    /// Page-locked memory for copying tables, shared with all siblings.
     staging: Arc<StagingPool>,
-    /// Those that have been asked for.
+    /// The branches made so far.
     branches: Mutex<Vec<Arc<Self>>>,
-    /// What is asked of this device and its branches, where somebody wants to know.
+    /// A log of the work queued on this device and its branches, while one is kept.
     notes: Arc<Notes>,
-    /// Launches that are being timed.
+    /// Launches that were timed; `None` while none are.
     pub(super) recorder: Mutex<Option<OfThisProcess<Vec<Timed>>>>,
 }
 
 struct Kernel {
     function: CudaFunction,
-    /// Bytes of each parameter, as the driver read them from the compiled code.
+    /// Bytes of each parameter, as read by the driver from the compiled code.
     sizes: Vec<usize>,
     /// Bytes of shared memory that its launches ask for.
     shared: u32,
@@ -74,16 +74,16 @@ impl fmt::Debug for Device {
     }
 }
 
-/// Memory for one operation's intermediate numbers, in parts; the next operation has it after that.
+/// Memory for one operation's intermediate results, in parts; the next operation reuses it.
 pub(super) struct Scratch<'a> {
-    /// Kept so that no other thread's operation comes between this one's launches.
+    /// Held so that no other thread's operation comes between this one's launches.
     _guard: MutexGuard<'a, Option<Allocation>>,
     base: u64,
     starts: Vec<u64>,
 }
 
 impl Scratch<'_> {
-    /// Where a part begins.
+    /// The address of a part.
     pub fn part(&self, index: usize) -> Address {
         Address(self.base + self.starts[index])
     }
@@ -96,8 +96,8 @@ impl Device {
     /// Opens GPU `ordinal` (from 0) and loads `kernels` onto it.
     ///
     /// # Errors
-    /// [`Error::Gpu`] with the reason why it cannot be used, [`Error::DeviceOperation`] when the
-    /// driver fails on the way.
+    /// [`Error::Gpu`] with the reason why it cannot be used, [`Error::DeviceOperation`] if the
+    /// driver fails.
     pub fn open(ordinal: usize, kernels: Option<&Kernels>) -> Result<Arc<Self>> {
         let gpu = driver::find(ordinal)?;
         let kernels = driver::serve(&gpu, kernels)?;
@@ -107,9 +107,10 @@ impl Device {
             problem: problem_of(error),
         };
         let context = CudaContext::new(ordinal).map_err(|error| failed("opening it", error))?;
-        // SAFETY: events order the uses of memory by several streams; this context's memory is
-        // allocated, used and freed on one stream each, and where others use it too, they wait for
-        // it, and it for them, in `shared.rs`, `stream.rs` and the branches of a step (`step/`).
+        // SAFETY: event tracking orders uses of memory by several streams. Each allocation of this
+        // context is made, used and freed on one stream; where other streams use it too,
+        // `shared.rs`, `stream.rs` and the branches of a step (`step/`) make the streams wait for
+        // each other.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| failed("making a stream", error))?;
         keep_freed_memory(&context).map_err(|error| failed("setting its memory pool up", error))?;
@@ -138,24 +139,24 @@ impl Device {
         }))
     }
 
-    /// Whether it is that of a process that this one was forked from: the driver must not be called,
-    /// see [`OfThisProcess`].
+    /// Whether this device belongs to a process that this one was forked from. Then the driver must
+    /// not be called, see [`OfThisProcess`].
     pub(super) fn is_inherited(&self) -> bool {
         self.stream.is_inherited()
     }
 
-    /// Has it and its siblings have no more than `most` bytes of the GPU's memory at a time: what asks
-    /// for more fails as on a GPU that has no more. What the driver takes for itself, for the kernels'
-    /// code and recorded steps, does not count.
+    /// Limits the GPU memory that this device and its siblings use at a time to `most` bytes: a
+    /// request beyond it fails as on a smaller GPU. Memory that the driver takes for itself, for
+    /// the kernels' code and recorded steps, does not count.
     pub fn limit_memory(&self, most: u64) {
         self.allowance.limit(most);
     }
 
-    /// The same GPU with the same kernels, and a stream and intermediate numbers of its own: its
-    /// work and this one's overlap.
+    /// The same GPU with the same kernels, but its own stream and intermediate memory, so that its
+    /// work overlaps with this device's.
     ///
     /// # Errors
-    /// [`Error::DeviceOperation`] when the driver fails.
+    /// [`Error::DeviceOperation`] if the driver fails.
     pub fn sibling(&self) -> Result<Arc<Self>> {
         self.with_stream(Arc::default())
     }
@@ -176,12 +177,12 @@ impl Device {
         }))
     }
 
-    /// Branch `number` of this device: a sibling that is the same one each time, so that it has its
-    /// intermediate numbers' memory once. While launches are timed it is this device itself: they
-    /// are timed one by one.
+    /// Branch `number` of this device: a sibling that is the same one each time, so that its
+    /// intermediate memory is allocated once. While launches are timed it is this device itself,
+    /// because they are timed one by one.
     ///
     /// # Errors
-    /// [`Error::DeviceOperation`] when the driver fails.
+    /// [`Error::DeviceOperation`] if the driver fails.
     pub(super) fn branch(this: &Arc<Self>, number: usize) -> Result<Arc<Self>> {
         Self::numbered_branch(this, ASIDE + 1 + number)
     }
@@ -190,7 +191,7 @@ impl Device {
         if this.times_launches() {
             return Ok(this.clone());
         }
-        // A thread that panicked left whole branches.
+        // A thread that panicked left only complete branches.
         let mut branches = this.branches.lock().unwrap_or_else(PoisonError::into_inner);
         while branches.len() <= number {
             branches.push(this.with_stream(this.notes.clone())?);
@@ -198,11 +199,11 @@ impl Device {
         Ok(branches[number].clone())
     }
 
-    /// Does `work` on this device, and `aside` at the same time on a branch of it; what comes after it
-    /// comes after both.
+    /// Does `work` on this device and, at the same time, `aside` on a branch of it; later work on
+    /// this device waits for both.
     ///
     /// # Errors
-    /// Those of both, and [`Error::DeviceOperation`] when the driver fails.
+    /// The errors of both, and [`Error::DeviceOperation`] if the driver fails.
     pub(super) fn beside(
         this: &Arc<Self>,
         aside: impl FnOnce(&Arc<Self>) -> Result<()>,
@@ -211,27 +212,28 @@ impl Device {
         let side = Self::numbered_branch(this, ASIDE)?;
         side.after(this)?;
         let outcome = aside(&side).and_then(|()| work());
-        // Also of what failed half-way: its memory may be given back on this device's stream.
+        // Join after a failure too: what `aside` queued may use memory freed on this device's
+        // stream.
         let joined = this.after(&side);
         outcome.and(joined)
     }
 
-    /// Has what will be asked for come after what `other` has been asked for so far.
+    /// Makes work queued from now on wait for the work queued on `other` so far.
     ///
     /// # Errors
-    /// [`Error::DeviceOperation`] when the driver fails.
+    /// [`Error::DeviceOperation`] if the driver fails.
     pub(super) fn after(&self, other: &Self) -> Result<()> {
         if Arc::ptr_eq(&self.stream, &other.stream) {
             return Ok(());
         }
-        // Done in any case, so that memory which moves while there are only notes is not given back
-        // before graphs that use it.
+        // Join even while launches are only noted: memory may be replaced meanwhile, and must not
+        // be freed before the graphs that use it are done.
         self.notes.note(|| Asked::After { stream: self.number(), other: other.number() });
         let ordered = self.stream.join(&other.stream);
         ordered.map_err(|error| self.failed("ordering two streams".to_owned(), error))
     }
 
-    /// What tells the stream from others in [`Notes`].
+    /// Identifies the stream in [`Notes`].
     fn number(&self) -> usize {
         Arc::as_ptr(&self.stream).addr()
     }
@@ -241,7 +243,7 @@ impl Device {
         self.gpu.to_string()
     }
 
-    /// What the driver says of the GPU.
+    /// The driver's description of the GPU.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
@@ -250,17 +252,18 @@ impl Device {
         &self.stream
     }
 
-    /// Bytes free and bytes in all, where [a limit](Device::limit_memory) leaves so many.
+    /// Free and total bytes, within [the limit](Device::limit_memory).
     ///
     /// # Errors
-    /// When the driver does not answer.
+    /// [`Error::DeviceOperation`] if the driver does not answer.
     pub fn memory(&self) -> Result<(u64, u64)> {
         let (free, total) = self
             .stream
             .context()
             .mem_get_info()
             .map_err(|error| self.failed("asking for free memory".to_owned(), error))?;
-        // What this process has freed is kept for its next allocations, and not free to the driver.
+        // What this process has freed stays in its pool for later allocations; the driver counts it
+        // as used.
         let reserved = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
         let used = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
         let kept = match (self.of_pool(reserved), self.of_pool(used)) {
@@ -272,12 +275,12 @@ impl Device {
         Ok((left.min(free as u64 + kept), most.min(total as u64)))
     }
 
-    /// The most bytes that were in use at a time, as far as the driver counts them.
+    /// Peak bytes in use so far, as counted by the driver.
     pub(super) fn peak_memory(&self) -> Option<u64> {
         self.of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
     }
 
-    /// Bytes that the driver counts of its memory pool, if it has one.
+    /// An attribute of the driver's memory pool, in bytes, if there is a pool.
     fn of_pool(&self, attribute: sys::CUmemPool_attribute) -> Option<u64> {
         let context = self.stream.context();
         let mut bytes = 0u64;
@@ -289,10 +292,10 @@ impl Device {
         asked?.ok().map(|()| bytes)
     }
 
-    /// Waits for the work asked for so far.
+    /// Waits for all work queued so far.
     ///
     /// # Errors
-    /// When it failed.
+    /// [`Error::DeviceOperation`] if any of it failed.
     pub fn synchronize(&self) -> Result<()> {
         self.stream
             .synchronize()
@@ -308,8 +311,8 @@ impl Device {
         };
         let allowed = self.allowance.take(bytes as u64);
         let allowed = allowed.ok_or_else(|| no_room("raise --device-memory, "))?;
-        // SAFETY: undefined bytes are still bytes; those who read before they write read nonsense,
-        // not foreign memory.
+        // SAFETY: any value is a valid byte; reading before writing gives garbage, not other
+        // memory.
         match unsafe { self.stream.alloc::<u8>(bytes) } {
             Ok(slice) => Ok(Allocation::new(slice, allowed)),
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(no_room("")),
@@ -317,8 +320,8 @@ impl Device {
         }
     }
 
-    /// Memory for intermediate numbers in parts of as many bytes. Only one exists at a time: drop
-    /// it before asking again, or wait for ever.
+    /// Memory for intermediate results, in parts of the given sizes in bytes. Only one may be
+    /// alive: a second request on the same thread deadlocks.
     pub(super) fn scratch<const N: usize>(
         &self,
         parts: [usize; N],
@@ -330,11 +333,12 @@ impl Device {
             end = (start + bytes as u64).next_multiple_of(PART_ALIGNMENT);
             start
         });
-        // A thread that panicked while it held the scratch left nothing that matters in it.
+        // A thread that panicked while it held the scratch left nothing in it that matters.
         let mut guard = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let held = guard.as_ref().map_or(0, |held| held.len()) as u64;
         if end > held {
-            // Given back before the new one is asked for; launches that use it come first.
+            // Free the old memory before allocating; the stream frees it after launches that use
+            // it.
             *guard = None;
             *guard = Some(self.allocate(end as usize, what)?);
         }
@@ -342,7 +346,7 @@ impl Device {
         Ok(Scratch { _guard: guard, base, starts: starts.to_vec() })
     }
 
-    /// Starts a kernel; a grid without blocks is no launch. `sizes` is for the error.
+    /// Starts a kernel; an empty grid launches nothing. `sizes` goes into the error message.
     pub(super) fn launch(
         &self,
         launch: Launch,
@@ -378,15 +382,15 @@ impl Device {
             block_dim: (block, 1, 1),
             shared_mem_bytes: kernel.shared,
         };
-        // SAFETY: the arguments have the number and the sizes of the kernel's parameters, as was
-        // just checked; the wrappers pass what the kernel's source names, in its order, from
-        // memory whose lengths they derive from the same shapes.
+        // SAFETY: the arguments have the number and the sizes of the kernel's parameters, as just
+        // checked. The wrappers pass what the kernel's source names, in its order, from memory
+        // whose lengths they derive from the same shapes.
         let start = || unsafe { builder.launch(config) }.map(|_| ());
         self.timed(launch, start).map_err(|error| self.failed(operation(), error))
     }
 
-    /// Records the launches of `work`, which are not made: [`Device::replay`] makes them. And what
-    /// it asked for.
+    /// Records the launches of `work` without making them: [`Device::replay`] does. Also returns
+    /// what `work` queued.
     pub(super) fn record(
         &self,
         work: impl FnOnce() -> Result<()>,
@@ -403,32 +407,32 @@ impl Device {
         Ok((graph, asked))
     }
 
-    /// Ends a recording in any case: a stream that records does nothing else.
+    /// Ends a recording even after a failure: a stream that records does nothing else.
     fn end_recording(&self) -> Result<Option<CudaGraph>, DriverError> {
         let end = || self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
         let graph = end();
         let ended = Ok(sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE);
         if graph.is_err() && self.stream.capture_status() != ended {
-            // cudarc told of an earlier failure instead of ending it.
+            // cudarc reported an earlier failure instead of ending the recording.
             end().ok();
         }
         graph
     }
 
-    /// What `work` would ask for; its launches are not made.
+    /// What `work` would queue; its launches are not made.
     pub(super) fn would_ask(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<Asked>> {
         let (outcome, asked) = self.notes.of(false, work);
         outcome.map(|()| asked)
     }
 
-    /// Makes the launches that were recorded.
+    /// Makes the recorded launches.
     pub(super) fn replay(&self, graph: &CudaGraph) -> Result<()> {
         graph.launch().map_err(|error| self.failed("recorded steps".to_owned(), error))
     }
 
-    /// Fills the first `length` bytes of `target` in parts of `part` bytes at most: `fill` makes them in
-    /// page-locked memory, on all threads, while others are on their way. Whoever is free takes the next
-    /// part, so that a file is read from its beginning on.
+    /// Fills the first `length` bytes of `target` in parts of at most `part` bytes. All threads
+    /// call `fill` to make parts in page-locked memory while others are being copied. A free thread
+    /// takes the next part, so a file is read from its beginning on.
     pub(super) fn upload_parts(
         &self,
         target: &mut Memory<u8>,
@@ -445,8 +449,9 @@ impl Device {
             let mut staging = self.staging.take(&self.stream, part).map_err(failed)?;
             fill(range.clone(), staging.bytes(range.len()).map_err(failed)?);
             let place = Address(base.0 + range.start as u64);
-            // SAFETY: these bytes are part of the target, of which the caller has the only reference;
-            // other streams use it only after this one has come so far (`shared.rs`, `stream.rs`).
+            // SAFETY: these bytes are part of the target, to which the caller has the only
+            // reference; other streams use it only after this one has come so far (`shared.rs`,
+            // `stream.rs`).
             let copied = unsafe { staging.copy_range(0..range.len(), place) };
             copied.and_then(|()| staging.mark()).map_err(failed)?;
             self.staging.give(staging);
@@ -454,18 +459,18 @@ impl Device {
         })
     }
 
-    /// Copies as many bytes as `target` has from an address on, once the work asked for so far is done: by
-    /// way of page-locked memory, on all threads.
+    /// Copies `target.len()` bytes from address `from` on, once the work queued so far is done,
+    /// through page-locked memory and on all threads.
     ///
     /// # Safety
-    /// As many bytes from `from` on are memory of this device.
+    /// `target.len()` bytes from `from` on must be memory of this device.
     pub(super) unsafe fn download_parts(&self, from: Address, target: &mut [u8]) -> Result<()> {
         let length = target.len();
         let failed = |error| self.failed(format!("copying {length} bytes from the device"), error);
         target.par_chunks_mut(PIECE).enumerate().try_for_each(|(number, part)| {
             let mut staging = self.staging.take(&self.stream, part.len()).map_err(failed)?;
             let place = Address(from.0 + (number * PIECE) as u64);
-            // SAFETY: a part of what the caller promises.
+            // SAFETY: part of the range that the caller promises.
             unsafe { staging.copy_from(place, part.len()) }.map_err(failed)?;
             part.copy_from_slice(staging.bytes(part.len()).map_err(failed)?);
             self.staging.give(staging);
@@ -473,8 +478,8 @@ impl Device {
         })
     }
 
-    /// Threads of their own for work on a thread that belongs to no pool: the one that rayon makes once
-    /// for all knows nothing of how many threads its caller wants, and is not there in a forked process.
+    /// A pool of threads for work on a thread outside any pool. rayon's global pool does not know
+    /// how many threads the caller wants, and does not exist in a forked process.
     pub(super) fn thread_pool(&self, threads: usize) -> Result<rayon::ThreadPool> {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -482,7 +487,7 @@ impl Device {
             .map_err(|error| self.refused("beginning threads".to_owned(), error.to_string()))
     }
 
-    /// An error of the driver, with what was attempted.
+    /// A driver error, with the operation that failed.
     pub(super) fn failed(&self, operation: String, error: DriverError) -> Error {
         self.refused(operation, problem_of(error))
     }
@@ -497,16 +502,16 @@ impl Drop for Device {
         if self.is_inherited() {
             return;
         }
-        // Branches give their memory back on their own streams, and graphs use it on this one.
+        // Branches free their memory on their own streams, but graphs use it on this one.
         for branch in self.branches.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            // Of a device that failed nothing is in flight any more.
+            // A failed device has nothing in flight any more.
             branch.after(self).ok();
         }
     }
 }
 
-/// Has the driver keep freed memory for the next allocation, instead of giving it back whenever
-/// the stream is waited for.
+/// Makes the driver keep freed memory for the next allocation, instead of releasing it whenever the
+/// stream is waited for.
 fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
     if !context.has_async_alloc() {
         return Ok(());
@@ -520,12 +525,12 @@ fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
     }
 }
 
-/// The bytes of each parameter of a kernel.
+/// The size of each parameter of a kernel, in bytes.
 fn parameter_sizes(function: &CudaFunction) -> Result<Vec<usize>, DriverError> {
     let mut sizes = Vec::new();
     loop {
         let (mut offset, mut size) = (0, 0);
-        // SAFETY: the function is loaded, and both places outlive the call.
+        // SAFETY: the function is loaded, and both variables outlive the call.
         let answer = unsafe {
             sys::cuFuncGetParamInfo(
                 function.cu_function(),
@@ -536,7 +541,7 @@ fn parameter_sizes(function: &CudaFunction) -> Result<Vec<usize>, DriverError> {
         };
         match answer {
             sys::CUresult::CUDA_SUCCESS => sizes.push(size),
-            // There is no such parameter: these were all.
+            // There is no such parameter: all have been read.
             sys::CUresult::CUDA_ERROR_INVALID_VALUE => return Ok(sizes),
             error => return Err(DriverError(error)),
         }

@@ -1,4 +1,4 @@
-//! What GPUs there are, and why one cannot be used.
+//! The GPUs of this machine, and the reasons why one cannot be used.
 
 use std::ffi::c_int;
 use std::fmt;
@@ -8,7 +8,7 @@ use cudarc::driver::{DriverError, result, sys};
 use super::kernels::{Capability, CudaVersion, Kernels};
 use crate::{Error, Result};
 
-/// Kernels are launched with parameter sizes checked, for which drivers have a function since then.
+/// The first driver that reports the sizes of kernels' parameters, which launches check.
 const OLDEST_DRIVER: CudaVersion = CudaVersion { major: 12, minor: 4 };
 
 /// Why a GPU cannot be used.
@@ -26,13 +26,13 @@ pub enum Unusable {
     #[error("the NVIDIA driver does not work: {0}; see `nvidia-smi`, or compute with --device cpu")]
     BrokenDriver(String),
 
-    /// There is no GPU of this number.
+    /// No GPU has this number.
     #[error(
         "there is no such GPU: the driver shows {}; `bm3-engine devices` lists them",
         numbered(*count)
     )]
     NoSuchGpu {
-        /// How many there are.
+        /// The number of GPUs.
         count: usize,
     },
 
@@ -63,7 +63,7 @@ pub enum Unusable {
     OldGpu {
         /// The GPU's capability.
         found: Capability,
-        /// The least capability that the kernels were compiled for.
+        /// The lowest capability that the kernels were compiled for.
         needed: Capability,
     },
 }
@@ -85,9 +85,9 @@ pub struct Gpu {
     pub name: String,
     /// Its compute capability.
     pub capability: Capability,
-    /// Bytes of its memory.
+    /// Its memory in bytes.
     pub memory: u64,
-    /// Its multiprocessors.
+    /// The number of its multiprocessors.
     pub multiprocessors: u32,
     /// The newest CUDA version that the driver supports.
     pub driver: CudaVersion,
@@ -99,15 +99,15 @@ impl fmt::Display for Gpu {
     }
 }
 
-/// The driver's version, and how many GPUs it shows.
+/// The driver's version, and the number of GPUs it shows.
 fn ask() -> Result<(CudaVersion, usize), Unusable> {
-    // SAFETY: loads the driver's library, if there is one, as every call of it will.
+    // SAFETY: loads the driver's library, if there is one, as every driver call does.
     if !unsafe { sys::is_culib_present() } {
         return Err(Unusable::NoDriver);
     }
     let broken = |error| Unusable::BrokenDriver(problem_of(error));
     let mut version: c_int = 0;
-    // SAFETY: the place outlives the call.
+    // SAFETY: the variable outlives the call.
     unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(broken)?;
     let version = version.unsigned_abs();
     let version = CudaVersion { major: version / 1000, minor: version % 1000 / 10 };
@@ -127,7 +127,7 @@ pub fn gpus() -> Result<Vec<Gpu>, Unusable> {
     (0..count).map(|ordinal| describe(ordinal, driver)).collect()
 }
 
-/// The GPU of a number.
+/// The GPU `ordinal`.
 pub(super) fn find(ordinal: usize) -> Result<Gpu> {
     let found = ask().and_then(|(driver, count)| match ordinal < count {
         true => describe(ordinal, driver),
@@ -161,10 +161,10 @@ fn describe(ordinal: usize, driver: CudaVersion) -> Result<Gpu, Unusable> {
 /// Whether a GPU and its driver can run `kernels`.
 ///
 /// # Errors
-/// The reason why not.
+/// The reason, if they cannot.
 pub fn can_run(gpu: &Gpu, kernels: Option<&Kernels>) -> Result<(), Unusable> {
     let kernels = kernels.ok_or(Unusable::NoKernels)?;
-    // A driver loads the code of every toolkit of its own major version and of older ones.
+    // A driver loads code from any toolkit of its own or an older major version.
     let oldest = CudaVersion { minor: 0, ..kernels.toolkit }.max(OLDEST_DRIVER);
     if gpu.driver < oldest {
         return Err(Unusable::OldDriver { found: gpu.driver, needed: oldest });
@@ -176,7 +176,7 @@ pub fn can_run(gpu: &Gpu, kernels: Option<&Kernels>) -> Result<(), Unusable> {
     Ok(())
 }
 
-/// The kernels, when the GPU can run them.
+/// The kernels, if the GPU can run them.
 pub(super) fn serve<'a>(gpu: &Gpu, kernels: Option<&'a Kernels>) -> Result<&'a Kernels> {
     can_run(gpu, kernels)
         .and_then(|()| kernels.ok_or(Unusable::NoKernels))

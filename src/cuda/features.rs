@@ -22,12 +22,12 @@ use crate::config::{FeatureTypeChoice, TrainConfig};
 use crate::data::{FeatureMatrix, FeatureType};
 use crate::{Error, Result};
 
-/// The type in which frozen features lie on a device.
+/// The type in which a device stores frozen features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StoredType {
     /// Single precision.
     F32,
-    /// Half precision: exact for features that are stored so.
+    /// Half precision; exact for features whose file is in f16.
     F16,
     /// Brain floating point: f32's range, 8 bits of precision.
     Bf16,
@@ -44,7 +44,8 @@ impl fmt::Display for StoredType {
 }
 
 impl StoredType {
-    /// The type that holds features of a file's type: halves as they are, wider ones in f32.
+    /// The type that holds features of a file's type: half-precision ones as they are, wider ones
+    /// in f32.
     pub fn of(file: FeatureType) -> Self {
         match file {
             FeatureType::F16 => Self::F16,
@@ -53,7 +54,7 @@ impl StoredType {
         }
     }
 
-    /// The type that a setting names; `None` where it goes by the file, as [`StoredType::of`].
+    /// The type that a setting names; `None` if it follows the file, see [`StoredType::of`].
     pub fn chosen(choice: FeatureTypeChoice) -> Option<Self> {
         match choice {
             FeatureTypeChoice::Auto => None,
@@ -63,7 +64,7 @@ impl StoredType {
         }
     }
 
-    /// The type in which a run stores features: trained ones in single precision.
+    /// The type in which a run stores features: f32 for trained ones.
     pub(crate) fn of_run(config: &TrainConfig, features: &FeatureMatrix) -> Self {
         match config.freeze_features {
             true => Self::chosen(config.feature_type).unwrap_or(Self::of(features.dtype())),
@@ -76,7 +77,7 @@ impl StoredType {
         features.columns() * Self::of_run(config, features).size()
     }
 
-    /// The type of a file whose numbers are stored as they are.
+    /// The file type whose numbers are stored as they are.
     fn in_file(self) -> FeatureType {
         match self {
             Self::F32 => FeatureType::F32,
@@ -97,7 +98,7 @@ impl StoredType {
 /// Bytes of rows that a thread converts and copies at a time.
 const COPY_BYTES: usize = PIECE;
 
-/// Bytes after which pages of a file that were read are given back.
+/// Bytes read before the file's pages are released.
 const RELEASED_BYTES: u64 = 32 << 20;
 
 /// How many rows of a table are converted and copied at a time.
@@ -105,24 +106,24 @@ fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
     (COPY_BYTES / row_bytes).clamp(1, rows.max(1))
 }
 
-/// What trained features are called when there is no room for them.
+/// The name of trained features in an error about memory.
 const TRAINED: &str = "trained features (values and two moments)";
 
-/// Numbers kept as they were at some time.
+/// A snapshot of a buffer.
 #[derive(Debug)]
 pub enum CudaKept {
-    /// On the device: kept in no time.
+    /// On the device, where copying is fast.
     Device(Memory<u8>),
     /// In the host's memory.
     Host(Vec<f32>),
 }
 
 impl CudaKept {
-    /// A copy on the device; where memory that was counted on has gone to others meanwhile, what
-    /// `read` reads.
+    /// Takes the copy on the device; if other programs have taken the memory that was counted on,
+    /// reads the values by `read` instead.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceOperation`].
     pub(super) fn new(
         copy: Result<Memory<u8>>,
         read: impl FnOnce() -> Result<Vec<f32>>,
@@ -136,7 +137,7 @@ impl CudaKept {
         }
     }
 
-    /// Reads them.
+    /// Reads the snapshot.
     pub(super) fn read(self) -> Result<Vec<f32>> {
         match self {
             Self::Device(memory) => memory.read_as(),
@@ -155,7 +156,7 @@ pub struct CudaFeatures {
     /// D_m.
     columns: usize,
     trained: Option<Trained>,
-    /// What brings the rows of streamed features.
+    /// The stream that brings the rows, if they are streamed.
     places: Option<Arc<FeatureStream>>,
 }
 
@@ -167,11 +168,11 @@ struct Trained {
     touched: Memory<u32>,
 }
 
-/// Columns of a row that a block of `adam_replay` brings up to date, four for each of its threads: the
-/// same of `adam_rows.cu`.
+/// Columns of a row that a block of `adam_replay` brings up to date, four per thread; also in
+/// `adam_rows.cu`.
 const PART: usize = 512;
 
-/// The parts of a row of trained features.
+/// The number of parts of a row of trained features.
 pub(super) fn parts(columns: usize) -> usize {
     columns.div_ceil(PART)
 }
@@ -182,7 +183,7 @@ impl CudaFeatures {
         self.columns
     }
 
-    /// Features that are not trained, all of which lie in `values`.
+    /// Frozen features, all of which lie in `values`.
     pub(super) fn frozen(
         values: Shared<Memory<u8>>,
         stored: StoredType,
@@ -192,7 +193,7 @@ impl CudaFeatures {
         Self { values, stored, rows, columns, trained: None, places: None }
     }
 
-    /// A table whose rows are streamed; its memory holds those that are there.
+    /// A table whose rows are streamed; `values` holds those that are on the device.
     pub(super) fn streamed(
         stream: Arc<FeatureStream>,
         values: Arc<Memory<u8>>,
@@ -204,20 +205,20 @@ impl CudaFeatures {
         Self { values, stored, rows, columns, trained: None, places: Some(stream) }
     }
 
-    /// Whether they are parameters.
+    /// Whether the features are trained.
     pub fn is_trained(&self) -> bool {
         self.trained.is_some()
     }
 
-    /// Where kernels find the rows of streamed features; null where those are their items'.
+    /// Where kernels find the rows of streamed features; null if rows are found by item.
     fn places(&self) -> Address {
         self.places.as_ref().map_or(Address::NULL, |stream| stream.places().address_of(0))
     }
 
-    /// Features to be trained.
+    /// Features to be trained, with the given state.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceMemory`] and [`Error::DeviceOperation`].
     pub fn trained(
         device: &Arc<Device>,
         state: &FeatureState<f32>,
@@ -244,10 +245,10 @@ impl CudaFeatures {
         })
     }
 
-    /// Features to be trained from the first `rows` rows of a table on.
+    /// Features to be trained, starting from the first `rows` rows of a table.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceMemory`] and [`Error::DeviceOperation`].
     pub fn untrained(
         device: &Arc<Device>,
         matrix: &FeatureMatrix,
@@ -272,18 +273,19 @@ impl CudaFeatures {
         })
     }
 
-    /// The values of trained features.
+    /// Reads the values of trained features; `None` for frozen ones.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceOperation`].
     pub fn values(&self) -> Result<Option<Vec<f32>>> {
         self.trained.as_ref().map(|_| self.values.read_as()).transpose()
     }
 
-    /// A copy of the values of trained features: on the device, or else in the host's memory.
+    /// Takes a snapshot of the values of trained features, on the device or else in host memory;
+    /// `None` for frozen ones.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceOperation`].
     pub(super) fn keep(&self, on_device: bool) -> Result<Option<CudaKept>> {
         if self.trained.is_none() {
             return Ok(None);
@@ -296,15 +298,15 @@ impl CudaFeatures {
         CudaKept::new(copy, read).map(Some)
     }
 
-    /// The state of trained features.
+    /// Reads the state of trained features; `None` for frozen ones.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceOperation`].
     pub fn state(&self) -> Result<Option<FeatureState<f32>>> {
         let (Some(trained), Some(values)) = (&self.trained, self.values()?) else {
             return Ok(None);
         };
-        // Steps and replays alike leave all parts of a row at the same step.
+        // Both steps and replays leave all parts of a row at the same step.
         let touched = trained.touched.read(0..trained.touched.len())?;
         Ok(Some(FeatureState {
             values,
@@ -323,15 +325,15 @@ impl CudaFeatures {
     }
 }
 
-/// Is told which file's features are copied to the device, and how many bytes of how many are done.
+/// Called while features are copied to the device: with the file, the bytes done and all bytes.
 pub type UploadProgress = dyn Fn(&str, u64, u64) + Send + Sync;
 
-/// Which rows of a table are copied.
+/// Which rows of a table to copy.
 #[derive(Clone, Copy)]
 pub(super) enum Rows<'a> {
-    /// The first so many.
+    /// This many from the first on.
     First(usize),
-    /// These, one after the other.
+    /// These, in this order.
     Chosen(&'a [u32]),
 }
 
@@ -351,10 +353,11 @@ impl Rows<'_> {
     }
 }
 
-/// Copies the first `rows` rows of a table, converted a part at a time.
+/// Copies the first `rows` rows of a table, converting a part at a time.
 ///
 /// # Errors
-/// [`Error::Setting`] for a number that is infinite in the stored type; those of the device.
+/// [`Error::Setting`] for a number that is infinite in the stored type, [`Error::DeviceMemory`] and
+/// [`Error::DeviceOperation`].
 pub(super) fn frozen_table(
     device: &Arc<Device>,
     matrix: &FeatureMatrix,
@@ -368,7 +371,7 @@ pub(super) fn frozen_table(
     Ok(values)
 }
 
-/// Fills the beginning of `memory` with rows of a table in the stored type, converted a part at a
+/// Fills the beginning of `memory` with rows of a table in the stored type, converting a part at a
 /// time.
 pub(super) fn upload_rows(
     device: &Device,
@@ -382,7 +385,7 @@ pub(super) fn upload_rows(
     let (bytes, place) = (rows.count() * row_bytes, matrix.place());
     let part = rows_at_a_time(row_bytes, rows.count()) * row_bytes;
     let first_beyond = AtomicUsize::new(usize::MAX);
-    // How many bytes are done, and where the last of them ends.
+    // The number of bytes done, and the end of the last of them.
     let done = Mutex::new((0, 0));
     progress(&place, 0, bytes as u64);
     device.upload_parts(memory, bytes, part, "features", |range, part| {
@@ -394,14 +397,15 @@ pub(super) fn upload_rows(
                 first_beyond.fetch_min(row, Ordering::Relaxed);
             }
         }
-        // One thread tells at a time, so that what it tells grows.
+        // One thread reports at a time, so that the count only grows.
         let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
         let (done, end) = &mut *done;
         *done += length;
         *end = range.end.max(*end);
         progress(&place, *done, bytes as u64);
-        // Now and then: each time all threads are told. Parts are begun in the file's order, so that
-        // this is all but what threads have in hand; whoever still reads some of it reads it anew.
+        // Only now and then, because releasing pages interrupts every thread. Parts begin in the
+        // file's order, so all up to `end` are done except those in progress, whose pages are read
+        // again.
         if let Rows::First(_) = rows
             && *done % RELEASED_BYTES < length
         {
@@ -415,8 +419,8 @@ pub(super) fn upload_rows(
     }
 }
 
-/// Writes a row of finite numbers in the stored type, in this machine's byte order, which is the
-/// device's too; false where one of them is infinite there.
+/// Writes a row of finite numbers in the stored type, in this machine's byte order, which is also
+/// the device's. Returns false if one of them becomes infinite.
 pub(super) fn row_to_bytes(
     matrix: &FeatureMatrix,
     row: usize,
@@ -435,7 +439,8 @@ pub(super) fn row_to_bytes(
             bytes.copy_from_slice(bytemuck::cast_slice(scratch));
             true
         }
-        // Rows of two-byte numbers in page-locked memory begin at even addresses.
+        // Rows of two-byte numbers in page-locked memory begin at even addresses, as the casts
+        // need.
         StoredType::F16 => {
             let halves: &mut [f16] = bytemuck::cast_slice_mut(bytes);
             halves.convert_from_f32_slice(scratch);
@@ -449,7 +454,7 @@ pub(super) fn row_to_bytes(
     }
 }
 
-/// The error of a row with a number that the stored type cannot hold.
+/// The error for a row with a number that the stored type cannot hold.
 pub(super) fn beyond(stored: StoredType, matrix: &FeatureMatrix, row: usize) -> Error {
     let mut values = vec![0.0f32; matrix.columns()];
     matrix.copy_row(row, 0..matrix.columns(), &mut values);
@@ -540,7 +545,8 @@ pub(super) fn project_backward(
         column_sums(side, batch.record(), z_gradient, items, width, bias_gradient)
     };
     let weight = || {
-        // Not before the side has had what may be the same memory.
+        // Only now: while launches are timed, the side is this device, with the same scratch
+        // memory.
         let partial = partial_sums(device, count, elements)?;
         let target = partial.as_ref().map_or(weight_gradient, |partial| partial.part(0));
         launch!(
@@ -577,18 +583,18 @@ pub(super) fn project_backward(
     Device::beside(device, bias, weight)
 }
 
-/// Which rows are brought up to which step.
+/// Which rows to bring up, and to which step.
 #[derive(Clone, Copy)]
 pub(super) enum Replay<'a> {
-    /// A batch's, to the step before its own.
+    /// A batch's rows, to the step before its own.
     Batch(&'a CudaBatch),
-    /// The next batch's that are not the batch's, to the batch's own step.
+    /// The next batch's rows that are not in this batch, to this batch's step.
     Ahead(&'a CudaBatch),
-    /// All, to this step.
+    /// All rows, to this step.
     All(u32),
 }
 
-/// Brings rows up to a step by steps without a gradient.
+/// Brings rows up to a step by applying the steps they missed, in which their gradient was zero.
 pub(super) fn replay(
     device: &Arc<Device>,
     which: Replay<'_>,
@@ -608,7 +614,7 @@ pub(super) fn replay(
             kernel: "adam_replay",
             grid: [count as u32, parts(columns) as u32, 1],
             block: PART as u32 / 4,
-            // Rows that missed no step are not read: this is the most, not the least.
+            // The most, not the least: rows that missed no step are not read.
             bytes: 24 * (count * columns) as u64,
             flops: 14 * (count * columns) as u64,
         },
@@ -627,7 +633,7 @@ pub(super) fn replay(
     )
 }
 
-/// The batch's step on its rows, with dE = dz W.
+/// Adam's step for the batch on its rows, with dE = dz W.
 pub(super) fn adam_rows(
     device: &Arc<Device>,
     batch: &CudaBatch,

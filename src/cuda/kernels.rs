@@ -1,4 +1,4 @@
-//! The compiled kernels: what `build.rs` embedded, and which GPUs it serves.
+//! The compiled kernels that `build.rs` embedded, and the GPUs they run on.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -53,8 +53,8 @@ pub const NAMES: &[&str] = &[
     "watch_losses",
 ];
 
-/// Bytes of a block's shared memory that a launch asks for, beside what the kernel declares: that is 48
-/// KB at most. All GPUs that kernels are compiled for give a block 99 KB.
+/// Bytes of shared memory that a launch asks for per block, besides the at most 48 KB that the
+/// kernel declares. All GPUs that kernels are compiled for give a block 99 KB.
 pub(super) fn shared_at_launch(kernel: &str) -> u32 {
     match kernel {
         "top_k" => super::ranking::SHARED,
@@ -62,12 +62,12 @@ pub(super) fn shared_at_launch(kernel: &str) -> u32 {
     }
 }
 
-/// A CUDA version, as drivers and toolkits give it.
+/// The CUDA version of a driver or a toolkit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CudaVersion {
-    /// 13 of 13.0.
+    /// 13 in 13.0.
     pub major: u32,
-    /// 0 of 13.0.
+    /// 0 in 13.0.
     pub minor: u32,
 }
 
@@ -92,11 +92,11 @@ impl fmt::Display for Capability {
 pub struct Kernels {
     /// A fatbin, as `nvcc -fatbin` writes it.
     pub image: Cow<'static, [u8]>,
-    /// The toolkit that compiled it; a driver of an older major version does not load it.
+    /// The toolkit that compiled it; a driver of an older major version cannot load it.
     pub toolkit: CudaVersion,
     /// The capabilities for which it holds machine code, ascending.
     pub machine_code: Vec<Capability>,
-    /// The capability from which on a driver can compile its PTX.
+    /// The lowest capability for which a driver can compile its PTX.
     pub ptx: Capability,
 }
 
@@ -108,7 +108,7 @@ impl Kernels {
         if IMAGE.is_empty() {
             return None;
         }
-        // Written by build.rs, which has checked them: `13.0` and `80,90,100`.
+        // `build.rs` has written and checked these: `13.0` and `80,90,100`.
         let numbers = |text: &str, separator| -> Vec<u32> {
             text.split(separator).filter_map(|number| number.parse().ok()).collect()
         };
@@ -129,8 +129,8 @@ impl Kernels {
         names.join(", ")
     }
 
-    /// Whether a GPU can run them: by machine code of the same major capability and no newer minor
-    /// one, or by PTX.
+    /// Whether a GPU can run them: by machine code of the same major and no newer minor capability,
+    /// or by PTX.
     pub fn serve(&self, gpu: Capability) -> bool {
         let runs = |code: &Capability| code.0 / 10 == gpu.0 / 10 && code.0 <= gpu.0;
         self.machine_code.iter().any(runs) || self.ptx <= gpu
@@ -171,12 +171,12 @@ mod tests {
             kernels.to_string(),
             "compiled by CUDA 13.0 for 8.0, 9.0, 10.0, and as PTX for what is newer than 10.0"
         );
-        // Code for 9.0 is none for a hypothetical 8.0 that has no code of its own.
+        // Code for 9.0 does not run on 8.6.
         let hopper = Kernels { machine_code: vec![Capability(90)], ptx: Capability(90), ..kernels };
         assert!(!hopper.serve(Capability(86)));
     }
 
-    /// What the wrappers may launch is what the sources define.
+    /// The kernels that the wrappers may launch are those that the sources define.
     #[test]
     fn every_kernel_of_the_sources_is_named() {
         let mut found = Vec::new();

@@ -6,9 +6,9 @@ use super::memory::Memory;
 
 /// One launch of a kernel: its geometry and the least work it does.
 ///
-/// Shared memory is declared by the kernels themselves, or by `kernels.rs` for them. `bytes` counts
-/// each input read once and each output written once, `flops` the operations on floating-point
-/// numbers, so that a profile can set what was achieved against what is possible.
+/// Shared memory is declared by the kernels, or for them in `kernels.rs`. `bytes` counts each input
+/// read once and each output written once, `flops` the floating-point operations, so that a profile
+/// can compare what was achieved with what is possible.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch {
     /// The kernel's name.
@@ -19,11 +19,11 @@ pub struct Launch {
     pub block: u32,
     /// The least bytes moved.
     pub bytes: u64,
-    /// The operations done.
+    /// The floating-point operations done.
     pub flops: u64,
 }
 
-/// The most arguments that a kernel takes.
+/// The most arguments a kernel takes.
 const MOST_ARGUMENTS: usize = 32;
 
 /// The arguments of a launch, by value, at most eight bytes each.
@@ -43,7 +43,7 @@ impl Arguments {
         self.count += 1;
     }
 
-    /// Adds whatever a kernel can be given.
+    /// Adds any kernel argument.
     pub fn with(&mut self, argument: impl Argument) -> &mut Self {
         argument.push_to(self);
         self
@@ -60,17 +60,17 @@ impl Arguments {
     }
 }
 
-/// A device address, as an argument of a kernel; 0 is null.
+/// A device address as a kernel argument; 0 is null.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct Address(pub u64);
 
 impl Address {
-    /// No memory.
+    /// The null address.
     pub const NULL: Self = Self(0);
 }
 
-/// What a kernel can be given.
+/// A value that can be passed to a kernel.
 pub trait Argument {
     /// Adds it to the arguments of a launch.
     fn push_to(self, arguments: &mut Arguments);
@@ -93,9 +93,10 @@ impl<T> Argument for &Memory<T> {
     }
 }
 
-/// Starts a kernel on a device: geometry, arguments, and the sizes that an error names.
+/// Launches a kernel on a device, given its geometry, its arguments, and the sizes to name in an
+/// error.
 ///
-/// It is one expression: memory that an argument makes is given back after the launch.
+/// It is one expression, so memory made for an argument is freed only after the launch.
 macro_rules! launch {
     ($device:expr, $launch:expr, [$($argument:expr),* $(,)?], $($sizes:tt)+) => {
         $device.launch(
@@ -107,8 +108,8 @@ macro_rules! launch {
 }
 pub(crate) use launch;
 
-/// How many groups of `size` hold `count`, as a grid's side.
+/// How many groups of `size` hold `count`, as one side of a grid.
 pub(crate) fn blocks(count: u64, size: u64) -> u32 {
-    // A grid of 2³¹ blocks and more is refused by the device, with the sizes named.
+    // The device refuses a grid of 2³¹ blocks or more, with an error that names the sizes.
     u32::try_from(count.div_ceil(size)).unwrap_or(u32::MAX)
 }

@@ -12,11 +12,11 @@ use crate::philox::dropout_threshold;
 use crate::watch::Watch;
 use crate::{Error, Result};
 
-/// Sums of loss terms on a device, and what was not finite (`watch.cuh`).
+/// Sums of loss terms on a device, and the non-finite values seen (`watch.cuh`).
 #[derive(Debug)]
 pub struct CudaLosses {
     pub(super) sums: Memory<f64>,
-    /// The cosines of a batch's rows, R × 2, not added yet.
+    /// The cosines of a batch's rows, R × 2, not yet added to the sums.
     cosines: Memory<f64>,
     watch: Memory<u64>,
 }
@@ -24,23 +24,23 @@ pub struct CudaLosses {
 /// Words of `watch` before those of the modalities.
 const WATCH_HEAD: usize = 3;
 
-/// What memory is for.
+/// The name of the cosines' memory in an error.
 const COSINES: &str = "cosines of a batch";
 
-/// A word of `watch` where nothing has been seen.
+/// A word of `watch` that has seen nothing.
 const NOTHING_SEEN: u64 = u64::MAX;
 
-/// Bytes of the losses of so many modalities.
+/// Bytes of the sums and the watch for this many modalities.
 pub(super) fn loss_bytes(modalities: usize) -> u64 {
     let shape = LossShape { embedding_size: 0, modalities };
     8 * (shape.terms() + WATCH_HEAD + modalities) as u64
 }
 
 impl CudaLosses {
-    /// Sums that go on from `sums`.
+    /// Sums that start from `sums`.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceMemory`] and [`Error::DeviceOperation`].
     pub(super) fn new(device: &Arc<Device>, sums: &[f64]) -> Result<Self> {
         let words = WATCH_HEAD + LossShape::modalities_of(sums.len());
         Ok(Self {
@@ -50,30 +50,30 @@ impl CudaLosses {
         })
     }
 
-    /// Room for the cosines of so many rows.
+    /// Makes room for the cosines of `rows` rows.
     fn cosines(&mut self, device: &Arc<Device>, rows: usize) -> Result<&Memory<f64>> {
         if self.cosines.len() < 2 * rows {
-            // Given back before the larger one is asked for.
+            // Free the old memory before allocating more.
             self.cosines = Memory::new(device, 0, COSINES)?;
             self.cosines = Memory::new(device, 2 * rows, COSINES)?;
         }
         Ok(&self.cosines)
     }
 
-    /// Where `adam.cu` and `watch_losses` note what they see.
+    /// Where `adam.cu` and `watch_losses` note non-finite values.
     pub(super) fn watch_of_dense(&self) -> Address {
         self.watch.address_of(0)
     }
 
-    /// Where `adam_rows.cu` notes what it sees of a modality.
+    /// Where `adam_rows.cu` notes non-finite values of a modality.
     pub(super) fn watch_of(&self, modality: usize) -> Address {
         self.watch.address_of(WATCH_HEAD + modality)
     }
 
-    /// What has been seen.
+    /// Reads what has been seen.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceOperation`].
     pub(super) fn watch(&self) -> Result<Watch> {
         let words = self.watch.read(0..self.watch.len())?;
         let seen = |word: u64| (word != NOTHING_SEEN).then_some(((word >> 32) as u32, word as u32));
@@ -86,10 +86,11 @@ impl CudaLosses {
     }
 }
 
-/// The widest rows: 4 quads of each of 32 lanes.
+/// The widest rows: 4 quads per lane, 32 lanes.
 const WIDEST: usize = 512;
 
-/// Finds the cosines of the terms ui, iu, align and mask and replaces `predicted` by its gradient.
+/// Computes the cosines of the terms ui, iu, align and mask, and replaces `predicted` by its
+/// gradient.
 pub(super) fn bootstrap_loss(
     device: &Arc<Device>,
     shape: LossShape,
@@ -118,7 +119,7 @@ pub(super) fn bootstrap_loss(
         }
         _ => None,
     };
-    // How many rows the given masks of H_u and of H_i have.
+    // The numbers of rows of the given masks of H_u and of H_i.
     let (users, items) = match dropout {
         Dropout::Given { kept, .. } => (kept[0].len() / width, kept[1].len() / width),
         _ => (0, 0),
@@ -165,7 +166,7 @@ pub(super) fn bootstrap_loss(
     )
 }
 
-/// Adds the terms ui, iu, align and mask whose cosines were found to the sums.
+/// Adds the terms ui, iu, align and mask to the sums, from their cosines.
 pub(super) fn add_losses(
     device: &Arc<Device>,
     shape: LossShape,
@@ -191,7 +192,7 @@ pub(super) fn add_losses(
     )
 }
 
-/// Looks at the sums of a step.
+/// Checks the sums of a step.
 pub(super) fn watch_losses(
     device: &Arc<Device>,
     batch: &CudaBatch,

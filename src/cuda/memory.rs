@@ -1,4 +1,4 @@
-//! Numbers on a device.
+//! Arrays of numbers on a device.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -13,13 +13,13 @@ use super::device::Device;
 use super::launch::Address;
 use crate::Result;
 
-/// Bytes from which on a copy to the host is made by way of page-locked memory, in parts.
+/// Copies to the host of this many bytes or more go through page-locked memory, in parts.
 pub(super) const LARGE: usize = 4 << 20;
 
-/// Numbers on a device; given back, after the work in flight, when dropped.
+/// An array of numbers on a device; freed when dropped, after the work in flight.
 pub struct Memory<T> {
     device: Arc<Device>,
-    /// `None` when empty: a device does not allocate nothing.
+    /// `None` when empty: a device does not allocate zero bytes.
     bytes: Option<Allocation>,
     length: usize,
     marker: PhantomData<T>,
@@ -35,7 +35,8 @@ impl<T: Pod> Memory<T> {
     /// Room for `length` numbers, undefined until written.
     ///
     /// # Errors
-    /// [`crate::Error::DeviceMemory`] when there is none, naming `what` it was for.
+    /// [`crate::Error::DeviceMemory`] naming `what` it was for, and
+    /// [`crate::Error::DeviceOperation`].
     pub fn new(device: &Arc<Device>, length: usize, what: &str) -> Result<Self> {
         let bytes = match length * size_of::<T>() {
             0 => None,
@@ -44,10 +45,10 @@ impl<T: Pod> Memory<T> {
         Ok(Self { device: device.clone(), bytes, length, marker: PhantomData })
     }
 
-    /// Zeros.
+    /// `length` zeros.
     ///
     /// # Errors
-    /// Those of [`Memory::new`].
+    /// As for [`Memory::new`].
     pub fn zeros(device: &Arc<Device>, length: usize, what: &str) -> Result<Self> {
         let mut memory = Self::new(device, length, what)?;
         if let Some(bytes) = &mut memory.bytes {
@@ -60,17 +61,17 @@ impl<T: Pod> Memory<T> {
     /// A copy of `values`.
     ///
     /// # Errors
-    /// Those of [`Memory::new`], and when the copy fails.
+    /// As for [`Memory::new`].
     pub fn from_slice(device: &Arc<Device>, values: &[T], what: &str) -> Result<Self> {
         let mut memory = Self::new(device, values.len(), what)?;
         memory.write(0, values, what)?;
         Ok(memory)
     }
 
-    /// Copies `values` to the elements from `start` on; they may be changed when this returns.
+    /// Copies `values` to the elements from `start` on; they may be changed once this returns.
     ///
     /// # Errors
-    /// When the copy fails.
+    /// [`crate::Error::DeviceOperation`] if the copy fails.
     pub fn write(&mut self, start: usize, values: &[T], what: &str) -> Result<()> {
         assert!(start + values.len() <= self.length, "{what}: written beyond its end");
         let Some(bytes) = self.bytes.as_mut().filter(|_| !values.is_empty()) else {
@@ -84,10 +85,10 @@ impl<T: Pod> Memory<T> {
         })
     }
 
-    /// A copy of the elements of `range`, once the work asked for so far is done.
+    /// Reads the elements of `range`, once the work queued so far is done.
     ///
     /// # Errors
-    /// When the copy, or work asked for before it, fails.
+    /// [`crate::Error::DeviceOperation`] if the copy, or work queued before it, fails.
     pub fn read(&self, range: Range<usize>) -> Result<Vec<T>> {
         assert!(range.end <= self.length, "memory of {} is read to {}", self.length, range.end);
         let mut values = vec![T::zeroed(); range.len()];
@@ -95,10 +96,10 @@ impl<T: Pod> Memory<T> {
         Ok(values)
     }
 
-    /// A copy of the elements of `range` on the device, as bytes.
+    /// Copies the elements of `range` to new memory on the device, as bytes.
     ///
     /// # Errors
-    /// Those of [`Memory::new`], and when the copy fails.
+    /// As for [`Memory::new`].
     pub(super) fn copy(&self, range: Range<usize>, what: &str) -> Result<Memory<u8>> {
         assert!(range.end <= self.length, "memory of {} is copied to {}", self.length, range.end);
         let range = range.start * size_of::<T>()..range.end * size_of::<T>();
@@ -112,16 +113,16 @@ impl<T: Pod> Memory<T> {
 }
 
 impl<T> Memory<T> {
-    /// Copies as many bytes as `target` has, from byte `start` on.
+    /// Copies `target.len()` bytes, from byte `start` on.
     fn copy_to(&self, start: usize, target: &mut [u8]) -> Result<()> {
         let Some(bytes) = self.bytes.as_ref().filter(|_| !target.is_empty()) else {
             return Ok(());
         };
-        // Of a range within the memory, or it panics.
+        // Panics unless the range is within the memory.
         let part = bytes.slice(start..start + target.len());
         if target.len() >= LARGE {
             let from = Address(self.address_of(0).0 + start as u64);
-            // SAFETY: where the part begins.
+            // SAFETY: `from` is the address of `part`, which has as many bytes as `target`.
             return unsafe { self.device.download_parts(from, target) };
         }
         let stream = self.device.stream();
@@ -132,10 +133,10 @@ impl<T> Memory<T> {
 }
 
 impl Memory<u8> {
-    /// A copy of all bytes, as numbers of another type.
+    /// Reads all bytes, as numbers of another type.
     ///
     /// # Errors
-    /// Those of [`Memory::read`].
+    /// As for [`Memory::read`].
     pub(super) fn read_as<T: Pod>(&self) -> Result<Vec<T>> {
         let mut values = vec![T::zeroed(); self.length / size_of::<T>()];
         self.copy_to(0, bytemuck::cast_slice_mut(&mut values))?;
@@ -149,7 +150,7 @@ impl<T> Memory<T> {
         self.length
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
@@ -159,8 +160,8 @@ impl<T> Memory<T> {
         assert!(index <= self.length, "element {index} of {}", self.length);
         match &self.bytes {
             None => Address::NULL,
-            // The guard would record the use for other streams; those that use it, branches of the
-            // device, are ordered by whoever asks them (`Backend::after`).
+            // The guard would record the use for other streams. Those that use it, the device's
+            // branches, are ordered by their callers (`Backend::after`).
             Some(bytes) => {
                 Address(bytes.device_ptr(bytes.stream()).0 + (index * size_of::<T>()) as u64)
             }

@@ -1,9 +1,9 @@
 //! The CUDA backend: launch geometry and memory around the kernels of `kernels/`.
 //!
-//! No mathematics happens here. Each operation of [`Backend`] becomes one launch or a few, whose
-//! wrappers (one file for each of a few kernels) state grid, block, bytes moved and operations.
-//! A [`Device`] is what the CUDA driver gives. Tests put an emulator in the driver's place, which
-//! runs the same kernel sources on the CPU (`tests/emulator`): nothing here knows of it.
+//! There is no mathematics here. Each operation of [`Backend`] becomes one or a few launches, whose
+//! wrappers (a file for every few kernels) state grid, block, bytes moved and operations. A
+//! [`Device`] wraps the CUDA driver. Tests replace the driver by an emulator that runs the same
+//! kernel sources on the CPU (`tests/emulator`); nothing here knows of it.
 
 mod allocation;
 mod batches;
@@ -67,21 +67,21 @@ use crate::profile::{Ceilings, Operation};
 use crate::records::Metrics;
 use crate::watch::Failure;
 
-/// A device that runs our kernels, computing in f32.
+/// The backend of a GPU: runs our kernels, in f32.
 #[derive(Clone)]
 pub struct Cuda {
     device: Arc<Device>,
     stored: Option<StoredType>,
     storage: FeatureStorage,
-    /// The most bytes that a run counts on, beside what is free.
+    /// The most bytes that a run plans with, even if more are free.
     budget: Option<u64>,
-    /// The most bytes that all siblings may have.
+    /// The most bytes that all siblings together may use.
     limit: Option<u64>,
-    /// What is shared with the runs of siblings.
+    /// Data shared with the runs of siblings.
     pool: Option<Arc<Pool>>,
-    /// What brings frozen features that are not all on the device.
+    /// The stream of frozen features, if not all of them are on the device.
     stream: Option<Arc<FeatureStream>>,
-    /// Whether the run has room for the best epoch's features beside those that are trained.
+    /// Whether the device has room for the best epoch's features besides those being trained.
     keeps_best: bool,
     progress: Arc<UploadProgress>,
 }
@@ -102,7 +102,7 @@ impl Cuda {
         }
     }
 
-    /// Has the runs of [`Cuda::sibling`]s share one copy of each graph and of frozen features.
+    /// Makes the runs of [`Cuda::sibling`]s share one copy of each graph and of frozen features.
     pub fn sharing(self) -> Self {
         let pool = Some(Arc::new(Pool::new(self.device.clone())));
         Self { pool, ..self }
@@ -111,35 +111,35 @@ impl Cuda {
     /// A backend for another run at the same time, on a stream of its own.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`crate::Error::DeviceOperation`].
     pub fn sibling(&self) -> Result<Self> {
         let device = self.device.sibling()?;
         Ok(Self { device, stream: None, keeps_best: false, ..self.clone() })
     }
 
-    /// Has a run count on no more than so many bytes when it decides what lies where.
+    /// Limits the bytes that a run plans with when it decides where its features lie.
     pub fn within(self, budget: u64) -> Self {
         Self { budget: Some(budget), ..self }
     }
 
-    /// Has it and its siblings take no more than so many bytes of the GPU's memory, all that there are
-    /// for `None`: what has no room in them is streamed, or kept by the host, as if the GPU had no more.
+    /// Limits the GPU memory of this device and its siblings to `limit` bytes, or not at all for
+    /// `None`. What does not fit is streamed, or kept by the host, as if the GPU had no more.
     pub fn limiting_memory(self, limit: Option<u64>) -> Self {
         self.device.limit_memory(limit.unwrap_or(u64::MAX));
         Self { limit, ..self }
     }
 
-    /// Has frozen features lie where a run asks for, instead of where there is room.
+    /// Places frozen features as `storage` says, instead of where there is room.
     pub fn keeping_features(self, storage: FeatureStorage) -> Self {
         Self { storage, ..self }
     }
 
-    /// Stores frozen features in this type, instead of that of their file.
+    /// Stores frozen features in this type instead of their file's.
     pub fn storing(self, stored: StoredType) -> Self {
         Self { stored: Some(stored), ..self }
     }
 
-    /// Tells how far the copying of features to the device is.
+    /// Reports the progress of copying features to the device.
     pub fn reporting(self, progress: Arc<UploadProgress>) -> Self {
         Self { progress, ..self }
     }
@@ -150,12 +150,12 @@ impl Cuda {
     }
 }
 
-/// Where the elements of a view begin.
+/// The address of a view's first element.
 fn address(view: &View<'_, Memory<f32>>) -> Address {
     address_in(view.buffer, &view.range)
 }
 
-/// The same, of one that is written.
+/// The same for a writable view.
 fn address_mut(view: &ViewMut<'_, Memory<f32>>) -> Address {
     address_in(view.buffer, &view.range)
 }
@@ -165,7 +165,7 @@ fn address_in(buffer: &Memory<f32>, range: &Range<usize>) -> Address {
     buffer.address_of(range.start)
 }
 
-/// d, from a matrix over all nodes.
+/// d, from the size of a matrix over all nodes.
 fn width_of(graph: &CudaGraph, elements: usize) -> usize {
     elements / graph.graph.nodes().max(1)
 }
@@ -375,7 +375,7 @@ impl Backend for Cuda {
     }
 
     fn has_failed(&self, _: &CudaLosses) -> bool {
-        // The device is ahead of nobody who would wait for it: it is asked when an epoch ends.
+        // Asking would stall the host, so the device is asked once per epoch.
         false
     }
 
@@ -522,13 +522,13 @@ impl Backend for Cuda {
         x: View<'_, Memory<f32>>,
         gradient: ViewMut<'_, Memory<f32>>,
     ) -> Result<()> {
-        // Of d² + d parameters.
+        // The gradient has d² + d elements.
         let width = gradient.range.len().isqrt();
         let shape = (x.range.len() / width, width);
         let (da, target) = (address(&output_gradient), address_mut(&gradient));
         let over = Rows::of(batch);
         let bias = gradient.buffer.address_of(gradient.range.start + width * width);
-        // Rows that the batch does not fill have no gradient: theirs is 0.
+        // Rows that the batch does not fill have gradient 0, so all can be summed.
         let sums = |side: &_| dense::column_sums(side, Address::NULL, da, shape.0, width, bias);
         let products =
             || dense::multiply_gradient(&self.device, over, da, address(&x), target, shape);

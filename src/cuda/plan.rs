@@ -1,10 +1,10 @@
-//! What a training run asks of a GPU's memory, counted before it starts.
+//! The GPU memory of a training run, counted before it starts.
 //!
-//! It follows [`crate::step::DeviceModel`], [`crate::train::fit`] and the wrappers beside this file
-//! allocation by allocation; `tests/gpu_memory.rs` has runs succeed with just as much memory, and
-//! fail with a little less. The driver hands memory out in larger pieces, and its own share (context,
-//! code) is gone from the free memory before the first of these is asked for; what recorded steps take
-//! of it, some megabytes, is not counted.
+//! The count follows [`crate::step::DeviceModel`], [`crate::train::fit`] and the wrappers beside
+//! this file allocation by allocation; `tests/gpu_memory.rs` checks that runs succeed with just as
+//! much memory and fail with a little less. The driver hands memory out in larger pieces. Its own
+//! share (context, code) is already gone from the free memory when the first of these is allocated;
+//! the few megabytes of it that recorded steps take are not counted.
 
 use super::StoredType;
 use super::batches::{self, rooms_for};
@@ -26,28 +26,28 @@ use crate::memory::{MemoryLine, feature_values, layer_buffers};
 use crate::parameters::Layout;
 use crate::train::{self, measured_lengths};
 
-/// Bytes of a number in f32, and of an id.
+/// Bytes of a number in f32 or of an id.
 const WORD: u64 = 4;
-/// Bytes of the constants of a step.
+/// Bytes of a step's constants.
 const STEP: u64 = 8;
 
-/// This share of everything else is left free beside it, and [`MARGIN`]: the driver hands memory out
-/// in larger pieces than are asked for.
+/// One part in this many of everything else is left free, and [`MARGIN`] bytes: the driver hands
+/// memory out in larger pieces than are asked for.
 pub(crate) const SPARE_SHARE: u64 = 16;
 pub(crate) const MARGIN: u64 = 64 << 20;
 
-/// Where the features of a run lie.
+/// Where a run keeps its features.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Placement {
     /// All on the GPU.
     Resident,
-    /// Trained, and therefore on the GPU.
+    /// On the GPU, because they are trained.
     Trained {
-        /// Whether the best epoch's are kept there too, and not in the host's memory: reading them
-        /// can take longer than an epoch.
+        /// Whether the best epoch's are kept there too instead of in host memory: reading them can
+        /// take longer than an epoch.
         keeps_best: bool,
     },
-    /// In their files: a batch's rows come when they are needed, those of a few items stay.
+    /// In their files: a batch's rows come when needed, those of a few items stay on the GPU.
     Streamed {
         /// The items whose rows stay.
         kept: Vec<u32>,
@@ -57,7 +57,7 @@ pub(crate) enum Placement {
 }
 
 impl Placement {
-    /// Decides for a run, with `free` bytes of the GPU free, of which it may have `limit`.
+    /// Decides for a run on a GPU with `free` bytes free, of which the run may take `limit`.
     pub fn decide(
         dataset: &Dataset,
         graph: &Graph,
@@ -79,17 +79,17 @@ impl Placement {
         }
         let room = rooms(dataset, config).items;
         let (all, least) = ((dataset.items * row_bytes) as u64, stream::bytes(0, room, row_bytes));
-        // Of a small table a few batches take more than the whole.
+        // For a small table, a few batches take more than the whole.
         if storage == FeatureStorage::Auto && (all <= budget || all <= least) {
             return Ok(Self::Resident);
         }
-        // Who asks for streaming, and for no amount, wants the memory for something else: a quarter is
-        // taken.
+        // A user who asks for streaming but sets no limit wants the memory for something else: take
+        // a quarter.
         let takes_all = storage != FeatureStorage::Stream || limit.is_some();
         let budget = if takes_all { budget } else { budget / 4 };
         let kept = budget.saturating_sub(least) / row_bytes as u64;
         let mut items: Vec<u32> = (0..dataset.items as u32).collect();
-        // An item is in as many batches as it has pairs, nearly.
+        // An item is in nearly as many batches as it has pairs.
         items.sort_by_key(|&item| {
             std::cmp::Reverse(graph.neighbours(dataset.users + item as usize).len())
         });
@@ -97,7 +97,7 @@ impl Placement {
         Ok(Self::Streamed { kept: items, room })
     }
 
-    /// What a user should know of it.
+    /// A message for the user, if features are streamed.
     pub fn describe(&self, dataset: &Dataset, config: &TrainConfig) -> Option<String> {
         let Self::Streamed { kept, .. } = self else { return None };
         let row_bytes = row_bytes(dataset, config);
@@ -118,7 +118,7 @@ fn row_bytes(dataset: &Dataset, config: &TrainConfig) -> usize {
     features.map(|features| StoredType::row_bytes(config, features)).sum()
 }
 
-/// Bytes of the values of trained features; 0 where they are frozen.
+/// Bytes of the values of trained features; 0 if they are frozen.
 fn trained_bytes(dataset: &Dataset, config: &TrainConfig) -> u64 {
     if config.freeze_features { 0 } else { feature_values(dataset) * WORD }
 }
@@ -129,7 +129,7 @@ fn rooms(dataset: &Dataset, config: &TrainConfig) -> Rooms {
     rooms_for(dataset.users.min(most), dataset.items.min(most))
 }
 
-/// Everything that lies on the GPU.
+/// Everything that a run keeps on the GPU.
 pub(crate) fn training(
     dataset: &Dataset,
     graph: &Graph,
@@ -168,19 +168,18 @@ pub(crate) fn training(
     lines
 }
 
-/// What a run among several takes of a GPU.
+/// The GPU memory of one run among several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Shares {
-    /// Bytes of its own.
+    /// Bytes that the run does not share.
     pub own: u64,
-    /// Bytes of its own if features are streamed, without any that stay.
+    /// The same if features are streamed and no rows stay.
     pub streaming: u64,
-    /// Bytes of trained features, which may be kept at their best beside those that are trained.
+    /// Bytes of a second copy of trained features, which may be kept for the best epoch.
     pub best: u64,
     /// Bytes of the graph, which runs share.
     pub graph: u64,
-    /// The tables of frozen features, which runs share: the modality's number, the stored type, and
-    /// bytes.
+    /// The tables of frozen features, which runs share: modality number, stored type and bytes.
     pub tables: Vec<(usize, StoredType, u64)>,
 }
 
@@ -210,7 +209,7 @@ impl Shares {
     }
 }
 
-/// What lies on the GPU but frozen features.
+/// Everything that lies on the GPU except frozen features and the best epoch's trained ones.
 fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryLine> {
     let layout = train::layout(dataset, config);
     let (dense, nodes) = (layout.len() as u64, layout.nodes.len() as u64);
@@ -250,12 +249,12 @@ fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryL
     lines
 }
 
-/// Bytes of the room that [`super::CudaSchedule`] has made when all epochs are planned.
+/// Bytes of a [`super::CudaSchedule`] once all epochs are planned.
 fn schedule(epochs: u64, steps_per_epoch: usize) -> u64 {
     // Steps are numbered in 32 bits.
     let steps = |epochs: u64| epochs.saturating_mul(steps_per_epoch as u64).min(u32::MAX.into());
     let (mut room, mut epoch) = (0, 1);
-    // The next epoch that does not find room, until there is none.
+    // Go from one epoch that outgrows the room to the next.
     while epoch <= epochs && room < steps(epochs) {
         room = room_for(steps(epoch) as usize) as u64;
         epoch = room / (steps_per_epoch as u64).max(1) + 1;
@@ -263,8 +262,8 @@ fn schedule(epochs: u64, steps_per_epoch: usize) -> u64 {
     STEP * room
 }
 
-/// The most that operations have of the memory for intermediate numbers, which a [`super::Device`]
-/// and each of its branches in a step have for themselves.
+/// The most scratch memory that operations use; a [`super::Device`] and each of its branches in a
+/// step have their own.
 fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, items: usize) -> u64 {
     let d = config.embedding_size;
     let aligned = |bytes: usize| (bytes as u64).next_multiple_of(PART_ALIGNMENT);
@@ -288,13 +287,13 @@ fn scratch(layout: &Layout, config: &TrainConfig, slots: usize, rows: usize, ite
     let spmm = 4 * slots * d;
     let nodes = aligned(spmm.max(gcn)).max(aligned(norms) + PART_ALIGNMENT);
     let modalities: u64 = layout.modalities.iter().map(|part| modality(part.columns)).sum();
-    // An evaluation propagates too.
+    // The device itself runs spmm when an evaluation propagates.
     let predictor = partial(Tile::SMALL, d, d, rows);
     let device = aligned(spmm.max(predictor)) + aligned(column_sums(rows));
     device + nodes + modalities
 }
 
-/// What the items of both splits are looked for with.
+/// Bytes of the [`CudaWanted`] of both splits.
 fn wanted(dataset: &Dataset, config: &TrainConfig) -> u64 {
     let lengths = measured_lengths(config);
     let longest = lengths.last().copied().unwrap_or(0);
@@ -306,7 +305,7 @@ fn wanted(dataset: &Dataset, config: &TrainConfig) -> u64 {
     splits.map(bytes).sum()
 }
 
-/// Scoring, and the lists.
+/// Bytes of an evaluation: predictions, search and lists.
 fn evaluation(dataset: &Dataset, config: &TrainConfig, nodes: u64) -> u64 {
     let users = evaluate::users_of(&[&dataset.valid, &dataset.test]).len();
     let longest = measured_lengths(config).last().copied().unwrap_or(0);
@@ -320,7 +319,7 @@ fn evaluation(dataset: &Dataset, config: &TrainConfig, nodes: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// As [`super::super::CudaSchedule`] grows, an epoch at a time.
+    /// Compares with [`super::super::CudaSchedule`] as it grows, an epoch at a time.
     #[test]
     fn the_constants_of_steps_are_counted_with_the_room_they_grow_into() {
         for steps_per_epoch in [1, 22, 613, 5000] {

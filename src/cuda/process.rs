@@ -1,24 +1,24 @@
-//! What the driver made, and a forked process must leave alone.
+//! Objects of the driver, which a forked process must leave alone.
 
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::process;
 
-/// Something that the driver made for this process. A process that was forked from it has the same
-/// bytes and no driver: it must not call that, not even to give this back, and so drops nothing.
+/// An object that the driver made for this process. A process forked from it has the same bytes but
+/// no driver: it must not call the driver, not even to free the object, and so drops nothing.
 pub(super) struct OfThisProcess<T> {
     value: ManuallyDrop<T>,
     process: u32,
 }
 
 impl<T> OfThisProcess<T> {
-    /// Of the process that calls.
+    /// An object of the calling process.
     pub fn new(value: T) -> Self {
         Self { value: ManuallyDrop::new(value), process: process::id() }
     }
 
-    /// Whether it came by a fork.
+    /// Whether it was inherited through a fork.
     pub fn is_inherited(&self) -> bool {
         self.process != process::id()
     }
@@ -41,7 +41,7 @@ impl<T> DerefMut for OfThisProcess<T> {
 impl<T> Drop for OfThisProcess<T> {
     fn drop(&mut self) {
         if !self.is_inherited() {
-            // SAFETY: dropped here and nowhere else, and not used after it.
+            // SAFETY: dropped only here, and not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.value) };
         }
     }

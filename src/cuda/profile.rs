@@ -13,7 +13,7 @@ use super::staging::Staging;
 use crate::Result;
 use crate::profile::{self, Ceilings, Operation};
 
-/// A launch that was timed.
+/// A timed launch.
 pub(super) struct Timed {
     launch: Launch,
     begun: CudaEvent,
@@ -22,29 +22,29 @@ pub(super) struct Timed {
 
 const TIMED: Option<sys::CUevent_flags> = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
 
-/// Numbers that are copied: as many as take a launch [`LONG_COPY`] seconds, on a large GPU 256 MB,
-/// more than its caches hold.
+/// Numbers to copy: enough for a launch to take [`LONG_COPY`] seconds, on a large GPU 256 MB, which
+/// is more than its caches hold.
 const LEAST_NUMBERS: usize = 1 << 17;
 const MOST_NUMBERS: usize = 1 << 26;
 const LONG_COPY: f64 = 1e-4;
-/// Rounds of the arithmetic ceilings: as many as take a launch [`LONG`] seconds.
+/// Rounds of the arithmetic ceilings: enough for a launch to take [`LONG`] seconds.
 const LEAST_ROUNDS: u32 = 1 << 4;
 const MOST_ROUNDS: u32 = 1 << 14;
 const LONG: f64 = 2e-3;
-/// Blocks of the arithmetic ceilings for each multiprocessor, 256 threads each: it is full.
+/// Blocks of the arithmetic ceilings per multiprocessor, 256 threads each: they fill it.
 const BLOCKS: u32 = 8;
 /// `CHAINS` and `TILES` of `ceilings.cu`.
 const CHAINS: u64 = 8;
 const TILES: u64 = 4;
-/// Launches that are timed.
+/// Timed launches per measurement.
 const ATTEMPTS: usize = 5;
-/// Numbers that are copied from the host at most, and what its bytes are.
+/// The most numbers copied from the host, and the value of their bytes.
 const MOST_UPLOADED: usize = 1 << 24;
 const MARK: u8 = 0xa5;
-/// What memory is for, and what fails.
+/// The name of the measurement in errors.
 const WHAT: &str = "measuring the device";
 
-/// What launches took, by kernel, in the order of their first.
+/// The time of launches by kernel, in the order of their first launch.
 fn operations(launches: &[Timed]) -> Result<Vec<Operation>, DriverError> {
     let mut operations = Vec::new();
     for Timed { launch, begun, ended } in launches {
@@ -55,7 +55,7 @@ fn operations(launches: &[Timed]) -> Result<Vec<Operation>, DriverError> {
 }
 
 impl Device {
-    /// Does `work` with each launch timed; launches that are recorded are not.
+    /// Runs `work` and times each launch; launches replayed from a recording are not timed.
     pub(super) fn profile(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Operation>> {
         let recorder = || self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
         *recorder() = Some(OfThisProcess::new(Vec::new()));
@@ -67,12 +67,12 @@ impl Device {
         operations(launches.as_deref().map_or(&[], Vec::as_slice)).map_err(failed)
     }
 
-    /// Whether somebody wants to know how long launches take; recorded ones would not tell.
+    /// Whether launches are being timed, which recorded ones cannot be.
     pub(super) fn times_launches(&self) -> bool {
         self.recorder.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Surrounds a launch with events, where anybody wants to know.
+    /// Surrounds a launch with events if launches are being timed.
     pub(super) fn timed(
         &self,
         launch: Launch,
@@ -89,8 +89,8 @@ impl Device {
         Ok(())
     }
 
-    /// Measures the ceilings, in as much of the free memory as there is for it, and looks whether
-    /// what was computed is right.
+    /// Measures the ceilings, in as much memory as is free for it, and checks that the results are
+    /// right.
     pub(super) fn ceilings(self: &Arc<Self>) -> Result<Ceilings> {
         let (free, _) = self.memory()?;
         let most = MOST_NUMBERS.min((free / 16) as usize / 4 * 4).max(4);
@@ -100,7 +100,7 @@ impl Device {
             numbers = (8 * numbers).min(most);
             (copy, seconds) = self.copy_ceiling(numbers)?;
         }
-        // More rounds until a launch takes long enough to be timed well.
+        // Add rounds until a launch takes long enough to be timed well.
         let (mut rounds, mut arithmetic) = (LEAST_ROUNDS, self.arithmetic_ceilings(LEAST_ROUNDS)?);
         while rounds < MOST_ROUNDS && arithmetic.iter().any(|&(_, seconds)| seconds < LONG) {
             rounds *= 4;
@@ -111,7 +111,7 @@ impl Device {
         Ok(Ceilings { copy, multiply_add, tensor: Some(tensor), upload })
     }
 
-    /// Bytes per second of the best of several copies of `bytes` bytes from page-locked memory.
+    /// Bytes per second of the fastest of several copies of `bytes` bytes from page-locked memory.
     fn upload_ceiling(self: &Arc<Self>, bytes: usize) -> Result<f64> {
         let failed = |error| self.failed(WHAT.to_owned(), error);
         let target = Memory::<u8>::new(self, bytes, WHAT)?;
@@ -121,7 +121,7 @@ impl Device {
         for _ in 0..ATTEMPTS {
             self.synchronize()?;
             let begun = Instant::now();
-            // SAFETY: the target has so many bytes, and this stream alone uses it.
+            // SAFETY: the target has as many bytes, and only this stream uses it.
             unsafe { staging.copy_range(0..bytes, target.address_of(0)) }
                 .and_then(|()| staging.mark())
                 .map_err(failed)?;
@@ -134,11 +134,11 @@ impl Device {
         Ok(best)
     }
 
-    /// Bytes read and written per second, and seconds of a launch.
+    /// Bytes read and written per second, and seconds per launch.
     fn copy_ceiling(self: &Arc<Self>, numbers: usize) -> Result<(f64, f64)> {
         let mut from = Memory::<f32>::zeros(self, numbers, WHAT)?;
         let to = Memory::<f32>::zeros(self, numbers, WHAT)?;
-        // Both ends are looked at afterwards.
+        // The marks at both ends are checked afterwards.
         let end = numbers.min(1000);
         let marks: Vec<f32> = (1..=end).map(|number| number as f32).collect();
         from.write(0, &marks, WHAT)?;
@@ -154,7 +154,7 @@ impl Device {
         Ok(rate(&operations, |operation| operation.bytes))
     }
 
-    /// Operations per second and seconds of a launch: multiply-adds, then tensor cores.
+    /// Operations per second and seconds per launch: of multiply-adds, then of tensor cores.
     fn arithmetic_ceilings(self: &Arc<Self>, rounds: u32) -> Result<[(f64, f64); 2]> {
         let grid = BLOCKS * self.gpu().multiprocessors.max(1);
         let out = Memory::<f32>::zeros(self, 256 * grid as usize, WHAT)?;
@@ -190,7 +190,7 @@ impl Device {
             (0..ATTEMPTS)
                 .try_for_each(|_| launch!(self, launch, [rounds, value, &out], "{rounds} rounds"))
         })?;
-        // Every product and sum of these is a number of f32 and of TF32.
+        // Every product and sum of these is exact in f32 and in TF32.
         let expected = f64::from(value * value) * (8 * 4 * TILES * u64::from(rounds)) as f64;
         let found = out.read(thread..thread + 1)?[0];
         if f64::from(found) != expected {
@@ -204,10 +204,10 @@ fn geometry(kernel: &'static str, grid: u32, bytes: u64, flops: u64) -> Launch {
     Launch { kernel, grid: [grid, 1, 1], block: 256, bytes, flops }
 }
 
-/// Work per second of the only kind of operation there is, and the seconds of a call.
+/// Work per second of the only kind of operation, and seconds per call.
 fn rate(operations: &[Operation], work: fn(&Operation) -> u64) -> (f64, f64) {
     operations.first().map_or((0.0, 0.0), |operation| {
-        // A clock that has not moved tells nothing.
+        // Do not divide by zero if the clock has not moved.
         let seconds = operation.seconds.max(1e-9);
         (work(operation) as f64 / seconds, seconds / operation.calls as f64)
     })

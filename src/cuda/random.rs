@@ -1,4 +1,4 @@
-//! Initial values and the order of an epoch, drawn on the device (`initial_values.cu`,
+//! Initial values and an epoch's order, drawn on the device (`initial_values.cu`,
 //! `epoch_order.cu`).
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::parameters::{Initial, Layout};
 
 /// Keys of a block of the radix sort: `BLOCK_KEYS` of `epoch_order.cu`.
 const BLOCK_KEYS: u64 = 2048;
-/// Values of a digit.
+/// The number of values of a digit.
 const DIGITS: usize = 256;
 
 /// The arena's initial values: the bits of [`Layout::initial_values`].
@@ -52,20 +52,20 @@ pub(super) fn initial_values(
     Ok(values)
 }
 
-/// Bytes of a [`Sort`] of so many keys.
+/// Bytes of a [`Sort`] of `keys` keys.
 pub(super) fn sort_bytes(keys: usize) -> u64 {
     let counts = DIGITS as u64 * (keys as u64).div_ceil(BLOCK_KEYS);
     2 * (8 + 4) * keys as u64 + 4 * counts
 }
 
-/// What the sorted keys hold: in the low half numbers below `low`, in the high half below `high`.
+/// The range of the sorted keys: their low halves are below `low`, their high halves below `high`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SortBits {
     pub low: u64,
     pub high: u64,
 }
 
-/// A stable sort of values by 64-bit keys, by digits of eight bits from the lowest.
+/// A stable radix sort of values by 64-bit keys, eight bits at a time from the lowest.
 #[derive(Debug)]
 pub(super) struct Sort {
     from: (Memory<u64>, Memory<u32>),
@@ -83,22 +83,22 @@ impl Sort {
         Ok(Self { from: room()?, to: room()?, counts: Memory::new(device, DIGITS * blocks, what)? })
     }
 
-    /// The keys, to be written before and read after the sort.
+    /// The keys; written before the sort and read after it.
     pub fn keys(&self) -> Address {
         self.from.0.address_of(0)
     }
 
-    /// The values, to be written before and read after the sort.
+    /// The values; written before the sort and read after it.
     pub fn values(&self) -> Address {
         self.from.1.address_of(0)
     }
 
-    /// The values alone.
+    /// Keeps the values only.
     pub fn into_values(self) -> Memory<u32> {
         self.from.1
     }
 
-    /// Sorts; digits that are 0 in every key are left out.
+    /// Sorts; digits that are 0 in every key are skipped.
     pub fn sort(&mut self, device: &Arc<Device>, bits: SortBits) -> Result<()> {
         let digits = |end: u64| (64 - end.saturating_sub(1).leading_zeros()).div_ceil(8);
         let shifts = (0..digits(bits.low)).chain((0..digits(bits.high)).map(|digit| 4 + digit));
@@ -142,7 +142,7 @@ impl Sort {
     }
 }
 
-/// The pairs in the order of epoch `epoch`: the outcome of [`crate::batch::epoch_order`].
+/// The pairs in the order of epoch `epoch`, the same as [`crate::batch::epoch_order`].
 pub(super) fn epoch_order(
     device: &Arc<Device>,
     seed: u64,

@@ -1,4 +1,4 @@
-//! The best items of users, and ranking metrics (`top_k.cu`, `metrics.cu`).
+//! Lists of the best items, and ranking metrics (`top_k.cu`, `metrics.cu`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use crate::evaluate::gain;
 use crate::records::Metrics;
 use crate::{Error, Result};
 
-/// The longest list: half of a user's candidates at the least users a block.
+/// The longest list: half of the candidates of a warp with one user.
 pub const LONGEST_LIST: usize = 1024;
-/// Bytes of a block's shared memory: those of `Shared` of `top_k.cu`.
+/// Bytes of a block's shared memory: the size of `Shared` in `top_k.cu`.
 pub(super) const SHARED: u32 = 82_944;
 /// Candidates of all users of a warp: `KEYS` of `top_k.cu`.
 const KEYS: usize = 2048;
-/// Warps of a block: the same of `top_k.cu`.
+/// Warps of a block: `WARPS` of `top_k.cu`.
 const WARPS: usize = 4;
 /// The most users of a warp: `OWN` of `top_k.cu`.
 const USERS: usize = 16;
@@ -27,24 +27,24 @@ const USERS: usize = 16;
 const ITEMS: usize = 64;
 /// Keys of slices read at a time: `MERGED` of `top_k_merge.cu`.
 const MERGED: usize = 128;
-/// Blocks that the users' items are cut for, where users are few: two for each multiprocessor of a
-/// large GPU.
+/// Blocks to aim for: if users are few, their items are cut into slices. Two for each
+/// multiprocessor of a large GPU.
 const TARGET_BLOCKS: usize = 2 * 132;
-/// The most slices: to merge more takes longer than it saves.
+/// The most slices: merging more takes longer than it saves.
 const MOST_SLICES: usize = 132;
-/// Rows that a block of `largest_norm` has at a time, and the most blocks of it: the rest takes turns.
+/// Rows of a block of `largest_norm` at a time, and its most blocks: further rows take turns.
 const ROWS: u64 = 16;
 const MOST_BLOCKS: u32 = 8 * 132;
 /// Users that a block of `user_metrics` measures: `WARPS` of `metrics.cu`.
 const MEASURED: u64 = 8;
 
-/// How a search is cut.
+/// How a search is cut into blocks and slices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cut {
     /// Candidates of a user.
     capacity: usize,
     users_per_warp: usize,
-    /// Items of a slice, whole tiles.
+    /// Items of a slice, in whole tiles.
     slice_items: usize,
     slices: usize,
 }
@@ -52,23 +52,23 @@ struct Cut {
 impl Cut {
     fn of(users: usize, items: usize, k: usize) -> Self {
         let capacity = (k + ITEMS).next_power_of_two();
-        // Few users are shared out among a block's warps.
+        // Spread few users over a block's warps.
         let users_per_warp = (KEYS / capacity).min(USERS).min(users.div_ceil(WARPS)).max(1);
         let blocks = users.div_ceil(WARPS * users_per_warp).max(1);
         let tiles = items.div_ceil(ITEMS).max(1);
         let wanted = (TARGET_BLOCKS / blocks).clamp(1, MOST_SLICES.min(tiles));
-        // Of fewer items than K a slice would leave keys of nothing, to be merged all the same.
+        // A slice of fewer than K items would leave empty keys, which must be merged all the same.
         let slice_items = (tiles.div_ceil(wanted) * ITEMS).max(k.next_multiple_of(ITEMS));
         Self { capacity, users_per_warp, slice_items, slices: items.div_ceil(slice_items).max(1) }
     }
 
-    /// Keys that slices leave of each user; none where there is one slice.
+    /// Keys that the slices leave for each user; 0 if there is one slice.
     fn slice_keys(self, k: usize) -> usize {
         if self.slices == 1 { 0 } else { self.slices * k }
     }
 }
 
-/// Bytes that a search of all items has beside its users and its lists.
+/// Bytes of a search over all items, without its users and its lists.
 pub(super) fn search_bytes(users: usize, items: usize, width: usize, k: usize) -> u64 {
     if users == 0 {
         return 0;
@@ -91,10 +91,10 @@ impl CudaLists {
         Ok(Self { k, items, scores: Memory::new(device, users * k, "lists")? })
     }
 
-    /// The lists, read.
+    /// Reads the lists.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceOperation`].
     pub fn read(&self) -> Result<TopK> {
         let scores = self.scores.read(0..self.scores.len())?;
         Ok(TopK {
@@ -105,17 +105,17 @@ impl CudaLists {
     }
 }
 
-/// Users, items, and which items each user's list leaves out.
+/// The rows of users and items, and the items that each user's list leaves out.
 pub(super) struct Masked<'a> {
-    /// Rows before the items' rows.
+    /// The number of rows before the items' rows.
     pub users: usize,
-    /// Items' rows.
+    /// The number of the items' rows.
     pub items: usize,
-    /// A bound for each user, and the last one, into `neighbours`.
+    /// Bounds into `neighbours`: one for each user, and the end.
     pub offsets: &'a Memory<u32>,
-    /// Nodes: items are numbered after the users; ascending within a user.
+    /// Nodes: items are numbered after the users. Ascending for each user.
     pub neighbours: &'a Memory<u32>,
-    /// The items' rows as the tensor cores read them.
+    /// The items' rows in half precision, for the tensor cores.
     pub halves: &'a HalfRows,
 }
 
@@ -124,11 +124,11 @@ pub(super) struct Masked<'a> {
 pub(super) struct HalfRows {
     /// The bits of an f32.
     largest_norm: Memory<u32>,
-    /// Padded to whole eighths.
+    /// Rows padded to a multiple of eight.
     rows: Memory<u16>,
 }
 
-/// `count` rows of `width` numbers as halves.
+/// Converts `count` rows of `width` numbers to half precision.
 pub(super) fn half_rows(
     device: &Arc<Device>,
     rows: Address,
@@ -165,7 +165,7 @@ pub(super) fn half_rows(
     Ok(HalfRows { largest_norm, rows: halves })
 }
 
-/// The `k` best items of each of `users`.
+/// The `k` best items for each of `users`.
 pub(super) fn top_k(
     device: &Arc<Device>,
     graph: &CudaGraph,
@@ -189,7 +189,7 @@ pub(super) fn top_k(
     ranked(device, &masked, predicted, width, users, k)
 }
 
-/// The `k` best items of each of `users`, `k` at least 1; `predicted`: (users + items) × d.
+/// The `k` best items for each of `users`, `k` at least 1; `predicted`: (users + items) × d.
 pub(super) fn ranked(
     device: &Arc<Device>,
     masked: &Masked<'_>,
@@ -268,20 +268,20 @@ pub(super) fn ranked(
     Ok(lists)
 }
 
-/// The items of a split's users on a device, and what their metrics are made of.
+/// The held-out items of a split's users on a device, and the memory for their metrics.
 #[derive(Debug)]
 pub struct CudaWanted {
-    /// Of each measured user, the row of its list.
+    /// The row of each measured user's list.
     rows: Memory<u32>,
-    /// A bound for each of them, and the last one, into `items`.
+    /// Bounds into `items`: one for each measured user, and the end.
     offsets: Memory<u32>,
-    /// Ascending within a user.
+    /// Ascending for each user.
     items: Memory<u32>,
     lengths: Memory<u32>,
-    /// What a hit at each rank is worth, and the sums of the first ones.
+    /// The gain of a hit at each rank, and the sums of the first gains.
     gains: Memory<f64>,
     ideals: Memory<f64>,
-    /// Of each measured user and length, the four metrics.
+    /// The four metrics for each measured user and length.
     values: Memory<f64>,
     /// Their sums over the users.
     sums: Memory<f64>,
@@ -289,7 +289,7 @@ pub struct CudaWanted {
 }
 
 impl CudaWanted {
-    /// Those of `split`, whose users' lists are in the order of `users`.
+    /// The items of `split`, for lists in the order of `users`.
     pub(super) fn new(
         device: &Arc<Device>,
         split: &Split,
@@ -332,7 +332,7 @@ impl CudaWanted {
         })
     }
 
-    /// Bytes of it, for `measured` users of `wanted` items.
+    /// Bytes of a [`CudaWanted`] for `measured` users with `wanted` items in all.
     pub(super) fn bytes(measured: usize, wanted: usize, lengths: usize, longest: usize) -> u64 {
         let columns = 4 * lengths;
         let words = 2 * measured + 1 + wanted + lengths;
@@ -402,8 +402,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Slices are tiles, all items lie in one, none is empty; few users have many blocks, many
-        /// users no slices; candidates fit.
+        /// Slices are whole tiles, cover all items, and none is empty; few users have many blocks,
+        /// many users have one slice; candidates fit.
         #[test]
         fn items_are_cut_for_few_users(
             users in 1usize..20_000,

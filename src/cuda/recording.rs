@@ -1,4 +1,5 @@
-//! What a step asks of a device, noted, so that graphs of it serve as long as it is the same.
+//! Notes of what a step queues on a device, so that its graphs are reused while that stays the
+//! same.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,25 +10,25 @@ use super::launch::Arguments;
 use super::process::OfThisProcess;
 use crate::Result;
 
-/// Something that is asked of a stream; streams are told apart by where they lie in memory.
+/// A request to a stream; streams are told apart by their addresses in memory.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Asked {
     /// A launch.
     Launch {
-        /// Of which kernel.
+        /// The kernel.
         kernel: &'static str,
-        /// On which stream.
+        /// The stream.
         stream: usize,
         /// Blocks in x, y and z, and the threads of one.
         geometry: ([u32; 3], u32),
         /// Its arguments.
         arguments: Vec<u64>,
     },
-    /// Waiting for what another stream was asked for.
+    /// A wait for the work queued on another stream.
     After {
-        /// Who waits.
+        /// The stream that waits.
         stream: usize,
-        /// For whom.
+        /// The stream it waits for.
         other: usize,
     },
 }
@@ -43,20 +44,20 @@ impl Asked {
     }
 }
 
-/// What a device and its branches were asked for since somebody wanted to know.
+/// The requests to a device and its branches since noting began.
 #[derive(Debug)]
 struct Noting {
     asked: Vec<Asked>,
-    /// Whether launches are made, too.
+    /// Whether launches are also made.
     is_done: bool,
 }
 
-/// The notes of a device, which its branches share.
+/// The notes of a device, shared with its branches.
 #[derive(Debug, Default)]
 pub(super) struct Notes(Mutex<Option<Noting>>);
 
 impl Notes {
-    /// Notes what is asked for, where somebody wants to know; whether a launch is to be made.
+    /// Notes a request, if notes are being taken. Returns whether a launch is to be made.
     pub fn note(&self, asked: impl FnOnce() -> Asked) -> bool {
         self.lock().as_mut().is_none_or(|noting| {
             noting.asked.push(asked());
@@ -64,7 +65,7 @@ impl Notes {
         })
     }
 
-    /// Does `work`; its outcome and what it asked for, whose launches are made or not.
+    /// Does `work`, with its launches made or not. Returns its result and its requests.
     pub fn of<T>(&self, is_done: bool, work: impl FnOnce() -> T) -> (T, Vec<Asked>) {
         *self.lock() = Some(Noting { asked: Vec::new(), is_done });
         let noting = UntilDropped(self);
@@ -72,18 +73,18 @@ impl Notes {
         (outcome, noting.0.take())
     }
 
-    /// What was noted; nothing is noted from here on.
+    /// Ends the notes and returns them.
     fn take(&self) -> Vec<Asked> {
         self.lock().take().map_or_else(Vec::new, |noting| noting.asked)
     }
 
-    /// A thread that panicked has noted whole launches.
+    /// A thread that panicked left only complete notes.
     fn lock(&self) -> MutexGuard<'_, Option<Noting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Has notes end, also by a panic: a device that only notes would do nothing for ever.
+/// Ends the notes, even on a panic: otherwise the device would never launch again.
 struct UntilDropped<'a>(&'a Notes);
 
 impl Drop for UntilDropped<'_> {
@@ -92,22 +93,22 @@ impl Drop for UntilDropped<'_> {
     }
 }
 
-/// The most steps of a graph. Between graphs a device waits for the host's word and for the last
-/// branch, some microseconds; a run that is to stop waits for those that were asked for.
+/// The most steps of a graph. Between graphs a device waits some microseconds for the host and for
+/// the last branch; a run told to stop first finishes the steps already queued.
 const MOST_STEPS: u64 = 16;
 
-/// How many of `steps` steps are asked for at once: as even a part as [`MOST_STEPS`] allows, so that
-/// few are left over.
+/// How many of `steps` steps to queue at once: as even a part as [`MOST_STEPS`] allows, so that few
+/// are left over.
 pub(super) fn steps_at_once(steps: u64) -> u64 {
     steps / steps.div_ceil(MOST_STEPS).max(1)
 }
 
-/// Steps that were recorded: graphs of one and of several of them.
+/// Recorded steps: graphs of one step and of several.
 #[derive(Default)]
 pub(super) struct Recordings {
-    /// What each step asks for.
+    /// What each step requests.
     asked: Vec<Asked>,
-    /// Each with its number of steps.
+    /// Each graph with its number of steps.
     graphs: Vec<(u64, OfThisProcess<CudaGraph>)>,
 }
 
@@ -116,7 +117,7 @@ impl Recordings {
         self.graphs.is_empty()
     }
 
-    /// Forgets them all, unless `step` asks for the same; it is not done.
+    /// Forgets all graphs unless `step` requests the same; its launches are not made.
     pub fn keep_if_same(
         &mut self,
         device: &Device,
@@ -128,7 +129,7 @@ impl Recordings {
         Ok(())
     }
 
-    /// Does so many times what `step` asks for, at once; what it needs has been allocated.
+    /// Does `steps` times, at once, what `step` requests; what it needs must have been allocated.
     pub fn do_steps(
         &mut self,
         device: &Device,
@@ -180,8 +181,8 @@ mod tests {
         assert!(notes.note(asked));
     }
 
-    /// One graph where one is enough; and fewer than twice as many launches as the most steps at once
-    /// would take, those of steps that are left over too.
+    /// One graph if one is enough; otherwise fewer than twice as many launches as with the most
+    /// steps at once, counting left-over steps.
     #[test]
     fn steps_are_asked_for_in_even_parts() {
         assert_eq!(steps_at_once(0), 0);

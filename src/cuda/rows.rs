@@ -1,5 +1,5 @@
-//! A batch's rows taken from the nodes and given back (`gather_rows.cu`, `scatter_rows.cu`), the
-//! norms of all rows (`norm_backward.cu`), and sums of vectors (`add_scaled.cu`).
+//! Gathering and scattering a batch's rows (`gather_rows.cu`, `scatter_rows.cu`), the norms of all
+//! rows (`norm_backward.cu`), and sums of vectors (`add_scaled.cu`).
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::backend::{BatchRooms, Rooms};
 /// Elements that one block of `norm_squares` sums: `CHUNK` of `norm_backward.cu`.
 const NORM_CHUNK: u64 = 8192;
 
-/// Copies the batch's rows from `nodes` to `rows`, or adds them the other way.
+/// Copies the batch's rows from the nodes (`gather_rows`), or adds rows to them (`scatter_rows`).
 pub(super) fn move_rows(
     device: &Arc<Device>,
     kernel: &'static str,
@@ -71,7 +71,7 @@ pub(super) fn add_scaled(
     )
 }
 
-/// The blocks that sum the squares of the users' elements, and of all.
+/// The numbers of blocks that sum the squares of the users' elements, and of all elements.
 pub(super) fn norm_blocks(user_elements: u64, elements: u64) -> (u32, u32) {
     let user_blocks = blocks(user_elements, NORM_CHUNK);
     (user_blocks, user_blocks + blocks(elements - user_elements, NORM_CHUNK))

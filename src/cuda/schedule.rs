@@ -1,4 +1,4 @@
-//! Adam's constants at every step, on a device (`adam.cuh`).
+//! Adam's constants for every step, on a device (`adam.cuh`).
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::backend::AdamStep;
 /// `AdamStep` of `adam.cuh`: step size and root factor.
 type DeviceStep = [f32; 2];
 
-/// The least steps that there is room for.
+/// The least room, in steps.
 const LEAST: usize = 1024;
 
-/// The constants of steps, from the first on.
+/// The constants of all steps from the first on.
 #[derive(Debug, Default)]
 pub struct CudaSchedule {
     steps: Vec<DeviceStep>,
@@ -22,10 +22,10 @@ pub struct CudaSchedule {
 }
 
 impl CudaSchedule {
-    /// Makes `constants` those of the steps after the first `known`.
+    /// Sets the constants of the steps after the first `known`.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`crate::Error::DeviceMemory`] and [`crate::Error::DeviceOperation`].
     pub(super) fn set(
         &mut self,
         device: &Arc<Device>,
@@ -41,7 +41,7 @@ impl CudaSchedule {
                 copy.write(known, &self.steps[known..], what)
             }
             _ => {
-                // Given back before the larger one is asked for.
+                // Free the old memory before allocating more.
                 self.copy = None;
                 let room = room_for(self.steps.len());
                 let copy = self.copy.insert(Memory::new(device, room, what)?);
@@ -50,13 +50,13 @@ impl CudaSchedule {
         }
     }
 
-    /// Where the constants lie.
+    /// The address of the constants.
     pub(super) fn address(&self) -> Address {
         self.copy.as_ref().map_or(Address::NULL, |copy| copy.address_of(0))
     }
 }
 
-/// Room for so many steps and as many again.
+/// Room for `steps` steps and as many again.
 pub(super) fn room_for(steps: usize) -> usize {
     (2 * steps).max(LEAST)
 }

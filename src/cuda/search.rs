@@ -1,9 +1,9 @@
-//! Item rows on a GPU that any number of threads search at a time.
+//! Item rows on a GPU, searched by any number of threads at a time.
 //!
-//! One thread of its own works with the device. It takes whatever searches wait, gives them to one
-//! launch of the kernel `top_k`, and tells each caller its lists: while a launch runs, the next
-//! callers gather. A caller adds itself to a queue without a lock and sleeps until it is answered.
-//! A process made by `fork` has neither that thread nor the device, and is told so.
+//! One thread works with the device. It takes all waiting searches, answers them with one launch of
+//! the kernel `top_k`, and sends each caller its lists; while a launch runs, the next callers
+//! gather. A caller adds itself to a queue without a lock and sleeps until it is answered. A
+//! process made by `fork` has neither the thread nor the device, and gets an error.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -19,13 +19,13 @@ use crate::backend::TopK;
 use crate::recommender::{Search, apart};
 use crate::{Error, Result};
 
-/// Queries of one launch: enough blocks for every multiprocessor, with lists of any length.
+/// Queries per launch: enough blocks for every multiprocessor, with lists of any length.
 const QUERIES: usize = 4096;
 
-/// Threads that copy long lists from a device: few of them are as fast as its connection.
+/// Threads that copy long lists from a device: a few are as fast as its connection.
 const COPYING_THREADS: usize = 4;
 
-/// A search, and who waits for it.
+/// A search, and the channel for its answer.
 struct Waiting {
     search: Search,
     answer: SyncSender<Result<TopK>>,
@@ -37,7 +37,7 @@ pub(crate) struct CudaIndex {
     searches: Option<Sender<Waiting>>,
     worker: Option<JoinHandle<()>>,
     device: String,
-    /// The process that the thread is of.
+    /// The process that the thread belongs to.
     process: u32,
 }
 
@@ -45,8 +45,8 @@ impl CudaIndex {
     /// Copies I × d rows to a device.
     ///
     /// # Errors
-    /// [`Error::DeviceMemory`] where they have no room, and failures of the device or of the system
-    /// to begin a thread.
+    /// [`Error::DeviceMemory`] if they do not fit, and [`Error::DeviceOperation`] if the device
+    /// fails or the thread cannot be started.
     pub fn new(gpu: &Cuda, items: &[f32], width: usize) -> Result<Self> {
         let device = gpu.device().sibling()?;
         let rows = (QUERIES + items.len() / width) * width;
@@ -70,10 +70,10 @@ impl CudaIndex {
         Ok(Self { searches, worker, device: name, process: std::process::id() })
     }
 
-    /// Refuses to go on in a process that was forked from the one that has the device.
+    /// Refuses to go on in a process forked from the one that opened the device.
     ///
     /// # Errors
-    /// [`Error::DeviceOperation`].
+    /// [`Error::DeviceOperation`] in a forked process.
     pub fn check_process(&self) -> Result<()> {
         if self.process == std::process::id() {
             return Ok(());
@@ -84,10 +84,10 @@ impl CudaIndex {
         ))
     }
 
-    /// The lists of a search.
+    /// Answers a search.
     ///
     /// # Errors
-    /// Those of the device, and of [`CudaIndex::check_process`].
+    /// [`Error::DeviceMemory`] and [`Error::DeviceOperation`], also in a forked process.
     pub fn search(&self, search: Search) -> Result<TopK> {
         self.check_process()?;
         let Search { mut queries, mut masks, k } = search;
@@ -114,7 +114,7 @@ impl CudaIndex {
         Ok(all)
     }
 
-    /// Asks for the lists of at most [`QUERIES`] queries.
+    /// Queues a search of at most [`QUERIES`] queries.
     fn ask(&self, search: Search) -> Result<Receiver<Result<TopK>>> {
         let (answer, answered) = sync_channel(1);
         let sent = self.searches.as_ref().map(|searches| searches.send(Waiting { search, answer }));
@@ -140,14 +140,14 @@ impl CudaIndex {
 impl Drop for CudaIndex {
     fn drop(&mut self) {
         if self.process != std::process::id() {
-            // The thread, whose memory on the device goes with it, is the other process's; a lock of the
-            // queue may have been held when this one was forked.
+            // The thread and its memory on the device belong to the other process, and a lock of
+            // the queue may have been held at the fork: drop neither.
             std::mem::forget((self.searches.take(), self.worker.take()));
             return;
         }
         self.searches.take();
         if let Some(worker) = self.worker.take() {
-            // It has ended by a panic, or ends now: there is nobody left to be told.
+            // A panic of the thread needs no report: no caller is left.
             worker.join().ok();
         }
     }
@@ -158,9 +158,9 @@ struct Worker {
     /// Room for [`QUERIES`] queries, then the items: (q + I) × d.
     rows: Memory<f32>,
     width: usize,
-    /// The items' rows again, as the tensor cores read them.
+    /// The items' rows again in half precision, for the tensor cores.
     halves: HalfRows,
-    /// Those that copy long lists from the device.
+    /// The threads that copy long lists from the device.
     threads: ThreadPool,
 }
 
@@ -182,7 +182,7 @@ impl Worker {
         }
     }
 
-    /// Answers some searches by one launch. A caller that does not wait any more misses nothing.
+    /// Answers some searches with one launch. A caller may have stopped waiting.
     fn answer(&mut self, searches: &[Waiting]) {
         let all = Search::together(searches.iter().map(|waiting| &waiting.search));
         let lists = self.lists(&all);
@@ -200,7 +200,7 @@ impl Worker {
     fn lists(&mut self, search: &Search) -> Result<TopK> {
         let Search { queries, masks, k } = search;
         let offsets = &masks.offsets;
-        // The kernel knows items as the nodes after the queries.
+        // The kernel numbers items as nodes after the queries.
         let neighbours: Vec<u32> = masks.items.iter().map(|&item| QUERIES as u32 + item).collect();
         let count = offsets.len() - 1;
         self.rows.write(0, queries, "the rows of queries")?;
@@ -214,7 +214,7 @@ impl Worker {
         };
         let ids: Vec<u32> = (0..count as u32).collect();
         let lists = ranked(&self.device, &masked, self.rows.address_of(0), self.width, &ids, *k)?;
-        // Few numbers are there before another thread has been told of them.
+        // Reading a short list takes less time than waking other threads.
         match count * k * size_of::<f32>() < LARGE {
             true => lists.read(),
             false => self.threads.install(|| lists.read()),
@@ -222,7 +222,7 @@ impl Worker {
     }
 }
 
-/// The error of several searches, for one of them.
+/// A copy of the error of several searches, for one of them.
 fn repeated(error: &Error) -> Error {
     match error {
         Error::DeviceMemory { device, what, needed, free, total, .. } => Error::DeviceMemory {

@@ -1,9 +1,9 @@
-//! What several runs on one GPU share: the graph, and frozen features.
+//! Data shared by several runs on one GPU: the graph, and frozen features.
 //!
-//! Each run has a stream of its own ([`Device::sibling`]), so that the runs' work overlaps. What
-//! none of them changes lies on the GPU once. Streams do not wait for each other, so it is ordered
-//! here: whoever makes it waits for the copies before anyone is given it, and whoever used it waits
-//! for that use before it may be given back.
+//! Each run has its own stream ([`Device::sibling`]), so that the runs' work overlaps. Data that no
+//! run changes is on the GPU once. Streams do not wait for each other, so they are ordered here:
+//! the maker waits for the copies before handing the data out, and each user waits for its own work
+//! before the data may be freed.
 
 use std::fmt;
 use std::ops::Deref;
@@ -17,15 +17,15 @@ use crate::Result;
 use crate::data::FeatureMatrix;
 use crate::graph::Graph;
 
-/// Something on a GPU that may be others' too.
+/// Data on a GPU that others may share.
 pub struct Shared<T> {
     value: Arc<T>,
-    /// Whose work may be using it, where it is not the one that gives it back.
+    /// The device whose work may be using it, unless that device also frees it.
     user: Option<Arc<Device>>,
 }
 
 impl<T> Shared<T> {
-    /// What is allocated on the stream that it is used on: giving it back comes after that.
+    /// Data allocated on the stream that uses it, which frees it after that use.
     pub(super) fn own(value: impl Into<Arc<T>>) -> Self {
         Self { value: value.into(), user: None }
     }
@@ -52,15 +52,15 @@ impl<T: fmt::Debug> fmt::Debug for Shared<T> {
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
         if let Some(user) = self.user.as_ref().filter(|user| !user.is_inherited()) {
-            // Work that failed uses it no more; the failure is reported by what comes next.
+            // Failed work no longer uses it; the next operation reports the failure.
             user.synchronize().ok();
         }
     }
 }
 
-/// What the runs of one GPU share, until the last of their backends is gone.
+/// The data shared by the runs of one GPU, kept until the last of their backends is dropped.
 pub(super) struct Pool {
-    /// Whose stream fills everything here, and gives it back.
+    /// The device whose stream fills and frees everything here.
     device: Arc<Device>,
     tables: Mutex<Vec<Table>>,
     graphs: Mutex<Vec<Arc<CudaGraph>>>,
@@ -78,7 +78,7 @@ impl Pool {
         Self { device, tables: Mutex::default(), graphs: Mutex::default() }
     }
 
-    /// The first `rows` rows of a table, for the work of `user`.
+    /// The first `rows` rows of a table, for use by `user`.
     pub fn features(
         &self,
         matrix: &Arc<FeatureMatrix>,
@@ -87,7 +87,8 @@ impl Pool {
         user: &Arc<Device>,
         progress: &UploadProgress,
     ) -> Result<Shared<Memory<u8>>> {
-        // Held while it is copied: who wants the same one waits for it instead of copying it too.
+        // Hold the lock while copying, so that another run waits for the table instead of copying
+        // it too.
         let mut tables = lock(&self.tables);
         let is_it = |table: &&Table| {
             Arc::ptr_eq(&table.matrix, matrix) && (table.rows, table.stored) == (rows, stored)
@@ -101,7 +102,7 @@ impl Pool {
         Ok(Shared::with(memory, user))
     }
 
-    /// A graph, for the work of `user`.
+    /// A graph, for use by `user`.
     pub fn graph(&self, graph: Arc<Graph>, user: &Arc<Device>) -> Result<Shared<CudaGraph>> {
         let mut graphs = lock(&self.graphs);
         if let Some(found) = graphs.iter().find(|found| Arc::ptr_eq(&found.graph, &graph)) {
@@ -114,7 +115,7 @@ impl Pool {
     }
 }
 
-/// A thread that panicked left whole entries.
+/// A thread that panicked left only complete entries.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,10 +14,10 @@ use crate::backend::SpmmFactors;
 use crate::graph::Graph;
 use crate::{Error, Result};
 
-/// The most neighbours of a segment of rows that have at most as many segments.
+/// The most neighbours of a segment, in rows with at most as many segments.
 const SEGMENT: usize = 32;
 
-/// Marks a segment that is its whole row.
+/// Marks a segment that is a whole row.
 const NO_SLOT: u32 = u32::MAX;
 
 /// `Segment` of `spmm.cu`.
@@ -28,7 +28,7 @@ struct Segment {
     start: u32,
     length: u32,
     slot: u32,
-    /// The row's place among the long ones.
+    /// The row's index among the long ones.
     long_row: u32,
 }
 
@@ -53,21 +53,21 @@ pub struct CudaGraph {
     scales: Memory<f32>,
     segments: Memory<Segment>,
     long_rows: Memory<LongRow>,
-    /// Segments of rows that have several.
+    /// The number of segments in rows with several.
     slots: usize,
 }
 
-/// The most neighbours of a segment of a row with so many: [`SEGMENT`], or as many as the row has
-/// segments, so that to add the segments of a hub does not take longer than each of them.
+/// The most neighbours of a segment, in a row with this many: [`SEGMENT`], or about as many as the
+/// row has segments, so that adding up a hub's segments takes no longer than each of them.
 fn segment_length(neighbours: usize) -> usize {
     let root_up = neighbours.saturating_sub(1).isqrt() + 1;
     root_up.max(SEGMENT).next_multiple_of(4)
 }
 
-/// Cuts rows into segments; a row without neighbours has an empty one. Those longer than [`SEGMENT`]
-/// come first, with what is left of their rows: begun last, they would be what is waited for, and whoever
-/// comes last adds the row's segments. All go by their length as well, so that the groups of a warp
-/// have as much to do.
+/// Cuts rows into segments; a row without neighbours gets an empty one. The segments of long rows
+/// come first; begun last, they would hold everything up, because the last one of a row adds up the
+/// row. Otherwise longer segments come first, so that the groups of a warp have equal work. Also
+/// returns the long rows, and the number of their segments.
 fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
     let (mut segments, mut long_rows, mut slots) = (Vec::new(), Vec::new(), 0);
     for (row, bounds) in offsets.windows(2).enumerate() {
@@ -97,18 +97,18 @@ fn cut(offsets: &[usize]) -> (Vec<Segment>, Vec<LongRow>, usize) {
     (segments, long_rows, slots)
 }
 
-/// What a graph takes on a device.
+/// The memory of a graph on a device.
 pub(super) struct Sizes {
     /// Bytes that runs share.
     pub shared: u64,
-    /// Bytes that each run has beside it.
+    /// Bytes that each run needs besides.
     pub own: u64,
-    /// Segments of the rows that have several.
+    /// The number of segments in rows with several.
     pub slots: usize,
 }
 
 impl Sizes {
-    /// Those of a graph.
+    /// The sizes of a graph.
     pub fn of(graph: &Graph) -> Self {
         let (segments, long_rows, slots) = cut(graph.offsets());
         let offsets_and_scales = 4 * (2 * graph.nodes() + 1);
@@ -125,7 +125,8 @@ impl CudaGraph {
     /// Copies a graph to a device.
     ///
     /// # Errors
-    /// [`Error::DeviceMemory`]; a graph of more than 2³² entries is refused.
+    /// [`Error::DeviceMemory`] and [`Error::DeviceOperation`], the latter also for 2³² entries or
+    /// more.
     pub fn new(device: &Arc<Device>, graph: Arc<Graph>) -> Result<Self> {
         if u32::try_from(graph.entries()).is_err() {
             return Err(Error::DeviceOperation {
@@ -150,11 +151,11 @@ impl CudaGraph {
     }
 }
 
-/// A graph, which other runs may have too, and what a run alone has of it.
+/// A graph that other runs may share, and this run's own part of it.
 #[derive(Debug)]
 pub struct RunGraph {
     shared: Shared<CudaGraph>,
-    /// For each long row how many of its segments' sums are there: 0 between launches.
+    /// For each long row, how many of its segments' sums have arrived: 0 between launches.
     arrived: Memory<u32>,
 }
 
@@ -162,7 +163,7 @@ impl RunGraph {
     /// A run's own part of a graph.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceMemory`] and [`Error::DeviceOperation`].
     pub(super) fn new(device: &Arc<Device>, graph: Shared<CudaGraph>) -> Result<Self> {
         let arrived = Memory::zeros(device, graph.long_rows.len(), "the graph")?;
         Ok(Self { shared: graph, arrived })
@@ -177,13 +178,13 @@ impl Deref for RunGraph {
     }
 }
 
-/// Bytes of x that are gathered from in one launch: as many as stay in the second-level cache of a
-/// large GPU, beside what passes through it.
+/// Bytes of x that one launch gathers from: as many as stay in the L2 cache of a large GPU, besides
+/// what passes through it.
 const GATHERED_BYTES: usize = 40 << 20;
-/// Columns of a part at least: a line of that cache.
+/// The least columns of a part: a line of that cache.
 const LEAST_COLUMNS: usize = 32;
 
-/// The columns that one launch has, of `width` columns of so many nodes.
+/// The number of columns per launch, of `width` columns of `nodes` nodes.
 fn columns_at_once(nodes: usize, width: usize) -> usize {
     let parts = (4 * nodes * width).div_ceil(GATHERED_BYTES).max(1);
     width.div_ceil(parts).next_multiple_of(LEAST_COLUMNS).min(width)
@@ -194,7 +195,7 @@ pub(super) fn lanes(width: usize) -> u32 {
     (width / 4).next_power_of_two().clamp(1, 32) as u32
 }
 
-/// y `=`; x and base may be null.
+/// [`crate::backend::Backend::spmm`]: y `=`; x and base may be null.
 pub(super) fn spmm(
     device: &Arc<Device>,
     graph: &RunGraph,
@@ -262,8 +263,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Every entry lies in one segment, in order; every row has a segment; slots are dense; a hub
-        /// has no more segments than the longest has neighbours, and they come first.
+        /// Every entry is in one segment, in order; every row has a segment; slots are dense; a hub
+        /// has no more segments than its longest has neighbours, and long rows come first.
         #[test]
         fn segments_cover_every_row_once(
             lengths in prop::collection::vec(0usize..100, 0..30),

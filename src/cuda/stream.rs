@@ -1,10 +1,10 @@
-//! Frozen features that are not all on the device: each step's rows travel there while the steps
-//! before are computed, and the rows of the items seen most often stay.
+//! Streaming of frozen features that do not all lie on the device: each step's rows are copied
+//! while the steps before are computed, and the rows of the items seen most often stay.
 //!
-//! The host knows an epoch's batches ahead. One thread takes their rows from the mapped files, in
-//! parallel and a few batches ahead, into page-locked memory; a stream of its own copies them into
-//! one of [`SLOTS`] slots; the step waits for its slot, and a slot is filled again when the step
-//! that used it is done. Which rows lie where decides no result: kernels read the same numbers from
+//! The host knows an epoch's batches ahead. One thread reads their rows from the mapped files, in
+//! parallel and a few batches ahead, into page-locked memory. A separate stream copies them into
+//! one of [`SLOTS`] slots; the step waits for its slot, and a slot is filled again once the step
+//! that used it is done. No result depends on where rows lie: kernels read the same numbers from
 //! other places.
 
 use std::ops::Range;
@@ -33,24 +33,24 @@ const NOT_KEPT: u32 = u32::MAX;
 /// Bytes of a place.
 const PLACE: usize = size_of::<u32>();
 
-/// The features of a run that are streamed.
+/// The streamed features of a run.
 pub struct FeatureStream {
     device: Arc<Device>,
     copies: OfThisProcess<Arc<CudaStream>>,
-    /// As many threads as those of whoever trains: the one that loads ahead is in no pool.
+    /// As many threads as training has; the thread that loads ahead is in no pool.
     threads: OfThisProcess<ThreadPool>,
     /// The items whose rows stay, in the order of their rows.
     kept: Vec<u32>,
-    /// Each item's row among those that stay.
+    /// Each item's row among those that stay, or [`NOT_KEPT`].
     kept_rows: Vec<u32>,
     /// Rows of a slot.
     room: usize,
-    /// Where the rows of the batch in each slot lie.
+    /// The places of the rows of each slot's batch.
     places: Memory<u32>,
     tables: Mutex<Vec<Table>>,
 }
 
-/// One modality's: the rows that stay, then those of each slot.
+/// One modality's table: the rows that stay, then those of each slot.
 #[derive(Clone)]
 struct Table {
     matrix: Arc<FeatureMatrix>,
@@ -59,16 +59,17 @@ struct Table {
     memory: Arc<Memory<u8>>,
 }
 
-/// Bytes on the device of a table whose rows have `row_bytes`, and of what all tables share.
+/// Bytes on the device of all tables, whose rows have `row_bytes` together, and of their places.
 pub(super) fn bytes(kept: usize, room: usize, row_bytes: usize) -> u64 {
     ((kept + SLOTS * room) * row_bytes + SLOTS * room * PLACE) as u64
 }
 
 impl FeatureStream {
-    /// For batches of at most `room` distinct items of `items`, of which those of `kept` stay.
+    /// For batches of at most `room` distinct items out of `items`; the rows of those in `kept`
+    /// stay.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceMemory`] and [`Error::DeviceOperation`].
     pub(super) fn new(
         device: &Arc<Device>,
         items: usize,
@@ -113,7 +114,7 @@ impl FeatureStream {
         Ok(memory)
     }
 
-    /// Where the places of all slots begin.
+    /// The places of all slots.
     pub(super) fn places(&self) -> &Memory<u32> {
         &self.places
     }
@@ -134,7 +135,7 @@ impl FeatureStream {
     }
 
     /// Writes the places of a batch's items, and the rows of those that do not stay, as they lie in
-    /// slot `slot`; the number of such rows.
+    /// slot `slot`. Returns the number of those rows.
     fn fill(
         &self,
         staging: &mut Staging,
@@ -178,7 +179,7 @@ impl FeatureStream {
         Ok(moving.len())
     }
 
-    /// Copies what [`FeatureStream::fill`] wrote to its slot, in the order of the copies' stream.
+    /// Copies what [`FeatureStream::fill`] wrote to its slot, on the stream for copies.
     fn copy(
         &self,
         staging: &mut Staging,
@@ -187,7 +188,7 @@ impl FeatureStream {
         items: usize,
         moving: usize,
     ) -> Result<(), DriverError> {
-        // SAFETY: the places of the slot, which has room for as many items as any batch.
+        // SAFETY: the places of the slot, which has room for the items of any batch.
         unsafe { staging.copy_range(0..items * PLACE, self.places.address_of(slot * self.room)) }?;
         let mut start = self.room * PLACE;
         for Table { row_bytes, memory, .. } in tables {
@@ -208,7 +209,7 @@ impl FeatureStream {
         Ok(())
     }
 
-    /// Brings the rows of a batch that is given, as the first slot's, before the work that follows.
+    /// Copies the rows of a single batch into the first slot, before the work that follows.
     pub(super) fn load(&self, items: &[u32]) -> Result<()> {
         self.check(items.len())?;
         let tables = self.tables();
@@ -222,8 +223,8 @@ impl FeatureStream {
         copied.map_err(|error| self.failed(error))
     }
 
-    /// Works with a feed of the batches of `numbers`, whose distinct items, ascending, `items_of`
-    /// tells.
+    /// Does `work` with a feed of the batches `numbers`; `items_of` gives a batch's distinct items,
+    /// ascending.
     pub(super) fn feed<T>(
         &self,
         numbers: Range<u64>,
@@ -234,7 +235,7 @@ impl FeatureStream {
         let (free, frees) = channel();
         let (full, fulls) = channel();
         for _ in 0..SLOTS {
-            // The receiver lives: nobody has it yet.
+            // Cannot fail: the receiver is alive here.
             let _ = free.send(self.staging(&tables)?);
         }
         let begun = self.device.stream().record_event(None);
@@ -245,11 +246,11 @@ impl FeatureStream {
             let mut feed =
                 Feed { stream: self, tables, fulls, free, computed: [const { None }; SLOTS] };
             work(&mut feed)
-            // Dropping the feed ends the thread: nobody gives it memory or takes what it fills.
+            // Dropping the feed closes both channels, which ends the thread.
         })
     }
 
-    /// Fills page-locked memory with the rows of one batch after the other.
+    /// Fills page-locked memory with the rows of one batch after another.
     fn load_ahead(
         &self,
         numbers: Range<u64>,
@@ -280,21 +281,21 @@ struct Loaded {
     moving: usize,
 }
 
-/// Batches' rows on their way, for the thread that asks for the steps.
+/// Batches' rows on their way, for the thread that queues the steps.
 pub(super) struct Feed<'a> {
     stream: &'a FeatureStream,
     tables: &'a [Table],
     fulls: Receiver<Result<Loaded>>,
     free: Sender<Staging>,
-    /// The step that last used each slot is done.
+    /// The event after the last step that used each slot.
     computed: [Option<CudaEvent>; SLOTS],
 }
 
 impl Feed<'_> {
-    /// Has the rows of batch `number` come before the work that follows.
+    /// Makes the work that follows wait for the rows of batch `number`.
     pub fn begin(&mut self, number: u64) -> Result<()> {
         let stream = self.stream;
-        // The other end is gone only when it has sent an error before.
+        // The other end closes early only after sending an error.
         let ended = || stream.device.refused("streaming features".into(), "it ended".into());
         let Loaded { mut staging, items, moving } = self.fulls.recv().map_err(|_| ended())??;
         let slot = number as usize % SLOTS;
@@ -305,12 +306,12 @@ impl Feed<'_> {
             stream.copy(&mut staging, self.tables, slot, items, moving)?;
             stream.device.stream().wait(&stream.copies.record_event(None)?)
         })();
-        // Nobody takes it after the last batch.
+        // Fails after the last batch, when the other end may be gone.
         let _ = self.free.send(staging);
         copied.map_err(|error| stream.failed(error))
     }
 
-    /// Says that the work with batch `number` has been asked for.
+    /// Marks the end of the work queued with batch `number`.
     pub fn end(&mut self, number: u64) -> Result<()> {
         let computed = self.stream.device.stream().record_event(None);
         let computed = computed.map_err(|error| self.stream.failed(error))?;

@@ -1,12 +1,12 @@
-//! A data set from what is in memory.
+//! Building a data set from memory.
 
 use std::sync::Arc;
 
 use super::inter::LARGEST_ID;
 use super::{DataError, Dataset, FeatureMatrix, Interactions, Modality, Pairs, SplitRatio};
 
-/// Gathers a [`Dataset`] from slices; [`DatasetBuilder::build`] makes the checks that reading a folder
-/// makes.
+/// Gathers a [`Dataset`] from slices; [`DatasetBuilder::build`] makes the same checks as reading a
+/// folder.
 ///
 /// Users and items are numbered from 0; interactions are pairs (`users[n]`, `items[n]`).
 #[derive(Debug)]
@@ -17,12 +17,12 @@ pub struct DatasetBuilder {
     modalities: Vec<Modality>,
     users: usize,
     items: usize,
-    /// The first thing that was wrong.
+    /// The first problem.
     problem: Option<DataError>,
 }
 
 impl Dataset {
-    /// Begins a data set of this name.
+    /// Starts a data set of this name.
     pub fn builder(name: impl Into<String>) -> DatasetBuilder {
         DatasetBuilder {
             name: name.into(),
@@ -42,19 +42,19 @@ impl DatasetBuilder {
         self.pairs(0, users, items)
     }
 
-    /// Adds interactions to be found while training decides when to stop.
+    /// Adds validation interactions, which decide when training stops.
     #[must_use]
     pub fn valid(self, users: &[u32], items: &[u32]) -> Self {
         self.pairs(1, users, items)
     }
 
-    /// Adds interactions to be found that decide nothing.
+    /// Adds test interactions, which decide nothing.
     #[must_use]
     pub fn test(self, users: &[u32], items: &[u32]) -> Self {
         self.pairs(2, users, items)
     }
 
-    /// Adds interactions that are split by user, as those of a folder without labels are.
+    /// Adds interactions and splits them by user, like those of a folder without labels.
     #[must_use]
     pub fn interactions(mut self, users: &[u32], items: &[u32], ratio: SplitRatio) -> Self {
         if self.differ(users, items) {
@@ -77,7 +77,7 @@ impl DatasetBuilder {
         self
     }
 
-    /// Whether the slices are no pairs.
+    /// Whether the slices are not pairs.
     fn differ(&mut self, users: &[u32], items: &[u32]) -> bool {
         let differ = users.len() != items.len();
         if differ {
@@ -117,7 +117,7 @@ impl DatasetBuilder {
         self.features(name, columns, features.iter().copied().collect::<Vec<f32>>())
     }
 
-    /// Adds a modality whose features lie anywhere: in mapped files, or in memory shared with others.
+    /// Adds a modality whose features may lie in mapped files or in shared memory.
     #[must_use]
     pub fn modality(
         mut self,
@@ -128,19 +128,19 @@ impl DatasetBuilder {
         self
     }
 
-    /// Counts at least so many users and items, whether they have interactions or not; asked for
-    /// several times, the largest numbers count.
+    /// Counts at least this many users and items, with or without interactions; of several calls,
+    /// the largest numbers count.
     #[must_use]
     pub fn at_least(self, users: usize, items: usize) -> Self {
         Self { users: self.users.max(users), items: self.items.max(items), ..self }
     }
 
-    /// The data set.
+    /// Builds the data set.
     ///
     /// # Errors
-    /// No training interaction, slices of different lengths, numbers that are far beyond what so many
-    /// interactions can need, modalities of one name, too few rows of features, or numbers in them
-    /// that are not finite.
+    /// No training interaction, slices of different lengths, numbers far beyond what so many
+    /// interactions can need, duplicate modalities, too few feature rows, or features that are not
+    /// finite.
     pub fn build(self) -> Result<Dataset, DataError> {
         if let Some(problem) = self.problem {
             return Err(problem);

@@ -14,7 +14,7 @@ use super::inter::{self, Interactions, LARGEST_ID, absurd_id};
 use super::{DataError, SplitRatio};
 use crate::graph::Graph;
 
-/// Pairs of a user and an item, in the order of the file.
+/// Pairs of a user and an item, in file order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pairs {
     /// User of each pair.
@@ -37,8 +37,8 @@ pub struct Split {
 }
 
 impl Split {
-    /// Groups `pairs` by user, leaving out users for which `trained` is false; also returns how
-    /// many pairs were left out.
+    /// Groups `pairs` by user, leaving out users for which `trained` is false; also returns the
+    /// number of pairs left out.
     pub(crate) fn new(pairs: &Pairs, trained: &[bool]) -> (Self, usize) {
         let mut positions = HashMap::new();
         let mut users = Vec::new();
@@ -84,7 +84,7 @@ impl Modality {
     /// Features in memory: `columns` D_m, `values` row-major, row i for item i.
     ///
     /// # Errors
-    /// [`DataError::Parts`] when the values do not make whole rows.
+    /// [`DataError::Parts`] if the values do not make whole rows.
     pub fn new(
         name: impl Into<String>,
         columns: usize,
@@ -109,16 +109,16 @@ impl Modality {
 
 /// Everything a model is trained and measured on.
 ///
-/// Its parts may be changed; what is made of them follows, and training checks them anew
+/// Its fields may be changed: derived values follow, and training checks the fields again
 /// ([`Dataset::check`]).
 #[derive(Debug, Clone)]
 pub struct Dataset {
     /// The name of the `.inter` file without its ending.
     pub name: String,
-    /// U: one more than the largest user id of any split, or more where so many were asked for
-    /// ([`DatasetBuilder::at_least`](super::DatasetBuilder::at_least)).
+    /// U: one more than the largest user id of any split, or more if requested by
+    /// [`DatasetBuilder::at_least`](super::DatasetBuilder::at_least).
     pub users: usize,
-    /// I: one more than the largest item id of any split, or more, likewise.
+    /// I: one more than the largest item id of any split, or more likewise.
     pub items: usize,
     /// Training pairs, in file order.
     pub train: Pairs,
@@ -133,15 +133,15 @@ pub struct Dataset {
     graphs: Graphs,
 }
 
-/// What of a folder is read, and how.
+/// What to read from a folder, and how.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DatasetOptions {
-    /// Features by modality, beside the `*_feat.npy` of the folder; a name that is there as well
-    /// is replaced. The rows of several files make one table, in their order.
+    /// Features by modality, in addition to the folder's `*_feat.npy` files, which they replace
+    /// where names are equal. The rows of several files make one table, in the order of the files.
     pub features: Vec<(String, Vec<FeatureFile>)>,
     /// Only these modalities; an empty list means none.
     pub modalities: Option<Vec<String>>,
-    /// Splits each user's interactions, instead of by `x_label`.
+    /// Splits each user's interactions by these shares, instead of by `x_label`.
     pub split: Option<SplitRatio>,
 }
 
@@ -149,16 +149,16 @@ impl Dataset {
     /// Reads a folder in the MMRec layout.
     ///
     /// # Errors
-    /// The first thing wrong with it; nothing is ever written.
+    /// The first problem found. The folder is never written to.
     pub fn open(directory: &Path, options: &DatasetOptions) -> Result<Self, DataError> {
         Self::open_with(directory, options, &mut |_, _, _| ())
     }
 
-    /// As [`Dataset::open`]; `progress` is told which modality's features are read, and how many
-    /// bytes of how many are done.
+    /// [`Dataset::open`], telling `progress` which modality's features are being read, and how many
+    /// of how many bytes are done.
     ///
     /// # Errors
-    /// Those of [`Dataset::open`].
+    /// The errors of [`Dataset::open`].
     pub fn open_with(
         directory: &Path,
         options: &DatasetOptions,
@@ -205,12 +205,12 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// A data set from what is in memory; the same checks as for a folder.
+    /// A data set from memory, with the same checks as for a folder.
     ///
     /// # Errors
-    /// No training pair or more than 2³² − 1, slices of different lengths, ids far beyond what so many
-    /// interactions can need, duplicate modalities, too few feature rows, or features that are not
-    /// finite.
+    /// No training pair or more than 2³² − 1, slices of different lengths, ids far beyond what so
+    /// many interactions can need, duplicate modalities, too few feature rows, or features that are
+    /// not finite.
     pub fn from_parts(
         name: &str,
         train: Pairs,
@@ -221,7 +221,7 @@ impl Dataset {
         Self::assemble(name, train, [valid, test], (0, 0), modalities, &mut |_, _, _| ())
     }
 
-    /// A data set of at least so many users and items.
+    /// A data set of at least this many users and items.
     pub(super) fn assemble(
         name: &str,
         train: Pairs,
@@ -304,11 +304,11 @@ impl Dataset {
         Ok(Self { name, users, items, train, valid, test, modalities, warnings, graphs })
     }
 
-    /// Checks what a change of the fields may have left wrong: lengths, ids beyond the numbers of users
+    /// Checks what a change of the fields may have broken: lengths, ids beyond the numbers of users
     /// and items, and tables of features that are too short.
     ///
     /// # Errors
-    /// [`DataError::Parts`] or [`DataError::TooFewRows`] with what was found.
+    /// [`DataError::Parts`] or [`DataError::TooFewRows`] with the problem.
     pub fn check(&self) -> Result<(), DataError> {
         let refuse = |problem: String| Err(DataError::Parts(problem));
         let most = LARGEST_ID as usize + 1;
@@ -341,7 +341,7 @@ impl Dataset {
                 && offsets.is_sorted()
                 && offsets.first() == Some(&0)
                 && offsets.last() == Some(&items.len());
-            // That of no users needs no bounds.
+            // A split without users needs no bounds.
             if !(bounds || users.is_empty() && items.is_empty()) {
                 return refuse(format!(
                     "the offsets of the {name} split are not bounds of the items of its {} users",
@@ -352,16 +352,16 @@ impl Dataset {
         self.modalities.iter().try_for_each(|modality| modality.check_rows(self.items))
     }
 
-    /// The graph of the training pairs; one for all who ask, as long as the pairs stay the same.
+    /// The graph of the training pairs, shared by all callers as long as the pairs stay the same.
     ///
     /// # Panics
-    /// Where a changed data set has ids beyond its numbers of users and items, which
-    /// [`Dataset::check`] finds.
+    /// If a changed data set has ids beyond its numbers of users and items; [`Dataset::check`]
+    /// finds them.
     pub fn graph(&self, self_loops: bool) -> Arc<Graph> {
         self.graphs.get(&self.train, self.users, self.items, self_loops)
     }
 
-    /// A hash of sizes, pairs and splits: what evaluation and recommendations depend on.
+    /// A hash of sizes, pairs and splits, on which evaluation and recommendations depend.
     ///
     /// 64-bit FNV-1a over little-endian words, so it is the same on every machine and in every
     /// version of this program.
@@ -379,12 +379,12 @@ impl Dataset {
         hash.0
     }
 
-    /// A hash of each modality's features, of all its rows.
+    /// A hash of each modality's features, over the rows of the I items.
     pub fn features_fingerprints(&self) -> Vec<u64> {
         self.modalities.iter().map(|modality| modality.features.fingerprint(self.items)).collect()
     }
 
-    /// Refuses feature files that were changed since they were opened.
+    /// Refuses feature files that were modified since they were opened.
     ///
     /// # Errors
     /// [`DataError::Changed`].
@@ -415,7 +415,7 @@ impl Fingerprint {
 /// The most training pairs: an epoch's order and a model's file count them in 32 bits.
 const MOST_PAIRS: usize = u32::MAX as usize;
 
-/// Refuses training pairs that are none, or too many.
+/// Refuses unequal slices, and no or too many training pairs.
 fn check_pairs(train: &Pairs) -> Result<(), DataError> {
     if train.users.len() != train.items.len() {
         return Err(DataError::Parts(format!(

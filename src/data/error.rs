@@ -1,10 +1,10 @@
-//! What can be wrong with a data set.
+//! The errors of data sets.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// What can be wrong with a data set. Every message names the file and the line or field, what was
-/// found, what was expected, and what to do.
+/// A problem of a data set. Every message names the file and the line or field, what was found,
+/// what was expected, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
@@ -153,7 +153,7 @@ impl DataError {
         }
     }
 
-    /// The same, with the name of the modality whose features these are.
+    /// Adds the name of the modality that the features belong to.
     pub(super) fn of_modality(mut self, name: &str) -> Self {
         if let Self::TooFewRows { place, .. } | Self::NonFinite { place, .. } = &mut self {
             *place = format!("modality `{name}`: {place}");
@@ -166,7 +166,7 @@ impl DataError {
     }
 }
 
-/// A feature that is no finite f32, and what is wrong with it.
+/// Describes a feature that is not a finite f32.
 fn unusable(value: f64) -> String {
     match value.is_finite() {
         true => format!(
@@ -177,7 +177,7 @@ fn unusable(value: f64) -> String {
     }
 }
 
-/// A field of a file as it may stand in a message: short, and without control characters.
+/// A field of a file for use in a message: short, and without control characters.
 pub(crate) fn excerpt(bytes: &[u8]) -> String {
     const LONGEST: usize = 40;
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * LONGEST)]);

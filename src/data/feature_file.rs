@@ -1,4 +1,4 @@
-//! Where a table of features lies: a `.npy` file, or a tensor of a `.safetensors` file.
+//! The location of a table of features: a `.npy` file, or a tensor of a `.safetensors` file.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,25 +8,24 @@ use super::features::Form;
 use super::{npy, safetensors};
 use crate::mapped::MappedFile;
 
-/// A file of features, and which of its tensors is meant.
+/// A file of features and, in a safetensors file, the name of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeatureFile {
-    /// The file; one that ends in `.safetensors` is read as such, any other as `.npy`.
+    /// The file, read as safetensors if it ends in `.safetensors`, else as `.npy`.
     pub path: PathBuf,
-    /// The name of the tensor in a `.safetensors` file; it may be absent where the file has but
-    /// one that can be meant.
+    /// The name of the tensor in a `.safetensors` file; optional if only one can be meant.
     pub tensor: Option<String>,
 }
 
 const SAFETENSORS: &str = "safetensors";
 
 impl FeatureFile {
-    /// The file at `path`, no tensor named.
+    /// The file at `path`, without the name of a tensor.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), tensor: None }
     }
 
-    /// `PATH` or `PATH.safetensors:TENSOR`; a tensor's name may have colons of its own.
+    /// Parses `PATH` or `PATH.safetensors:TENSOR`; a tensor's name may contain colons.
     pub fn parse(text: &str) -> Self {
         const SEPARATOR: &str = ".safetensors:";
         match text.split_once(SEPARATOR) {
@@ -47,7 +46,7 @@ fn is_safetensors(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case(SAFETENSORS))
 }
 
-/// As [`FeatureFile::parse`] reads it.
+/// The form that [`FeatureFile::parse`] reads.
 impl fmt::Display for FeatureFile {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}", self.path.display())?;

@@ -29,7 +29,7 @@ pub enum FeatureType {
 }
 
 impl FeatureType {
-    /// Bytes of an element.
+    /// Bytes per element.
     pub fn size(self) -> usize {
         match self {
             Self::F16 | Self::Bf16 => 2,
@@ -63,14 +63,14 @@ pub(super) struct Form {
     pub dtype: FeatureType,
     /// Whether elements are stored most significant byte first.
     pub big_endian: bool,
-    /// Whether columns are stored one after the other, instead of rows.
+    /// Whether columns are stored one after another, instead of rows.
     pub fortran: bool,
 }
 
 /// A table of raw features, rows × columns, mapped from one file or several, or held in memory.
 ///
 /// A mapped table is never copied: rows are converted as they are read. The rows of several files
-/// follow each other in the order of the files.
+/// follow one another in the order of the files.
 #[derive(Debug)]
 pub struct FeatureMatrix {
     rows: usize,
@@ -79,11 +79,11 @@ pub struct FeatureMatrix {
     parts: Vec<Part>,
     /// The first row of each part.
     first_rows: Vec<usize>,
-    /// [`FeatureMatrix::fingerprint`] of so many rows, once they were all read.
+    /// [`FeatureMatrix::fingerprint`] and its number of rows, once all of them have been read.
     fingerprint: OnceLock<(usize, u64)>,
 }
 
-/// The rows that lie in one file.
+/// The rows of one file.
 #[derive(Debug)]
 struct Part {
     form: Form,
@@ -95,7 +95,7 @@ enum Storage {
     Memory(Arc<SharedNumbers>),
 }
 
-/// Numbers that somebody else holds: a vector, an array of another language.
+/// Numbers owned elsewhere: by a vector, or by another language's array.
 pub type SharedNumbers = dyn AsRef<[f32]> + Send + Sync;
 
 impl fmt::Debug for Storage {
@@ -111,7 +111,7 @@ impl FeatureMatrix {
     /// Maps one file; see [`FeatureMatrix::open_all`].
     ///
     /// # Errors
-    /// What is wrong with the file.
+    /// A [`DataError`] with the problem of the file.
     pub fn open(path: &Path) -> Result<Self, DataError> {
         Self::open_all(&[FeatureFile::new(path)])
     }
@@ -122,7 +122,8 @@ impl FeatureMatrix {
     /// Fortran order, or a two-dimensional tensor of a `.safetensors` file, f16, bf16, f32 or f64.
     ///
     /// # Errors
-    /// What is wrong with a file, or that it has another width or type than the first one.
+    /// A [`DataError`] with the problem of a file, or for a file whose width or type differs from
+    /// the first.
     pub fn open_all(files: &[FeatureFile]) -> Result<Self, DataError> {
         let mut parts: Vec<Part> = Vec::with_capacity(files.len());
         for file in files {
@@ -152,16 +153,16 @@ impl FeatureMatrix {
     /// A table in memory, row-major.
     ///
     /// # Errors
-    /// When `values` are not rows × columns numbers.
+    /// [`DataError::Parts`] if `values` are not rows × columns numbers.
     pub fn from_f32(rows: usize, columns: usize, values: Vec<f32>) -> Result<Self, DataError> {
         Self::from_shared(rows, columns, Arc::new(values))
     }
 
-    /// A table in memory that others hold too, row-major; it is not copied. Its numbers stay what
-    /// they are as long as it lives.
+    /// A table in memory that is shared with others, row-major; it is not copied. Its numbers must
+    /// not change while it exists.
     ///
     /// # Errors
-    /// When `values` are not rows × columns numbers.
+    /// [`DataError::Parts`] if `values` are not rows × columns numbers.
     pub fn from_shared(
         rows: usize,
         columns: usize,
@@ -213,7 +214,7 @@ impl FeatureMatrix {
         self.dtype
     }
 
-    /// What a message calls the table: its file, the first one and how many more, or that it is in
+    /// The table's name in messages: its file, the first file and how many more, or that it is in
     /// memory.
     pub fn place(&self) -> String {
         let first = self.parts[0].place();
@@ -224,8 +225,8 @@ impl FeatureMatrix {
         }
     }
 
-    /// What a message calls the place of a row: the file it lies in and, where that is one of
-    /// several, which rows of the table that file has.
+    /// The place of a row in messages: its file and, if there are several, the rows of the table in
+    /// that file.
     pub fn place_of(&self, row: usize) -> String {
         let index = self.index_of(row);
         let part = &self.parts[index];
@@ -236,17 +237,17 @@ impl FeatureMatrix {
         format!("{} (rows {first} to {})", part.place(), first + part.form.rows - 1)
     }
 
-    /// Bytes of all elements as they are stored.
+    /// Bytes of all elements as stored.
     pub fn bytes(&self) -> usize {
         self.rows * self.columns * self.dtype.size()
     }
 
     fn index_of(&self, row: usize) -> usize {
-        // Row 0 is the first part's.
+        // Row 0 belongs to the first part.
         self.first_rows.partition_point(|&first| first <= row).saturating_sub(1)
     }
 
-    /// The part that a row lies in, and which of the part's rows it is.
+    /// The part that holds a row, and the row's number in it.
     #[inline]
     fn part_of(&self, row: usize) -> (&Part, usize) {
         match self.parts.as_slice() {
@@ -258,31 +259,30 @@ impl FeatureMatrix {
         }
     }
 
-    /// A row as it is stored, where that is f32 in this machine's byte order, row after row.
+    /// A stored row, if the table is row-major f32 in this machine's byte order.
     #[inline]
     pub fn row_f32(&self, row: usize) -> Option<&[f32]> {
         let (part, row) = self.part_of(row);
         part.row(FeatureType::F32, row)
     }
 
-    /// Copies a part of a row into `out`, converted; `out` is as long as `columns`.
+    /// Copies and converts a part of a row into `out`, which is as long as `columns`.
     pub fn copy_row<T: Real>(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
         let (part, row) = self.part_of(row);
         part.copy_row(row, columns, out);
     }
 
-    /// A row's bytes as they are stored, where those are numbers of type `dtype` in this machine's
-    /// byte order, row after row.
+    /// The bytes of a stored row, if the table is row-major `dtype` in this machine's byte order.
     #[inline]
     pub(crate) fn row_bytes(&self, dtype: FeatureType, row: usize) -> Option<&[u8]> {
         let (part, row) = self.part_of(row);
         part.row_bytes(dtype, row)
     }
 
-    /// Says that the mapped pages of some rows were read and are not needed soon.
+    /// Tells the system that the mapped pages of some rows have been read and are not needed soon.
     ///
-    /// They then count no more as memory of this process, which would otherwise seem to hold the
-    /// whole file once; the system keeps them in its page cache as long as it likes.
+    /// They then no longer count as memory of this process, which would otherwise seem to hold the
+    /// whole file. The system may keep them in its page cache.
     pub fn release(&self, rows: Range<usize>) {
         for (part, &first) in self.parts.iter().zip(&self.first_rows) {
             let [start, end] =
@@ -296,15 +296,15 @@ impl FeatureMatrix {
     /// Refuses NaN and infinities in the first `rows` rows, in parallel.
     ///
     /// # Errors
-    /// [`DataError::NonFinite`] naming the first such row and column.
+    /// [`DataError::NonFinite`] with the first such row and column.
     pub fn check_finite(&self, rows: usize) -> Result<(), DataError> {
         self.check_finite_with(rows, &mut |_| ())
     }
 
-    /// As [`FeatureMatrix::check_finite`]; `progress` is told how many rows are read.
+    /// [`FeatureMatrix::check_finite`], telling `progress` how many rows have been read.
     ///
     /// # Errors
-    /// Those of [`FeatureMatrix::check_finite`].
+    /// The errors of [`FeatureMatrix::check_finite`].
     pub fn check_finite_with(
         &self,
         rows: usize,
@@ -331,15 +331,15 @@ impl FeatureMatrix {
             }
         }
         progress(rows);
-        // Where it is set already, it was from the same rows.
+        // An earlier check of the same rows may have set it.
         self.fingerprint.set((rows, fingerprint)).ok();
         Ok(())
     }
 
-    /// A hash of the first `rows` rows: of the numbers in f32, in whatever type, order and files they
-    /// are stored.
+    /// A hash of the first `rows` rows as numbers in f32, whatever their stored type, order and
+    /// files.
     ///
-    /// It is what the check for finite numbers comes by; all rows are read where that was not made.
+    /// The check for finite numbers computes it on the way; without such a check all rows are read.
     pub fn fingerprint(&self, rows: usize) -> u64 {
         match self.fingerprint.get() {
             Some(&(of_rows, fingerprint)) if of_rows == rows => fingerprint,
@@ -357,8 +357,8 @@ impl FeatureMatrix {
         }
     }
 
-    /// Refuses files that were written to or truncated since they were mapped: what was read of them
-    /// may be anything.
+    /// Refuses files that were modified or truncated since they were mapped: anything may have been
+    /// read from them.
     ///
     /// # Errors
     /// [`DataError::Changed`].
@@ -372,19 +372,19 @@ impl FeatureMatrix {
     }
 }
 
-/// A hash with another word in it: of words that differ anywhere, the products differ in their upper
-/// halves, which go into the lower ones.
+/// Mixes a word into a hash. Products of words that differ anywhere differ in their upper halves,
+/// which are folded into the lower ones.
 pub(super) fn mix(hash: u64, word: u64) -> u64 {
     let mixed = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed ^ mixed >> 32
 }
 
-/// A row's numbers are hashed in so many lanes, which vectors of any width hold.
+/// Lanes in which a row's numbers are hashed, enough to fill vectors of any width.
 const LANES: usize = 32;
 
 /// A hash of a row.
 fn hash_values(values: &[f32]) -> u64 {
-    // Each of these steps maps different words to different ones.
+    // Each step maps different words to different words.
     let step = |lane: &mut u32, value: f32| {
         *lane = (*lane ^ value.to_bits()).wrapping_mul(0x9e37_79b1);
         *lane ^= *lane >> 15;
@@ -398,7 +398,7 @@ fn hash_values(values: &[f32]) -> u64 {
     lanes.into_iter().fold(values.len() as u64, |hash, lane| mix(hash, u64::from(lane)))
 }
 
-/// Bytes of rows that are read before their pages are released.
+/// Bytes of rows read before their pages are released.
 const SLICE_BYTES: usize = 64 << 20;
 
 impl Part {
@@ -416,10 +416,10 @@ impl Part {
         }
     }
 
-    /// A row as it is stored, where that is `dtype` in this machine's byte order, row after row.
+    /// A stored row, if the part is row-major `dtype` in this machine's byte order.
     #[inline]
     fn row<E: bytemuck::Pod>(&self, dtype: FeatureType, row: usize) -> Option<&[E]> {
-        // Misaligned only where a header's length is odd, which old writers made.
+        // Misaligned only if a header's length is odd, as some old writers made it.
         bytemuck::try_cast_slice(self.row_bytes(dtype, row)?).ok()
     }
 
@@ -433,7 +433,7 @@ impl Part {
         Some(&self.raw()[row * row_bytes..(row + 1) * row_bytes])
     }
 
-    /// How many rows are read before their pages are released: all where each lies in all pages.
+    /// Rows read before their pages are released: all rows if each lies in all pages.
     fn rows_at_a_time(&self) -> usize {
         match self.form.fortran {
             true => self.form.rows.max(1),
@@ -444,7 +444,7 @@ impl Part {
     fn release(&self, rows: Range<usize>) {
         let Storage::Mapped { map, .. } = &self.storage else { return };
         let row_bytes = match self.form.fortran {
-            // Some of every column: the pages hold other rows, too.
+            // A row has a piece of every column, so its pages hold other rows too.
             true => return,
             false => self.form.columns * self.form.dtype.size(),
         };
@@ -454,8 +454,8 @@ impl Part {
 
     fn copy_row<T: Real>(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
         if TypeId::of::<T>() == TypeId::of::<f32>() {
-            // T is f32 where the casts are used: they change nothing but the name of the type. A
-            // slice at a time, the processor's own conversion is used.
+            // T is f32 here, so the casts are identities. Converting a slice at a time uses the
+            // processor's own conversion.
             if let Some(halves) = self.row::<f16>(FeatureType::F16, row) {
                 let out: &mut [f32] = bytemuck::cast_slice_mut(&mut out[..columns.len()]);
                 halves[columns].convert_to_f32_slice(out);
@@ -506,7 +506,7 @@ impl Part {
         }
     }
 
-    /// The hashes of some rows, or row and column of their first number that is not finite.
+    /// The hashes of some rows, or row and column of the first number that is not finite.
     fn hash_finite(&self, rows: Range<usize>) -> Result<Vec<u64>, (usize, usize)> {
         let hash = |converted: &mut Vec<f32>, row| {
             let values = self.row_in_f32(row, converted);
@@ -515,13 +515,13 @@ impl Part {
                 None => Ok(hash_values(values)),
             }
         };
-        // Of several rows with such a number, the first is told of.
+        // Collected in order, so that the first such row is reported.
         let hashes: Vec<_> =
             rows.into_par_iter().with_min_len(16).map_init(Vec::new, hash).collect();
         hashes.into_iter().collect()
     }
 
-    /// A row in f32: as it is stored, or converted in `converted`.
+    /// A row in f32: as stored, or converted into `converted`.
     fn row_in_f32<'a>(&'a self, row: usize, converted: &'a mut Vec<f32>) -> &'a [f32] {
         if let Some(stored) = self.row(FeatureType::F32, row) {
             return stored;
@@ -532,8 +532,8 @@ impl Part {
     }
 }
 
-/// The place of the first number that is not finite, by a loop that does not stop at it: it looks at
-/// many numbers at a time, and mostly there is none.
+/// The position of the first number that is not finite. The first pass does not stop early: it
+/// checks many numbers at a time, and there is rarely one to find.
 fn first_infinite(values: &[f32]) -> Option<usize> {
     let infinite = |value: &f32| !value.is_finite();
     let any = values.iter().fold(false, |any, value| any | infinite(value));

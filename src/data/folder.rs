@@ -1,4 +1,4 @@
-//! The files of a data folder: which ones are read, and which ones a new data set replaces.
+//! The files of a data folder: which are read, and which a new data set replaces.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use crate::{Error, Result, files};
 const INTERACTIONS: &str = "inter";
 const FEATURES: &str = "_feat.npy";
 
-/// The one `.inter` file of a folder, and its name without the ending.
+/// The only `.inter` file of a folder, or the one named like the folder, and its name without the
+/// ending.
 pub(crate) fn interactions_file(directory: &Path) -> Result<(PathBuf, String), DataError> {
     let folder = |problem: String| DataError::Folder { path: directory.to_owned(), problem };
     if directory.is_file() {
@@ -46,7 +47,7 @@ pub(crate) fn interactions_file(directory: &Path) -> Result<(PathBuf, String), D
     })
 }
 
-/// The features to be read: name and files, by name.
+/// The features to read: names and files, sorted by name.
 pub(super) fn feature_files(
     directory: &Path,
     options: &DatasetOptions,
@@ -90,10 +91,10 @@ pub(super) fn feature_files(
     Ok(files)
 }
 
-/// What [`is_modality_name`] allows.
+/// The characters that [`is_modality_name`] allows.
 pub(crate) const MODALITY_NAMES: &str = "ASCII letters, digits, `_` and `-`";
 
-/// Whether a modality can have this name, which becomes part of tensors' names and of flags.
+/// Whether a modality can have this name, which becomes part of tensor names and flags.
 pub(crate) fn is_modality_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     !name.is_empty() && name.bytes().all(allowed)
@@ -108,25 +109,26 @@ pub(super) fn check_name(name: &str) -> Result<(), DataError> {
     Ok(())
 }
 
-/// What a folder has of an earlier data set, before another one is written into it.
+/// Files of an earlier data set in a folder, before a new one is written there.
 ///
-/// Files that the new one does not write would be taken for its own: features in the order of other
-/// items, other interactions, the ids of other users.
+/// Files that the new data set does not replace would be taken for its own: features in another
+/// order of items, other interactions, other users' ids.
 #[derive(Debug)]
 pub(crate) struct Earlier {
     /// Every `.inter` file.
     interactions: Vec<PathBuf>,
-    /// Features and original ids that will not be written anew.
+    /// Features and original ids that the new data set does not replace.
     others: Vec<PathBuf>,
 }
 
 impl Earlier {
-    /// Looks for them; `written` are the files of the new data set. None of them may be one of
-    /// `read`, which it is made of.
+    /// Finds them. `written` are the files of the new data set; `read` are its inputs, none of
+    /// which may be removed.
     ///
     /// # Errors
-    /// [`Error::Setting`] for `--out` naming a file that would be replaced, unless `overwrite`, or
-    /// removed though it is to be read; [`Error::Data`] for a folder that cannot be read.
+    /// [`Error::Setting`] for `--out`, naming a file that would be replaced or removed without
+    /// `overwrite`, or an input that would be removed; [`Error::Data`] for a folder that cannot be
+    /// read.
     pub fn find(
         directory: &Path,
         written: &[&Path],
@@ -176,11 +178,11 @@ impl Earlier {
         self.interactions.iter().chain(&self.others).map(|path| &**path)
     }
 
-    /// Removes them, interactions first: killed from here on, the folder is seen to be unfinished,
-    /// not a mixture.
+    /// Removes them, interactions first, so that a process killed from here on leaves a folder that
+    /// is recognisably unfinished, not a mixture.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file.
+    /// [`Error::Io`] with the file.
     pub fn remove(&self) -> Result<()> {
         self.files().try_for_each(files::remove)
     }
@@ -190,7 +192,7 @@ fn is_interactions(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == INTERACTIONS)
 }
 
-/// The modality whose features a file of a folder holds.
+/// The modality of a feature file.
 fn modality_of(path: &Path) -> Option<String> {
     path.file_name()?.to_string_lossy().strip_suffix(FEATURES).map(str::to_owned)
 }

@@ -1,23 +1,23 @@
-//! The training graph of a data set, made when it is first asked for.
+//! The training graph of a data set, built on first use.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Pairs;
 use crate::graph::Graph;
 
-/// The graphs without self-loops and with them, each with the fingerprint of what it was made of: a
-/// data set's fields are public, and a graph of other pairs than those that are there is none.
+/// The graphs without and with self-loops, each with the fingerprint of its pairs: a data set's
+/// fields are public, so the pairs may have changed since.
 #[derive(Debug, Default)]
 pub(super) struct Graphs(Mutex<[Kept; 2]>);
 
-/// A graph, and the fingerprint of what it was made of.
+/// A graph and the fingerprint of its pairs.
 type Kept = Option<(u64, Arc<Graph>)>;
 
 impl Graphs {
-    /// The graph of these pairs; one for all who ask.
+    /// The graph of these pairs, shared by all callers.
     ///
-    /// It is made beside the lock. A graph is sorted by the rayon pool, and a thread that waits for
-    /// the pool takes up other work, which may ask for this very graph.
+    /// It is built without holding the lock: rayon sorts it, and a thread that waits for the pool
+    /// takes up other work, which may ask for the same graph.
     pub fn get(&self, pairs: &Pairs, users: usize, items: usize, self_loops: bool) -> Arc<Graph> {
         let made_of = fingerprint(pairs, users, items);
         let kept = || {
@@ -38,7 +38,7 @@ impl Graphs {
     }
 
     fn lock(&self) -> MutexGuard<'_, [Kept; 2]> {
-        // Nothing is left half done by a panic.
+        // A panic leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -49,7 +49,8 @@ impl Clone for Graphs {
     }
 }
 
-/// A hash of the sizes and all pairs, a word at a time: it is made whenever a graph is asked for.
+/// A hash of the sizes and all pairs, word by word, since it is computed on every request for a
+/// graph.
 fn fingerprint(pairs: &Pairs, users: usize, items: usize) -> u64 {
     let sizes = [users as u64, items as u64, pairs.users.len() as u64];
     let of_pairs =
@@ -66,8 +67,8 @@ mod tests {
     use proptest::prelude::*;
     use rayon::prelude::*;
 
-    /// Tasks of one pool that ask for one graph all have it: none of them waits for what it is in the
-    /// midst of making.
+    /// Tasks of one pool that ask for one graph all get it: none waits for the graph that it is
+    /// itself building.
     #[test]
     fn tasks_of_a_pool_have_one_graph() {
         let (sender, receiver) = channel();
@@ -90,7 +91,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was asked for before, the graph is that of the pairs there are.
+        /// Whatever was asked for before, the graph belongs to the current pairs.
         #[test]
         fn a_graph_belongs_to_its_pairs(
             sets in prop::collection::vec(prop::collection::vec((0u32..4, 0u32..3), 1..6), 1..8),

@@ -7,26 +7,26 @@ use crate::{Error, Result, files};
 const USERS: &str = "u_id_mapping.csv";
 const ITEMS: &str = "i_id_mapping.csv";
 
-/// Original ids: that of user or item `k` is at position `k`.
+/// Original ids: position `k` has that of user or item `k`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IdMaps {
-    /// The users'.
+    /// The users' ids.
     pub users: Vec<String>,
-    /// The items'.
+    /// The items' ids.
     pub items: Vec<String>,
 }
 
 impl IdMaps {
-    /// Where a folder keeps them: users', items'.
+    /// The paths of a folder's maps: users, items.
     pub fn paths(directory: &Path) -> [PathBuf; 2] {
         [directory.join(USERS), directory.join(ITEMS)]
     }
 
-    /// Reads the maps of a folder; `None` where it has neither.
+    /// Reads the maps of a folder; `None` if it has neither.
     ///
     /// # Errors
-    /// [`Error::RunFile`] naming the line that is not a pair of an id and a number, or a number
-    /// that is there twice or not at all; also when only one of the two files is there.
+    /// [`Error::RunFile`] with the line that is not a pair of an id and a number, or whose number
+    /// is repeated or out of range; also if only one of the two files exists.
     pub fn read(directory: &Path) -> Result<Option<Self>> {
         let [users, items] = Self::paths(directory);
         match (users.is_file(), items.is_file()) {
@@ -41,14 +41,14 @@ impl IdMaps {
         }
     }
 
-    /// Whether a folder has these maps' users, and nothing yet for the items: [`IdMaps::write`] was broken
-    /// off there.
+    /// Whether a folder has these users and no items yet, as [`IdMaps::write`] leaves it if
+    /// interrupted.
     pub(crate) fn are_begun(&self, directory: &Path) -> bool {
         let [users, items] = Self::paths(directory);
         !items.exists() && read(&users, "userID").is_ok_and(|users| users == self.users)
     }
 
-    /// Writes the maps into a folder: tab-separated, as MMRec's are.
+    /// Writes the maps into a folder, tab-separated like MMRec's.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -71,8 +71,8 @@ fn write(path: &Path, header: [&str; 2], ids: &[String]) -> Result<()> {
     })
 }
 
-/// A map's ids in the order of their numbers. The number's column is the one called `number_name`,
-/// else the second.
+/// A map's ids in the order of their numbers. The column of numbers is the one called
+/// `number_name`, or else the second.
 fn read(path: &Path, number_name: &str) -> Result<Vec<String>> {
     let text = std::fs::read(path).map_err(|error| Error::io(path, "read", error))?;
     let first_line = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
@@ -107,7 +107,7 @@ fn read(path: &Path, number_name: &str) -> Result<Vec<String>> {
             return Err(broken(line, format!("the number {number} is there twice")));
         }
     }
-    // As many numbers as places, none twice: every place is taken.
+    // As many numbers as slots and none repeated: every slot is taken.
     Ok(ids.into_iter().flatten().collect())
 }
 

@@ -10,8 +10,8 @@ use crate::mapped::MappedFile;
 /// The largest id accepted; tables have one row for every id up to the largest.
 pub const LARGEST_ID: u32 = (1 << 31) - 1;
 
-/// Ids may exceed the number of lines by this factor, plus [`SPARE_IDS`], before they are taken
-/// for something else than counts from 0.
+/// Ids above this many times the number of lines, plus [`SPARE_IDS`], are not taken for counts from
+/// 0.
 const IDS_PER_LINE: usize = 1000;
 const SPARE_IDS: usize = 10_000_000;
 
@@ -25,11 +25,11 @@ pub struct Interactions {
     pub users: Vec<u32>,
     /// `itemID` of each row.
     pub items: Vec<u32>,
-    /// `x_label` of each row (0 train, 1 valid, 2 test), where the file has that column.
+    /// `x_label` of each row (0 train, 1 valid, 2 test), if the file has that column.
     pub labels: Option<Vec<u8>>,
 }
 
-/// Where the columns we read stand in a line.
+/// The positions of the columns we read.
 #[derive(Clone, Copy)]
 struct Columns {
     user: usize,
@@ -40,7 +40,7 @@ struct Columns {
 /// Reads a file, in parallel from a memory map.
 ///
 /// # Errors
-/// The first malformed line in file order, or what is wrong with the file as a whole.
+/// The first malformed line in file order, or the problem of the file as a whole.
 pub fn read(path: &Path) -> Result<Interactions, DataError> {
     let file = MappedFile::open(path).map_err(|error| DataError::read(path, error))?;
     if file.is_empty() {
@@ -53,7 +53,7 @@ pub fn read(path: &Path) -> Result<Interactions, DataError> {
     }
 }
 
-/// [`read`] on bytes already at hand, cut into chunks of about `chunk` bytes.
+/// [`read`] for bytes in memory, cut into chunks of about `chunk` bytes.
 fn parse(bytes: &[u8], path: &Path, chunk: usize) -> Result<Interactions, DataError> {
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     let header_end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
@@ -115,7 +115,7 @@ fn cut(body: &[u8], size: usize) -> Vec<&[u8]> {
     chunks
 }
 
-/// What is wrong with a line, counted from the start of its chunk.
+/// The problem of a line, which is counted from the start of its chunk.
 struct LineError {
     line: usize,
     kind: LineErrorKind,
@@ -194,7 +194,7 @@ fn parse_id(field: &[u8]) -> Option<u32> {
     u32::try_from(id).ok().filter(|&id| id <= LARGEST_ID)
 }
 
-/// Whether an id is far beyond what so many interactions can need.
+/// Whether an id is far beyond what this many interactions can need.
 pub(super) fn absurd_id(id: u32, interactions: usize) -> bool {
     id as usize > interactions.saturating_mul(IDS_PER_LINE).saturating_add(SPARE_IDS)
 }
@@ -211,7 +211,7 @@ fn check_sizes(rows: &Interactions, body: &[u8], path: &Path) -> Result<(), Data
     Ok(())
 }
 
-/// The line of a row: empty ones are none.
+/// The line of a row; empty lines are not rows.
 fn line_of(row: usize, body: &[u8]) -> usize {
     let is_row = |line: &[u8]| !line.strip_suffix(b"\r").unwrap_or(line).is_empty();
     let mut lines = body.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| is_row(line));
@@ -225,7 +225,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Cut into chunks anywhere, a file reads as the rows it was written from.
+        /// However it is cut into chunks, a file reads as the rows it was written from.
         #[test]
         fn chunks_do_not_matter(
             rows in prop::collection::vec((0u32..5000, 0u32..300, 0u8..3), 0..60),
@@ -246,7 +246,7 @@ mod tests {
             prop_assert_eq!(found, expected);
         }
 
-        /// The first bad line is the one reported, whatever the chunks.
+        /// The first bad line is reported, whatever the chunks.
         #[test]
         fn the_first_bad_line_is_named(bad in 0usize..20, chunk in 1usize..100) {
             let mut text = "userID\titemID\n".to_owned();
@@ -258,7 +258,7 @@ mod tests {
             prop_assert!(error.to_string().starts_with(&expected));
         }
 
-        /// An id that cannot be is found in its line, whatever lines are empty.
+        /// An absurd id is reported with its line, whichever lines are empty.
         #[test]
         fn an_absurd_id_is_found_in_its_line(
             rows in prop::collection::vec(0usize..3, 1..20), windows: bool, at: prop::sample::Index

@@ -1,7 +1,7 @@
 //! The header of a `.npy` file (format versions 1.0, 2.0 and 3.0).
 //!
-//! A header is a Python dictionary of three known keys in ASCII; this reads just that. (npyz reads
-//! elements through a reader, and gives no view of a map.)
+//! A header is a Python dictionary of three known keys in ASCII, and this reads nothing else. (npyz
+//! reads elements through a reader and gives no view of a map.)
 
 use std::path::Path;
 
@@ -10,13 +10,13 @@ use super::features::{FeatureType, Form};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// Longer headers are refused: three keys need some hundred bytes.
+/// Longer headers are refused: three keys need about a hundred bytes.
 const LONGEST_HEADER: usize = 1 << 16;
 
-/// Reads the header of a whole file, and checks the file's length against it.
+/// Reads the header of a whole file and checks the file's length against it.
 ///
 /// # Errors
-/// What is wrong with it, or with the file's length.
+/// The problem of the header, or of the file's length.
 pub fn parse(file: &[u8], path: &Path) -> Result<Form, DataError> {
     let broken =
         |problem: &str| DataError::NpyHeader { path: path.to_owned(), problem: problem.to_owned() };
@@ -56,7 +56,7 @@ pub fn parse(file: &[u8], path: &Path) -> Result<Form, DataError> {
     if columns == 0 {
         return Err(broken("it has no columns; expected one feature at least"));
     }
-    // The number of columns could be anything.
+    // Without rows, the number of columns could be anything.
     if rows == 0 {
         return Err(broken("it has no rows; expected one item at least"));
     }
@@ -66,7 +66,7 @@ pub fn parse(file: &[u8], path: &Path) -> Result<Form, DataError> {
         let (path, element) = (path.to_owned(), dtype.size());
         return Err(DataError::NpyLength { path, found, expected, rows, columns, element });
     }
-    // The elements are there, so both dimensions fit the address space, unless there are none.
+    // The elements are there, so both dimensions fit the address space.
     let size = |dimension: u64| {
         usize::try_from(dimension).map_err(|_| broken("a dimension exceeds this machine's"))
     };
@@ -162,7 +162,7 @@ impl<'a> Scanner<'a> {
         Some(string)
     }
 
-    /// A type: a string, or the list of fields that a structured type has.
+    /// A type: a string, or a structured type's list of fields.
     fn descr(&mut self) -> Option<&'a str> {
         let text = self.rest.trim_start();
         if !text.starts_with('[') {

@@ -1,4 +1,4 @@
-//! Writing `.npy` files as a stream.
+//! Writing `.npy` files as streams.
 
 use std::io::{self, Write};
 
@@ -25,7 +25,7 @@ impl NpyElement {
     }
 }
 
-/// Writes an array of one or two dimensions in C order, format version 1.0, a part at a time.
+/// Writes an array of one or two dimensions in C order, format version 1.0, part by part.
 #[derive(Debug)]
 pub struct NpyWriter<W> {
     writer: W,
@@ -37,7 +37,7 @@ impl<W: Write> NpyWriter<W> {
     /// Writes the header of a rows × columns array.
     ///
     /// # Errors
-    /// Those of `writer`.
+    /// The errors of `writer`.
     pub fn new(writer: W, element: NpyElement, rows: usize, columns: usize) -> io::Result<Self> {
         let shape = format!("({rows}, {columns})");
         Self::shaped(writer, element, &shape, rows as u64 * columns as u64)
@@ -46,7 +46,7 @@ impl<W: Write> NpyWriter<W> {
     /// Writes the header of an array of one dimension.
     ///
     /// # Errors
-    /// Those of `writer`.
+    /// The errors of `writer`.
     pub fn vector(writer: W, element: NpyElement, length: usize) -> io::Result<Self> {
         Self::shaped(writer, element, &format!("({length},)"), length as u64)
     }
@@ -56,8 +56,8 @@ impl<W: Write> NpyWriter<W> {
             "{{'descr': '{}', 'fortran_order': False, 'shape': {shape}, }}",
             element.descr()
         );
-        // Magic, version and length take 10 bytes, the line's end 1; elements start at a multiple
-        // of 64, so that a map of the file is aligned.
+        // Magic, version and length take 10 bytes, the line end 1. Elements start at a multiple of
+        // 64, so that a map of the file is aligned.
         let length = (10 + dictionary.len() + 1).next_multiple_of(64) - 10;
         writer.write_all(b"\x93NUMPY\x01\x00")?;
         // Two 20-digit numbers fit easily.
@@ -69,7 +69,7 @@ impl<W: Write> NpyWriter<W> {
     /// Writes floating-point elements, in the array's type.
     ///
     /// # Errors
-    /// Those of the writer; `InvalidInput` for an array of integers, or one that is full.
+    /// The errors of the writer; `InvalidInput` for an array of integers, or a full one.
     pub fn write_f32(&mut self, values: &[f32]) -> io::Result<()> {
         self.take(values.len())?;
         match self.element {
@@ -86,7 +86,7 @@ impl<W: Write> NpyWriter<W> {
     /// Writes integer elements.
     ///
     /// # Errors
-    /// Those of the writer; `InvalidInput` for an array of other numbers, or one that is full.
+    /// The errors of the writer; `InvalidInput` for an array of other numbers, or a full one.
     pub fn write_i64(&mut self, values: &[i64]) -> io::Result<()> {
         self.take(values.len())?;
         match self.element {
@@ -105,7 +105,7 @@ impl<W: Write> NpyWriter<W> {
     /// Ends the array.
     ///
     /// # Errors
-    /// `InvalidInput` when elements are missing.
+    /// `InvalidInput` if elements are missing.
     pub fn finish(self) -> io::Result<W> {
         if self.missing > 0 {
             let problem = format!("{} elements of the array are missing", self.missing);

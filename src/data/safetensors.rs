@@ -8,13 +8,13 @@ use safetensors::{Dtype, SafeTensors};
 use super::error::{DataError, excerpt};
 use super::features::{FeatureType, Form};
 
-/// Tensors named in a message.
+/// The most tensors named in a message.
 const NAMED: usize = 8;
 
-/// Finds the tensor `wanted` in a whole file, or the only one of two dimensions.
+/// Finds the tensor `wanted`, or the only one of two dimensions, in a whole file.
 ///
 /// # Errors
-/// What is wrong with the file, or that it has no such tensor, several, or one of another kind.
+/// The problem of the file; no such tensor, several, or one of the wrong kind.
 pub fn find(file: &[u8], path: &Path, wanted: Option<&str>) -> Result<Form, DataError> {
     let (header, metadata) = SafeTensors::read_metadata(file).map_err(|error| {
         DataError::Safetensors { path: path.to_owned(), problem: error.to_string() }
@@ -56,7 +56,7 @@ pub fn find(file: &[u8], path: &Path, wanted: Option<&str>) -> Result<Form, Data
     let &[rows, columns] = shape.as_slice() else {
         return Err(wrong(format!("shape {shape:?}"), "two dimensions, items × width"));
     };
-    // Of an empty table the other dimension could be anything.
+    // The other dimension of an empty table could be anything.
     if rows == 0 || columns == 0 {
         return Err(wrong(format!("shape {shape:?}"), "one row and one column at least"));
     }

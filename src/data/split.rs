@@ -1,4 +1,4 @@
-//! Splitting interactions that carry no label.
+//! Splitting interactions without labels.
 
 use super::Interactions;
 use crate::philox::{Purpose, Stream};
@@ -12,15 +12,15 @@ pub struct SplitRatio {
     pub valid: f64,
     /// Share of the test split.
     pub test: f64,
-    /// Keys which interactions go where.
+    /// The seed of the draw.
     pub seed: u64,
 }
 
 impl SplitRatio {
     /// Labels (0 train, 1 valid, 2 test) for all rows.
     ///
-    /// Each user's rows are shuffled and cut: a user of n rows gives ⌊n · valid⌉ and ⌊n · test⌉ of
-    /// them away, but always keeps one for training.
+    /// Each user's rows are shuffled and cut: of n rows, ⌊n · valid⌉ go to validation and
+    /// ⌊n · test⌉ to test, but at least one always stays for training.
     pub fn labels(&self, rows: &Interactions) -> Vec<u8> {
         let stream = Stream::new(self.seed, Purpose::Split, 0, 0);
         let mut order: Vec<(u32, u64, usize)> = rows

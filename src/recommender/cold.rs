@@ -1,15 +1,15 @@
 //! Items without interactions, scored by their features.
 //!
-//! The losses (8) make the predicted features p(Z_m) of an item point where its row H_i points, so
-//! that for an item nobody has interacted with yet the mean over its modalities of p(Z_m) stands for
-//! it. Two things are made good before: modalities are of different spread (on lfm2k audio's is three
-//! times text's, and would drown it), and p(Z_m) is larger than p(H_i) and lies around another centre.
-//! With c(·) for centring and scaling over the items that have interactions,
+//! The losses (8) make an item's predicted features p(Z_m) point in the direction of its row H_i.
+//! An item without interactions is therefore represented by the mean of p(Z_m) over its modalities,
+//! after two corrections. Modalities differ in spread: on lfm2k that of audio is three times that
+//! of text, which it would drown out. And p(Z_m) is larger than p(H_i) and has another centre. With
+//! c(·) for centring and scaling over the items that have interactions,
 //!
 //!   x = mean over m of c(p(Z_m)),   row = mean p(H_i) + spread of p(H_i) · c(x),
 //!
-//! where the spread is the root of the mean squared distance from the mean. Centring moves all of a
-//! user's scores by one number, so among cold items the order is that of the mean of p(Z_m)/spread_m.
+//! where the spread is the root of the mean squared distance from the mean. Centring shifts all of
+//! a user's scores equally, so cold items are ordered by the mean of p(Z_m)/spread_m.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ struct Moments {
     spread: f64,
 }
 
-/// What features become rows by.
+/// The moments that turn features into item rows.
 #[derive(Debug, Clone)]
 pub(super) struct Calibration {
     /// Of p(Z_m), by modality.
@@ -41,7 +41,7 @@ pub(super) struct Calibration {
 }
 
 impl Moments {
-    /// Of the rows of `items` in `rows`, which are `width` wide.
+    /// The moments of the rows of `items` in `rows`, each `width` wide.
     fn of(rows: &[f32], width: usize, items: &[u32]) -> Self {
         let count = items.len().max(1) as f64;
         let row = |&item: &u32| &rows[item as usize * width..][..width];
@@ -56,14 +56,14 @@ impl Moments {
         Self { mean, spread }
     }
 
-    /// (x − mean) / spread, of every row; 0 where there is no spread.
+    /// (x − mean) / spread of every row; 0 if the spread is 0.
     fn standardized(&self, rows: &[f32]) -> Vec<f32> {
         let scale = if self.spread > 0.0 { 1.0 / self.spread } else { 0.0 };
         let means = self.mean.iter().cycle();
         rows.iter().zip(means).map(|(&x, mean)| ((f64::from(x) - mean) * scale) as f32).collect()
     }
 
-    /// mean + spread · x, of every row.
+    /// mean + spread · x of every row.
     fn restored(&self, rows: &[f32]) -> Vec<f32> {
         let means = self.mean.iter().cycle();
         rows.iter()
@@ -74,23 +74,25 @@ impl Moments {
 }
 
 impl Recommender {
-    /// The items without training interactions, ascending; those added after training among them.
+    /// The items without training interactions, ascending, including items added after training.
     ///
-    /// Until [`Recommender::score_cold_items`] the model's own have the rows that training has left
-    /// them, as evaluation has it (SPEC §9): made of an embedding that no interaction has moved.
+    /// Until [`Recommender::score_cold_items`] is called, those of the model keep the rows that
+    /// training left them, made of an embedding that no interaction has moved; evaluation uses
+    /// these rows (SPEC §9).
     pub fn cold_items(&self) -> &[u32] {
         &self.cold
     }
 
-    /// Scores the model's items without training interactions by their features from now on; the
-    /// outcome is how many there are.
+    /// Scores the model's items without training interactions by their features from now on, and
+    /// returns their number.
     ///
-    /// `frozen` are the features that the model was trained with where those are inputs of it
-    /// (`freeze_features`); trained ones are the model's own, and `frozen` may be empty.
+    /// `frozen` are the features that the model was trained with if they are its inputs
+    /// (`freeze_features`). Trained features are part of the model; `frozen` may then be empty.
     ///
     /// # Errors
     /// [`Error::Setting`] for a model without modalities or without training interactions, and for
-    /// features that are missing or not those of the training; those of the device.
+    /// features that are missing or differ from those of the training; [`Error::DeviceMemory`] and
+    /// [`Error::DeviceOperation`].
     pub fn score_cold_items(&mut self, frozen: &[Modality]) -> Result<usize> {
         self.index.check_process()?;
         let (calibration, standard) = self.calibrate(frozen)?;
@@ -114,16 +116,16 @@ impl Recommender {
         Ok(own.len())
     }
 
-    /// Adds items by their features: a table for each of the model's modalities, all with as many rows;
-    /// row n becomes the item numbered n after those there are. The outcome is their numbers. Nothing
-    /// changes about the items there are: the model's own without interactions are scored by their
-    /// features after [`Recommender::score_cold_items`] alone.
+    /// Adds items by their features and returns their numbers. `features` has one table for each of
+    /// the model's modalities, all with as many rows; row n becomes the n-th item after the
+    /// existing ones. Existing items do not change: the model's own without interactions are scored
+    /// by their features only after [`Recommender::score_cold_items`].
     ///
-    /// A model whose features are inputs of it must have seen them by
-    /// [`Recommender::score_cold_items`] first, so that the new ones can be compared with them.
+    /// If the model's features are inputs, call [`Recommender::score_cold_items`] first, so that
+    /// new features can be compared with those of the training.
     ///
     /// # Errors
-    /// [`Error::Setting`] for tables that are missing, too many, or of other widths or numbers of
+    /// [`Error::Setting`] for tables that are missing, unknown, or differ in width or number of
     /// rows, and as [`Recommender::score_cold_items`]; [`Error::Data`] for features that are not
     /// finite.
     pub fn add_items(&mut self, features: &[Modality]) -> Result<Range<u32>> {
@@ -162,7 +164,7 @@ impl Recommender {
         Ok(added)
     }
 
-    /// Answers with these rows from now on; where they have no room, with what it had.
+    /// Replaces the item rows; on error the old ones stay.
     fn replace_items(&mut self, rows: Vec<f32>, nodes: Vec<f32>) -> Result<()> {
         self.index = Index::new(&self.device, &rows, self.width())?;
         self.similar.take();
@@ -210,7 +212,7 @@ impl Recommender {
         Ok((calibration, standard))
     }
 
-    /// The features of the training, held against the model's fingerprints.
+    /// The features of the training, checked against the model's fingerprints.
     fn frozen_tables(&self, given: &[Modality]) -> Result<Vec<Arc<FeatureMatrix>>> {
         let tables = self.tables(given, "the model was trained with")?;
         let fingerprints = &self.model.record().identity.features_fingerprints;
@@ -229,7 +231,7 @@ impl Recommender {
         Ok(tables)
     }
 
-    /// One table for each of the model's modalities, of its width.
+    /// One table for each of the model's modalities, of the modality's width.
     fn tables(&self, given: &[Modality], whose: &str) -> Result<Vec<Arc<FeatureMatrix>>> {
         let modalities = &self.model.layout().modalities;
         let unknown =
@@ -256,7 +258,7 @@ impl Recommender {
             .collect()
     }
 
-    /// p(Z_m) of the first `rows` rows of each table, rows × d each.
+    /// p(Z_m) of the first `rows` rows of each table, each rows × d.
     fn predicted(&self, tables: &[Arc<FeatureMatrix>], rows: usize) -> Vec<Vec<f32>> {
         let model = &self.model;
         let part = |range: &Range<usize>| model.arena(range);
@@ -277,7 +279,7 @@ impl Calibration {
     }
 }
 
-/// Mean over the modalities of c(p(Z_m)).
+/// The mean over the modalities of c(p(Z_m)).
 fn mean_of_standardized(moments: &[Moments], predicted: &[Vec<f32>]) -> Vec<f32> {
     let mut mean = vec![0.0f32; predicted.first().map_or(0, Vec::len)];
     for (moments, rows) in moments.iter().zip(predicted) {

@@ -1,4 +1,4 @@
-//! Item rows on a device, searched for those with the highest product with a query.
+//! Item rows on a device, searched for the highest products with a query.
 
 use super::together::Search;
 use super::turns::Turns;
@@ -7,7 +7,7 @@ use crate::cuda::CudaIndex;
 use crate::device::Device;
 use crate::{Error, Result};
 
-/// The items that each of some queries leaves out.
+/// The items that each of several queries leaves out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Masks {
     /// q + 1 bounds into `items`.
@@ -17,12 +17,12 @@ pub(crate) struct Masks {
 }
 
 impl Masks {
-    /// Of no query yet.
+    /// Masks of no queries.
     pub fn new() -> Self {
         Self { offsets: vec![0], items: Vec::new() }
     }
 
-    /// Adds a query that leaves out what `seen`, ascending, and `excluded`, in any order, name.
+    /// Adds a query that leaves out the items in `seen` (ascending) and `excluded` (in any order).
     pub fn push(&mut self, seen: impl Iterator<Item = u32>, excluded: &[u32]) {
         let start = self.items.len();
         self.items.extend(seen);
@@ -41,7 +41,7 @@ impl Masks {
         self.offsets.push(self.items.len() as u32);
     }
 
-    /// Those of the first `count` queries, and those of the others.
+    /// Splits off the masks of all but the first `count` queries.
     pub fn split(mut self, count: usize) -> (Self, Self) {
         let bound = self.offsets[count];
         let later = self.offsets[count..].iter().map(|&offset| offset - bound).collect();
@@ -50,25 +50,25 @@ impl Masks {
         (self, Self { offsets: later, items })
     }
 
-    /// What a query leaves out.
+    /// The items that a query leaves out.
     pub fn of(&self, query: usize) -> &[u32] {
         &self.items[self.offsets[query] as usize..self.offsets[query + 1] as usize]
     }
 }
 
-/// Item rows, ready to be searched by any number of threads at a time.
+/// Item rows that any number of threads can search at a time.
 pub(crate) enum Index {
-    /// Callers search on their own threads, and for each other when they are too many.
+    /// Callers search on their own threads; when there are too many, they search for each other.
     Cpu(Turns),
-    /// Callers are answered together, as many as wait.
+    /// All waiting callers are answered together.
     Gpu(CudaIndex),
 }
 
 impl Index {
-    /// Puts I × d rows on a device.
+    /// Copies I × d rows to a device.
     ///
     /// # Errors
-    /// [`crate::Error::DeviceMemory`] where they have no room there.
+    /// [`crate::Error::DeviceMemory`] if they do not fit, [`crate::Error::DeviceOperation`].
     pub fn new(device: &Device, items: &[f32], width: usize) -> Result<Self> {
         Ok(match device {
             Device::Cpu(_) => Self::Cpu(Turns::new(items, width)),
@@ -78,7 +78,7 @@ impl Index {
         })
     }
 
-    /// Refuses to go on in a process that was forked from the one that has the device.
+    /// Refuses to work in a process forked from the one that owns the device.
     ///
     /// # Errors
     /// [`Error::DeviceOperation`].
@@ -89,11 +89,11 @@ impl Index {
         }
     }
 
-    /// The `k` best items for each row of `queries` (q × d), those that its mask names left out, by
-    /// the product of the rows; ties by lower number.
+    /// The `k` best items for each row of `queries` (q × d) by the product of the rows, excluding
+    /// those in its mask; ties go to the lower number.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`Error::DeviceMemory`] and [`Error::DeviceOperation`].
     pub fn search(&self, queries: Vec<f32>, masks: Masks, k: usize) -> Result<TopK> {
         match self {
             Self::Cpu(turns) => Ok(turns.search(Search { queries, masks, k })),
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// A mask is the union of what was seen and what is excluded, also after a split.
+        /// A mask is the union of the seen and the excluded items, also after a split.
         #[test]
         fn a_mask_is_a_union(
             queries in prop::collection::vec(

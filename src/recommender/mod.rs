@@ -1,4 +1,4 @@
-//! Serving a trained model: lists for users, old and new, similar items, scores, cold items.
+//! Serving a trained model: lists for known and new users, similar items, scores, cold items.
 
 mod cold;
 mod index;
@@ -23,62 +23,62 @@ use crate::model::Model;
 use crate::records::Metrics;
 use crate::{Error, Result, cpu, evaluate, with_backend};
 
-/// Queries that are answered at a time.
+/// Queries answered at a time.
 const MOST_QUERIES: usize = 8192;
-/// Items left out by the queries that are answered at a time, about.
+/// Approximate limit on the masked items of the queries answered at a time.
 const MOST_MASKED: usize = 1 << 26;
 
-/// An item and its score for somebody.
+/// An item and its score.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScoredItem {
     /// The item.
     pub item: u32,
-    /// Equation (10), or a cosine where items are compared.
+    /// Equation (10), or a cosine for similar items.
     pub score: f32,
 }
 
 /// A trained model, ready to answer.
 ///
-/// Answers take `&self`, so that any number of threads may ask at a time. On the CPU each computes on its
-/// own as long as there are processors; those that wait, there and on a GPU, are answered together. An
-/// answer's bits depend on the model and the question alone. A process made by `fork` has no use of its
-/// parent's GPU: there, answers are errors on a GPU, and as ever on the CPU. What a model's file must
-/// not undergo meanwhile, [`Model::load`] says.
+/// Answers take `&self`, so any number of threads may ask at a time. On the CPU each computes on
+/// its own thread while there are idle processors. Callers that must wait, there or on a GPU, are
+/// answered together. An answer's bits depend only on the model and the question. A forked process
+/// cannot use its parent's GPU: answers on a GPU are errors there, those on the CPU are not
+/// affected. See [`Model::load`] for what must not happen to the model's file meanwhile.
 pub struct Recommender {
     model: Arc<Model>,
     device: Device,
     /// p(H_u), U × d.
     user_rows: Arc<Vec<f32>>,
-    /// What p(H_u) is multiplied with, I' × d: p(H_i), or what stands for it. Replaced when it
-    /// changes, never written to: others may hold it.
+    /// Item rows, I' × d: p(H_i) or its stand-in. Shared with callers, so they are replaced, never
+    /// written to.
     item_rows: Arc<Vec<f32>>,
-    /// H_i, I' × d, or what stands for it.
+    /// H_i or its stand-in, I' × d.
     item_nodes: Vec<f32>,
     /// Items without training interactions, ascending.
     cold: Vec<u32>,
-    /// Of the items with training interactions.
+    /// The mean degree of items with training interactions.
     mean_degree: f64,
     calibration: Option<Calibration>,
-    /// Whether the model's own items without interactions have rows by their features.
+    /// Whether the model's own items without interactions have rows made of their features.
     own_cold_scored: bool,
     index: Index,
-    /// Items by the cosines of their rows, once they are asked for.
+    /// Normalised item rows for cosines, made on first use.
     similar: OnceLock<Index>,
 }
 
 impl Recommender {
-    /// Makes `model` answer on the CPU.
+    /// Serves `model` on the CPU.
     ///
     /// # Errors
-    /// None so far: those of [`Recommender::on`] come from devices.
+    /// The errors of [`Recommender::on`]; today none of them occurs on the CPU.
     pub fn new(model: impl Into<Arc<Model>>) -> Result<Self> {
         Self::on(model, DeviceChoice::Cpu)
     }
 
-    /// Makes `model` answer on a device.
+    /// Serves `model` on a device.
     ///
     /// # Errors
-    /// Those of [`Device::open`], and [`Error::DeviceMemory`] where the model has no room.
+    /// The errors of [`Device::open`] and [`Recommender::on_device`].
     pub fn on(model: impl Into<Arc<Model>>, device: DeviceChoice) -> Result<Self> {
         let (device, passed_over) = Device::open(device)?;
         if let Some(reason) = passed_over {
@@ -87,10 +87,10 @@ impl Recommender {
         Self::on_device(model, device)
     }
 
-    /// Makes `model` answer on a device that is open.
+    /// Serves `model` on an open device.
     ///
     /// # Errors
-    /// [`Error::DeviceMemory`] where the model has no room.
+    /// [`Error::DeviceMemory`] if the model does not fit, [`Error::DeviceOperation`].
     pub fn on_device(model: impl Into<Arc<Model>>, device: Device) -> Result<Self> {
         Self::placed(model.into(), device).map_err(Error::without_advice)
     }
@@ -121,11 +121,12 @@ impl Recommender {
         })
     }
 
-    /// The `k` best items for a user, best first, her training items left out; fewer where there are
-    /// not so many.
+    /// The `k` best items for a user, best first, without the user's training items; fewer if there
+    /// are not as many.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a user or a `k` (1 to 1024) out of range; those of the device.
+    /// [`Error::Setting`] for a user or a `k` (1 to 1024) out of range; [`Error::DeviceMemory`] and
+    /// [`Error::DeviceOperation`].
     pub fn top_k(&self, user: u32, k: usize) -> Result<Vec<ScoredItem>> {
         Ok(scored_items(&self.search(&[Query::user(user)], k)?, 0))
     }
@@ -133,7 +134,7 @@ impl Recommender {
     /// The lists of [`Recommender::top_k`] for many users.
     ///
     /// # Errors
-    /// Those of [`Recommender::top_k`].
+    /// The errors of [`Recommender::top_k`].
     pub fn top_k_batch(&self, users: &[u32], k: usize) -> Result<TopK> {
         let queries: Vec<_> = users.iter().map(|&user| Query::user(user)).collect();
         self.search(&queries, k)
@@ -143,7 +144,7 @@ impl Recommender {
     ///
     /// # Errors
     /// [`Error::Setting`] for a user, an item or a `k` (1 to 1024) out of range, and for a query
-    /// without items; those of the device.
+    /// without items; [`Error::DeviceMemory`] and [`Error::DeviceOperation`].
     pub fn search(&self, queries: &[Query<'_>], k: usize) -> Result<TopK> {
         check_k(k)?;
         let mut lists = TopK::empty(0, k);
@@ -152,7 +153,7 @@ impl Recommender {
             let mut masks = Masks::new();
             let mut rows = Vec::new();
             let mut count = 0;
-            // What is held at a time does not grow with the number of queries.
+            // Bounds memory whatever the number of queries.
             while count < left.len().min(MOST_QUERIES) && masks.items.len() < MOST_MASKED {
                 self.push_query(&left[count], &mut rows, &mut masks)?;
                 count += 1;
@@ -165,7 +166,7 @@ impl Recommender {
         Ok(lists)
     }
 
-    /// Appends a query's row, and what it leaves out.
+    /// Appends a query's row and its mask.
     fn push_query(&self, query: &Query<'_>, rows: &mut Vec<f32>, masks: &mut Masks) -> Result<()> {
         self.push_row(query.whom, rows)?;
         self.check_items(query.excluded)?;
@@ -182,12 +183,12 @@ impl Recommender {
         Ok(())
     }
 
-    /// The best `k` of `candidates` (repeats count once) for a query, best first, ties by lower number:
-    /// what a shelf of chosen items, such as [`Recommender::cold_items`], shows. What the query's user
-    /// has interacted with is left out as in [`Recommender::search`].
+    /// The best `k` of `candidates` (repeats count once) for a query, best first, ties by lower
+    /// number: the list for a shelf of chosen items, such as [`Recommender::cold_items`]. Items
+    /// that the query's user has interacted with are left out as in [`Recommender::search`].
     ///
     /// # Errors
-    /// Those of [`Recommender::search`].
+    /// The errors of [`Recommender::search`].
     pub fn rank(&self, query: Query<'_>, candidates: &[u32], k: usize) -> Result<Vec<ScoredItem>> {
         check_k(k)?;
         self.check_items(candidates)?;
@@ -201,13 +202,13 @@ impl Recommender {
             .into_iter()
             .map(|item| ScoredItem { item, score: cpu::product(&row, self.item_row(item)) })
             .collect();
-        // Stable: of equal scores the lower number stays first.
+        // A stable sort: among equal scores the lower number stays first.
         ranked.sort_by(|left, right| right.score.total_cmp(&left.score));
         ranked.truncate(k);
         Ok(ranked)
     }
 
-    /// The scores of pairs (users\[n\], items\[n\]), seen or not: the bits that lists have.
+    /// The scores of pairs (users\[n\], items\[n\]), seen or not, with the same bits as in lists.
     ///
     /// # Errors
     /// [`Error::Setting`] for slices of different lengths and for numbers out of range.
@@ -223,10 +224,11 @@ impl Recommender {
         users.iter().zip(items).map(score).collect()
     }
 
-    /// The `k` items nearest to `item` by the cosine of their rows, itself left out, best first.
+    /// The `k` items nearest to `item` by the cosine of their rows, best first, without `item`
+    /// itself.
     ///
     /// # Errors
-    /// As [`Recommender::top_k`].
+    /// The errors of [`Recommender::top_k`].
     pub fn similar_items(&self, item: u32, k: usize) -> Result<Vec<ScoredItem>> {
         Ok(scored_items(&self.similar_items_batch(&[item], k)?, 0))
     }
@@ -234,7 +236,7 @@ impl Recommender {
     /// The lists of [`Recommender::similar_items`] for many items.
     ///
     /// # Errors
-    /// As [`Recommender::top_k`].
+    /// The errors of [`Recommender::top_k`].
     pub fn similar_items_batch(&self, items: &[u32], k: usize) -> Result<TopK> {
         check_k(k)?;
         self.check_items(items)?;
@@ -245,7 +247,7 @@ impl Recommender {
                 let mut rows = self.item_rows.to_vec();
                 rows.chunks_exact_mut(self.width()).for_each(normalize);
                 let index = Index::new(&self.device, &rows, self.width())?;
-                // Where another thread was faster, its index is the same.
+                // Another thread may have been faster; its index is the same.
                 self.similar.get_or_init(|| index)
             }
         };
@@ -260,31 +262,31 @@ impl Recommender {
         index.search(queries, masks, k)
     }
 
-    /// Whether what [`Recommender::similar_items`] searches is made.
+    /// Whether the index of [`Recommender::similar_items`] exists.
     #[cfg(feature = "python")]
     pub(crate) fn has_similar_index(&self) -> bool {
         self.similar.get().is_some()
     }
 
-    /// The metrics of `split` at each of `lengths` (1 to 1024, ascending), as training measures them
-    /// (SPEC §9): each user's training items are left out.
+    /// The metrics of `split` at each of `lengths` (1 to 1024, ascending), measured as in training
+    /// (SPEC §9), without each user's training items.
     ///
     /// # Errors
-    /// [`Error::Setting`] for other lengths; those of [`Recommender::search`].
+    /// [`Error::Setting`] for other lengths; the errors of [`Recommender::search`].
     pub fn evaluate(&self, split: &Split, lengths: &[usize]) -> Result<Metrics> {
         validate_top_k(lengths)?;
-        // Ascending, and one at least.
+        // Ascending, and at least one.
         let longest = lengths.last().copied().unwrap_or(1);
         let lists = self.top_k_batch(&split.users, longest)?;
         Ok(evaluate::metrics(split, &split.users, &lists, lengths))
     }
 
-    /// As [`Recommender::evaluate`], for pairs that are in no split yet. Users without training
-    /// interactions are left out, as they are of a data set's splits.
+    /// [`Recommender::evaluate`] for pairs that are in no split yet. Users without training
+    /// interactions are left out, as in a data set's splits.
     ///
     /// # Errors
-    /// Those of [`Recommender::evaluate`]; [`Error::Setting`] for slices of different lengths and when
-    /// no pair is left.
+    /// The errors of [`Recommender::evaluate`]; [`Error::Setting`] for slices of different lengths
+    /// and if no pair is left.
     pub fn evaluate_pairs(
         &self,
         users: &[u32],
@@ -294,10 +296,10 @@ impl Recommender {
         self.evaluate(&self.held_out(users, items)?, lengths)
     }
 
-    /// The split that such pairs are.
+    /// The split made of these pairs for [`Recommender::evaluate_pairs`].
     ///
     /// # Errors
-    /// Those of [`Recommender::evaluate_pairs`].
+    /// [`Error::Setting`], as [`Recommender::evaluate_pairs`].
     pub(crate) fn held_out(&self, users: &[u32], items: &[u32]) -> Result<Split> {
         check_pairs(users, items)?;
         self.check_items(items)?;
@@ -326,33 +328,34 @@ impl Recommender {
         &self.model
     }
 
-    /// The number of items, those added after training among them.
+    /// The number of items, including items added after training.
     pub fn items(&self) -> usize {
         self.item_rows.len() / self.width()
     }
 
-    /// d.
+    /// The embedding size d.
     pub fn width(&self) -> usize {
         self.model.embedding_size()
     }
 
-    /// p(H_u), U × d: a score is the product of a row of it and one of [`Recommender::item_rows`].
+    /// p(H_u), U × d: a score is the product of one of these rows and one of
+    /// [`Recommender::item_rows`].
     pub fn user_rows(&self) -> &[f32] {
         &self.user_rows
     }
 
-    /// [`Recommender::user_rows`], held by whoever asks for as long as it likes.
+    /// Shares ownership of [`Recommender::user_rows`].
     pub fn shared_user_rows(&self) -> Arc<Vec<f32>> {
         self.user_rows.clone()
     }
 
-    /// What users' rows are multiplied with, I × d: p(H_i), or what stands for it where items are
-    /// scored by their features; items added after training follow the model's.
+    /// The items' rows, I × d: p(H_i), or its stand-in for items scored by their features. Items
+    /// added after training follow the model's.
     pub fn item_rows(&self) -> &[f32] {
         &self.item_rows
     }
 
-    /// [`Recommender::item_rows`] as they are now, held by whoever asks: later additions do not show.
+    /// Shares ownership of the current [`Recommender::item_rows`]; later additions do not show.
     pub fn shared_item_rows(&self) -> Arc<Vec<f32>> {
         self.item_rows.clone()
     }
@@ -362,7 +365,7 @@ impl Recommender {
         &self.item_rows[start..start + self.width()]
     }
 
-    /// Appends the row that stands for somebody.
+    /// Appends the row of a known or new user.
     fn push_row(&self, whom: Whom<'_>, rows: &mut Vec<f32>) -> Result<()> {
         let d = self.width();
         match whom {
@@ -379,11 +382,11 @@ impl Recommender {
                     let problem = "none found; a new user is known by one item at least";
                     return Err(Error::setting("items", problem));
                 }
-                // In one order, whatever order they were given in, so that the sum is one as well.
+                // Sorted, so that the order of the sum does not depend on the order given.
                 let mut items = items.to_vec();
                 items.sort_unstable();
                 items.dedup();
-                // Rows that are made of neither interactions nor features say nothing.
+                // Rows made of neither interactions nor features carry no information.
                 if items.iter().any(|&item| self.says_something(item)) {
                     items.retain(|&item| self.says_something(item));
                 }
@@ -401,7 +404,7 @@ impl Recommender {
         Ok(())
     }
 
-    /// Whether an item's row comes from interactions, or from features.
+    /// Whether an item's row comes from interactions or from features.
     fn says_something(&self, item: u32) -> bool {
         self.own_cold_scored || item as usize >= self.model.items() || !self.is_cold(item)
     }
@@ -410,8 +413,8 @@ impl Recommender {
         self.cold.binary_search(&item).is_ok()
     }
 
-    /// 1/√degree of an item: what Â has from its end of an edge. One without interactions counts as one
-    /// of the mean degree.
+    /// 1/√degree of an item, its end's factor of an edge in Â. An item without interactions counts
+    /// as one of mean degree.
     fn weight(&self, item: u32) -> f64 {
         let graph = self.model.graph();
         let degree = match self.is_cold(item) {
@@ -452,12 +455,12 @@ fn out_of_range(what: &str, found: u32, count: usize) -> Error {
 /// The list at a position.
 fn scored_items(top: &TopK, position: usize) -> Vec<ScoredItem> {
     let scores = &top.scores[position * top.k..];
-    // Scores are of type f32 in the first place.
+    // Scores were computed in f32.
     let scored = |(&item, &score): (&u32, &f64)| ScoredItem { item, score: score as f32 };
     top.list(position).iter().zip(scores).map(scored).collect()
 }
 
-/// Makes a row's length 1, where it is not 0.
+/// Scales a row to length 1 unless it is 0.
 fn normalize(row: &mut [f32]) {
     let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     if norm > 0.0 {

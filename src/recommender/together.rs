@@ -1,13 +1,13 @@
-//! Searches of several callers, made one and taken apart again.
+//! Searches of several callers, joined into one and taken apart again.
 
 use super::Masks;
 use crate::backend::TopK;
 
-/// What a caller asks for.
+/// A caller's search.
 pub(crate) struct Search {
     /// q × d.
     pub queries: Vec<f32>,
-    /// What each query leaves out.
+    /// The items that each query leaves out.
     pub masks: Masks,
     /// The length of the lists.
     pub k: usize,
@@ -19,8 +19,7 @@ impl Search {
         self.masks.offsets.len() - 1
     }
 
-    /// One search that answers all of `searches`, in their order; its lists are as long as the longest
-    /// asked for.
+    /// Joins `searches`, in order, into one whose lists are as long as the longest asked for.
     pub fn together<'a>(searches: impl Iterator<Item = &'a Self> + Clone) -> Self {
         let queries = searches.clone().flat_map(|search| &search.queries).copied().collect();
         let k = searches.clone().map(|search| search.k).max().unwrap_or(1);
@@ -34,8 +33,8 @@ impl Search {
     }
 }
 
-/// The lists of one of several searches, whose first query is at `first` in `lists`: the beginning of
-/// a longer list is the shorter one.
+/// The lists of one of several joined searches, whose first query is at `first` in `lists`. A
+/// shorter list is the beginning of a longer one.
 pub(crate) fn apart(lists: &TopK, first: usize, search: &Search) -> TopK {
     let rows = first..first + search.count();
     let cut = |row: usize| row * lists.k..row * lists.k + search.k;

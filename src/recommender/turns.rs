@@ -1,9 +1,9 @@
-//! Searches on the CPU by callers at the same time.
+//! Concurrent searches on the CPU.
 //!
-//! As long as there are no more callers than processors, each searches on its own thread, at once. When
-//! there are more, the others wait for a turn instead of taking the processors from each other, and
-//! whoever gets the next one searches for those that wait beside it as well: the items' rows are read
-//! once for all of them. The lock is held while a caller comes or goes, never while one searches.
+//! As long as there are no more callers than processors, each searches at once on its own thread.
+//! The others wait for a turn instead of competing for processors. A caller that gets a turn also
+//! searches for the callers waiting behind it, so that the item rows are read once for all of them.
+//! The lock is held while a caller comes or goes, never during a search.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -13,22 +13,22 @@ use super::together::{Search, apart};
 use crate::backend::TopK;
 use crate::cpu::ItemIndex;
 
-/// Queries of one turn: what one task of the index takes.
+/// Queries of one turn, as many as one task of the index takes.
 const QUERIES: usize = ItemIndex::<f32>::TASK;
 
-/// The rows of all items, and whose turn it is.
+/// The rows of all items, and the callers' turns.
 pub(crate) struct Turns {
     index: ItemIndex<f32>,
     /// Callers that may search at a time.
     lanes: usize,
-    /// The process that the callers are of.
+    /// The process of the callers.
     process: u32,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Callers that search.
+    /// Callers that are searching.
     running: usize,
     waiting: VecDeque<Waiting>,
 }
@@ -38,16 +38,16 @@ struct Waiting {
     answer: SyncSender<Answer>,
 }
 
-/// What a caller that waits is told.
+/// The message to a waiting caller.
 enum Answer {
-    /// Another one has searched for it.
+    /// Another caller has searched for it.
     Lists(TopK),
-    /// It has the turn: its own search, and those that it makes as well.
+    /// It has the turn: its own search, and the others it is to answer.
     Turn(Search, Vec<Waiting>),
 }
 
 impl Turns {
-    /// Takes I × d rows.
+    /// Packs I × d rows.
     pub fn new(items: &[f32], width: usize) -> Self {
         let lanes = std::thread::available_parallelism().map_or(1, usize::from);
         let (index, process) = (ItemIndex::new(items, width), std::process::id());
@@ -56,8 +56,8 @@ impl Turns {
 
     /// The lists of a search.
     pub fn search(&self, search: Search) -> TopK {
-        // Many queries have the rayon pool, which shares the processors as well as turns do. A process
-        // that was forked has none of the threads whose turn it may have been.
+        // More queries use the rayon pool, which shares the processors as well as turns do. In a
+        // forked process the threads that hold turns do not exist.
         if search.count() > QUERIES || self.process != std::process::id() {
             return self.lists(&search);
         }
@@ -73,12 +73,12 @@ impl Turns {
         match answered.recv() {
             Ok(Answer::Lists(lists)) => lists,
             Ok(Answer::Turn(search, others)) => self.turn(search, others),
-            // Whoever has taken the request answers it, or has ended by a panic.
+            // The thread that took the request answers it unless it panics.
             Err(_) => panic!("a thread that searched for several callers has ended"),
         }
     }
 
-    /// Searches for the caller and for others, and hands the turn on.
+    /// Searches for the caller and for others, then passes the turn on.
     fn turn(&self, own: Search, others: Vec<Waiting>) -> TopK {
         let _next = Next(self);
         if others.is_empty() {
@@ -88,7 +88,7 @@ impl Turns {
         let lists = self.lists(&Search::together(all));
         let mut first = own.count();
         for Waiting { search, answer } in &others {
-            // It waits until it is answered.
+            // The receiver waits until it is answered.
             answer.send(Answer::Lists(apart(&lists, first, search))).ok();
             first += search.count();
         }
@@ -101,12 +101,12 @@ impl Turns {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing is left half done by a panic.
+        // A panic leaves nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Hands a turn on when it is over, be it by a panic.
+/// Passes the turn on when dropped, so also after a panic.
 struct Next<'a>(&'a Turns);
 
 impl Drop for Next<'_> {
@@ -126,7 +126,7 @@ impl Drop for Next<'_> {
             others.extend(state.waiting.pop_front());
         }
         drop(state);
-        // It waits until it is answered.
+        // The receiver waits until it is answered.
         answer.send(Answer::Turn(search, others)).ok();
     }
 }
@@ -139,7 +139,7 @@ mod tests {
     use super::super::Masks;
     use super::*;
 
-    /// Searches of any sizes by many callers: each has its own lists, and no turn is lost.
+    /// Many callers with searches of any size: each gets its own lists, and no turn is lost.
     #[test]
     fn callers_have_their_own_lists_and_turns_end() {
         let width = 4;
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!((state.running, state.waiting.len()), (0, 0));
     }
 
-    /// Whoever waits beside a search that panics gets the next turn.
+    /// A caller that waits while a search panics gets the next turn.
     #[test]
     fn a_turn_ends_by_a_panic_too() {
         let turns = Turns { lanes: 1, ..Turns::new(&[1.0, 2.0, 3.0, 4.0], 1) };
@@ -184,7 +184,7 @@ mod tests {
                 let turns = &turns;
                 scope.spawn(move || {
                     for round in 0..100 {
-                        // A list of no length: a search for it alone panics.
+                        // Alone, a search for lists of length 0 panics.
                         let k = if caller == 0 && round % 10 == 0 { 0 } else { 2 };
                         let found = catch_unwind(AssertUnwindSafe(|| turns.search(search(k))));
                         if let Ok(lists) = found {

@@ -1,20 +1,20 @@
-//! What a step can have a device do at the same time.
+//! The parts of a step that may overlap on a device.
 
 use crate::Result;
 use crate::backend::Backend;
 
-/// Handles of a device for what a step can do at the same time.
+/// Handles to a device for the parts of a step that may overlap.
 pub(super) struct Branches<B> {
-    /// For H and its gradient.
+    /// H and its gradient.
     pub nodes: B,
-    /// For each modality's projection and its gradients.
+    /// Each modality's projection and its gradients.
     pub modalities: Vec<B>,
-    /// For what the next step would wait for.
+    /// Work that the next step would otherwise wait for.
     pub ahead: B,
 }
 
 impl<B: Backend> Branches<B> {
-    /// Those of a device, for so many modalities.
+    /// The branches of a device, for `modalities` modalities.
     pub fn of(backend: &B, modalities: usize) -> Result<Self> {
         let ahead = backend.branch(1 + modalities)?;
         let modalities = (1..=modalities).map(|number| backend.branch(number));
@@ -22,24 +22,22 @@ impl<B: Backend> Branches<B> {
         Ok(Self { nodes: backend.branch(0)?, modalities, ahead })
     }
 
-    /// All of them.
+    /// All branches.
     pub fn all(&self) -> impl Iterator<Item = &B> {
         self.of_step().chain([&self.ahead])
     }
 
-    /// Those whose work the step itself waits for.
+    /// The branches that the step itself waits for.
     fn of_step(&self) -> impl Iterator<Item = &B> {
         std::iter::once(&self.nodes).chain(&self.modalities)
     }
 
-    /// Has what the step's branches will be asked for come after what the device was asked for so
-    /// far.
+    /// Makes the step's branches wait for the work queued on the device so far.
     pub fn fork(&self, backend: &B) -> Result<()> {
         self.of_step().try_for_each(|branch| branch.after(backend))
     }
 
-    /// Has what the device will be asked for come after what the step's branches were asked for so
-    /// far.
+    /// Makes the device wait for the work queued on the step's branches so far.
     pub fn join(&self, backend: &B) -> Result<()> {
         self.of_step().try_for_each(|branch| backend.after(branch))
     }

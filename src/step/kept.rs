@@ -1,30 +1,30 @@
-//! A model's parameters as they were at a step, kept beside those that go on being trained.
+//! Snapshots of a model's parameters, taken while training goes on.
 
 use super::DeviceModel;
 use crate::Result;
 use crate::backend::{Backend, view};
 
-/// The parameters of a [`DeviceModel`] at a step, where the device keeps them.
+/// A snapshot of a [`DeviceModel`]'s parameters at a step, kept by the device.
 pub struct KeptParameters<B: Backend> {
     dense: B::Kept,
     features: Vec<Option<B::Kept>>,
 }
 
-/// Parameters, read from a device.
+/// Parameters read from a device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParameterValues<T> {
-    /// The arena of dense parameters, as the [`crate::parameters::Layout`] has it.
+    /// The arena of dense parameters, in the order of [`crate::parameters::Layout`].
     pub dense: Vec<T>,
-    /// Of each modality its trained features, I × D_m; `None` where they are frozen.
+    /// Each modality's trained features, I × D_m; `None` if they are frozen.
     pub features: Vec<Option<Vec<T>>>,
 }
 
 impl<B: Backend> DeviceModel<B> {
-    /// Keeps all parameters, without moments, every row of trained features brought up to the last
-    /// step.
+    /// Takes a snapshot of all parameters, without moments, after bringing every row of trained
+    /// features up to the last step.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`crate::Error::DeviceMemory`] and [`crate::Error::DeviceOperation`].
     pub fn keep(&mut self) -> Result<KeptParameters<B>> {
         self.replay_features()?;
         let dense = self.backend.keep(view(&self.parameters, 0..self.layout.len()))?;
@@ -32,10 +32,10 @@ impl<B: Backend> DeviceModel<B> {
         Ok(KeptParameters { dense, features: features.collect::<Result<_>>()? })
     }
 
-    /// Reads what was kept.
+    /// Reads a snapshot.
     ///
     /// # Errors
-    /// Those of the device.
+    /// [`crate::Error::DeviceOperation`].
     pub fn read_kept(&self, kept: KeptParameters<B>) -> Result<ParameterValues<B::Real>> {
         let read = |kept| self.backend.read_kept(kept);
         let features = kept.features.into_iter().map(|features| features.map(read).transpose());

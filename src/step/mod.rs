@@ -40,12 +40,12 @@ pub struct DeviceModel<B: Backend> {
     losses: B::Losses,
     /// Adam's constants at every step planned so far.
     schedule: B::Schedule,
-    /// Steps done.
+    /// The number of steps done.
     steps: u32,
     workspace: Workspace<B>,
 }
 
-/// What of the configuration a step needs.
+/// The settings that a step needs.
 #[derive(Debug, Clone, Copy)]
 struct StepSettings {
     layers: usize,
@@ -60,11 +60,11 @@ struct Workspace<B: Backend> {
     nodes: B::Buffer,
     /// G, N × d.
     node_gradient: B::Buffer,
-    /// Two of N × d, for the layers between the first and the last.
+    /// Two N × d buffers for the layers between the first and the last.
     layers: [B::Buffer; 2],
-    /// Â H^l of each layer of the paper's form, kept for the backward pass.
+    /// Â H^l of each layer in the paper's form, kept for the backward pass.
     neighbour_sums: Vec<B::Buffer>,
-    /// H^{l+1} of each layer of the paper's form.
+    /// H^{l+1} of each layer in the paper's form.
     activations: Vec<B::Buffer>,
     /// The batch's rows of H and Z, their predictions (then their gradients), and dx: R × d each.
     rows: RowBuffers<B>,
@@ -89,10 +89,10 @@ impl<B: Backend> RowBuffers<B> {
 }
 
 impl<B: Backend> Workspace<B> {
-    /// Makes room for the rows of a batch: `elements` numbers each.
+    /// Makes room for a batch's rows: `elements` numbers in each buffer.
     fn reserve_rows(&mut self, backend: &B, elements: usize) -> Result<()> {
         if self.rows.capacity < elements {
-            // Given back before the larger ones are asked for.
+            // Free the old buffers before allocating larger ones.
             self.rows = RowBuffers::new(backend, 0)?;
             self.rows = RowBuffers::new(backend, elements)?;
         }
@@ -100,18 +100,18 @@ impl<B: Backend> Workspace<B> {
     }
 }
 
-/// A modality's raw features, as a model is given them.
+/// A modality's raw features, as given to a model.
 #[derive(Debug, Clone)]
 pub enum RawFeatures<T> {
-    /// Inputs.
+    /// Fixed inputs.
     Frozen(Arc<FeatureMatrix>),
-    /// Parameters that start as these.
+    /// Parameters that start from these values.
     Untrained(Arc<FeatureMatrix>),
-    /// Parameters, I × D_m.
+    /// Parameters and their optimiser state, I × D_m.
     Trained(FeatureState<T>),
 }
 
-/// The optimiser's numbers of the dense parameters, as they are saved.
+/// The dense parameters and their optimiser state, as they are saved.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DenseState<T> {
     /// The arena of parameters.
@@ -123,11 +123,12 @@ pub struct DenseState<T> {
 }
 
 impl<B: Backend> DeviceModel<B> {
-    /// A model on `backend` with the initial values of `config`'s seed (SPEC §6), and one feature
-    /// source for each modality.
+    /// A model on `backend` with initial values drawn from `config`'s seed (SPEC §6), and one
+    /// feature source for each modality.
     ///
     /// # Errors
-    /// Those of the device, when its memory does not suffice.
+    /// [`crate::Error::Setting`] for features that the chosen type cannot hold,
+    /// [`crate::Error::DeviceMemory`] and [`crate::Error::DeviceOperation`].
     pub fn fresh(
         backend: B,
         config: &TrainConfig,
@@ -143,11 +144,11 @@ impl<B: Backend> DeviceModel<B> {
         Self::assemble(backend, config, layout, graph, dense, Some(features))
     }
 
-    /// A model on `backend` that scores alone: it has no features, gradients or moments, so that it
-    /// can be neither trained nor projected.
+    /// A model on `backend` for scoring only: without features, gradients or moments, it can be
+    /// neither trained nor projected.
     ///
     /// # Errors
-    /// Those of the device, when its memory does not suffice.
+    /// [`crate::Error::DeviceMemory`] and [`crate::Error::DeviceOperation`].
     pub fn for_scoring(
         backend: B,
         config: &TrainConfig,
@@ -162,7 +163,7 @@ impl<B: Backend> DeviceModel<B> {
     /// A model on `backend`, from `dense` values and one feature source for each modality.
     ///
     /// # Errors
-    /// Those of the device, when its memory does not suffice.
+    /// As for [`DeviceModel::fresh`].
     pub fn new(
         backend: B,
         config: &TrainConfig,
@@ -245,7 +246,7 @@ impl<B: Backend> DeviceModel<B> {
         })
     }
 
-    /// One step on a batch that is given: forward, loss, backward, Adam (SPEC §2 to §5).
+    /// One step on a given batch: forward, loss, backward, Adam (SPEC §2 to §5).
     pub fn step(&mut self, batch: Batch, dropout: &Dropout, learning_rate: f64) -> Result<()> {
         self.plan(&[adam_step(u64::from(self.steps) + 1, learning_rate)])?;
         let batch = self.backend.upload_batch(batch, self.steps + 1)?;
@@ -255,11 +256,11 @@ impl<B: Backend> DeviceModel<B> {
         Ok(())
     }
 
-    /// The steps of batches `numbers` of the epoch that `batches` is arranged for, each after
-    /// `proceed` has said yes (to several at a time, on a GPU), until it says no; the outcome is how
-    /// many were done. Their constants have been [planned](DeviceModel::plan). A device that is not
-    /// ahead of the host stops after a step in which something was not finite; whichever device it
-    /// is, [`DeviceModel::failure`] tells of that step.
+    /// Runs the steps of batches `numbers` of the epoch that `batches` is arranged for, asking
+    /// `proceed` before each (for several at a time on a GPU), until it says no. Returns how many
+    /// were done. Their constants must have been [planned](DeviceModel::plan). A device that does
+    /// not run ahead of the host stops after a step with a non-finite value; on any device,
+    /// [`DeviceModel::failure`] tells of that step.
     pub fn train(
         &mut self,
         batches: &mut B::Batches,
@@ -270,7 +271,7 @@ impl<B: Backend> DeviceModel<B> {
         let backend = self.backend.clone();
         let looks_ahead = backend.looks_ahead(&self.features);
         if looks_ahead && !numbers.is_empty() {
-            // Each step does so for the one after it.
+            // Later steps find their rows brought up by the step before.
             backend.with_batch(batches, numbers.start, &mut |batch| self.bring_up(batch))?;
         }
         let failed = Cell::new(false);
@@ -288,13 +289,13 @@ impl<B: Backend> DeviceModel<B> {
         Ok(done)
     }
 
-    /// Says Adam's constants at the steps after those that are done; what was planned for them
-    /// before is forgotten.
+    /// Sets Adam's constants for the steps after those done, and forgets any planned for them
+    /// before.
     pub fn plan(&mut self, constants: &[AdamStep]) -> Result<()> {
         self.backend.set_schedule(&mut self.schedule, self.steps as usize, constants)
     }
 
-    /// Has the batch's rows of trained features be those of the step before the batch's.
+    /// Brings the batch's feature rows up to date with the step before this batch.
     fn bring_up(&mut self, batch: &B::Batch) -> Result<()> {
         for features in &mut self.features {
             self.backend.adam_rows_replay(batch, &self.schedule, features)?;
@@ -302,13 +303,13 @@ impl<B: Backend> DeviceModel<B> {
         Ok(())
     }
 
-    /// Forward, loss, backward, Adam of the batch's step, for which its rows have been
+    /// Forward, loss, backward and Adam for a batch whose rows have been
     /// [brought up](DeviceModel::bring_up).
     fn step_on(&mut self, batch: &B::Batch, dropout: &Dropout) -> Result<()> {
         let branches = Branches::of(&self.backend, self.layout.modalities.len())?;
         let outcome = self.step_with(&branches, batch, dropout);
         if outcome.is_err() {
-            // What they use may be given back from here on. The first failure is the one to report.
+            // The branches' buffers may be freed from here on. Report the first failure only.
             for branch in branches.all() {
                 branch.synchronize().ok();
             }
@@ -316,7 +317,7 @@ impl<B: Backend> DeviceModel<B> {
         outcome
     }
 
-    /// The same, with what may be done at the same time asked of branches.
+    /// The same, with work that may overlap queued on branches.
     ///
     /// ```text
     /// nodes      | H, rows of it --+-- |H| ------------+-- scatter, R G, Adam H⁰ ----+
@@ -357,7 +358,7 @@ impl<B: Backend> DeviceModel<B> {
         let parameter = |range: &Range<usize>| view(&*parameters, range.clone());
         let all = 0..layout.nodes.len();
 
-        // (1) Z_m = E_m W_mᵀ + b_m, of the batch's items only, beside their rows of H.
+        // (1) Z_m = E_m W_mᵀ + b_m for the batch's items only, after the batch's rows of H.
         on_nodes.gather_rows(graph, batch, view(nodes, all.clone()), view_mut(x, 0..node_rows))?;
         for (index, modality) in layout.modalities.iter().enumerate() {
             let (on_modality, features) = (&branches.modalities[index], &features[index]);
@@ -367,14 +368,14 @@ impl<B: Backend> DeviceModel<B> {
         }
         branches.join(backend)?;
 
-        // G: the norms' gradient on every node.
+        // G starts as the norms' gradient, on every node.
         let per_item = 1.0 / layout.items as f64;
         let factor = self.settings.reg_weight * per_item;
         let target = view_mut(node_gradient, all.clone());
         let nodes = view(nodes, all.clone());
         on_nodes.norm_backward(graph, nodes, factor, per_item, target, losses)?;
 
-        // (5) p(x), then (4), (6), (8), (9): the loss, and its gradient in the place of p(x).
+        // (5) p(x), then (4), (6), (8), (9): the loss, whose gradient replaces p(x).
         let weight = || parameter(&layout.predictor_weight);
         let bias = parameter(&layout.predictor_bias);
         let target = view_mut(predicted, 0..rows);
@@ -414,17 +415,17 @@ impl<B: Backend> DeviceModel<B> {
         }
         let target = view_mut(gradients, layout.predictor());
         backend.predict_gradient(batch, output_gradient(), view(x, 0..rows), target)?;
-        // Among them is the norms' term, which is the nodes' work.
+        // The regularisation term is computed on the nodes' branch: wait for it.
         backend.after(on_nodes)?;
         backend.add_losses(shape, batch, losses)?;
         backend.watch_losses(batch, losses)?;
 
-        // G: the batch's rows added to theirs; then dH⁰.
+        // Add the batch's rows to G, then compute dH⁰.
         let target = view_mut(node_gradient, all);
         on_nodes.scatter_rows(graph, batch, view(gradient, 0..node_rows), target)?;
         self.propagate_backward(on_nodes)?;
 
-        // §5, of each part of the dense parameters by whoever has its gradient first.
+        // §5: each branch updates the dense parameters whose gradients it computed.
         let mut update = |branch: &B, range| {
             branch.adam(
                 batch,
@@ -449,7 +450,7 @@ impl<B: Backend> DeviceModel<B> {
         Ok(())
     }
 
-    /// p(H) of every node, N × d: what scores are products of (SPEC §2 (10)).
+    /// p(H) for every node, N × d: scores are products of its rows (SPEC §2 (10)).
     pub fn predict_nodes(&mut self) -> Result<B::Buffer> {
         self.propagate(&self.backend.clone())?;
         let elements = self.layout.nodes.len();
@@ -464,13 +465,13 @@ impl<B: Backend> DeviceModel<B> {
         Ok(predicted)
     }
 
-    /// The `k` best items of each of `users`, their training items left out (SPEC §9).
+    /// The `k` best items for each of `users`, without their training items (SPEC §9).
     pub fn top_k(&mut self, users: &[u32], k: usize) -> Result<TopK> {
         let predicted = self.predict_nodes()?;
         self.top_k_of(&predicted, users, k)
     }
 
-    /// [`DeviceModel::top_k`] from the outcome of [`DeviceModel::predict_nodes`], for many calls.
+    /// [`DeviceModel::top_k`] from the result of [`DeviceModel::predict_nodes`], for many calls.
     pub fn top_k_of(&self, predicted: &B::Buffer, users: &[u32], k: usize) -> Result<TopK> {
         self.backend.read_lists(self.lists_of(predicted, users, k)?)
     }
@@ -486,8 +487,8 @@ impl<B: Backend> DeviceModel<B> {
         self.backend.top_k(&self.graph, view(predicted, all), users, k)
     }
 
-    /// The sums of the loss terms of the steps since [`DeviceModel::set_losses`]: ui, iu, align and mask
-    /// of each modality, reg (unweighted).
+    /// The sums of the loss terms over the steps since [`DeviceModel::set_losses`]: ui, iu, align
+    /// and mask for each modality, reg (unweighted).
     pub fn losses(&self) -> Result<Vec<f64>> {
         self.backend.read_losses(&self.losses)
     }
@@ -497,17 +498,17 @@ impl<B: Backend> DeviceModel<B> {
         self.backend.failure(&self.losses)
     }
 
-    /// Makes the sums of the loss terms go on from `sums`.
+    /// Sets the sums of the loss terms to `sums`.
     pub fn set_losses(&mut self, sums: &[f64]) -> Result<()> {
         self.backend.set_losses(&mut self.losses, sums)
     }
 
-    /// The graph of the training interactions, as the host has it.
+    /// The graph of the training interactions, on the host.
     pub fn graph(&self) -> &Arc<Graph> {
         &self.interactions
     }
 
-    /// Where the dense parameters lie.
+    /// The layout of the dense parameters.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -517,7 +518,7 @@ impl<B: Backend> DeviceModel<B> {
         &self.backend
     }
 
-    /// Says which steps came before, by their constants, when a run is resumed.
+    /// Sets the constants of the steps already done, when a run is resumed.
     pub fn set_history(&mut self, constants: &[AdamStep]) -> Result<()> {
         self.steps = 0;
         self.plan(constants)?;
@@ -540,13 +541,13 @@ impl<B: Backend> DeviceModel<B> {
         self.backend.download(view(&self.gradients, 0..self.layout.len()))
     }
 
-    /// H as of the last propagation, N × d.
+    /// H from the current parameters, N × d.
     pub fn nodes(&mut self) -> Result<Vec<B::Real>> {
         self.propagate(&self.backend.clone())?;
         self.backend.download(view(&self.workspace.nodes, 0..self.layout.nodes.len()))
     }
 
-    /// [`DeviceModel::nodes`] and [`DeviceModel::predictions`], propagated once.
+    /// [`DeviceModel::nodes`] and [`DeviceModel::predictions`], from one propagation.
     pub fn nodes_and_predictions(&mut self) -> Result<[Vec<B::Real>; 2]> {
         let predicted = self.predict_nodes()?;
         let all = || 0..self.layout.nodes.len();
@@ -562,8 +563,8 @@ impl<B: Backend> DeviceModel<B> {
         self.backend.download(view(&predicted, 0..self.layout.nodes.len()))
     }
 
-    /// Trained features and their moments, every row brought up to the last step; `None` for
-    /// modalities that are frozen.
+    /// Trained features and their moments, with every row brought up to the last step; `None` for
+    /// frozen modalities.
     pub fn feature_states(&mut self) -> Result<Vec<Option<SavedFeatures<'_, B::Real>>>> {
         self.replay_features()?;
         self.features.iter().map(|features| self.backend.feature_state(features)).collect()
@@ -629,14 +630,14 @@ pub fn loss_names(modalities: &[String]) -> Vec<String> {
 /// L from its terms (SPEC §3), in the order of [`loss_names`].
 ///
 /// # Panics
-/// With fewer than the three terms of a model without modalities.
+/// With fewer than two terms; a model without modalities has three.
 pub fn total_loss(config: &TrainConfig, terms: &[f64]) -> f64 {
     let regularization = terms.last().copied().unwrap_or_default();
     let contrast: f64 = terms.get(2..terms.len() - 1).unwrap_or_default().iter().sum();
     terms[0] + terms[1] + config.cl_weight * contrast + config.reg_weight * regularization
 }
 
-/// Features that start as `values`, untouched by any step.
+/// Features that start from `values`, with no steps applied.
 pub fn fresh_features<T: Real>(values: Vec<T>, items: usize) -> FeatureState<T> {
     let zeros = vec![T::ZERO; values.len()];
     FeatureState { first: zeros.clone(), second: zeros, touched: vec![0; items], values }

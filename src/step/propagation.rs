@@ -112,7 +112,7 @@ fn propagate_light<B: Backend>(
     let all = 0..x.1.len();
     let x = || view(x.0, x.1.clone());
     let share = 1.0 / (layers + 1) as f64;
-    // The references change places, not the buffers: each call then asks for the same.
+    // Swap the references, not the buffers, so that every call queues the same operations.
     let [mut current, mut next] = between.each_mut();
     for layer in 1..layers {
         let from = if layer == 1 { x() } else { view(&*current, all.clone()) };

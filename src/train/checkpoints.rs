@@ -1,8 +1,8 @@
-//! Where a run is kept: the best model and the state of the last epoch, written and read back.
+//! Saving and resuming a run: the best model and the state of the last epoch.
 //!
-//! A checkpoint is made by one act, the renaming of its state. What the state refers to is there by
-//! then: the records, which may go on beyond it, and the best model, under a name of its own. Whoever
-//! is killed between the state's renaming and the model's leaves the second for the next process.
+//! Renaming the state commits a checkpoint. By then the files it refers to exist: the records,
+//! which may go on beyond it, and the best model, under a name of its own. If a process is killed
+//! between renaming the state and renaming the model, the next process does the second.
 
 use std::path::Path;
 
@@ -22,14 +22,14 @@ use crate::step::{
 };
 use crate::{Error, Result, files, model};
 
-/// What to do about a run directory whose files do not go together.
+/// Advice for a run directory whose files do not match.
 const AS_IT_WAS: &str = "give the directory as the run left it, or start again in another --out";
 
-/// Before the name of a tensor: Adam's first moments of it.
+/// Prefix of the name of a tensor of Adam's first moments.
 const FIRST: &str = "optimizer.first.";
-/// Before the name of a tensor: Adam's second moments of it.
+/// Prefix of the name of a tensor of Adam's second moments.
 const SECOND: &str = "optimizer.second.";
-/// Before the name of trained features: the step up to which each row is current.
+/// Prefix of the name of the steps up to which each row of trained features is current.
 const TOUCHED: &str = "optimizer.touched.";
 
 impl<'a, B: Backend> Run<'a, B> {
@@ -74,7 +74,7 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok(run)
     }
 
-    /// Writes everything, where the run is kept.
+    /// Writes a checkpoint, if the run has a directory.
     pub(super) fn checkpoint(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let Some(directory) = self.directory else { return Ok(()) };
         if self.identity.config.freeze_features {
@@ -83,7 +83,7 @@ impl<'a, B: Backend> Run<'a, B> {
         self.write_records()?;
         let next_model = directory.file(run::NEXT_MODEL);
         let has_next = self.save_best(&next_model)?;
-        // That of a run that was over, and goes on, tells of another model than what follows.
+        // If a finished run goes on, its summary describes an older model.
         files::remove(&directory.file(run::SUMMARY))?;
         let path = directory.file(run::STATE);
         self.save_state(&path)?;
@@ -96,13 +96,13 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok(())
     }
 
-    /// Writes the records of the epochs so far, where the run is kept.
+    /// Writes the records of the epochs so far, if the run has a directory.
     pub(super) fn write_records(&self) -> Result<()> {
         self.directory.map_or(Ok(()), |directory| directory.write_records(&self.records))
     }
 
-    /// Writes the best model where it is not yet saved, and keeps it no longer; whether it had to. A
-    /// run ends when it cannot be written.
+    /// Writes the best model if it is not yet saved, releases its snapshot, and returns whether it
+    /// did. If it cannot be written, the run ends.
     fn save_best(&mut self, path: &Path) -> Result<bool> {
         let kept = self.best.as_mut().and_then(|best| best.unsaved.take());
         let (Some(best), Some(kept)) = (&self.best, kept) else { return Ok(false) };
@@ -122,7 +122,7 @@ impl<'a, B: Backend> Run<'a, B> {
         }
     }
 
-    /// What is left of a run that is over.
+    /// The outcome of a finished run.
     pub(super) fn into_trained(mut self, summary: Summary) -> Result<Trained> {
         let model = match (self.best.take(), self.directory) {
             (None, _) => None,
@@ -180,11 +180,11 @@ impl<'a, B: Backend> Run<'a, B> {
     }
 }
 
-/// Refuses a directory whose state belongs to another data set or to other settings, or whose files do
-/// not go together; whether it has a state at all.
+/// Refuses a directory whose state belongs to another data set or to other settings, or whose files
+/// do not match. Returns whether it has a state at all.
 ///
 /// # Errors
-/// [`Error::RunFile`] naming the difference.
+/// [`Error::Data`] for a data set that cannot be used, [`Error::RunFile`] naming the difference.
 pub fn check_saved(
     dataset: &Dataset,
     config: &TrainConfig,
@@ -201,12 +201,12 @@ pub fn check_saved(
 struct Saved {
     file: TensorFile,
     state: StateRecord,
-    /// Those of the epochs up to it.
+    /// The records of the epochs up to it.
     records: Vec<EpochRecord>,
 }
 
 impl Saved {
-    /// That of a run that `identity` is of, with its model in place.
+    /// Opens the last checkpoint of the run with this `identity`, and puts its model in place.
     fn open(identity: &Identity, directory: &RunDirectory) -> Result<Self> {
         let path = directory.file(run::STATE);
         let file = TensorFile::open(&path)?;
@@ -227,8 +227,8 @@ impl Saved {
     }
 }
 
-/// Has `model.safetensors` be the best model of `state`: finishes what a process that was killed
-/// after writing the state has left to do, and forgets a next model that came to no state.
+/// Makes `model.safetensors` the best model of `state`: finishes the renaming if a process was
+/// killed after writing the state, and removes a next model whose state was never written.
 fn settle_model(directory: &RunDirectory, state: &StateRecord) -> Result<()> {
     let epoch_of = |path: &Path| -> Result<Option<u64>> {
         if !path.exists() {

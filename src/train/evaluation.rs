@@ -1,4 +1,4 @@
-//! Evaluations of a model that trains (SPEC §9): who is measured, and what is wanted of their lists.
+//! Evaluation during training (SPEC §9): the users measured and the items sought in their lists.
 
 use super::STOPPING_LENGTH;
 use crate::Result;
@@ -9,7 +9,7 @@ use crate::evaluate;
 use crate::records::Metrics;
 use crate::step::DeviceModel;
 
-/// The list lengths that a run measures, ascending: those asked for, and [`STOPPING_LENGTH`].
+/// The list lengths that a run measures, ascending: the configured ones and [`STOPPING_LENGTH`].
 pub(crate) fn measured_lengths(config: &TrainConfig) -> Vec<usize> {
     let mut lengths = config.top_k.clone();
     lengths.push(STOPPING_LENGTH);
@@ -18,18 +18,19 @@ pub(crate) fn measured_lengths(config: &TrainConfig) -> Vec<usize> {
     lengths
 }
 
-/// What stays the same in all evaluations on a data set.
+/// The parts shared by all evaluations on a data set.
 pub(crate) struct Evaluation<B: Backend> {
     /// The users of both splits, each once.
     users: Vec<u32>,
-    /// How long their lists are.
+    /// The length of their lists.
     longest: usize,
-    /// What is wanted of the validation and of the test split, if they have users.
+    /// The items sought for the validation and for the test split; `None` for a split without
+    /// users.
     wanted: [Option<B::Wanted>; 2],
 }
 
 impl<B: Backend> Evaluation<B> {
-    /// Evaluations at `lengths`, of lists of at least [`STOPPING_LENGTH`].
+    /// Evaluations at `lengths`, with lists of at least [`STOPPING_LENGTH`].
     pub fn new(backend: &B, dataset: &Dataset, lengths: &[usize]) -> Result<Self> {
         let users = evaluate::users_of(&[&dataset.valid, &dataset.test]);
         let wanted = |split: &Split| {

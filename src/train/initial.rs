@@ -1,4 +1,4 @@
-//! How a run begins: drawn values, or those of a file.
+//! The beginning of a run: random values, or those of a file.
 
 use std::path::Path;
 
@@ -61,7 +61,7 @@ impl Initial {
         let tensors = layout.tensors.iter().map(|tensor| tensor.name.clone());
         let features = layout.modalities.iter().map(ModalityLayout::features_name);
         let known: Vec<String> = tensors.chain(features).collect();
-        // A model's file has the interactions that it was trained on beside its values.
+        // A model's file also holds the interactions it was trained on.
         let is_value = |name: &String| !model::INTERACTIONS.contains(&name.as_str());
         let mut names = file.names().into_iter().filter(is_value);
         if let Some(unknown) = names.find(|name| !known.iter().any(|known| known == name)) {

@@ -1,5 +1,5 @@
-//! The training loop (SPEC §5, §7, §9): epochs, evaluation, early stopping. `initial` is how it
-//! begins, `checkpoints` how it is kept and goes on.
+//! The training loop (SPEC §5, §7, §9): epochs, evaluation, early stopping. `initial` begins a run,
+//! `checkpoints` saves and resumes it.
 
 mod checkpoints;
 mod evaluation;
@@ -35,27 +35,25 @@ use crate::{Error, Result};
 /// The list length whose recall decides which epoch is best.
 pub const STOPPING_LENGTH: usize = 20;
 
-/// `metrics.jsonl` is written at most this often while training goes on.
+/// `metrics.jsonl` is written at most this often during training.
 const RECORDS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How a run is kept, beside its settings.
+/// How a run begins and is saved; no part of its settings.
 #[derive(Debug, Clone)]
 pub struct FitOptions<'a> {
-    /// A safetensors file of initial values, under the names of SPEC §1. All dense tensors must be
-    /// in it; raw features may be.
+    /// A safetensors file of initial values, named as in SPEC §1. It must hold all dense tensors
+    /// and may hold raw features.
     pub initial: Option<&'a Path>,
-    /// Continues from the directory's state; from the beginning where there is none yet, or no
-    /// directory.
+    /// Continues from the directory's state, or starts afresh if there is no state or no directory.
     pub resume: bool,
-    /// The least time between two checkpoints, which are made within epochs, too; zero: one after each
-    /// epoch. From a second on it grows where saving takes long, see [`FitOptions::interval_after`].
+    /// The least time between two checkpoints, within epochs too; zero: one after each epoch. An
+    /// interval of a second or more grows so that saving takes at most a twentieth of the time.
     pub checkpoint_interval: Duration,
 }
 
 impl FitOptions<'_> {
-    /// The time from a checkpoint that took `took` to the next one: large models are saved to slow disks
-    /// so seldom that it takes a twentieth of the time at most. An interval below a second is meant as it
-    /// is.
+    /// The time from a checkpoint that took `took` to the next one: saving a large model to a slow
+    /// disk takes at most a twentieth of the time. An interval below a second is used as it is.
     fn interval_after(&self, took: Duration) -> Duration {
         match self.checkpoint_interval {
             interval if interval < Duration::from_secs(1) => interval,
@@ -67,11 +65,12 @@ impl FitOptions<'_> {
 /// Trains a model on `dataset` and leaves it in `directory`.
 ///
 /// Stops early when `stop` becomes true: the step in flight is finished, everything is saved, and
-/// the summary says `interrupted`; resuming gives the bits of an unbroken run.
+/// the summary says `interrupted`. Resuming is bit-identical to an unbroken run.
 ///
 /// # Errors
-/// [`crate::Error::Setting`] for settings out of range, [`crate::Error::RunFile`] for a state or
-/// initial values that do not fit, [`crate::Error::NonFinite`], and failures to write.
+/// [`Error::Setting`] for settings out of range, [`Error::Data`] for a data set that cannot be
+/// used, [`Error::RunFile`] for a state or initial values that do not fit, [`Error::NonFinite`],
+/// [`Error::DeviceMemory`], [`Error::DeviceOperation`], and [`Error::Io`] for failures to write.
 pub fn fit<B: Backend>(
     backend: B,
     dataset: &Dataset,
@@ -85,10 +84,10 @@ pub fn fit<B: Backend>(
     run(backend, dataset, config, keep, options, observer, stop).map(|(summary, _)| summary)
 }
 
-/// As [`fit`], in memory alone where there is no directory; what training leaves comes back.
+/// As [`fit`], but in memory if there is no directory; also returns the model and the records.
 ///
 /// # Errors
-/// Those of [`fit`].
+/// As for [`fit`].
 pub fn fit_model<B: Backend>(
     backend: B,
     dataset: &Dataset,
@@ -102,15 +101,15 @@ pub fn fit_model<B: Backend>(
     run.into_trained(summary)
 }
 
-/// What training leaves.
+/// The outcome of training.
 #[derive(Debug, Clone)]
 pub struct Trained {
-    /// The model of the best validation epoch, or of the last one without a validation split; `None`
-    /// when training was stopped before the end of its first epoch.
+    /// The model of the best validation epoch, or of the last epoch without a validation split;
+    /// `None` if training was stopped before the end of its first epoch.
     pub model: Option<Model>,
-    /// What came of it.
+    /// The summary that a run's directory gets.
     pub summary: Summary,
-    /// One for each epoch.
+    /// One record per epoch.
     pub records: Vec<EpochRecord>,
 }
 
@@ -135,14 +134,14 @@ fn run<'a, B: Backend>(
     };
     observer.start(&run.start(config));
     let result = run.train(config, options, observer, stop);
-    // An error leaves the last checkpoint; what is known of the epochs is kept as well.
+    // The last checkpoint remains; keep the records of later epochs as well.
     if let (Err(_), Some(directory)) = (&result, directory) {
         directory.write_records(&run.records).ok();
     }
     result.map(|summary| (summary, run))
 }
 
-/// What a model trained on `dataset` with `config` belongs to.
+/// The identity of a model trained on `dataset` with `config`.
 pub fn identity(dataset: &Dataset, config: &TrainConfig) -> Identity {
     Identity {
         format_version: FORMAT_VERSION,
@@ -161,7 +160,7 @@ pub fn layout(dataset: &Dataset, config: &TrainConfig) -> Layout {
     layout_of(config, dataset, &widths(dataset))
 }
 
-/// The layout of a model for `dataset`'s users and items, with modalities of these names and
+/// The layout of a model for `dataset`'s users and items, with modalities of the given names and
 /// widths.
 pub fn layout_of(config: &TrainConfig, dataset: &Dataset, widths: &[(String, usize)]) -> Layout {
     Layout::new(config, dataset.users, dataset.items, widths)
@@ -173,20 +172,20 @@ pub fn widths(dataset: &Dataset) -> Vec<(String, usize)> {
     dataset.modalities.iter().map(|modality| (modality.name.clone(), width(modality))).collect()
 }
 
-/// A best epoch.
+/// The best epoch so far.
 struct Best<B: Backend> {
     record: EpochRecord,
-    /// Its model, kept until the next checkpoint, where `model.safetensors` does not hold it yet.
+    /// Its parameters, while `model.safetensors` does not hold them.
     unsaved: Option<KeptParameters<B>>,
 }
 
 struct Run<'a, B: Backend> {
     model: DeviceModel<B>,
     batches: B::Batches,
-    /// Where the device has the features, in words.
+    /// Where the device keeps the features, in words.
     features: Option<String>,
     dataset: &'a Dataset,
-    /// Where the run is kept, if it is.
+    /// The run's directory, if it has one.
     directory: Option<&'a RunDirectory>,
     identity: Identity,
     evaluation: Evaluation<B>,
@@ -194,29 +193,29 @@ struct Run<'a, B: Backend> {
     best: Option<Best<B>>,
     evaluations_since_best: u64,
     batch_size: usize,
-    /// The steps up to the last checkpoint, if there is one.
+    /// The step of the last checkpoint, if there is one.
     saved: Option<u64>,
-    /// Epochs completed, steps in the epoch after them, steps in all.
+    /// Epochs completed, steps done in the next epoch, steps in all.
     epoch: u64,
     step_in_epoch: u64,
     step: u64,
-    /// Seconds that those steps in the epoch took this process.
+    /// Seconds that this process has spent on the steps of that epoch.
     epoch_seconds: f64,
 }
 
-/// What makes an epoch pause before its end.
+/// The reasons for an epoch to pause before its end.
 #[derive(Clone, Copy)]
 struct Pause<'a> {
-    /// Somebody wants training to stop.
+    /// Asks training to stop.
     stop: &'a AtomicBool,
     /// When the last checkpoint was made.
     saved: Instant,
-    /// How long after that the next one is due; `None`: not within an epoch.
+    /// How long after that the next one is due; `None` if not within an epoch.
     interval: Option<Duration>,
 }
 
 impl Pause<'_> {
-    /// Whether there is one now, after so many steps: before a checkpoint there is one at least.
+    /// Whether to pause after `steps` steps; a pause for a checkpoint needs at least one.
     fn is_due(&self, steps: u64) -> bool {
         let due = |interval| steps > 0 && self.saved.elapsed() >= interval;
         self.stop.load(Ordering::Relaxed) || self.interval.is_some_and(due)
@@ -232,7 +231,7 @@ impl<'a, B: Backend> Run<'a, B> {
         directory: Option<&'a RunDirectory>,
         features: Option<String>,
     ) -> Result<Self> {
-        // Trained features have been read by now, and are not read again.
+        // Trained features have been read, and are not read again.
         dataset.check_unchanged()?;
         let Dataset { users, items, ref train, .. } = *dataset;
         let batches = model.backend().batches(train, users, items, config.batch_size)?;
@@ -292,7 +291,7 @@ impl<'a, B: Backend> Run<'a, B> {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Summary> {
-        // When the last ones were written. Intervals may be longer than any time there is.
+        // The times of the last writes; the next ones may lie beyond what an `Instant` can hold.
         let (mut saved, mut recorded) = (Instant::now(), Instant::now());
         let mut interval = options.checkpoint_interval;
         let stopped_by = loop {
@@ -334,7 +333,7 @@ impl<'a, B: Backend> Run<'a, B> {
         !self.dataset.valid.users.is_empty() && self.evaluations_since_best > config.patience
     }
 
-    /// The rest of an epoch and its evaluation; `None` when it came to a pause before its end.
+    /// The rest of an epoch and its evaluation; `None` if it paused before its end.
     fn train_epoch(
         &mut self,
         config: &TrainConfig,
@@ -358,7 +357,7 @@ impl<'a, B: Backend> Run<'a, B> {
             order: config.order,
             seed: config.seed,
             epoch: self.epoch,
-            // Steps are numbered in 32 bits, which suffice, as was just seen.
+            // The check above keeps step numbers within 32 bits.
             first_step: (self.step - first) as u32 + 1,
         };
         self.model.backend().arrange(&mut self.batches, plan)?;
@@ -396,7 +395,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let start = Instant::now();
         let (valid, test) = self.evaluation.measure(&mut self.model)?;
         let recall = valid.as_ref().and_then(|valid| valid.recall_at(STOPPING_LENGTH));
-        // Without a validation split the last epoch counts as the best one.
+        // Without a validation split, the last epoch counts as the best.
         let best = match (recall, self.best.as_ref().and_then(|best| best.record.valid.as_ref())) {
             (Some(recall), Some(best)) => Some(recall) > best.recall_at(STOPPING_LENGTH),
             _ => true,
@@ -414,7 +413,7 @@ impl<'a, B: Backend> Run<'a, B> {
             profiled: false,
         };
         if best {
-            // First, so that two models are never kept at once.
+            // Drop the old snapshot first, so that two are never kept at once.
             self.best = None;
             let unsaved = Some(self.model.keep()?);
             self.best = Some(Best { record: record.clone(), unsaved });
@@ -426,7 +425,7 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok(Some(record))
     }
 
-    /// Means of the loss terms over the epoch's batches, by name; the sums start again.
+    /// Means of the loss terms over the epoch's batches, by name; resets the sums.
     fn mean_losses(&mut self, config: &TrainConfig, steps: u64) -> Result<Vec<(String, f64)>> {
         let sums = self.model.losses()?;
         self.model.set_losses(&vec![0.0; sums.len()])?;
@@ -438,7 +437,7 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok(std::iter::once(total).chain(terms).collect())
     }
 
-    /// A failure in the words of the run.
+    /// A failure in the run's terms: tensor, epoch, batch and pairs.
     fn non_finite(&self, failure: Failure, plan: EpochPlan) -> Box<NonFinite> {
         let (batch_size, pairs) = (self.batch_size, &self.dataset.train);
         let batch = failure.step.saturating_sub(plan.first_step) as usize;
@@ -526,7 +525,7 @@ mod tests {
         };
         assert_eq!(after(30.0, 1.0), 30.0);
         assert_eq!(after(30.0, 3.0), 60.0);
-        // After each epoch, or as often as a test wants.
+        // Intervals below a second stay as they are.
         assert_eq!((after(0.0, 3.0), after(0.5, 3.0)), (0.0, 0.5));
         let longest = FitOptions {
             initial: None,

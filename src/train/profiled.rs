@@ -1,4 +1,4 @@
-//! An epoch whose operations are timed one by one, where who observes the run wants to know.
+//! An epoch whose operations are timed one by one, if the observer asks for it.
 
 use super::{Pause, Run};
 use crate::Result;
@@ -8,7 +8,7 @@ use crate::profile::{Profile, ProfiledOperation};
 use crate::records::{EpochRecord, Observer};
 
 impl<B: Backend> Run<'_, B> {
-    /// [`Run::train_epoch`], timed where that is wanted; the results are the same to the bit.
+    /// [`Run::train_epoch`], timed if the observer asks for it; the results are bit-identical.
     pub(super) fn observed_epoch(
         &mut self,
         config: &TrainConfig,
@@ -19,7 +19,7 @@ impl<B: Backend> Run<'_, B> {
         if !observer.wants_profile(epoch) {
             return self.train_epoch(config, observer, pause);
         }
-        // In one piece, unless somebody stops it.
+        // Do not pause for checkpoints: only a stop may split the epoch.
         let pause = Pause { interval: None, ..*pause };
         let backend = self.model.backend().clone();
         let (steps_before, mut record) = (self.step, None);
@@ -27,7 +27,7 @@ impl<B: Backend> Run<'_, B> {
             record = self.train_epoch(config, observer, &pause)?;
             Ok(())
         })?;
-        // An epoch that was interrupted is one when it is resumed.
+        // An interrupted epoch gets its record, and its profile, when it is resumed.
         let Some(record) = &mut record else { return Ok(None) };
         record.profiled = true;
         observer.profile(&Profile {

@@ -1,12 +1,12 @@
 //! Matrix products: the projection, the predictor, their gradients and the scores.
 //!
-//! Two shapes cover them all, both with the narrow operand packed once into panels:
+//! Two operations cover them all, both with the narrow operand packed once into panels:
 //!
-//! - [`multiply`]: C += A B, rows of A read where they lie (gathered or mapped rows included);
+//! - [`multiply`]: C += A B, reading rows of A where they lie (gathered and mapped rows included);
 //! - [`multiply_transposed`]: C = Aᵀ B, summed over the rows of both.
 //!
-//! Every element of C is summed by one task in ascending order of depth, `DEPTH_BLOCK` terms in a
-//! register at a time, so the bits depend neither on the number of threads nor on the width of the
+//! One task sums each element of C in ascending order of depth, `DEPTH_BLOCK` terms in a register
+//! at a time, so the bits depend neither on the number of threads nor on the width of the
 //! registers.
 
 mod packed;
@@ -23,17 +23,17 @@ pub use packed::Packed;
 
 /// Terms summed in registers before they are added to C.
 ///
-/// A panel block of 32 columns takes 64 KiB in f32, which streams from the second-level cache while
-/// half a page of each feature row is read in one go; 256 keeps the block in the first level but
-/// visits every row's pages twice as often (benches/RESULTS.md).
+/// A panel block of 32 columns takes 64 KiB in f32 and streams from the second-level cache, while
+/// half a page of each feature row is read in one go. With 256 the block stays in the first level,
+/// but every row's pages are visited twice as often (benches/RESULTS.md).
 const DEPTH_BLOCK: usize = 512;
 
 /// Rows of C that one task of [`multiply`] computes.
 const ROWS_PER_TASK: usize = 48;
 
-/// Columns of C that one task of [`multiply_transposed`] computes: a run of each row of B that is
-/// worth the way to it, in a block that the second-level cache holds, but not all of a narrow C, so
-/// that other threads have work too.
+/// Columns of C that one task of [`multiply_transposed`] computes: enough of each row of B to be
+/// worth fetching, in a block that fits in the second-level cache, but few enough that a narrow C
+/// still occupies several threads.
 fn columns_per_task(columns: usize) -> usize {
     match columns {
         ..=256 => 32,
@@ -45,15 +45,15 @@ fn columns_per_task(columns: usize) -> usize {
 /// Columns that one task transposes.
 const TRANSPOSED_PER_TASK: usize = 16;
 
-/// A matrix whose rows can be read one at a time, wherever and in whatever type they are stored.
+/// A matrix whose rows can be read one at a time, whatever their storage and type.
 pub trait Rows<T>: Sync {
     /// Row `row`, restricted to `columns`: the stored slice itself, or `scratch` filled with it.
     ///
     /// `scratch` holds at least `columns.len()` elements.
     fn row<'a>(&'a self, row: usize, columns: Range<usize>, scratch: &'a mut [T]) -> &'a [T];
 
-    /// Has the processor fetch what [`Rows::row`] will read; worth while for rows that no pattern
-    /// leads to.
+    /// Asks the processor to fetch what [`Rows::row`] will read; worthwhile for rows in no
+    /// predictable pattern.
     fn prefetch(&self, _row: usize, _columns: Range<usize>) {}
 }
 
@@ -94,7 +94,7 @@ pub fn multiply<T: Real>(a: &impl Rows<T>, b: &Packed<T>, c: &mut [T]) {
     });
 }
 
-/// C += A B for the rows of A from `first_row` on and some columns of B, on this thread.
+/// C += A B for the rows of A from `first_row` on and some columns of B, on the calling thread.
 ///
 /// C is row-major with `columns.len()` columns; `columns` starts at a multiple of a panel's width
 /// (any multiple of 32 does).
@@ -121,7 +121,7 @@ pub fn multiply_block<T: Real>(
                 let row = first_row + tile * tile_rows + lane;
                 *row_of_a = a.row(row, depth.clone(), scratch);
             }
-            // A tile at the end repeats a row and does not store it.
+            // A partial tile repeats its last row and does not store the repeats.
             let last = rows_of_a[rows - 1];
             rows_of_a[rows..].fill(last);
             multiply_rows(&rows_of_a, rows, &panels, c);
@@ -130,8 +130,8 @@ pub fn multiply_block<T: Real>(
 }
 
 /// C = Aᵀ B over the rows of both: A is depth × `a_columns`, B is depth × `b_columns`, C is
-/// `a_columns` × `b_columns`. In parallel over blocks of B's columns, of which `DEPTH_BLOCK` lines
-/// at a time are packed.
+/// `a_columns` × `b_columns`. Parallel over blocks of B's columns, packed `DEPTH_BLOCK` lines at a
+/// time.
 ///
 /// Flops: 2 · depth · a_columns · b_columns. Bytes: B once, A once per task from the caches.
 pub fn multiply_transposed<T: Real>(
@@ -169,7 +169,7 @@ pub fn multiply_transposed<T: Real>(
     });
 }
 
-/// `source`, rows × columns, as columns × rows.
+/// Transposes `source` (rows × columns).
 fn transpose<T: Real>(source: &impl Rows<T>, rows: usize, columns: usize) -> Vec<T> {
     let mut transposed = vec![T::ZERO; rows * columns];
     transposed.par_chunks_mut(TRANSPOSED_PER_TASK * rows).enumerate().for_each(|(task, lines)| {
@@ -196,7 +196,7 @@ mod tests {
         (0..count as u64).map(|index| stream.uniform(index) - 0.5).collect()
     }
 
-    /// |Σ| of `depth` products of numbers below ½, each rounded, in type T.
+    /// Bound on the error of a sum of `depth` products of numbers below ½, each rounded to type T.
     fn tolerance<T: Real>(depth: usize) -> f64 {
         T::EPSILON.to_f64() * 0.25 * (depth.max(1) as f64) * 2.0
     }
@@ -242,7 +242,8 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        /// Any shape, tiles and blocks cut off anywhere, equals the sum of products in f64.
+        /// For any shape, with tiles and blocks cut off anywhere, equals the sum of products in
+        /// f64.
         #[test]
         fn products_equal_their_definition(
             rows in 1usize..70, columns in 1usize..140, depth in 1usize..600

@@ -1,4 +1,4 @@
-//! The narrow operand of a product, cut into panels that a tile reads line after line.
+//! The narrow operand of a product, cut into panels that a tile reads line by line.
 
 use std::ops::Range;
 
@@ -8,11 +8,11 @@ use super::Rows;
 use super::tile::tile_shape;
 use crate::real::Real;
 
-/// So many rows ahead of the one that is packed are fetched.
+/// How many rows ahead of the packed one are prefetched.
 const ROWS_AHEAD: usize = 4;
 
-/// A depth × columns matrix, cut into panels of a tile's width, each stored line after line and
-/// padded with zeros.
+/// A depth × columns matrix, cut into panels as wide as a tile, each stored line by line and padded
+/// with zeros.
 pub struct Packed<T> {
     values: Vec<T>,
     depth: usize,
@@ -39,7 +39,7 @@ impl<T: Real> Packed<T> {
         packed
     }
 
-    /// Packs rows `rows` of `source`, restricted to `columns`, as they are.
+    /// Packs rows `rows` of `source`, restricted to `columns`, without transposing.
     pub fn from_rows(source: &impl Rows<T>, rows: Range<usize>, columns: Range<usize>) -> Self {
         let (_, width) = tile_shape::<T>();
         let depth = rows.len();
@@ -65,7 +65,7 @@ impl<T: Real> Packed<T> {
         Self { values, depth, columns, width }
     }
 
-    /// Lines `lines` of the panels that hold `columns`, which start at a panel's first.
+    /// Lines `lines` of the panels that hold `columns`; `columns` starts at a panel's first column.
     #[inline(always)]
     pub(super) fn panels(&self, lines: Range<usize>, columns: Range<usize>) -> Panels<'_, T> {
         debug_assert!(columns.start.is_multiple_of(self.width));
@@ -89,7 +89,7 @@ impl<T: Real> Packed<T> {
     }
 }
 
-/// Copies a row to the first line of each panel in `lines`: panels are `depth` lines of `WIDTH`.
+/// Copies a row to the first line of each panel in `lines`; panels have `depth` lines of `WIDTH`.
 #[inline(always)]
 fn copy_line<T: Real, const WIDTH: usize>(row: &[T], lines: &mut [T], depth: usize) {
     let (whole, rest) = row.as_chunks::<WIDTH>();
@@ -102,31 +102,31 @@ fn copy_line<T: Real, const WIDTH: usize>(row: &[T], lines: &mut [T], depth: usi
     }
 }
 
-/// Some lines of panels that lie side by side.
+/// Some lines of adjacent panels.
 pub(super) struct Panels<'a, T> {
     values: &'a [T],
     /// Elements from one panel to the next.
     stride: usize,
-    /// Elements that are taken of each panel.
+    /// Elements taken of each panel.
     length: usize,
-    /// Columns of all panels; the last one may have fewer than it has room for.
+    /// Columns of all panels together; the last panel may be partly padding.
     columns: usize,
 }
 
 impl<'a, T: Real> Panels<'a, T> {
-    /// The columns of all panels.
+    /// The columns of all panels together.
     pub(super) fn columns(&self) -> usize {
         self.columns
     }
 
-    /// The lines of the panel that column `column` begins.
+    /// The lines of the panel whose first column is `column`.
     #[inline(always)]
     pub(super) fn lines<const WIDTH: usize>(&self, column: usize) -> &'a [[T; WIDTH]] {
         let start = column / WIDTH * self.stride;
         self.values[start..start + self.length].as_chunks().0
     }
 
-    /// The same numbers under the other name of their type.
+    /// The same panels with T under its concrete name: E and T must be the same type.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn cast<E: Real>(&self) -> Panels<'a, E> {
         Panels {

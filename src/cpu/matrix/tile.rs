@@ -1,13 +1,13 @@
 //! The inner loop of all products: a tile of C kept in registers.
 //!
-//! Per step of depth a tile reads one element of each of its rows of A and one line of a panel of
-//! B, and adds their products to its sums, which are added to C at the end. For AVX-512 and AVX2
-//! the vectors are written out, one macro for all, so that they stay in registers whatever the
-//! compiler makes of loops over arrays. The lanes are literals, and the slices are cut to one
-//! length in sight of the loop: then no step checks a bound.
+//! At each step of depth a tile reads one element of each of its rows of A and one line of a panel
+//! of B, and accumulates their products; the sums are added to C at the end. For AVX-512 and AVX2
+//! the vectors are written out by one macro, so that they stay in registers however the compiler
+//! treats loops over arrays. The lanes are literals and the slices are cut to one length in view of
+//! the loop, so that no step checks a bound.
 //!
-//! A tile of few rows, as a search for one user has it, takes several panels at once: with fewer
-//! than eight sums each multiply-add would wait for the one before.
+//! A tile of few rows (a search for one user) takes several panels at once: with fewer than eight
+//! sums each multiply-add would wait for the previous one.
 
 use super::packed::Panels;
 use crate::cpu::simd::{BASELINE_FUSED, InstructionSet, instruction_set, multiply_add};
@@ -15,7 +15,7 @@ use crate::real::Real;
 
 /// The shape of the register tile for an instruction set and a type: (rows, columns).
 ///
-/// It has two vectors of sums for each row, and leaves registers for a line and a factor.
+/// Each row has two vectors of sums, which leaves registers for a line and a factor.
 pub(super) fn tile_shape<T>() -> (usize, usize) {
     let double = size_of::<T>() == 8;
     match (instruction_set(), double) {
@@ -31,7 +31,7 @@ pub(super) fn tile_shape<T>() -> (usize, usize) {
 /// The most rows a register tile has.
 pub(super) const MOST_TILE_ROWS: usize = 8;
 
-/// C += A B for at most a tile's rows: `a` holds `rows` of them, and the last one again and again.
+/// C += A B for at most a tile's rows: `a` holds `rows` of them, then repeats the last.
 ///
 /// C is row-major with as many columns as `b`; every row of A is as long as `b` has lines.
 pub(super) fn multiply_rows<T: Real>(
@@ -41,7 +41,7 @@ pub(super) fn multiply_rows<T: Real>(
     c: &mut [T],
 ) {
     match (instruction_set(), size_of::<T>() == 8) {
-        // SAFETY: `instruction_set` names a set only after the processor said it has it.
+        // SAFETY: `instruction_set` returns only sets that the processor reports.
         #[cfg(target_arch = "x86_64")]
         (InstructionSet::Avx512, double) => unsafe {
             if double {
@@ -64,19 +64,18 @@ pub(super) fn multiply_rows<T: Real>(
     }
 }
 
-/// The same numbers under the other name of their type.
+/// The same rows with T under its concrete name: E and T must be the same type.
 #[cfg(target_arch = "x86_64")]
 fn cast<'a, T: Real, E: Real>(a: &[&'a [T]; MOST_TILE_ROWS]) -> [&'a [E]; MOST_TILE_ROWS] {
     a.map(bytemuck::cast_slice)
 }
 
-/// Defines a tile of the rows and panels whose numbers are listed. Around it there must be the
-/// names that [`tiles!`] uses too.
+/// Defines a tile of the listed rows and panels. The names that [`tiles!`] uses must be in scope.
 #[cfg(target_arch = "x86_64")]
 macro_rules! tile {
     ($name:ident, $element:ty, $features:literal, [$($lane:literal)*], [$($panel:literal)*]) => {
-        /// C[i][j] += Σ_k A(i, k) · B[k][j] for `rows` of the tile's rows and `columns` of the
-        /// columns of its panels; `stride` elements from a row of C to the next.
+        /// C[i][j] += Σ_k A(i, k) · B[k][j] for the tile's first `rows` rows and its panels' first
+        /// `columns` columns; `stride` elements separate rows of C.
         #[inline]
         #[target_feature(enable = $features)]
         fn $name(
@@ -124,7 +123,7 @@ macro_rules! tiles {
         tile!(four_rows, $element, $features, [0 1 2 3], [0]);
         tile!(all_rows, $element, $features, $all_rows, [0]);
 
-        /// c += sums, of which there may be more than columns of C.
+        /// c += sums; sums beyond C's columns are ignored.
         #[inline]
         #[target_feature(enable = $features)]
         fn add_sums(sums: &[[Vector; 2]], c: &mut [$element]) {
@@ -156,7 +155,7 @@ macro_rules! tiles {
             };
             let last = (columns - 1) / WIDTH * WIDTH;
             for start in (0..columns).step_by(panels_at_once * WIDTH) {
-                // A tile at the end repeats a panel and does not store it.
+                // A partial tile repeats its last panel and does not store the repeat.
                 let panel = |index: usize| b.lines((start + index * WIDTH).min(last));
                 let valid = (panels_at_once * WIDTH).min(columns - start);
                 let (c, shape) = (&mut c[start..], (columns, rows, valid));
@@ -215,7 +214,7 @@ mod avx2_double {
     tiles!(f64, "avx2,fma", [0 1 2 3 4 5]);
 }
 
-/// What the tiles of the other instruction sets do, in plain Rust.
+/// The same computation for other instruction sets, in plain Rust.
 fn baseline<T: Real, const WIDTH: usize>(
     a: &[&[T]; MOST_TILE_ROWS],
     rows: usize,
