@@ -1,9 +1,9 @@
-//! Compiles `kernels/` with nvcc, where there is one, and finds facts about the build out, for
-//! `bm3-engine --version`.
+//! Compiles `kernels/` with nvcc, if there is one, and collects the facts that
+//! `bm3-engine --version` prints.
 //!
-//! Without nvcc the build succeeds, with one warning, and has no GPU; `BM3_REQUIRE_CUDA=1` makes
-//! that an error, and `BM3_CUDA=0` has it so even where there is nvcc. Of the other facts nothing can
-//! fail the build: what cannot be found out is `unknown`, as in a source tree without git.
+//! Without nvcc the build succeeds, with one warning, and cannot use a GPU; `BM3_REQUIRE_CUDA=1`
+//! makes that an error, and `BM3_CUDA=0` skips nvcc. The other facts cannot fail the build: one
+//! that is not available is `unknown`, as in a source tree without git.
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
@@ -24,14 +24,14 @@ fn main() {
     ] {
         println!("cargo::rustc-env={name}={}", value.as_deref().unwrap_or("unknown"));
     }
-    // Whether the tree is as committed depends on all of these. Git's index is not among them: even
-    // `git status` rewrites it, and would have the crate built anew.
+    // Whether the tree is as committed depends on all of these. Git's index is left out: even
+    // `git status` rewrites it, which would rebuild the crate.
     for path in ["build.rs", "build", "kernels", "src", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={path}");
     }
 }
 
-/// Compiles the kernels to one file that the crate embeds; an empty one where there is no nvcc.
+/// Compiles the kernels to one file that the crate embeds; without nvcc the file is empty.
 fn kernels(root: &Path, out: &Path) {
     for variable in nvcc::VARIABLES {
         println!("cargo::rerun-if-env-changed={variable}");
@@ -66,15 +66,16 @@ fn kernels(root: &Path, out: &Path) {
     }
 }
 
-/// The commit this tree is at, with `+dirty` where tracked files differ from it.
+/// The commit of this tree, with `+dirty` if tracked files differ from it.
 fn commit(root: &Path) -> Option<String> {
     let root = root.canonicalize().ok()?;
-    // Inside another project's repository (a vendored copy), its commit says nothing about us.
+    // Inside another project's repository (a vendored copy), the commit says nothing about us.
     let top = git(&["rev-parse", "--show-toplevel"])?;
     if Path::new(&top).canonicalize().ok()? != root {
         return None;
     }
-    // Moves with every commit and checkout, also in a linked worktree and with packed references.
+    // These move with every commit and checkout, also in a linked worktree and with packed
+    // references.
     for name in ["HEAD", "logs/HEAD"] {
         if let Some(path) = git(&["rev-parse", "--git-path", name])
             && Path::new(&path).exists()
@@ -91,7 +92,7 @@ fn git(arguments: &[&str]) -> Option<String> {
     output("git", arguments)
 }
 
-/// What a program prints, without the line's end; `None` where it is missing or fails.
+/// What a program prints, trimmed; `None` if it is missing or fails.
 fn output(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())

@@ -1,12 +1,13 @@
-//! Three operations alone, of which PyTorch has something in their place: `compare.py` runs this
-//! beside `peer/time_operations.py`.
+//! Three operations alone, for which PyTorch has a counterpart: `compare.py` runs this beside
+//! `peer/time_operations.py`.
 //!
 //! ```sh
 //! cargo bench --bench alone -- [--data DIR] [--device 0] [--threads N] [--repeats N]
 //! ```
 //!
-//! Without a folder it makes a data set up, as the other bench does. Calls follow each other and are
-//! waited for together; lists of top-K are waited for one by one. Prints one JSON line, in seconds.
+//! Without a folder it makes up a data set, as the other bench does. Calls are issued one after the
+//! other and waited for together; top-K lists are waited for one by one. Prints one JSON line, in
+//! seconds.
 
 mod made_up;
 
@@ -35,16 +36,16 @@ struct Arguments {
     /// CPU threads [default: one per core]
     #[arg(long)]
     threads: Option<usize>,
-    /// Times that are measured, after one to warm up
+    /// Measured repeats, after one to warm up
     #[arg(long, default_value_t = 7)]
     repeats: usize,
     /// The length K of lists
     #[arg(long, default_value_t = 50)]
     top_k: usize,
-    /// Cargo says so to every bench
+    /// Cargo passes it to every bench
     #[arg(long, hide = true)]
     bench: bool,
-    /// Only whether it works: one call
+    /// Makes one call, to see that it works
     #[arg(long, hide = true)]
     test: bool,
 }
@@ -70,13 +71,13 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// So many numbers from -0.5 to 0.5, drawn for their places.
+/// `count` numbers from -0.5 to 0.5, drawn for their places.
 fn numbers(count: usize) -> Vec<f32> {
     let stream = Stream::new(1, Purpose::Initial, 0, 0);
     (0..count as u64).map(|index| stream.uniform(index) as f32 - 0.5).collect()
 }
 
-/// Seconds of a call of `work`, of `calls` that follow each other and are waited for.
+/// Seconds per call of `work`, over `calls` calls that are waited for together.
 fn timed<B: Backend>(
     backend: &B,
     repeats: usize,

@@ -3,11 +3,11 @@
 
     python3 benches/compare.py --data DIR --python PEER_VENV/bin/python [--threads 2] [--rounds 3] [--device 0]
 
-The engine's figure is what `bm3-engine bench` says an epoch took, over its steps, after an epoch to
+The engine's figure is the time of an epoch in `bm3-engine bench`, over its steps, after an epoch to
 warm up. The peer is one process (peer/worker.py) that does nothing while the engine is measured. With
---operations, three kernels alone are measured as well, by `cargo bench --bench alone` or the program
---alone, beside what PyTorch has in their place. Needs nothing but the standard library here; the peer
-needs benches/peer/requirements.txt.
+--operations, `cargo bench --bench alone` or the program --alone also measures three kernels alone,
+beside PyTorch's counterparts. This script needs only the standard library; the peer needs
+benches/peer/requirements.txt.
 """
 
 import argparse
@@ -21,7 +21,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 
 def run(command):
-    """What a command that prints a JSON line says."""
+    """Runs a command and parses the JSON line that it prints."""
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if result.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}\nended with {result.returncode}:\n{result.stderr}")
@@ -65,7 +65,7 @@ class Peer:
     def step(self, mode, frozen):
         answer = self.ask(mode=mode, freeze_features=frozen)
         spread = answer["seconds_per_step"]
-        # Of the CPU, a process that has had other models says nothing of this one's memory.
+        # On the CPU the process's memory also holds earlier models, so it says nothing about this one.
         return {"seconds": [spread[name] for name in ("min", "median", "max")], "memory": answer["peak_device_bytes"]}
 
 

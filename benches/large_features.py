@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Feature files up to sizes that no memory holds: how fast they are read, and in how much memory.
+"""How fast feature files larger than memory are read, and how much memory that takes.
 
     python3 benches/large_features.py [--engine target/release/bm3-engine] [--device cpu] [--sizes 1,4,40]
 
-For each size in GB and each type of number a sparse `.npy` file is made, which takes no disk but is
-read through the page cache like any other. Two jobs are measured beside `cat FILE >/dev/null`, each
+For each size in GB and each number type the script makes a sparse `.npy` file, which takes no disk but
+is read through the page cache like any other. It measures two jobs beside `cat FILE >/dev/null`, each
 after a `cat` that fills the cache as far as it goes:
 
 - check: `bm3-engine inspect FILE`, which reads every number;
 - train: one epoch of 20,000 interactions with frozen features (`--feature-storage` as given), from
-  the program's start to its end, reading the whole table once included.
+  the program's start to its end, including one read of the whole table.
 
-GB/s are of the file's size. The peak of resident memory is the kernel's own count: file pages that
-are mapped at a time are in it, `of that anonymous` is without them. Standard library alone.
+GB/s refer to the file's size. The peak of resident memory is the kernel's own count, which includes
+the file pages mapped at the time; `of that anonymous` excludes them. Needs only the standard library.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TYPES = {"f16": ("<f2", 2), "f32": ("<f4", 4), "f64": ("<f8", 8)}
 
 
 def write(folder, gigabytes, name):
-    """A data folder whose features are zeros: `gigabytes` of them."""
+    """Makes a data folder with `gigabytes` of features, all zeros; returns the feature file."""
     descr, size = TYPES[name]
     items = int(gigabytes * 1e9) // (WIDTH * size)
     fields = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': ({items}, {WIDTH}), }}"
@@ -37,7 +37,7 @@ def write(folder, gigabytes, name):
     with (folder / "large.inter").open("w") as file:
         file.write("userID\titemID\tx_label\n")
         for pair in range(pairs):
-            # Spread over the table by a multiplier that has no factor in common with its rows.
+            # A multiplier with no factor in common with the number of rows spreads items over the table.
             item = items - 1 if pair == 0 else pair * 7_919_993 % items
             file.write(f"{pair % users}\t{item}\t{0 if pair % 10 < 8 else pair % 10 - 7}\n")
     return folder / "image_feat.npy"

@@ -1,8 +1,8 @@
-//! One step of the Baby shape on the CPU, operation by operation, and the whole.
+//! One step of the Baby shape on the CPU, operation by operation, and the whole step.
 //!
-//! Each line gives the time of one call and, as throughput, its bytes (what must move at least) and
-//! its flops (the elements of criterion's figure). `cargo bench` runs it; BM3_BENCH_SHAPE=tiny makes
-//! it quick.
+//! Each line gives the time of one call and, as throughput, its bytes (the least that must move)
+//! and its flops (the elements of criterion's figure). `cargo bench` runs it; BM3_BENCH_SHAPE=tiny
+//! makes it quick.
 
 mod made_up;
 
@@ -133,7 +133,7 @@ fn main() {
         let mut features = backend.trained_features(state, columns).unwrap();
         let mut schedule: Vec<AdamStep> = vec![adam_step(1, 1e-3)];
         let mut losses = backend.losses(&vec![0.0; shape.terms()]).unwrap();
-        // Together, since a replay without gradients in between would run into subnormal numbers.
+        // Together, since replays without gradients in between would run into subnormal numbers.
         let name =
             format!("adam_rows_replay of 4 steps, adam_rows: {} ({columns} wide)", modality.name);
         let elements = items as u64 * wide;

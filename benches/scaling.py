@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""How an epoch's time and an evaluation's grow with the data and the settings, one at a time.
+"""How the times of an epoch and an evaluation grow with the data and the settings, one at a time.
 
     python3 benches/scaling.py [--engine target/release/bm3-engine] [--device cpu] [--repeats 3] [AXIS ...]
 
 Axes: interactions, items, width (D_m of the image features), embedding-size, layers, top-k, batch-size;
-without any, all. Every axis starts from the shape of Amazon Baby with trained features, and its first
-row is measured again at its end, so that a machine that got slower shows. Prints a Markdown table for
-each axis: medians of `bm3-engine bench`, in seconds, and their ratio to the first row. Needs the
-standard library alone.
+all of them by default. Every axis starts from the shape of Amazon Baby with trained features. Its first
+row is measured again at the end, to show whether the machine got slower. Prints a Markdown table for
+each axis: medians of `bm3-engine bench`, in seconds, and their ratio to the first row. Needs only the
+standard library.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 
-# What changes on each axis: flags of `synth`, or of `bench`.
+# The flag of `synth` or of `bench` that changes on each axis.
 AXES = {
     "interactions": ("synth", "--interactions", [160_000, 320_000, 640_000, 1_280_000]),
     "items": ("synth", "--items", [7_050, 14_100, 28_200, 56_400]),
@@ -41,7 +41,7 @@ class Bench:
         self.arguments, self.folder = arguments, pathlib.Path(folder)
 
     def data(self, flags):
-        """A made-up data set with these flags; it is made once."""
+        """A made-up data set with these flags, made on first use."""
         name = "-".join(["baby", *(str(flag).strip("-") for flag in flags)])
         path = self.folder / name
         if not path.exists():
@@ -55,7 +55,7 @@ class Bench:
 
     def axis(self, name):
         kind, flag, values = AXES[name]
-        # Items need interactions to be seen in.
+        # More items need more interactions, or batches would miss most of them.
         always = ["--interactions", 640_000] if name == "items" else []
         print(f"\n| {name} | epoch, s | least | most | to the first | evaluation, s | to the first |")
         print("|---:|---:|---:|---:|---:|---:|---:|")

@@ -3,12 +3,14 @@
 
     python3 benches/serving.py --shape electronics --python VENV/bin/python [--device cpu] [--threads 2] [--rounds 3]
 
-Trains one epoch on a made-up data set (or takes --run RUNDIR with --data FOLDER), exports the rows that scores
-are products of, and measures in turn, `--rounds` times: the engine from Rust (`bm3-engine bench --model`) and,
-in the Python of --python (pip install numpy scipy implicit faiss-cpu), implicit's `recommend`, faiss's exact
-inner product, and the engine's own wheel where it is installed there. All leave out what a user has, but faiss,
-which has no such thing for many users at once: it searches for as many items more as a user can have, at most
-K + 50, and its lists are not filtered. Prints a Markdown table: medians of the rounds.
+Trains one epoch on a made-up data set (or takes --run RUNDIR with --data FOLDER) and exports the rows whose
+products are the scores. Then it measures in turn, `--rounds` times: the engine from Rust (`bm3-engine bench
+--model`) and, in the Python of --python (pip install numpy scipy implicit faiss-cpu), implicit's `recommend`,
+faiss's exact inner product, and the engine's own wheel if it is installed there.
+
+All leave out the items a user already has, except faiss, which cannot do that for many users at once: it searches
+for as many more items as a user can have, at most K + 50 in all, and its lists are not filtered. Prints a Markdown
+table with the medians of the rounds.
 """
 
 import argparse
@@ -32,7 +34,7 @@ def run(command):
 
 
 def engine(arguments, model):
-    """What `bm3-engine bench --model` measured, in this script's words."""
+    """The figures of `bm3-engine bench --model`, under this script's names."""
     measured = json.loads(run([arguments.engine, "bench", "--model", model, "--device", arguments.device, "--threads",
                                arguments.threads, "--top-k", arguments.top_k, "--json"]))["measured"]
     figures = {"p50": measured["single"]["p50"], "p99": measured["single"]["p99"]}

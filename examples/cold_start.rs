@@ -1,10 +1,10 @@
-//! How well items and users are served that training has not seen: a tenth of the items' interactions,
-//! then a tenth of the users', are hidden, and the hidden pairs are looked for.
+//! How well a model serves items and users that training has not seen: hides the interactions of a
+//! tenth of the items, then of a tenth of the users, and looks for the hidden pairs.
 //!
 //!     cargo run --release --example cold_start -- FOLDER [SEEDS]
 //!
-//! Prints two Markdown tables: Recall@20, means and standard deviations over the seeds, which choose
-//! what is hidden and begin the training.
+//! Prints two Markdown tables of Recall@20: means and standard deviations over the seeds, which
+//! choose what is hidden and start the training.
 
 use std::error::Error;
 use std::path::Path;
@@ -40,7 +40,7 @@ fn trained(dataset: &Dataset, seed: u64) -> Result<Recommender, bm3_engine::Erro
     Recommender::new(trained.model.expect("was not stopped"))
 }
 
-/// A tenth of `count` numbers.
+/// A random tenth of `count` numbers, as a mask.
 fn tenth(count: usize, seed: u64) -> Vec<bool> {
     let stream = Stream::new(seed, Purpose::Split, 0, 1);
     let mut order: Vec<(f64, usize)> =
@@ -62,7 +62,7 @@ fn pairs_of(split: &Split) -> Pairs {
     pairs
 }
 
-/// The data set without the pairs that `hides` says.
+/// The data set without the pairs that `hides` selects.
 fn without(
     dataset: &Dataset,
     hides: impl Fn(u32, u32) -> bool,
@@ -82,7 +82,7 @@ fn without(
     Ok(builder.build()?)
 }
 
-/// Recall@20 of hidden items: by features, by the popularity nobody could have known, at random.
+/// Recall@20 of hidden items: by features, by a popularity that nobody could have known, at random.
 fn cold_items(dataset: &Dataset, seed: u64) -> Result<[f64; 3], bm3_engine::Error> {
     let hidden = tenth(dataset.items, seed);
     let mut recommender = trained(&without(dataset, |_, item| hidden[item as usize])?, seed)?;
@@ -122,8 +122,8 @@ fn cold_items(dataset: &Dataset, seed: u64) -> Result<[f64; 3], bm3_engine::Erro
     Ok(sums.map(|sum| sum / users))
 }
 
-/// Recall@20 of hidden users by their items, by popularity, and by a model trained on them; and of the
-/// users who were not hidden.
+/// Recall@20 of hidden users by their items, by popularity, and by a model trained on them; and of
+/// the users who were not hidden.
 fn new_users(dataset: &Dataset, seed: u64) -> Result<[f64; 4], bm3_engine::Error> {
     let hidden = tenth(dataset.users, seed);
     let recommender = trained(&without(dataset, |user, _| hidden[user as usize])?, seed)?;

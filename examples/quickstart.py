@@ -1,4 +1,4 @@
-"""Trains on made-up data, recommends, adds an item that nobody knows yet, saves and loads."""
+"""Trains on made-up data, recommends, adds a new item, saves and loads."""
 
 import tempfile
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from bm3_engine import BM3
 
 # 500 users and 400 items of ten tastes; users interact with items of their taste, and an item's image
-# and text embeddings tell its taste, with noise.
+# and text embeddings show its taste, with noise.
 random = np.random.default_rng(0)
 user_taste, item_taste = random.integers(0, 10, 500), random.integers(0, 10, 400)
 users, items = random.integers(0, 500, 40_000), random.integers(0, 400, 40_000)

@@ -12,7 +12,7 @@ fn main() -> Result<(), bm3_engine::Error> {
             items.push(user % 3 + 3 * ((user / 3 + n) % 4));
         }
     }
-    // What is known of an article: here its kind, as the text of a real one would tell.
+    // What we know of each article: its kind, which a real one's text would reveal.
     let text = |kind| (0..3).map(move |k| if k == kind { 1.0 } else { 0.0 });
     let dataset = Dataset::builder("shop")
         .train(&users, &items)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the program, makes a small data set, trains on it, measures the model and asks it for
-# recommendations. Everything it makes lies in one temporary folder, whose name it prints.
+# recommendations. It writes everything to one temporary folder, whose name it prints.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --locked --bin bm3-engine

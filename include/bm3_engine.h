@@ -1,28 +1,32 @@
 /*
- * bm3-engine in C: trains BM3, the multimodal recommender, and serves what was trained.
+ * bm3-engine in C: trains BM3, the multimodal recommender, and serves trained models.
  *
- * Results. A function returns BM3_OK, or what went wrong; `bm3_last_error` then has it in words, for
- * the thread that called. What a function would have written is then not to be read, but for handles,
- * which are NULL. Nothing is printed, unless the library itself is at fault; nothing ends the process,
- * unless memory does not suffice or a file is truncated while it is mapped.
+ * Results. A function returns BM3_OK or the kind of failure; `bm3_last_error` then describes the
+ * failure to the thread that called. The outputs of a failed call must not be read, except
+ * handles, which are NULL unless the function says otherwise. Nothing is printed, unless the
+ * library itself is at fault; nothing ends the process, unless memory runs out or a mapped file is
+ * truncated.
  *
- * Pointers. A NULL pointer is refused, unless a function says what NULL means or the array has no
- * element. Lengths count elements, and are held against what the other arguments imply; ids are held
- * against the model. What cannot be checked is up to the caller: an array has as many elements as its
- * length says, a text ends with NUL and is UTF-8 (a path: what the system takes), a handle is in use
- * or NULL. Arrays are read and written during the call alone, unless a function says otherwise.
+ * Pointers. A NULL pointer is refused, unless the function says what NULL means or the array is
+ * empty. Lengths count elements and are checked against what the other arguments imply; ids are
+ * checked against the model. The caller answers for what cannot be checked: an array has as many
+ * elements as its length says, a text ends with NUL and is UTF-8 (a path: what the system takes),
+ * a handle is in use or NULL. Arrays are read and written only during the call, unless the
+ * function says otherwise.
  *
- * Handles. Each is made by one function and freed by the one named after it, which sets the caller's
- * pointer to NULL: to free it again does nothing. A handle of another kind is refused.
+ * Handles. Each is made by one function and freed by the one named after it, which sets the
+ * caller's pointer to NULL, so that freeing it again does nothing. A handle of another kind is
+ * refused.
  *
- * Threads. Functions that take a `const` handle may be called by any number of threads at a time; one
- * that takes a handle to change or to free it must be the only call with that handle while it lasts.
- * Parallel work uses threads of the library's own, which are not there in a process made by `fork`,
- * and which do not let the library be unloaded by `dlclose`. A GPU that a process has opened cannot be
- * used in those that it forks either.
+ * Threads. Functions that take a `const` handle may be called by any number of threads at once; a
+ * function that changes or frees a handle must be the only call that uses it at the time. Parallel
+ * work runs on threads of the library's own, which do not exist in a process made by `fork`, and
+ * which keep `dlclose` from unloading the library. Nor can a forked process use a GPU that its
+ * parent has opened.
  *
  * Users and items are numbered from 0. Lists are best first, ties by lower number; the same model
- * gives the same lists, to the bit of a score, here, in Rust and by the program `bm3-engine`.
+ * gives the same lists, with the same bits in every score, in C, in Rust and from the program
+ * `bm3-engine`.
  *
  * Made of the comments of src/capi by `BM3_RECORD_HEADER=1 cargo test --features capi --test capi`.
  */
@@ -33,17 +37,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Fills a list that is short; the score beside it is minus infinity.
+// Fills the rest of a short list; the score beside it is minus infinity.
 #define BM3_NO_ITEM UINT32_MAX
 
-// A flag: lists have what the user has interacted with in training as well, or the items given.
+// A flag: lists may include items that the user interacted with in training, or the items given.
 #define BM3_WITH_SEEN 1
 
-// A flag: training goes on with the run in its directory, to the bits of one that was never stopped;
-// it begins where there is none yet.
+// A flag: continues the run in its directory, with the same bits as a run that was never stopped;
+// begins one if there is none.
 #define BM3_RESUME 1
 
-// How a call ended; the numbers are the exit codes of the program.
+// The status of a call; the numbers are the exit codes of the program.
 enum bm3_status
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : int32_t
@@ -66,7 +70,7 @@ typedef int32_t bm3_status;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// What interactions are for; the numbers are those of the column x_label.
+// The purpose of interactions; the numbers are those of the column x_label.
 enum bm3_split
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : int32_t
@@ -74,9 +78,9 @@ enum bm3_split
  {
     // To train on.
     BM3_TRAIN = 0,
-    // To be found while training decides when to stop.
+    // Held out, to decide when training stops.
     BM3_VALID = 1,
-    // To be found, deciding nothing.
+    // Held out, deciding nothing.
     BM3_TEST = 2,
 };
 #ifndef __cplusplus
@@ -90,7 +94,7 @@ typedef int32_t bm3_split;
 // A data set: interactions by split, and the features of the items.
 typedef struct bm3_dataset bm3_dataset;
 
-// A data set in the making.
+// A data set under construction.
 typedef struct bm3_dataset_builder bm3_dataset_builder;
 
 // A trained model, ready to answer.
@@ -98,33 +102,33 @@ typedef struct bm3_recommender bm3_recommender;
 
 // A modality's features, one row for each item: numbers in memory, or files.
 typedef struct bm3_features {
-    // The modality's name, as "text".
+    // The modality's name, such as "text".
     const char *modality;
-    // The numbers, row after row; NULL where they are in files. They are copied.
+    // The numbers, row after row, which are copied; NULL if the features are in files.
     const float *values;
     // How many numbers there are: rows times columns.
     size_t values_len;
-    // Numbers in a row; not looked at where they are in files, which say it themselves.
+    // Numbers in a row; ignored for files, which have their own.
     size_t columns;
-    // A .npy file, or what else `--feature NAME=FILE` of the program takes, which is mapped and
-    // not copied; NULL where the numbers are in memory.
+    // A .npy file, or whatever else `--feature NAME=FILE` of the program takes, mapped and not
+    // copied; NULL if the numbers are in memory.
     const char *files;
 } bm3_features;
 
-// Lists of items, one after the other: list n is `items[offsets[n]]` up to, and without,
+// Lists of items, one after the other: list n is `items[offsets[n]]` up to, but not including,
 // `items[offsets[n + 1]]`.
 typedef struct bm3_lists {
-    // One more than there are lists: ascending, from 0 to `items_len`.
+    // One offset more than there are lists, ascending from 0 to `items_len`.
     const size_t *offsets;
-    // How many offsets there are.
+    // The number of offsets.
     size_t offsets_len;
     // The items of all lists.
     const uint32_t *items;
-    // How many there are.
+    // The number of items.
     size_t items_len;
 } bm3_lists;
 
-// Metrics of lists of one length, means over the users.
+// Metrics of lists of one length: means over the users.
 typedef struct bm3_metrics {
     // Recall@K.
     double recall;
@@ -136,7 +140,7 @@ typedef struct bm3_metrics {
     double map;
 } bm3_metrics;
 
-// What an epoch did.
+// The record of an epoch.
 typedef struct bm3_epoch {
     // Its number, from 1.
     uint64_t epoch;
@@ -146,59 +150,56 @@ typedef struct bm3_epoch {
     double valid_recall;
     // NDCG@20 on the validation split; NaN without one.
     double valid_ndcg;
-    // Seconds that it took, its evaluation among them.
+    // Seconds that it took, including its evaluation.
     double seconds;
-    // 1 where its Recall@20 on the validation split is higher than every earlier epoch's, or where
-    // there is no validation split; else 0.
+    // 1 if its Recall@20 on the validation split is higher than every earlier epoch's, or if there
+    // is no validation split; else 0.
     int32_t best;
 } bm3_epoch;
 
-// Is called after each epoch, with the pointer that was given to `bm3_train`; a value that is not 0
+// Called after each epoch, with the pointer that was given to `bm3_train`; a value other than 0
 // stops the training. It may call functions of this library, must return, and must throw nothing.
-// `epoch` is there during the call alone.
+// `epoch` is valid only during the call.
 typedef int32_t (*bm3_epoch_callback)(const struct bm3_epoch *epoch, void *user);
 
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
 
-// What went wrong in this thread's last call that did not end with BM3_OK, in one sentence with what
-// was found and what was expected; an empty text where there was none.
+// Describes this thread's last failed call in one sentence, with what was found and what was
+// expected; an empty text if none has failed.
 //
-// The text is the library's, and there until the thread's next call that fails.
+// The text is the library's, and valid until the thread's next call that fails.
 const char *bm3_last_error(void);
 
-// The library's version, as "0.1.0".
+// The library's version, such as "0.1.0".
 const char *bm3_version(void);
 
 // Opens a data folder in MMRec's layout.
 //
-// `settings` may have the settings `modalities`, `split`, `seed` (of the split) and `features` of the
-// program's --config files, in TOML, as "modalities = ['text']"; those of training are for
-// `bm3_train`, so that one text does for both. NULL is none. `bm3_dataset_free` frees what is put
-// into `dataset`.
-bm3_status bm3_dataset_open(const char *folder,
-                            const char *settings,
-                            struct bm3_dataset **dataset);
+// `settings` may have the settings `modalities`, `split`, `seed` (of the split) and `features` of
+// the program's --config files, in TOML, such as "modalities = ['text']"; NULL means none.
+// Settings of training have no effect here, so that one text serves this function and `bm3_train`.
+// `bm3_dataset_free` frees the handle written to `dataset`.
+bm3_status bm3_dataset_open(const char *folder, const char *settings, struct bm3_dataset **dataset);
 
 // Frees a data set and sets the pointer to NULL; NULL, and a pointer to NULL, are left alone.
 bm3_status bm3_dataset_free(struct bm3_dataset **dataset);
 
-// How many users and items there are. Each of the two may be NULL.
+// Writes the number of users and the number of items. Each of the two may be NULL.
 bm3_status bm3_dataset_sizes(const struct bm3_dataset *dataset, size_t *users, size_t *items);
 
-// What is worth knowing of a data set but need not be changed, such as validation interactions of
-// users who have none in training, which are left out: a line for each, an empty text where there is
-// nothing.
+// Lends the data set's warnings, one per line; an empty text if there are none. They need no action:
+// for example, validation interactions are left out if their users have none in training.
 //
-// `warnings` then points to the library's own text, which is there until the data set is freed.
+// `warnings` then points to the library's own text, which stays valid until the data set is freed.
 bm3_status bm3_dataset_warnings(const struct bm3_dataset *dataset,
                                 const char **warnings);
 
-// Begins a data set of this name from what is in memory.
+// Begins a data set of this name from data in memory.
 //
-// `bm3_dataset_builder_finish` makes a data set of what is put into `builder`;
-// `bm3_dataset_builder_free` frees it where that is not wanted any more.
+// `bm3_dataset_builder_finish` turns the handle written to `builder` into a data set;
+// `bm3_dataset_builder_free` frees one that is no longer wanted.
 bm3_status bm3_dataset_builder_new(const char *name, struct bm3_dataset_builder **builder);
 
 // Adds interactions: user `users[n]` with item `items[n]`, for n below `pairs_len`. They are copied.
@@ -209,18 +210,18 @@ bm3_status bm3_dataset_builder_add_pairs(struct bm3_dataset_builder *builder,
                                          const uint32_t *items,
                                          size_t pairs_len);
 
-// Adds a modality: a row of features for each item.
+// Adds a modality: one row of features per item.
 bm3_status bm3_dataset_builder_add_features(struct bm3_dataset_builder *builder,
                                             const struct bm3_features *features);
 
-// Counts at least so many users and items, whether they have interactions or not.
+// Counts at least this many users and items, whether or not they have interactions.
 bm3_status bm3_dataset_builder_at_least(struct bm3_dataset_builder *builder,
                                         size_t users,
                                         size_t items);
 
-// Makes a data set of what was added, and frees the builder, also where the parts do not make one:
-// no training interaction, ids far beyond what so many interactions can need, too few rows of
-// features, numbers in them that are not finite. Both pointers are set.
+// Makes a data set of what was added, and frees the builder, even on failure: when there is no
+// training interaction, ids are far beyond what the number of interactions can need, or features
+// have too few rows or are not finite. Both pointers are set.
 bm3_status bm3_dataset_builder_finish(struct bm3_dataset_builder **builder,
                                       struct bm3_dataset **dataset);
 
@@ -229,60 +230,60 @@ bm3_status bm3_dataset_builder_free(struct bm3_dataset_builder **builder);
 
 // Opens a trained model: `file` is the directory of a run, or a model.safetensors.
 //
-// `device` is "cpu", a GPU's number as "0", or "auto": GPU 0 where it can be used, else the CPU; NULL
-// is the CPU. `bm3_recommender_free` frees what is put into `recommender`.
+// `device` is "cpu", a GPU's number such as "0", or "auto": GPU 0 if it can be used, else the CPU;
+// NULL means the CPU. `bm3_recommender_free` frees the handle written to `recommender`.
 //
-// The file stays mapped until then: a newer one takes its place by being renamed to its name, never
-// by being written into it. After `fork` a child opens a model of its own to answer on a GPU.
+// The file stays mapped until then: replace it by renaming a newer one to its name, never by
+// writing into it. After `fork`, a child must open its own model to answer on a GPU.
 bm3_status bm3_recommender_open(const char *file,
                                 const char *device,
                                 struct bm3_recommender **recommender);
 
-// Writes the model into a file as `bm3_recommender_open` and the program read it, whole or not at all.
+// Writes the model to a file that `bm3_recommender_open` and the program can read, whole or not at
+// all.
 //
-// Items that were added to the recommender are not in the model, and are added again where it is
-// opened.
-bm3_status bm3_recommender_save(const struct bm3_recommender *recommender,
-                                const char *file);
+// Items added to the recommender are not part of the model: add them again after opening it.
+bm3_status bm3_recommender_save(const struct bm3_recommender *recommender, const char *file);
 
 // Frees a recommender and sets the pointer to NULL; NULL, and a pointer to NULL, are left alone.
 bm3_status bm3_recommender_free(struct bm3_recommender **recommender);
 
-// How many users and items there are, those that were added among them, and how wide a row is. Each
-// of the three may be NULL.
+// Writes the number of users, the number of items including added ones, and the width of a row.
+// Each of the three may be NULL.
 bm3_status bm3_recommender_sizes(const struct bm3_recommender *recommender,
                                  size_t *users,
                                  size_t *items,
                                  size_t *embedding_size);
 
-// The rows of all users, one after the other, each as long as the embedding size: a score is the
-// product of a user's row and an item's.
+// Lends the rows of all users, one after the other, each as long as the embedding size: a score is
+// the inner product of a user's row and an item's.
 //
-// `rows` then points to the library's own numbers, `rows_len` of them in all, which are there until
-// the recommender is changed or freed.
+// `rows` then points to the library's own numbers, `rows_len` of them in all, which stay valid
+// until the recommender is changed or freed.
 bm3_status bm3_user_rows(const struct bm3_recommender *recommender,
                          const float **rows,
                          size_t *rows_len);
 
-// The rows of all items, those that were added among them; otherwise as `bm3_user_rows`.
+// Lends the rows of all items, including added ones; otherwise as `bm3_user_rows`.
 bm3_status bm3_item_rows(const struct bm3_recommender *recommender,
                          const float **rows,
                          size_t *rows_len);
 
-// The items without training interactions, ascending, those that were added among them.
+// Lends the items without training interactions, ascending, including added ones.
 //
-// `items` then points to the library's own numbers, `items_len` of them, which are there until the
-// recommender is changed or freed.
+// `items` then points to the library's own numbers, `items_len` of them, which stay valid until
+// the recommender is changed or freed.
 bm3_status bm3_cold_items(const struct bm3_recommender *recommender,
                           const uint32_t **items,
                           size_t *items_len);
 
-// The `k` best items for each of some users, 1 to 1024, without those that they have interacted with
-// in training (`flags`: BM3_WITH_SEEN leaves them in).
+// Writes the `k` best items (1 to 1024) for each of some users, without the items that the user
+// interacted with in training (`flags`: BM3_WITH_SEEN keeps them).
 //
-// `excluded` has one list for each user of what is left out besides; NULL is none. `items` has room
-// for users_len times k items, user after user; `scores` for as many scores, or is NULL with a length
-// of 0. Where a user's list is short, BM3_NO_ITEM fills it in `items`, minus infinity in `scores`.
+// `excluded` has a list of further items to leave out for each user; NULL means none. `items` has
+// room for users_len times k items, user after user; `scores` for as many scores, or is NULL with
+// a length of 0. If a user's list is short, BM3_NO_ITEM fills it in `items`, and minus infinity in
+// `scores`.
 bm3_status bm3_recommend(const struct bm3_recommender *recommender,
                          const uint32_t *users,
                          size_t users_len,
@@ -294,10 +295,10 @@ bm3_status bm3_recommend(const struct bm3_recommender *recommender,
                          float *scores,
                          size_t scores_len);
 
-// The `k` best items for each of some users that the model was not trained on, by what they have
-// interacted with: `histories` has a list for each of them, of one item at least.
+// Writes the `k` best items for each of some users that the model was not trained on, from the
+// items that they interacted with: `histories` has a list of at least one item for each user.
 //
-// The items of a user's list are left out (`flags`: BM3_WITH_SEEN leaves them in). All else is as in
+// A user's own items are left out (`flags`: BM3_WITH_SEEN keeps them). Otherwise as
 // `bm3_recommend`.
 bm3_status bm3_recommend_for_items(const struct bm3_recommender *recommender,
                                    const struct bm3_lists *histories,
@@ -309,9 +310,10 @@ bm3_status bm3_recommend_for_items(const struct bm3_recommender *recommender,
                                    float *scores,
                                    size_t scores_len);
 
-// The `k` items nearest to each of some items, by the cosine of their rows, itself left out.
+// Writes the `k` items nearest to each of some items, by the cosine of their rows, without the
+// item itself.
 //
-// `items` has room for of_len times k items; all else is as in `bm3_recommend`.
+// `items` has room for of_len times k items; otherwise as `bm3_recommend`.
 bm3_status bm3_similar_items(const struct bm3_recommender *recommender,
                              const uint32_t *of,
                              size_t of_len,
@@ -321,10 +323,10 @@ bm3_status bm3_similar_items(const struct bm3_recommender *recommender,
                              float *scores,
                              size_t scores_len);
 
-// The best `k` of some candidates for a user; repeats count once. What the user has interacted with
-// in training is left out (`flags`: BM3_WITH_SEEN leaves it in).
+// Writes the best `k` of some candidates for a user; repeats count once. Items that the user
+// interacted with in training are left out (`flags`: BM3_WITH_SEEN keeps them).
 //
-// `items` has room for k items; all else is as in `bm3_recommend`.
+// `items` has room for k items; otherwise as `bm3_recommend`.
 bm3_status bm3_rank(const struct bm3_recommender *recommender,
                     uint32_t user,
                     const uint32_t *candidates,
@@ -336,20 +338,20 @@ bm3_status bm3_rank(const struct bm3_recommender *recommender,
                     float *scores,
                     size_t scores_len);
 
-// The scores of pairs of a user and an item, seen or not: the bits that lists have. `users`, `items`
-// and `scores` are of length `pairs_len`.
+// Writes the scores of pairs of a user and an item, seen or not, with the same bits as in lists.
+// `users`, `items` and `scores` have `pairs_len` elements each.
 bm3_status bm3_scores(const struct bm3_recommender *recommender,
                       const uint32_t *users,
                       const uint32_t *items,
                       float *scores,
                       size_t pairs_len);
 
-// How well held-out interactions are found: user `users[n]` with item `items[n]`, for n below
-// `pairs_len`.
+// Measures how well held-out interactions are found: user `users[n]` with item `items[n]`, for n
+// below `pairs_len`.
 //
-// All items are scored for each user, those of training left out. Users without training interactions
-// do not count; one pair of another user is needed. `lengths` are those of the lists, 1 to 1024,
-// ascending; `metrics` has room for as many elements.
+// All items are scored for each user, except the user's training items. Users without training
+// interactions do not count; at least one pair must be of another user. `lengths` are the list
+// lengths, 1 to 1024, ascending; `metrics` has room for as many elements.
 bm3_status bm3_evaluate(const struct bm3_recommender *recommender,
                         const uint32_t *users,
                         const uint32_t *items,
@@ -359,21 +361,22 @@ bm3_status bm3_evaluate(const struct bm3_recommender *recommender,
                         struct bm3_metrics *metrics,
                         size_t metrics_len);
 
-// Scores the model's items without training interactions by their features from now on.
+// Scores the model's items without training interactions from their features from now on.
 //
-// `features` are those that the model was trained with, a table for each modality, where they are
-// inputs of it (`freeze_features`); trained ones are the model's own, and `features` may be NULL with
-// a length of 0. `count`, which may be NULL, is how many such items there are.
+// `features` are those that the model was trained with, a table for each modality, if they are
+// inputs (`freeze_features`); a model that trained its features has its own, and `features` may be
+// NULL with a length of 0. `count`, which may be NULL, receives the number of such items.
 bm3_status bm3_score_cold_items(struct bm3_recommender *recommender,
                                 const struct bm3_features *features,
                                 size_t features_len,
                                 size_t *count);
 
-// Adds items by their features: a table for each of the model's modalities, all with as many rows.
+// Adds items by their features: a table for each of the model's modalities, all with the same
+// number of rows.
 //
-// The new items follow those there are: `first` is the number of the first, `count` how many they
-// are; both may be NULL. A model whose features are inputs of it (`freeze_features`) must have seen
-// them by `bm3_score_cold_items` before.
+// The new items are numbered after the existing ones: `first` receives the first number, `count`
+// how many there are; both may be NULL. If the model's features are inputs (`freeze_features`),
+// call `bm3_score_cold_items` first.
 bm3_status bm3_add_items(struct bm3_recommender *recommender,
                          const struct bm3_features *features,
                          size_t features_len,
@@ -382,18 +385,19 @@ bm3_status bm3_add_items(struct bm3_recommender *recommender,
 
 // Trains a model and makes it ready to answer.
 //
-// `settings` are those of the program's --config files, in TOML, as "layers = 2\nepochs = 50"; NULL
-// is the defaults. A key that is none is refused, with the one that may have been meant. Those of a
-// data set are for `bm3_dataset_open`. `device` is as in `bm3_recommender_open`. `directory` keeps the
-// run as the program does, with its best model and checkpoints, and must not have a run already
-// (`flags`: with BM3_RESUME it goes on with it); NULL is in memory alone.
+// `settings` are those of the program's --config files, in TOML, such as
+// "layers = 2\nepochs = 50"; NULL means the defaults. An unknown key is refused, with a suggestion.
+// Settings of a data set have no effect here; see `bm3_dataset_open`. `device` is as in
+// `bm3_recommender_open`. `directory` keeps the run as the program does, with its best model and
+// checkpoints, and must not have a run already, unless `flags` has BM3_RESUME, which continues it;
+// NULL keeps the run in memory only.
 //
-// `callback`, which may be NULL, is called after each epoch with `user`: on the thread that called,
-// or, where the settings have `threads`, on one of the library's own. When it stops the training
-// early, everything is saved and BM3_INTERRUPTED returned. `recommender` then has the model of the
-// best epoch so far as well, or is NULL where there is none; `bm3_recommender_free` frees it. Where a
-// model that was trained cannot be placed on the device to answer there, that error is returned, and
-// `recommender` answers on the CPU.
+// `callback`, which may be NULL, is called after each epoch with `user`: on the calling thread or,
+// if the settings have `threads`, on one of the library's own. If it stops the training early,
+// everything is saved and BM3_INTERRUPTED returned; `recommender` then holds the model of the best
+// epoch so far, or NULL if there is none. If the trained model cannot be placed on the device to
+// answer there, that error is returned, and `recommender` answers on the CPU.
+// `bm3_recommender_free` frees it.
 bm3_status bm3_train(const struct bm3_dataset *dataset,
                      const char *settings,
                      const char *device,

@@ -1,12 +1,13 @@
-//! The functions that C calls: their header, what the library exports, C programs under
-//! AddressSanitizer (with LeakSanitizer) and UndefinedBehaviorSanitizer, and the README's quick start.
+//! The C API: its header, the library's exports, C programs under AddressSanitizer (with
+//! LeakSanitizer) and UndefinedBehaviorSanitizer, and the README's quick start.
 //!
-//! The library is as everybody builds it: the sanitizers see its heap (leaks, memory freed twice or used
-//! after that by the programs and by what copies memory), and everything in the programs; that the
-//! library writes into their arrays alone is held by guards around them (`serving.c`).
+//! The library is built without sanitizers, as users build it. They still see its heap (leaks,
+//! double frees, uses after free by the programs and by functions that copy memory) and everything
+//! in the programs. Guards around the programs' arrays show that the library writes nowhere else
+//! (`serving.c`).
 //!
-//! Environment: `CC` and `CXX` name the compilers [cc, c++]; with `BM3_RECORD_HEADER=1` the header is
-//! written instead of compared.
+//! Environment: `CC` and `CXX` name the compilers [cc, c++]; `BM3_RECORD_HEADER=1` writes the
+//! header instead of comparing it.
 #![cfg(unix)]
 
 #[path = "capi/header.rs"]
@@ -20,7 +21,7 @@ use std::sync::OnceLock;
 
 use bm3_engine::{Model, Recommender};
 
-/// A compiler, where there is one.
+/// The compiler named by `variable`, or else `standard`; `None` if it does not run.
 fn compiler(variable: &str, standard: &str) -> Option<String> {
     let name = std::env::var(variable).unwrap_or_else(|_| standard.to_owned());
     match Command::new(&name).arg("--version").output() {
@@ -33,8 +34,8 @@ fn compiler(variable: &str, standard: &str) -> Option<String> {
 }
 
 fn succeeds(command: &mut Command) -> String {
-    // cargo has tests find libraries in its folder first, where the one of a Python wheel may lie by
-    // the same name; programs are linked with where theirs is.
+    // cargo makes tests search its own folder for libraries first, where a Python wheel's library
+    // of the same name may be. Programs are linked with the path of theirs.
     command.env_remove("LD_LIBRARY_PATH");
     let Output { status, stdout, stderr } = command.output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
@@ -42,7 +43,7 @@ fn succeeds(command: &mut Command) -> String {
     stdout.into_owned()
 }
 
-/// A command of the README, run where it is to be run.
+/// A command of the README, to run from the repository's root.
 fn shell(command: &str) -> Command {
     let cargo = Path::new(env!("CARGO")).parent().unwrap();
     let path = std::env::var("PATH").unwrap_or_default();
@@ -52,7 +53,8 @@ fn shell(command: &str) -> Command {
     shell
 }
 
-/// The README's quick start in C: its program, and its commands, of which the first builds the library.
+/// The README's quick start in C: its program and its commands; the first command builds the
+/// library.
 fn quick_start() -> (String, Vec<String>) {
     let readme = fs::read_to_string(header::root().join("README.md")).unwrap();
     let (_, section) = readme.split_once("\n### C\n").expect("README.md has a section `### C`");
@@ -63,7 +65,7 @@ fn quick_start() -> (String, Vec<String>) {
     (block("c"), block("sh").lines().map(str::to_owned).collect())
 }
 
-/// The folder of the library, which is built as the README says.
+/// The folder of the library, built as the README says.
 fn library() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -72,7 +74,7 @@ fn library() -> &'static Path {
     })
 }
 
-/// Compiles a program of `tests/capi` with the sanitizers; `None` where that cannot be.
+/// Compiles a program of `tests/capi` with the sanitizers; `None` without a compiler.
 fn program(name: &str) -> Option<PathBuf> {
     let compiler = compiler("CC", "cc")?;
     let (root, library) = (header::root(), library());
@@ -97,7 +99,7 @@ fn program(name: &str) -> Option<PathBuf> {
     Some(output)
 }
 
-/// Runs one; a fault, a leak or a check that does not hold ends the test.
+/// Runs one; a fault, a leak or a failed check fails the test.
 fn run(program: &Path, arguments: &[&Path]) -> String {
     let mut command = Command::new(program);
     command.args(arguments).env("CUDA_VISIBLE_DEVICES", "");
@@ -186,7 +188,8 @@ fn four_threads_get_the_lists_of_one() {
     run(&program, &[]);
 }
 
-/// One model, trained by the program: its lists by the program, from C and in Rust, scores to the bit.
+/// One model, trained by the program, gives the same lists from the program, C and Rust, with the
+/// same bits of every score.
 #[test]
 fn lists_are_the_same_from_the_program_c_and_rust() {
     const K: usize = 20;
@@ -211,7 +214,7 @@ fn lists_are_the_same_from_the_program_c_and_rust() {
         .skip(1)
         .map(|line| {
             let (list, score) = line.rsplit_once(',').unwrap();
-            // The decimal is that of a number of type f32, every digit of it.
+            // The decimal form holds every digit of the f32.
             let score: f64 = score.parse().unwrap();
             assert_eq!(f64::from(score as f32), score);
             format!("{list},{:08x}", (score as f32).to_bits())
@@ -245,7 +248,7 @@ fn the_quick_start_is_the_readmes_and_runs() {
     library();
     let printed = succeeds(&mut shell(&commands[1..].join("\n")));
     print!("{printed}");
-    // The third item of the user's group, before all others.
+    // The third item of the user's group comes first.
     assert!(printed.contains("user 0: item 2 ("), "{printed}");
     assert!(printed.contains("with item 6 new: item 5 ("), "{printed}");
 }

@@ -26,7 +26,7 @@ const COMMANDS: [&str; 13] = [
 
 fn program(arguments: &[&str]) -> assert_cmd::Command {
     let mut command = cargo_bin_cmd!("bm3-engine");
-    // A driver that shows no GPU leaves the CPU, whatever the machine has.
+    // Hides any GPU, so that the program uses the CPU on every machine.
     command.args(arguments).env_remove("RUST_LOG").env("CUDA_VISIBLE_DEVICES", "");
     command
 }
@@ -42,7 +42,7 @@ fn write(directory: &Path, name: &str, text: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// A folder with the least that can be trained on.
+/// A folder with the least data that can be trained on.
 fn data_folder(directory: &Path) -> String {
     let folder = directory.join("d");
     std::fs::create_dir(&folder).unwrap();
@@ -70,7 +70,7 @@ fn help_teaches_by_example() {
             .success()
             .stdout(contains("Examples:\n").and(contains(format!("  bm3-engine {command} "))));
         program(&["--help"]).assert().stdout(contains(format!("\n  {command} ")));
-        // Help that is not broken at words, as what follows the flags is not, is no wider.
+        // Text after the flags is not wrapped, so it has to be narrow enough as it is.
         let help = program(&[command, "--help"]).output().unwrap().stdout;
         let help = String::from_utf8(help).unwrap();
         let examples = help.split("Examples:\n").nth(1).unwrap();

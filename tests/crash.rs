@@ -1,4 +1,4 @@
-//! Runs whose process dies, or whose disk is full, at any moment: what is left goes on to the bits of
+//! Runs whose process dies, or whose disk fills up, at any moment can be continued to the bits of
 //! an unbroken run.
 
 #![cfg(unix)]
@@ -16,8 +16,8 @@ use runs::{Scene, names, said};
 
 const SIGKILL: i32 = 9;
 
-/// `kill -9` at 200 moments, drawn anew each time, of runs that are resumed after each. Whatever is
-/// there is resumed by `--resume`, and each run that ends is the unbroken one.
+/// Kills runs with `kill -9` at 200 moments, drawn anew each time, and resumes them after each.
+/// `--resume` accepts whatever is there, and each run that ends equals the unbroken one.
 #[test]
 fn a_run_killed_at_any_moment_goes_on_to_the_same_bits() {
     let scene = Scene::new();
@@ -29,7 +29,7 @@ fn a_run_killed_at_any_moment_goes_on_to_the_same_bits() {
     let delays = Stream::new(seed, Purpose::Initial, 0, 0);
     let (mut killed, mut ended) = (0, 0);
     let mut run = scene.run("0");
-    // Long enough that a run goes on, short enough that it does not end at once.
+    // Long enough that a run progresses, short enough that it does not end at once.
     let longest = 0.06;
     for attempt in 0.. {
         if killed >= 200 && ended >= 3 {
@@ -54,7 +54,7 @@ fn a_run_killed_at_any_moment_goes_on_to_the_same_bits() {
     println!("{killed} killed, {ended} ended with the bits of an unbroken run");
 }
 
-/// Debug builds have points between all that is done to files, at which a process may be ended.
+/// Debug builds have points between all file operations at which a process can be ended.
 fn has_points() -> bool {
     if !cfg!(debug_assertions) {
         println!("skipped: only a debug build can be ended at a given point");
@@ -62,7 +62,8 @@ fn has_points() -> bool {
     cfg!(debug_assertions)
 }
 
-/// Resumed for no further epoch, a run has the best model by its state, and none that was on its way.
+/// Resumed without further epochs, a run has the best model according to its state, and no
+/// half-written one.
 fn check_settled(scene: &Scene, run: &Path) {
     let state = TensorFile::open(&run.join("state.safetensors")).unwrap();
     let state: StateRecord = state.record().unwrap();
@@ -74,7 +75,7 @@ fn check_settled(scene: &Scene, run: &Path) {
     assert_eq!(Some(model.epoch), state.best.map(|best| best.epoch));
     let others = names(run).into_iter().filter(|name| name.starts_with('.') && name != ".lock");
     assert_eq!(others.count(), 0);
-    // As the run is to go on.
+    // Restores the settings with which the run is to continue.
     let settings = run.join("config.toml");
     let text = fs::read_to_string(&settings).unwrap();
     let whole = fs::read_to_string(scene.whole.join("config.toml")).unwrap();
@@ -83,14 +84,14 @@ fn check_settled(scene: &Scene, run: &Path) {
     fs::write(&settings, text.replace(&now, &then)).unwrap();
 }
 
-/// At each point of a run's writing in turn; then once more while it is resumed.
+/// Ends a run at each point of its writing in turn, and once more while it is resumed.
 #[test]
 fn a_run_ended_between_any_two_writes_goes_on_to_the_same_bits() {
     if !has_points() {
         return;
     }
     let scene = Scene::new();
-    // Each checkpoint is written alike: the points of the first ones are all there are.
+    // All checkpoints are written alike, so the points of the first ones are enough.
     let mut before_the_first = 0;
     for point in 1..=48 {
         let run = scene.run(&format!("point {point}"));
@@ -109,8 +110,8 @@ fn a_run_ended_between_any_two_writes_goes_on_to_the_same_bits() {
     assert!(before_the_first > 5, "{before_the_first}");
 }
 
-/// From each point of a run's writing on: an error that names the file and how to go on, and nothing
-/// is lost.
+/// Fills the disk from each point of a run's writing on: an error names the file and how to
+/// continue, and nothing is lost.
 #[test]
 fn a_disk_that_is_full_at_any_moment_loses_nothing() {
     if !has_points() {

@@ -1,4 +1,4 @@
-//! Data folders, good and bad: what is read, and what each mistake is told.
+//! Data folders, good and bad: what is read, and the error for each mistake.
 
 use std::fs;
 use std::path::Path;
@@ -124,7 +124,7 @@ fn mistakes_in_the_features_name_the_place() {
         &["modality `image`: ", "row 0, column 0 is 1e300, beyond the largest f32 (3.4028235e38)"],
     );
     features_refused(b"not an array", &["does not begin with"]);
-    // A row after the last item is nobody's.
+    // A row after the last item belongs to no item, so its NaN does not matter.
     let directory = folder(GOOD);
     let spare = npy_f32(4, 1, &[0.0, 0.0, 0.0, f32::NAN]);
     fs::write(directory.path().join("image_feat.npy"), spare).unwrap();
@@ -279,7 +279,8 @@ fn a_real_data_set_is_read() {
     assert_eq!(widths, [512, 384]);
 }
 
-/// The same numbers are the same features, however they are stored; any other number is another.
+/// The same numbers have the same fingerprint, however they are stored; any other number changes
+/// it.
 #[test]
 fn a_fingerprint_of_features_is_of_every_number() {
     let (rows, columns) = (100, 3);
@@ -293,7 +294,7 @@ fn a_fingerprint_of_features_is_of_every_number() {
         for (value, next) in [(0.25, -1.0), (-values[place], values[place])] {
             other[place] = value;
             assert_ne!(of(&other), expected, "{place}");
-            // Nor do two changes of one kind in a row undo one another.
+            // Two changes of the same kind do not undo one another either.
             let second = (place + 1) % other.len();
             other[second] = if next == -1.0 { 0.25 } else { -values[second] };
             assert_ne!(of(&other), expected, "{place}");

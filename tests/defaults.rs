@@ -1,17 +1,17 @@
-//! The defaults of a training are said in four places: [`TrainConfig`], the help of the flags, README's table and
-//! the Python package. All say the same.
+//! The training defaults are stated in four places: [`TrainConfig`], the help of the flags,
+//! README's table and the Python package. All agree.
 
 use std::collections::BTreeMap;
 
 use bm3_engine::config::{RunSettings, TrainConfig, TrainSettings};
 use clap::{Args, FromArgMatches};
 
-/// The flags of a training, without those of a run.
+/// The flags of the training settings, without those of a run.
 fn flags() -> clap::Command {
     TrainSettings::augment_args(clap::Command::new("train"))
 }
 
-/// The settings that flags of these names and values make of the default ones.
+/// The default settings, changed by flags with these names and values.
 fn config(values: &BTreeMap<String, String>) -> TrainConfig {
     let arguments = values.iter().map(|(name, value)| format!("--{name}={value}"));
     let matches = flags().no_binary_name(true).try_get_matches_from(arguments).unwrap();
@@ -20,7 +20,7 @@ fn config(values: &BTreeMap<String, String>) -> TrainConfig {
     config
 }
 
-/// Each flag's name and what `default_of` finds.
+/// Each flag's name, with the default that `default_of` finds.
 fn values(default_of: impl Fn(&clap::Arg) -> String) -> BTreeMap<String, String> {
     let flags = flags();
     let values: BTreeMap<String, String> = flags
@@ -45,7 +45,7 @@ fn the_help_of_a_flag_says_its_default() {
 #[test]
 fn the_readme_has_the_defaults() {
     let readme = include_str!("../README.md");
-    // Rows have one flag or several, and as many defaults.
+    // A row has one or several flags, and as many defaults.
     let mut rows = BTreeMap::new();
     for row in readme.lines().filter(|line| line.starts_with("| `--")) {
         let cells: Vec<&str> = row.split('|').map(str::trim).collect();

@@ -1,5 +1,5 @@
-//! What a trained model gives away, through the program: `similar` and `export`, without the data
-//! folder, in forms whose numbers are the library's.
+//! `similar` and `export` through the program, without the data folder, in every form, with the
+//! library's numbers.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use predicates::str::contains;
 
 fn program(arguments: &[&str]) -> assert_cmd::Command {
     let mut command = cargo_bin_cmd!("bm3-engine");
-    // A driver that shows no GPU leaves the CPU, whatever the machine has.
+    // Hides any GPU, so that the program uses the CPU on every machine.
     command.args(arguments).env_remove("RUST_LOG").env("CUDA_VISIBLE_DEVICES", "");
     command
 }
@@ -25,7 +25,7 @@ fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A trained run, whose data folder is gone.
+/// A trained run without its data folder.
 fn run(folder: &Path) -> String {
     let (data, run) = (folder.join("tiny"), folder.join("run"));
     output(&["synth", "--shape", "tiny", "--out", path(&data)]);
@@ -81,14 +81,14 @@ fn a_run_serves_without_its_data() {
         .code(2)
         .stderr(contains("--data: not given, and "))
         .stderr(contains("is in no run's directory"));
-    // All items of this set have been interacted with: nothing changes.
+    // All items of this set have interactions, so nothing changes.
     assert_eq!(
         output(&["recommend", "--model", &run, "--top-k", "6", "--scores", "--cold-items"]),
         lists
     );
 }
 
-/// The program takes a run that was trained from memory, by the library.
+/// The program accepts a run that the library trained on data in memory.
 #[test]
 fn runs_of_the_library_are_runs() {
     let directory = tempfile::tempdir().unwrap();
@@ -108,7 +108,7 @@ fn runs_of_the_library_are_runs() {
         .stderr(contains("--data: not given"));
 }
 
-/// Figures of `bench --model` belong together.
+/// The figures of `bench --model` are consistent.
 #[test]
 fn a_bench_measures_answers() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Features in several files and in safetensors files: what is read, what each mistake is told, and
-//! that a run repeats from the settings it keeps.
+//! Features in several files and in safetensors files: what is read, the error for each mistake,
+//! and that a run repeats from its saved settings.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ fn all_of(matrix: &FeatureMatrix) -> Vec<f32> {
     all
 }
 
-/// A table of 10 rows in three files of different kinds, and the table.
+/// A table of 10 rows in three files of different kinds, and its values.
 struct Shards {
     folder: TempDir,
     values: Vec<f32>,
@@ -204,7 +204,7 @@ fn program(arguments: &[&str]) -> assert_cmd::Command {
     command
 }
 
-/// A tiny data set, its image features cut into twelve files of one modality.
+/// A tiny data set whose image features are cut into twelve files of one modality.
 #[test]
 fn a_run_on_several_files_is_the_run_on_one_and_repeats() {
     let directory = tempfile::tempdir().unwrap();
@@ -244,7 +244,7 @@ fn a_run_on_several_files_is_the_run_on_one_and_repeats() {
         (0..12).map(|number| kept.find(&format!("/image-{number}.")).unwrap()).collect();
     assert!(listed.is_sorted(), "{kept}");
 
-    // A file that would match by now is not part of the run.
+    // A file that the pattern would match now is not part of the run.
     write_npy(Path::new(&path("image-0-late.npy")), columns, &rows[..columns], NpyElement::F32);
     assert!(train("again", &["--config", &path("many/config.toml")]) == one);
 

@@ -1,6 +1,6 @@
-//! Processes that are forked from others. One whose parent trains on a GPU drops what it inherited without
-//! a call of the driver, which it does not have: the emulator ends a process that calls it nonetheless.
-//! One that was forked before anybody used a GPU may use it, without its parent's threads.
+//! Forked processes. A child whose parent trains on a GPU drops its inherited handles without
+//! calling the driver, which it does not have: the emulator kills a child that calls it. A child
+//! forked before any use of the GPU may use it, without its parent's threads.
 
 #![cfg(unix)]
 
@@ -19,13 +19,13 @@ use bm3_engine::run::{MODEL, RunDirectory};
 use bm3_engine::train::{FitOptions, fit};
 use rayon::prelude::*;
 
-/// What the forked process throws to drop all of a training on its way out.
+/// The panic payload that unwinds the forked process, so that it drops the whole training.
 struct Inherited;
 
 /// Forks after the second epoch, when steps have been recorded, and waits for the child.
 #[derive(Default)]
 struct Forks {
-    /// How the child ended, as `waitpid` tells.
+    /// How the child ended, as `waitpid` reports it.
     ended: Option<i32>,
 }
 
@@ -34,8 +34,8 @@ impl Observer for Forks {
         if record.epoch != 2 {
             return;
         }
-        // SAFETY: the child goes on in this thread alone, takes no lock that another one may have had,
-        // and ends by `_exit`.
+        // SAFETY: the child continues in this thread alone, takes no lock that another thread may
+        // hold, and ends by `_exit`.
         let child = unsafe { libc::fork() };
         assert!(child >= 0, "no process was forked");
         if child == 0 {
@@ -81,16 +81,18 @@ fn model(directory: &RunDirectory) -> Vec<u8> {
     std::fs::read(directory.file(MODEL)).unwrap()
 }
 
-/// In so little memory, beside what is left free, that no rows stay on the GPU: all are read for each batch.
+/// Streams features in so little memory, beside the margin left free, that no rows stay on the GPU:
+/// each batch reads all of its rows.
 fn streaming(cuda: Cuda) -> Cuda {
     cuda.keeping_features(FeatureStorage::Stream).limiting_memory(Some(60 << 20))
 }
 
-/// How a child ended, as `waitpid` tells; one that does not end is killed, and tells that.
+/// How a child ended, as `waitpid` reports it. A child still running after a minute is killed, and
+/// its status says so.
 fn end_of(child: libc::pid_t) -> i32 {
     let mut status = 0;
     for _ in 0..600 {
-        // SAFETY: `status` is there to be written.
+        // SAFETY: `status` is valid for writes.
         match unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) } {
             0 => std::thread::sleep(Duration::from_millis(100)),
             ended => {
@@ -99,7 +101,7 @@ fn end_of(child: libc::pid_t) -> i32 {
             }
         }
     }
-    // SAFETY: our child, which still runs.
+    // SAFETY: `child` is ours and still runs.
     unsafe {
         libc::kill(child, libc::SIGKILL);
         libc::waitpid(child, &raw mut status, 0);
@@ -111,12 +113,12 @@ fn end_of(child: libc::pid_t) -> i32 {
 #[test]
 fn forked_processes_train_or_leave_a_training_alone() {
     let folder = tempfile::tempdir().unwrap();
-    // The threads that the child will not have.
+    // Starts the threads that the child will not have.
     let started: usize = (0..1000usize).into_par_iter().sum();
     assert_eq!(started, 499_500);
     let forked = open(folder.path(), "forked");
-    // SAFETY: the child goes on in this thread alone, takes no lock that another one may have had, and
-    // ends by `_exit`.
+    // SAFETY: the child continues in this thread alone, takes no lock that another thread may hold,
+    // and ends by `_exit`.
     let child = unsafe { libc::fork() };
     assert!(child >= 0, "no process was forked");
     if child == 0 {
@@ -148,7 +150,7 @@ fn forked_processes_train_or_leave_a_training_alone() {
         let outcome =
             catch_unwind(AssertUnwindSafe(|| train(cuda(), &config, &forking, &mut forks)));
         if outcome.as_ref().is_err_and(|thrown| thrown.is::<Inherited>()) {
-            // SAFETY: ends the child, which has dropped what it can reach, at once.
+            // SAFETY: ends the child at once, after it has dropped everything it can reach.
             unsafe { libc::_exit(0) };
         }
         outcome.expect("no panic");

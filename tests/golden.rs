@@ -1,8 +1,9 @@
-//! Every golden case, on the CPU in f64 and f32 and through the CUDA kernels: exact small problems with every intermediate value.
+//! Every golden case, an exact small problem with all its intermediate values, on the CPU in f64
+//! and f32 and through the CUDA kernels.
 //!
-//! The cases lie in `BM3_GOLDEN_DIR`, or else in `tests/golden` and, where present, in
-//! `../shared/golden`. One line for each case says the largest deviations found. f64 must agree to
-//! 1e-10; f32 to what its arithmetic allows, see [`Kind::tolerance`].
+//! The cases are in `BM3_GOLDEN_DIR`, or else in `tests/golden` and, if present,
+//! `../shared/golden`. Each case prints one line with the largest deviations found. f64 must agree
+//! to 1e-10; f32 to what its arithmetic allows, see [`Kind::tolerance`].
 
 mod emulator;
 
@@ -110,7 +111,7 @@ impl Case {
         Pairs { users, items }
     }
 
-    /// A split as SPEC §8 and §9 make it of the rows with a label.
+    /// The split of the rows with `label`, by the rules of SPEC §8 and §9.
     fn split(&self, label: i64) -> Split {
         let trained = self.rows_with_label(0);
         let rows = self.rows_with_label(label);
@@ -130,7 +131,7 @@ impl Case {
     }
 }
 
-/// The name in a golden file of one of our tensors.
+/// The golden files' name of one of our tensors.
 fn golden_name(ours: &str) -> String {
     let parts: Vec<&str> = ours.split('.').collect();
     match parts[..] {
@@ -145,7 +146,7 @@ fn golden_name(ours: &str) -> String {
     }
 }
 
-/// What is compared, for the tolerance it deserves.
+/// The kind of a compared value, which decides its tolerance.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Kind {
     Graph,
@@ -160,9 +161,9 @@ enum Kind {
 impl Kind {
     /// How far a value may be from f64's. `scale` is the array's largest magnitude.
     ///
-    /// f64: 1e-10. f32: what plain f32 arithmetic was found to give on these very cases
-    /// (golden/README: loss 6e-7, gradients 3.4e-7 of the largest, parameters 8e-7) doubled for
-    /// another order of summation; node values and scores are sums of fewer than 64 products, each
+    /// f64: 1e-10. f32: the errors that plain f32 arithmetic makes on these very cases
+    /// (golden/README: loss 6e-7, gradients 3.4e-7 of the largest, parameters 8e-7), doubled for
+    /// another order of summation. Node values and scores are sums of fewer than 64 products, each
     /// rounded to 2⁻²⁴ of its size.
     fn tolerance<T: Real>(self, scale: f64) -> f64 {
         if size_of::<T>() == 8 {
@@ -179,7 +180,7 @@ impl Kind {
     }
 }
 
-/// The largest deviation of each kind, as a share of what is allowed.
+/// The largest deviation of each kind, as a fraction of its tolerance.
 #[derive(Default)]
 struct Report {
     largest: BTreeMap<Kind, f64>,
@@ -393,8 +394,8 @@ fn check_evaluation<B: Backend>(
         .collect();
     let name = format!("eval{steps}_scores");
     report.compare::<B::Real>(Kind::Scores, &name, &scores, case.real(&name));
-    // No ranking of a case is decided by less than its gap, which f32 resolves only where the gap
-    // is larger than its own error.
+    // Ranked scores differ by at least the case's gap. f32 resolves the gap only if it exceeds
+    // f32's own error.
     let resolved = size_of::<B::Real>() == 8 || settings.min_rel_score_gap > 64.0 * 6e-8;
     for (label, split_name) in [(1, "valid"), (2, "test")] {
         let split = case.split(label);
@@ -453,7 +454,8 @@ fn directories() -> Vec<PathBuf> {
     if let Some(directory) = std::env::var_os("BM3_GOLDEN_DIR") {
         return vec![directory.into()];
     }
-    // Where the test was compiled, or else where it runs: it may have moved to another machine.
+    // The build machine's path if it exists, else the working directory: the test may have moved to
+    // another machine.
     let compiled = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = if compiled.is_dir() { compiled } else { Path::new(".") };
     vec![root.join("tests/golden"), root.join("../shared/golden")]

@@ -1,5 +1,5 @@
-//! What happens when a GPU cannot be used, or fails: a clear error each time, no panic, and no
-//! memory left behind. On the emulated driver, which can be told to fail.
+//! A GPU that cannot be used, or that fails: a clear error each time, no panic, and no memory left
+//! behind. On the emulated driver, which can be told to fail.
 
 mod common;
 mod emulator;
@@ -16,7 +16,7 @@ use bm3_engine::{Error, Model, Recommender, Result, Trainer};
 use common::Problem;
 use emulator::Emulator;
 
-/// The emulator for one test alone, as new.
+/// Exclusive use of the emulator, in its initial state.
 struct Alone {
     emulator: &'static Emulator,
     _guard: MutexGuard<'static, ()>,
@@ -88,11 +88,11 @@ fn each_reason_why_a_gpu_cannot_be_used_is_its_own() {
     let needed = CudaVersion { major: 13, minor: 0 };
     assert_eq!(reason, Unusable::OldDriver { found: CudaVersion { major: 12, minor: 2 }, needed });
     assert!(text.contains("12.2") && text.contains("13.0"), "{text}");
-    // Kernels of an older toolkit would load, but the driver lacks a function that we call.
+    // Kernels of an older toolkit would load, but this driver lacks a function that we call.
     let older = Kernels { toolkit: CudaVersion { major: 12, minor: 0 }, ..kernels.clone() };
     let (text, _) = reason_of(Device::open(0, Some(&older)));
     assert!(text.contains("12.4"), "{text}");
-    // Minor versions of one major one do not matter.
+    // Minor versions within a major version do not matter.
     alone.set("DRIVER", "13000");
     let newer = Kernels { toolkit: CudaVersion { major: 13, minor: 2 }, ..kernels.clone() };
     assert!(Device::open(0, Some(&newer)).is_ok());
@@ -132,7 +132,7 @@ fn kernels_that_are_none_are_refused() {
     assert!(error.to_string().starts_with(expected), "{error}");
 }
 
-/// A step and an evaluation of a problem with everything in it, on a new device.
+/// A step and an evaluation of a problem that exercises everything, on a new device.
 fn work(problem: &Problem) -> Result<()> {
     let cuda = Cuda::new(Device::open(0, Some(&emulator::kernels()))?);
     let initial = cuda.initial_values(&problem.layout(), 7)?;
@@ -160,7 +160,7 @@ fn work(problem: &Problem) -> Result<()> {
     Ok(())
 }
 
-/// Lists on a new device, of more queries than a launch takes, from two callers at a time.
+/// Lists on a new device, for more queries than a launch takes, from two callers at a time.
 fn serve(model: &Model) -> Result<()> {
     let cuda = Cuda::new(Device::open(0, Some(&emulator::kernels()))?);
     let recommender = Recommender::on_device(model.clone(), bm3_engine::device::Device::Gpu(cuda))?;
@@ -226,7 +226,7 @@ fn every_call_of_the_driver_may_fail() {
         assert_eq!(alone.emulator.used(), 0, "memory is left");
         for function in functions {
             let mut failures = 0;
-            // Until the call that would fail is never made.
+            // Fails each call in turn, until there is no such call.
             for call in 1.. {
                 alone.set("FAIL", function);
                 alone.set("FAIL_AT", &call.to_string());
@@ -255,7 +255,7 @@ fn every_call_of_the_driver_may_fail() {
     }
 }
 
-/// Whatever part of the memory a run needs is missing, the error says what for and what to do.
+/// Whichever allocation finds too little memory, the error says what it was for and what to do.
 #[test]
 fn any_memory_may_be_too_little() {
     let Some(alone) = Alone::new() else { return };
@@ -281,7 +281,7 @@ fn any_memory_may_be_too_little() {
     assert!(refused.len() > 5, "{refused:?}");
 }
 
-/// A model that a GPU has no room for is refused, with no word of settings that train another one.
+/// A model too large for the GPU is refused, and the message suggests no training settings.
 #[test]
 fn a_model_too_large_to_serve_is_refused() {
     let Some(alone) = Alone::new() else { return };
@@ -301,7 +301,7 @@ fn a_model_too_large_to_serve_is_refused() {
     assert!(refused.contains("the rows of all items"), "{refused:?}");
 }
 
-/// A kernel that fails is named by what waits for it, and everything after fails as well.
+/// The call that waits for a failed kernel reports it, and everything after it fails as well.
 #[test]
 fn a_failed_kernel_is_an_error_of_what_waits() {
     let Some(alone) = Alone::new() else { return };
@@ -309,7 +309,7 @@ fn a_failed_kernel_is_an_error_of_what_waits() {
     let cuda = emulator::cuda().expect("the emulator");
     let mut model = problem.try_model(cuda).expect("room");
     model.step(problem.batch(), &Dropout::None, 0.01).expect("a step");
-    // What a GPU does after an access outside of memory: nothing any more.
+    // A GPU does nothing any more after an access out of bounds.
     alone.set("FAIL", "cuStreamSynchronize");
     let error = model.losses().expect_err("it fails");
     assert!(
@@ -318,7 +318,7 @@ fn a_failed_kernel_is_an_error_of_what_waits() {
     );
 }
 
-/// Three epochs of four steps each; before the second one so many steps more are planned.
+/// Three epochs of four steps each; `more` additional steps are planned before the second epoch.
 fn epochs(more: u64, one_by_one: bool) -> Result<DenseState<f32>> {
     let problem = problem(false);
     let cuda = Cuda::new(Device::open(0, Some(&emulator::kernels()))?);
@@ -347,8 +347,8 @@ fn epochs(more: u64, one_by_one: bool) -> Result<DenseState<f32>> {
     model.dense_state()
 }
 
-/// A step is recorded once for all epochs, alone and with those of an epoch; and again when it asks
-/// for something else, as after the constants of its steps have moved to where there is room for more.
+/// A step is recorded once for all epochs, alone and with those of an epoch. It is recorded again
+/// if its requests change, for instance after its steps' constants have moved to a larger buffer.
 #[test]
 fn a_recorded_step_serves_as_long_as_it_asks_for_the_same() {
     let Some(alone) = Alone::new() else { return };

@@ -1,8 +1,8 @@
-//! The memory plan of a run on a GPU against what the run allocates: on the emulated driver, whose
+//! The memory plan of a run on a GPU against what the run allocates, on the emulated driver: its
 //! memory can be made as small as one likes and is counted to the byte.
 //!
-//! A plan is honest when the run succeeds with just as many bytes, and tight when it fails with
-//! a little less.
+//! A plan is honest if the run succeeds with exactly that many bytes, and tight if it fails with a
+//! little less.
 
 mod emulator;
 
@@ -22,20 +22,21 @@ use bm3_engine::train::{FitOptions, fit, graph};
 use bm3_engine::{Error, Result};
 use emulator::Emulator;
 
-/// This share less than planned is too little. The rest is the largest batch that could be, and the
-/// growth of the memory for intermediate numbers, which may stop short of what is planned.
+/// With this fraction less than planned, the run must fail. The fraction covers the largest
+/// possible batch, and the growth of the memory for intermediate numbers, which may stop short of
+/// the plan.
 const SLACK: f64 = 0.05;
 
-/// What a run has of the device's memory.
+/// Watches a run's use of the device's memory.
 struct Watch {
     emulator: &'static Emulator,
     /// The most bytes in use after a step or an epoch.
     most: u64,
     /// Bytes copied to the host by the end of each epoch, with its evaluation.
     read: Vec<u64>,
-    /// From an epoch's first step to its end others leave so much beside what is in use.
+    /// From an epoch's first step to its end, others leave only this much beside what is in use.
     left: Option<u64>,
-    /// The device's memory.
+    /// Bytes of the device's memory.
     memory: u64,
 }
 
@@ -55,7 +56,7 @@ impl Observer for Watch {
     }
 }
 
-/// What a run took, and what it left.
+/// What a run used, and its model.
 struct Taken {
     /// The most bytes in use after a step or an epoch.
     most: u64,
@@ -64,17 +65,17 @@ struct Taken {
     model: Vec<u8>,
 }
 
-/// What a run has to do with.
+/// The memory available to a run.
 #[derive(Debug, Clone, Copy)]
 enum Room {
-    /// A GPU of so many bytes.
+    /// A GPU with this many bytes.
     Memory(u64),
-    /// So many bytes of one that has more.
+    /// A limit of this many bytes on a larger GPU.
     Limit(u64),
 }
 
-/// Trains on a GPU of so many bytes, of which others may leave little meanwhile, or on a large one of
-/// which a run may take so many.
+/// Trains on a GPU of the given size, or on a large one with a limit. With `left`, others take the
+/// rest of the memory meanwhile.
 fn train(
     emulator: &'static Emulator,
     dataset: &Dataset,
@@ -103,7 +104,7 @@ fn train(
     Ok(Taken { most: watch.most, read: read.expect("two epochs"), model })
 }
 
-/// A small data set with all that a large one has.
+/// A small data set with everything that a large one has.
 fn tiny(folder: &Path) -> PathBuf {
     let data = folder.join("tiny");
     let feature_type = bm3_engine::data::FeatureType::F16;
@@ -167,9 +168,8 @@ fn a_plan_is_what_a_run_takes() {
     }
 }
 
-/// A model is read from the device when it is saved, not whenever it is better than those before, if
-/// the device has room for it; a byte less, and trained features are read each time. Both have one
-/// outcome.
+/// If the device has room, a model is read from it when it is saved, not each time it is the best
+/// so far. With a byte less, trained features are read each time. Both give the same model.
 #[test]
 fn the_best_epoch_stays_on_the_device_where_there_is_room() {
     let Some(emulator) = emulator::changeable() else { return };
@@ -204,16 +204,15 @@ fn the_best_epoch_stays_on_the_device_where_there_is_room() {
     assert!(kept.read < features / 4, "{} bytes read in an epoch", kept.read);
     assert!(kept.model == read.model, "the same model");
 
-    // What was counted on goes to others before it is needed: beside the other parameters there is no
-    // room for the features.
+    // Others take the planned memory before it is needed, and the features no longer fit beside the
+    // other parameters.
     let late =
         train(emulator, &dataset, &config, Room::Memory(enough), Some(features / 2)).unwrap();
     assert_eq!(late.read, read.read, "read as where there was no room from the beginning");
     assert!(late.model == read.model, "the same model");
 }
 
-/// The driver keeps what was freed for this process: a run that follows another finds as much memory
-/// as the first one did.
+/// The driver keeps freed memory for this process: a second run finds as much memory as the first.
 #[test]
 fn freed_memory_is_free() {
     if emulator::on_gpu() {

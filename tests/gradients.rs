@@ -1,8 +1,8 @@
 //! The hand-derived gradients against finite differences of a loss written another way.
 //!
-//! The reference below follows SPEC §2 and §3 with plain dense matrices, all nodes and all items,
-//! and takes its parameters twice: once for what gradients flow through, once for the targets, whose
-//! gradient is stopped.
+//! The reference below follows SPEC §2 and §3 with plain dense matrices over all nodes and all
+//! items. It takes its parameters twice: once for the values through which gradients flow, once for
+//! the targets, whose gradient is stopped.
 
 mod common;
 
@@ -150,7 +150,7 @@ fn cosine(left: &[f64], right: &[f64]) -> f64 {
     product / (norm(left) * norm(right))
 }
 
-/// ui, iu, align and mask of each modality, reg: `online` carries the gradient.
+/// The terms ui, iu, align and mask of each modality, and reg. `online` carries the gradient.
 fn terms(problem: &Problem, online: &Forward, target: &Forward, dense: &[f64]) -> Vec<f64> {
     let layout = problem.layout();
     let weight = rows(&dense[layout.predictor_weight.clone()], layout.embedding_size);
@@ -265,7 +265,7 @@ proptest! {
     /// terms equal the plain ones and every gradient equals its finite difference.
     #[test]
     fn gradients_equal_finite_differences(problem in Problem::random()) {
-        // LeakyReLU has no derivative at 0: a value that h can carry across it proves nothing.
+        // LeakyReLU has no derivative at 0, so values that h can carry across it are left out.
         prop_assume!(far_from_kinks(&problem));
         check(&problem)?;
     }

@@ -1,26 +1,27 @@
-//! What each kernel uses of a multiprocessor, as `ptxas` said when it was compiled, held to
-//! `kernels/budgets.txt`: registers and shared memory decide how many blocks run side by side, and
+//! Each kernel's use of a multiprocessor, as `ptxas` reported it at compile time, against
+//! `kernels/budgets.txt`. Registers and shared memory decide how many blocks run side by side, and
 //! a spilled register is traffic that no formula counts.
 //!
-//! More than the budget fails, and so does so much less that the budget no longer guards what was
-//! won. `BM3_RECORD_BUDGETS=1 cargo test --test kernel_budgets` writes what this build uses. The
-//! figures are those of one toolkit: with another one, or without nvcc, nothing is compared.
+//! Exceeding the budget fails. So does staying so far below it that the budget no longer guards the
+//! gain. `BM3_RECORD_BUDGETS=1 cargo test --test kernel_budgets` records what this build uses. The
+//! figures belong to one toolkit: with another one, or without nvcc, nothing is compared.
 //!
-//! nvcc may compile the same source differently from run to run: some of its choices depend on where
-//! its own data happens to lie. A kernel that changes its figures so is rewritten until it does not.
+//! nvcc may compile the same source differently from run to run: some of its choices depend on
+//! where its own data happens to lie. A kernel whose figures vary like this is rewritten until they
+//! do not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// A line for each kernel and capability, written by `build/nvcc.rs`; empty without nvcc.
+/// One line per kernel and capability, written by `build/nvcc.rs`; empty without nvcc.
 const FOUND: &str = include_str!(env!("BM3_KERNEL_RESOURCES"));
 const TOOLKIT: &str = env!("BM3_CUDA_TOOLKIT");
 
 /// Registers are given to a warp in units of 256: eight for each of its threads.
 const REGISTER_UNIT: u32 = 8;
 
-/// What a kernel uses, or may use: the most over all capabilities, and registers for each.
+/// What a kernel uses or may use: the maximum over all capabilities, and registers for each.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Resources {
     shared_bytes: u32,
@@ -50,7 +51,7 @@ fn found(text: &str) -> Kernels {
     kernels
 }
 
-/// Reads `budgets.txt`: the toolkit, and what each kernel may use.
+/// Reads `budgets.txt`: the toolkit, and each kernel's budget.
 fn budgets(text: &str) -> (String, Kernels) {
     let (mut toolkit, mut capabilities, mut kernels) = (String::new(), Vec::new(), Kernels::new());
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -99,8 +100,8 @@ fn written(toolkit: &str, kernels: &Kernels) -> String {
     text + "\n"
 }
 
-/// What is over its budget, in units of what the device gives out, or so far below that the budget should
-/// follow.
+/// Every figure over its budget, in the units that the device gives out, or so far below it that
+/// the budget should follow.
 fn differences(found: &Kernels, budgets: &Kernels) -> Vec<String> {
     let mut all = Vec::new();
     let mut compare = |kernel: &str, what: &str, found: u32, budget: u32, unit: u32| {
@@ -121,7 +122,7 @@ fn differences(found: &Kernels, budgets: &Kernels) -> Vec<String> {
         compare(name, "bytes of shared memory", uses.shared_bytes, budget.shared_bytes, 1);
         compare(name, "bytes of spilled registers", uses.spilled_bytes, budget.spilled_bytes, 1);
         for (capability, &registers) in &uses.registers {
-            // A build for capabilities of the user's choice may have others.
+            // A build for other capabilities may have none in the budget.
             if let Some(&most) = budget.registers.get(capability) {
                 let what = format!("registers for capability {capability}");
                 compare(name, &what, registers, most, REGISTER_UNIT);

@@ -1,5 +1,6 @@
-//! Runs whose numbers stop being finite, on the CPU and through the CUDA kernels: they end with the
-//! step, the batch, the culprit and the last good checkpoint named, and that is what is kept.
+//! Runs whose numbers stop being finite, on the CPU and through the CUDA kernels. They end with an
+//! error that names the step, the batch, the culprit and the last good checkpoint, and that
+//! checkpoint is kept.
 
 mod common;
 #[macro_use]
@@ -23,10 +24,11 @@ use bm3_engine::train::{FitOptions, fit};
 const USERS: u32 = 20;
 const ITEMS: u32 = 12;
 const COLUMNS: u32 = 5;
-/// The item that one user alone has, so that it is in one batch of an epoch.
+/// An item of a single user, so that only one batch of an epoch has it.
 const RARE: u32 = 11;
 
-/// Pairs of all but the rare item in some order, and features of `value` in one place of its row.
+/// Pairs of all items but the rare one, then one pair with it; text features with `value` at one
+/// place of its row.
 fn dataset(value: f32) -> Dataset {
     let mut train = Pairs::default();
     for (user, item) in (0..USERS).flat_map(|user| (0..RARE).map(move |item| (user, item))) {
@@ -92,8 +94,8 @@ fn failure<B: Backend>(
     }
 }
 
-/// Features so large that the item's row is not finite once it is projected: the step is that of the
-/// item's batch, whatever the device does until the epoch's end, and nothing is saved.
+/// Features so large that the item's row is not finite once projected. The reported step is that of
+/// the item's batch, whatever the device does until the epoch's end, and nothing is saved.
 #[test]
 fn the_step_is_that_of_the_batch_that_spoils_the_numbers() {
     let dataset = dataset(3e38);
@@ -121,7 +123,8 @@ fn the_step_is_that_of_the_batch_that_spoils_the_numbers() {
                 assert!(found.to_string().ends_with("there is no checkpoint from before"));
                 assert!(!directory.path().join(run::STATE).exists());
 
-                // Asked to stop in that epoch, after the failure: it is told, not saved.
+                // Asked to stop in that epoch, after the failure, the run reports it and saves
+                // nothing.
                 let directory = tempfile::tempdir().unwrap();
                 let asked = failure(backend(), &dataset, &config, directory.path(), found.step);
                 assert_eq!(asked, found);
@@ -131,13 +134,13 @@ fn the_step_is_that_of_the_batch_that_spoils_the_numbers() {
     }
 }
 
-/// A loss that is fine and a gradient that is not: the tensor is named.
+/// If the loss is finite but a gradient is not, the error names the tensor.
 #[test]
 fn a_gradient_that_is_not_finite_is_named_by_its_tensor() {
     on_each_backend!(backend => {
         for (config, what) in [
             (TrainConfig { reg_weight: 1e300, ..config() }, "`user_embedding`"),
-            // Its step leads out of all numbers.
+            // This step overflows the parameters.
             (TrainConfig { learning_rate: 1e300, ..config() }, "`user_embedding`"),
         ] {
             let directory = tempfile::tempdir().unwrap();
@@ -148,8 +151,9 @@ fn a_gradient_that_is_not_finite_is_named_by_its_tensor() {
     });
 }
 
-/// A run that goes wrong in its third epoch, by a number in the state of the second whose square is
-/// none: that state is named and left as it is, and resuming it ends the same way.
+/// A run fails in its third epoch, because the square of a number in the second epoch's state is
+/// not finite. The error names that state, which stays as it is, and resuming it fails the same
+/// way.
 #[test]
 fn the_checkpoint_before_is_named_and_kept() {
     let dataset = dataset(0.5);
@@ -181,7 +185,7 @@ fn the_checkpoint_before_is_named_and_kept() {
     });
 }
 
-/// Changes an element of a tensor in a file.
+/// Changes one element of a tensor in a file.
 fn poke(path: &Path, tensor: &str, element: usize, value: f32) {
     let start = TensorFile::open(path).unwrap().info(tensor).unwrap().data_offsets.0;
     let mut bytes = std::fs::read(path).unwrap();

@@ -1,4 +1,4 @@
-//! Interactions in Parquet and Arrow IPC: read as the same table in text is.
+//! Interactions in Parquet and Arrow IPC are read like the same table in text.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -36,7 +36,7 @@ impl Folder {
     fn parquet(&self, name: &str, batch: &RecordBatch, compression: Compression) {
         let properties = WriterProperties::builder()
             .set_compression(compression)
-            // Several row groups and batches.
+            // Forces several row groups and batches.
             .set_max_row_group_row_count(Some(7))
             .build();
         let mut writer =
@@ -182,7 +182,7 @@ fn columns_go_by_name_or_number() {
     let (text, tables) = tables();
     fs::write(folder.path("t.csv"), text).unwrap();
     folder.parquet("t.parquet", &tables[0].1, Compression::SNAPPY);
-    // The users' column as the items', and the other way round.
+    // Users and items swapped, one column by name, the other by number.
     let flags = ["--user-column", "item_id", "--item-column", "1"];
     assert_eq!(folder.prepared("t.parquet", "a", &flags), folder.prepared("t.csv", "b", &flags));
     let refused = |flags: &[&str], reason: &str| {
@@ -258,7 +258,7 @@ fn what_cannot_be_read_is_named() {
     refused("cut.arrow", &[], "not whole Arrow IPC (");
     fs::write(folder.path("cut.arrows"), [0xff; 9]).unwrap();
     refused("cut.arrows", &[], "not whole Arrow IPC (");
-    // At this one the reader panics.
+    // The reader panics on this file.
     let beyond = "tests/corrupt/offset-beyond-the-buffer.arrow";
     let beyond = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(beyond);
     fs::copy(beyond, folder.path("beyond.arrow")).unwrap();

@@ -67,7 +67,7 @@ impl Raw {
         }
     }
 
-    /// One feature per row, and whose rows they are.
+    /// A file with one feature per row, and the ids of its rows.
     fn features(&self, ids: Option<&str>, values: &[f32]) -> FeatureInput {
         let header =
             format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, 1), }}", values.len());
@@ -248,7 +248,7 @@ fn items_without_features_are_an_error_unless_said_otherwise() {
     raw.refused(|options| options.features = vec![input], &["row 1, column 0 is NaN"]);
 }
 
-/// A folder that had another data set holds the new one alone, or is left as it was.
+/// A folder with an earlier data set ends up with the new one alone, or is left as it was.
 #[test]
 fn nothing_is_left_of_an_earlier_data_set() {
     let raw = Raw::new(TABLE);
@@ -269,7 +269,8 @@ fn nothing_is_left_of_an_earlier_data_set() {
         change(&mut options);
         prepare(&options, &mut |_| {}).map_err(|error| error.to_string())
     };
-    // Even with the outputs of the new one away, its features would be taken for the new one's.
+    // Even without the files that the new data set would replace, the old features would be taken
+    // for part of it.
     for name in ["i_id_mapping.csv", "u_id_mapping.csv"] {
         fs::remove_file(raw.path("out").join(name)).unwrap();
     }
@@ -287,7 +288,7 @@ fn nothing_is_left_of_an_earlier_data_set() {
     let dataset = Dataset::open(&raw.path("out"), &DatasetOptions::default()).unwrap();
     assert_eq!((dataset.name.as_str(), dataset.modalities.len()), ("other", 0));
 
-    // What is read is not removed.
+    // An input file is not removed.
     let error = again(|options| {
         options.overwrite = true;
         options.name = "third".to_owned();

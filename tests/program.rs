@@ -1,6 +1,5 @@
 //! The program from end to end on the CPU: made-up and prepared data, training, interruption,
-//! evaluation, recommendation, and what it says when something is wrong. (On a GPU:
-//! tests/program_gpu.rs.)
+//! evaluation, recommendation, and its error messages. (On a GPU: tests/program_gpu.rs.)
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +17,7 @@ fn program(arguments: &[&str]) -> assert_cmd::Command {
     command
 }
 
-/// Has the driver show no GPU, where there is one: `--device auto` is the CPU, without a word.
+/// Hides any GPU, so that `--device auto` is the CPU, without a warning.
 const NO_GPU: [(&str, &str); 1] = [("CUDA_VISIBLE_DEVICES", "")];
 
 fn output(arguments: &[&str]) -> String {
@@ -59,14 +58,14 @@ fn a_model_is_trained_evaluated_and_asked() {
     let summary = summary(&run);
     assert!(summary["test"]["recall@20"].as_f64().unwrap() > 0.15, "{summary}");
 
-    // The saved model measures as it did in training, to the last bit.
+    // The saved model measures as in training, to the last bit.
     for split in ["valid", "test"] {
         let text = output(&["evaluate", "--model", path(&run), "--split", split, "--json"]);
         let measured: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(measured["metrics"], summary[split]);
     }
 
-    // The same lists in every form, and nobody is recommended what is known.
+    // The same lists in every form, without items that the user already has.
     let file = |name: &str| directory.path().join(name);
     let ask = |out: &Path| {
         let arguments = ["--model", path(&run), "--users", "3,1", "--top-k", "7", "--scores"];
@@ -109,7 +108,7 @@ fn a_model_is_trained_evaluated_and_asked() {
         assert!(fields[4] != "0" || !recommended, "{line}");
     }
 
-    // A reader that has seen enough ends the program quietly.
+    // A reader that closes the pipe early ends the program quietly.
     let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
         .envs(NO_GPU)
         .args(["recommend", "--model", path(&run), "--top-k", "150"])
@@ -121,7 +120,7 @@ fn a_model_is_trained_evaluated_and_asked() {
     let ended = child.wait_with_output().unwrap();
     assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
 
-    // What there is can be looked at, and a run is not overwritten.
+    // The results can be inspected, and a run is not overwritten.
     assert!(output(&["inspect", path(&run)]).contains("best model"));
     let inspected: Value = serde_json::from_str(&output(&["inspect", &data, "--json"])).unwrap();
     assert_eq!(inspected["train"], 5000);
@@ -129,7 +128,7 @@ fn a_model_is_trained_evaluated_and_asked() {
     output(&["inspect", &format!("{data}/text_feat.npy")]);
     program(&arguments).assert().code(2).stderr(contains("a run is already here"));
 
-    // Its settings repeat it, to the same bytes.
+    // The run's settings repeat it, to the same bytes.
     let again = directory.path().join("again");
     let config = run.join("config.toml");
     output(&["train", "--config", path(&config), "--out", path(&again), "--quiet"]);
@@ -157,14 +156,14 @@ fn events_are_json_lines() {
     }
 }
 
-/// Starts training on `data` in `run`, lets it go on for a while and sends a signal.
+/// Trains on `data` in `run` for a while, then sends a signal.
 #[cfg(unix)]
 fn train_and_signal(data: &str, run: &Path, signal: &str, patience: Duration) -> Option<i32> {
     let mut arguments = vec!["train", "--checkpoint-seconds", "0"];
     if run.join("config.toml").is_file() {
         arguments.extend(["--resume", path(run)]);
     } else {
-        // Killed before it was there, it starts anew.
+        // A run killed before it had a `config.toml` starts anew.
         arguments.extend(["--data", data, "--out", path(run), "--epochs", "80"]);
         arguments.extend(["--patience", "1000", "--dropout", "0.2"]);
     }
@@ -252,7 +251,7 @@ fn an_interruption_saves_and_says_how_to_go_on() {
     assert_eq!(summary(&run)["stopped_by"], "epochs");
 }
 
-/// A run started by `nohup` goes on when its terminal hangs up.
+/// A run started by `nohup` continues when its terminal hangs up.
 #[cfg(unix)]
 #[test]
 fn a_signal_that_the_program_is_started_to_ignore_is_ignored() {
@@ -277,7 +276,7 @@ fn a_signal_that_the_program_is_started_to_ignore_is_ignored() {
         std::thread::sleep(Duration::from_millis(20));
     }
     signal("-HUP");
-    // It goes on to write checkpoints: a process that was told to stop writes one.
+    // The run keeps writing checkpoints; a process told to stop would write only one.
     for _ in 0..3 {
         let before = fs::metadata(&state).unwrap().modified().unwrap();
         while fs::metadata(&state).unwrap().modified().unwrap() == before {
@@ -288,10 +287,11 @@ fn a_signal_that_the_program_is_started_to_ignore_is_ignored() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
-/// A safetensors file of one tensor that no model has.
+/// A safetensors file with one tensor that no model has.
 const SMELL: &[u8] = b"\x48\0\0\0\0\0\0\0{\"smell.weight\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       \0\0\0\0";
 
-/// A model's own file has initial values: training goes on where it was, with moments of 0.
+/// A model's file can give initial values: training continues from its parameters, with moments of
+/// 0.
 #[test]
 fn a_model_begins_where_another_ended() {
     let directory = tempfile::tempdir().unwrap();
@@ -314,7 +314,7 @@ fn a_model_begins_where_another_ended() {
     assert!(goes_on < end + 0.2 * (begin - end), "{goes_on} after {end}, first {begin}");
 }
 
-/// Without a validation split nothing ends a run early; that is said before it begins.
+/// Without a validation split nothing ends a run early; the program warns of that before it begins.
 #[test]
 fn a_run_without_a_validation_split_is_warned_of() {
     let directory = tempfile::tempdir().unwrap();
@@ -397,7 +397,7 @@ fn a_directory_that_cannot_be_written_is_a_failure_with_its_name() {
 fn raw_ids_come_back_in_recommendations() {
     let directory = tempfile::tempdir().unwrap();
     let folder = directory.path();
-    // 12 people and 9 things that all belong to a 3-core, one stray that does not, ids of all sorts.
+    // 12 people and 9 things that all belong to a 3-core, one stray that does not, awkward ids.
     let mut table = "person,thing,points,when\n".to_owned();
     for user in 0..12 {
         for item in (0..9).filter(|item| (user + item) % 3 != 0) {
@@ -409,7 +409,7 @@ fn raw_ids_come_back_in_recommendations() {
     fs::write(&raw, table).unwrap();
     let ids: String = (0..9).rev().map(|item| format!("thing {item}\n")).collect();
     fs::write(folder.join("ids.txt"), ids).unwrap();
-    // One feature: the number of the thing, in reverse order of the things.
+    // One feature: the number of the thing, with the things in reverse order.
     let header = "{'descr': '<f8', 'fortran_order': False, 'shape': (9, 1), }";
     let mut npy = b"\x93NUMPY\x01\x00".to_vec();
     npy.extend((header.len() as u16).to_le_bytes());
@@ -428,7 +428,7 @@ fn raw_ids_come_back_in_recommendations() {
         command.args(["--feature", &features, "--feature-ids", &ids]).args(extra);
         command
     };
-    // The stray goes with the core; before that its thing has no features.
+    // The k-core drops the stray, whose own thing has no features.
     prepare(&["--min-rating", "9"]).assert().code(2).stderr(contains("--rating-column"));
     prepare(&["--rating-column", "points", "--min-rating", "9"])
         .assert()
@@ -455,8 +455,8 @@ fn raw_ids_come_back_in_recommendations() {
 
     let run = folder.join("run");
     output(&["train", "--data", path(&data), "--out", path(&run), "--epochs", "2", "--quiet"]);
-    // Maps of something else are left as they are; of the two that a killed process began to write, the
-    // second is written.
+    // Foreign maps are left as they are. If a killed process wrote only the first map, the second
+    // is written.
     let other = folder.join("other");
     fs::create_dir(&other).unwrap();
     let train = ["train", "--data", path(&data), "--out", path(&other), "--epochs", "1", "--quiet"];
@@ -484,7 +484,7 @@ fn raw_ids_come_back_in_recommendations() {
     fs::write(&users, "u, 3\nu, 4\n").unwrap();
     let lists = ask(&["--users", path(&users)]);
     assert!(lists.contains("\"u, 3\",1,thing "), "{lists}");
-    // The run has the ids too: those of the folder are not needed any more.
+    // The run has the ids too: those of the folder are no longer needed.
     for name in ["u_id_mapping.csv", "i_id_mapping.csv"] {
         assert_eq!(fs::read(run.join(name)).unwrap(), fs::read(data.join(name)).unwrap());
         fs::remove_file(data.join(name)).unwrap();
@@ -493,7 +493,7 @@ fn raw_ids_come_back_in_recommendations() {
     let numbered = ask(&["--users", "0", "--external-ids", "never"]);
     assert!(numbered.starts_with("user,rank,item\n0,1,"), "{numbered}");
 
-    // A table of numbers is of the same users: ids mean who they mean in every form of the file.
+    // Selecting by number gives the same users and items as selecting by id.
     let numbers = |file: &str, ids: &str| -> Vec<String> {
         let map = fs::read_to_string(run.join(file)).unwrap();
         let of = |id: &str| {
@@ -516,12 +516,12 @@ fn raw_ids_come_back_in_recommendations() {
         let numbers = numbers(file, ids).join(",");
         output(&[&common[..], &[flag, &numbers, "--external-ids", "never"]].concat());
         assert!(of_ids == fs::read(&npy).unwrap(), "{command}");
-        // A number is no id.
+        // A number is not an id.
         let wrong = [&common[..], &[flag, "0"]].concat();
         program(&wrong).assert().code(2).stderr(contains(format!("{flag}: `0` found, an id")));
     }
 
-    // Maps that do not belong to the model are told by their files.
+    // If the maps do not fit the model, the error names their file.
     let (users_map, items_map) = (run.join("u_id_mapping.csv"), run.join("i_id_mapping.csv"));
     let whole = fs::read_to_string(&items_map).unwrap();
     let head: String = whole.lines().take(3).map(|line| format!("{line}\n")).collect();
@@ -541,7 +541,7 @@ fn raw_ids_come_back_in_recommendations() {
         .stderr(contains("--users: `nobody` found"));
 }
 
-/// `bench` trains and evaluates for real, and its figures belong together.
+/// `bench` really trains and evaluates, and its figures are consistent.
 #[test]
 fn a_bench_measures_the_whole_and_every_operation() {
     let text = output(&[
@@ -575,7 +575,7 @@ fn a_bench_measures_the_whole_and_every_operation() {
     // Three steps of two layers forward and back, two modalities, and an evaluation.
     assert_eq!(calls("spmm"), 3 * 4 + 2);
     assert_eq!((calls("project"), calls("adam_rows")), (6, 6));
-    // Of the nodes, of the predictor and of each modality.
+    // The nodes, the predictor and each modality.
     assert_eq!(calls("adam"), 3 * 4);
     assert_eq!((calls("predict"), calls("top_k"), calls("metrics")), (4, 1, 2));
 

@@ -1,9 +1,9 @@
 //! The program on a GPU, from end to end: training, interruption, evaluation, recommendation, the
-//! list of devices, and what it says when a GPU cannot be used or has too little memory.
+//! list of devices, and the messages for a GPU that cannot be used or has too little memory.
 //!
 //! The program finds the emulated driver (`tests/emulator`) through `LD_LIBRARY_PATH`; with
-//! `BM3_TEST_GPU=1` it computes on the machine's GPU 0. A program that was built without nvcc has
-//! no kernels: then the tests check that it says so.
+//! `BM3_TEST_GPU=1` it computes on the machine's GPU 0. A program built without nvcc has no
+//! kernels: then the tests check that it says so.
 
 mod emulator;
 
@@ -21,15 +21,15 @@ use serde_json::Value;
 /// Settings of a run that takes a second.
 const SHORT: &str = "embedding_size = 16\nepochs = 2\npatience = 9\n";
 
-/// A folder for a test, with a tiny data set, and the driver that the program is to find.
+/// A test's folder, with a tiny data set, and the driver for the program to find.
 struct Setting {
     folder: tempfile::TempDir,
-    /// Where the emulated driver lies; `None` on a real GPU.
+    /// The emulated driver's folder; `None` on a real GPU.
     driver: Option<PathBuf>,
 }
 
 impl Setting {
-    /// `None`, with the reason printed, where there is no driver to be had.
+    /// `None`, after printing the reason, if no driver is available.
     fn new() -> Option<Self> {
         let driver = match emulator::on_gpu() {
             true => None,
@@ -42,7 +42,7 @@ impl Setting {
         Some(setting)
     }
 
-    /// As [`Setting::new`], for what needs a driver that can be told what to pretend.
+    /// As [`Setting::new`], for tests that need a driver that can be told what to pretend.
     fn emulated() -> Option<Self> {
         if emulator::on_gpu() {
             println!("skipped: a real driver cannot be told what to pretend");
@@ -51,8 +51,8 @@ impl Setting {
         Self::new()
     }
 
-    /// As [`Setting::new`], for what needs kernels in the program. Without them, checks that it
-    /// says so.
+    /// As [`Setting::new`], for tests that need kernels in the program. Without them, checks that
+    /// it says so.
     fn with_kernels() -> Option<Self> {
         let setting = Self::new()?;
         if Kernels::embedded().is_some() {
@@ -94,7 +94,7 @@ impl Setting {
         ["train".to_owned(), config, short, from, data, to, run]
     }
 
-    /// That command, and more settings.
+    /// The same command with more settings.
     fn train(&self, run: &str, arguments: &[&str]) -> Command {
         let mut command = self.program(&self.training(run));
         command.args(arguments);
@@ -109,7 +109,7 @@ impl Setting {
         serde_json::from_slice(&self.bytes(run, "summary.json")).unwrap()
     }
 
-    /// Lists with scores of some users, by a run's model.
+    /// Lists with scores for some users, by a run's model.
     fn lists(&self, run: &str, device: &str) -> Vec<Value> {
         let (model, out) = (self.path(run), self.path("lists.jsonl"));
         self.output(&[
@@ -129,8 +129,8 @@ impl Setting {
     }
 }
 
-/// Equal lists of equal scores, up to `tolerance`; items whose scores are that near may have
-/// changed places.
+/// Asserts equal lists of equal scores, up to `tolerance`; items whose scores are that close may
+/// have changed places.
 fn assert_same_lists(expected: &[Value], found: &[Value], tolerance: f64) {
     assert_eq!(expected.len(), found.len());
     let numbers = |line: &Value, key: &str| -> Vec<f64> {
@@ -160,14 +160,14 @@ fn a_gpu_trains_and_serves_as_the_cpu_does() {
     setting.train("cpu", &["--device", "cpu"]).assert().success();
     assert!(setting.summary("gpu")["device"].as_str().unwrap().starts_with("GPU 0 ("));
 
-    // The settings that the run keeps repeat it, on the GPU and to the same bits.
+    // The run's saved settings repeat it on the GPU, to the same bits.
     let (config, again) = (setting.path("gpu/config.toml"), setting.path("again"));
     setting.output(&["train", "--config", &config, "--out", &again]);
     assert!(
         setting.bytes("gpu", "model.safetensors") == setting.bytes("again", "model.safetensors")
     );
 
-    // Evaluated where it was trained, a model measures as in training, to the last bit.
+    // On the device where it was trained, a model measures as in training, to the last bit.
     let model = setting.path("gpu");
     let evaluate = |split: &str, device: &str| -> Value {
         let arguments =
@@ -185,15 +185,15 @@ fn a_gpu_trains_and_serves_as_the_cpu_does() {
     }
 
     // One model scores alike on both, up to some roundings at 22 bits (kernels/tile.cuh) in sums of
-    // 16 products; two models that were trained apart differ by what their steps did with theirs.
+    // 16 products. Two models trained apart also differ by the roundings of their steps.
     let lists = setting.lists("gpu", "0");
     assert_eq!(lists.len(), 300);
     assert_same_lists(&setting.lists("gpu", "cpu"), &lists, 3e-6);
     assert_same_lists(&setting.lists("cpu", "cpu"), &lists, 1e-4);
 }
 
-/// What a settings file keeps of the features' type is used when the run goes on: the bits are
-/// those of a run without a break, and others than those of another type.
+/// A resumed run uses the feature type in its settings file: it gives the bits of an unbroken run,
+/// which are not those of another type.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_goes_on_to_the_same_bits() {
@@ -214,8 +214,8 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
     }
     let mut child = command.spawn().unwrap();
     let mut events = BufReader::new(child.stdout.take().unwrap()).lines();
-    // After the first of three epochs, if it is seen in time. (tests/training.rs breaks off within
-    // epochs.)
+    // Interrupted after the first of three epochs, if it is seen in time. (tests/training.rs
+    // interrupts within epochs.)
     events.find(|line| line.as_ref().unwrap().contains("\"event\":\"epoch\"")).unwrap().unwrap();
     process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     events.for_each(drop);
@@ -234,14 +234,14 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
     }
     assert!(numbers("whole", "model.safetensors") != numbers("wide", "model.safetensors"));
 
-    // Features are not needed to serve: the model is welcome on a CPU, but trains on none.
+    // Serving needs no features, so a CPU can use the model, but it cannot continue its training.
     assert_same_lists(&setting.lists("whole", "cpu"), &setting.lists("whole", "0"), 3e-6);
     setting
         .program(&["train", "--resume", &broken, "--device", "cpu", "--epochs", "4"])
         .assert()
         .code(2)
         .stderr(contains("--feature-type: bf16 found, auto or f32 expected on the CPU"));
-    // A file edited by hand is another run's.
+    // A hand-edited settings file is another run's.
     let config = setting.folder.path().join("broken/config.toml");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("feature_type = \"bf16\"", "feature_type = \"f16\"")).unwrap();
@@ -252,7 +252,7 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
         .stderr(contains("its setting feature_type is"));
 }
 
-/// Every launch of the epoch is timed, also those that are otherwise recorded once for many.
+/// Every launch of the epoch is timed, even those that are otherwise recorded once for many.
 #[test]
 fn a_profile_changes_no_bit_of_a_run() {
     let Some(setting) = Setting::with_kernels() else { return };
@@ -299,7 +299,6 @@ fn each_reason_why_a_gpu_cannot_be_used_is_its_own() {
         for command in ["train", "evaluate", "recommend"] {
             let mut command = match command {
                 "train" => setting.train("run", &[]),
-                // Bad input is found before the model is missed.
                 _ => setting.program(&[command, "--model", &setting.path("cpu")]),
             };
             command
@@ -323,7 +322,7 @@ fn each_reason_why_a_gpu_cannot_be_used_is_its_own() {
     } else {
         refused("0", &[], "error: device 0: the GPU is there, but this build of bm3-engine has no");
     }
-    // Asked of this process, which has no emulator.
+    // This process does not use the emulator.
     if matches!(gpus(), Err(Unusable::NoDriver)) {
         let nowhere = [("LD_LIBRARY_PATH", "")];
         refused("0", &nowhere, "error: device 0: there is no NVIDIA driver on this machine");
@@ -336,8 +335,8 @@ fn is_one_line(text: &str) -> bool {
     text.ends_with('\n') && text.matches('\n').count() == 1
 }
 
-/// `auto` is GPU 0 or the CPU, and says why it is not the GPU that is there; a GPU that fails is
-/// an error.
+/// `auto` is GPU 0 or the CPU, and says why it does not use a GPU that is there. A GPU that fails
+/// is an error.
 #[test]
 fn auto_takes_the_gpu_or_says_why_not() {
     let Some(setting) = Setting::emulated() else { return };
@@ -365,8 +364,7 @@ fn auto_takes_the_gpu_or_says_why_not() {
     assert_eq!(said.matches("warning").count(), 1, "{said}");
     let evaluate = ["evaluate", "--model", &setting.path("c")];
     setting.program(&evaluate).envs(old).assert().success().stderr(starts_with(warned));
-    // Whoever asks for the CPU, or for silence, is not told; nor is there anything to tell where
-    // there is no GPU.
+    // There is no warning if the user asks for the CPU or for silence, or if there is no GPU.
     setting.program(&evaluate).args(["--device", "cpu"]).envs(old).assert().stderr(is_empty());
     train("d", &old).arg("--quiet").assert().success().stderr(is_empty());
     let none = [("BM3_EMULATOR_DEVICES", "0")];
@@ -415,7 +413,7 @@ fn devices_are_listed() {
         let (table, object) = list(&[("BM3_EMULATOR_DRIVER", "12020")]);
         assert!(table.contains("GPU 0 cannot be used: the driver supports CUDA 12.2"), "{table}");
         assert_eq!(object["gpus"][0]["usable"], false);
-        // One that only fails when it is opened.
+        // A GPU that fails only when it is opened.
         let (table, _) = list(&[("BM3_EMULATOR_FAIL", "cuModuleLoadData")]);
         assert!(table.contains("GPU 0 cannot be used: GPU 0 (emulated GPU): loading"), "{table}");
     }
@@ -431,8 +429,8 @@ fn devices_are_listed() {
     }
 }
 
-/// Too little memory is a failure (exit code 1) with what is missing and what helps, in one line,
-/// and `--dry-run` knows it before.
+/// Too little memory is a failure (exit code 1), with one line that says what is missing and what
+/// helps; `--dry-run` knows it before.
 #[test]
 fn too_little_memory_says_what_would_help() {
     if emulator::on_gpu() {
@@ -468,7 +466,7 @@ fn too_little_memory_says_what_would_help() {
             .stdout(contains("# Memory of GPU 0 (emulated GPU):\n"))
             .stdout(contains("that the GPU has: IT DOES NOT FIT; keep features as inputs"));
     }
-    // The same where the GPU has more, of which the run may not take so much.
+    // The same if the GPU has more, but the run may not take it.
     let within = ["--device", "0", "--device-memory", "150kB"];
     let mut command = setting.train("run", &[&within[..], &["--quiet"]].concat());
     command.assert().code(1).stderr(contains(
@@ -488,7 +486,7 @@ fn too_little_memory_says_what_would_help() {
     text.parse::<toml::Table>().unwrap();
 }
 
-/// `bench` on a GPU also tells how fast features come to it, beside a plain copy.
+/// `bench` on a GPU also measures how fast features reach it, beside a plain copy.
 #[test]
 fn a_bench_measures_how_features_come_to_the_gpu() {
     let Some(setting) = Setting::with_kernels() else { return };

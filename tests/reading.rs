@@ -1,4 +1,4 @@
-//! Reading feature files that are larger than what of them is needed at a time.
+//! Large feature files are read without mapping more of them at a time than is needed.
 #![cfg(target_os = "linux")]
 
 mod emulator;
@@ -20,24 +20,24 @@ const ITEMS: usize = 16_384;
 const COLUMNS: usize = 4096;
 const BYTES: u64 = (ITEMS * COLUMNS * 4) as u64;
 
-/// What may be mapped at a time beyond what was before while a table is checked: slices of 64 MiB, and
-/// what the system maps around them.
+/// The most that may be mapped while a table is checked, beyond what was mapped before: slices of
+/// 64 MiB, and what the system maps around them.
 const MOST_CHECKED: u64 = 96 << 20;
 
-/// The same while it is copied: 32 MiB, the parts of 1 MiB that threads have at hand, twice, and what
+/// The same while a table is copied: 32 MiB, the parts of 1 MiB that threads hold, twice, and what
 /// the system maps around them.
 fn most_copied() -> u64 {
     (48 << 20) + ((2 * rayon::current_num_threads() as u64) << 20)
 }
 
-/// Bytes of mapped files' pages that count as this process's memory.
+/// Bytes of mapped file pages that count as this process's memory.
 fn mapped_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("RssFile:")).expect("RssFile");
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
-/// A data set with one table of 256 MiB, all zeros but its last number, which take no disk.
+/// A data set with one sparse table of 256 MiB: all zeros but its last number.
 fn write(folder: &Path) {
     let mut file = File::create(folder.join("image_feat.npy")).unwrap();
     let fields =
@@ -57,7 +57,7 @@ fn write(folder: &Path) {
     std::fs::write(folder.join("large.inter"), rows).unwrap();
 }
 
-/// What a process has mapped is one number: the other test's file is small.
+/// Mapped memory is counted for the whole process, but the other test's file is small.
 #[test]
 fn a_large_table_is_read_without_being_held() {
     let folder = tempfile::tempdir().unwrap();
@@ -78,7 +78,7 @@ fn a_large_table_is_read_without_being_held() {
         "{most} bytes mapped while it was checked, {before} before"
     );
 
-    // Mapped pages that were given back are read again, and hold what the file holds.
+    // Released pages are read again, and hold what the file holds.
     let features: &Arc<FeatureMatrix> = &dataset.modalities[0].features;
     assert_eq!(features.row_f32(ITEMS - 1).unwrap()[COLUMNS - 1], 2.5);
 
@@ -103,7 +103,7 @@ fn a_large_table_is_read_without_being_held() {
     assert!(most < limit, "{most} bytes mapped while it was copied, {before} before");
 }
 
-/// Every number of two bytes, as f16 and as bf16: exactly those that are not finite are refused.
+/// Of all 16-bit patterns, as f16 and as bf16, exactly the non-finite ones are refused.
 #[test]
 fn numbers_of_two_bytes_are_finite_or_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -122,7 +122,7 @@ fn numbers_of_two_bytes_are_finite_or_refused() {
         let (good, bad): (Vec<u16>, Vec<u16>) =
             (0..=u16::MAX).partition(|&bits| finite(dtype, bits));
         check(dtype, &good).unwrap();
-        // Infinities of both signs among them.
+        // The sample includes infinities of both signs.
         for (number, &bits) in bad.iter().step_by(32).enumerate() {
             let mut numbers = good[..24].to_vec();
             numbers[number % 24] = bits;

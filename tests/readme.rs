@@ -1,4 +1,4 @@
-//! What the README shows is what is run.
+//! The README shows the example that is run.
 
 use std::fs;
 use std::path::Path;

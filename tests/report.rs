@@ -22,7 +22,7 @@ fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A tiny data set, and what is trained on it.
+/// A tiny data set, and the runs trained on it.
 struct Scene {
     directory: tempfile::TempDir,
 }
@@ -76,7 +76,7 @@ fn a_profile_changes_no_bit_of_a_run() {
     let bytes = |run: &Path| fs::read(run.join("model.safetensors")).unwrap();
     assert!(bytes(&plain) == bytes(&timed));
     assert!(!plain.join("profile.json").exists());
-    // The epoch says that its seconds are others; all else is the same.
+    // The profiled epoch is marked, because its seconds differ; all else is the same.
     let untimed = |run: &Path| {
         let mut records = records(run);
         for record in &mut records {
@@ -109,13 +109,13 @@ fn a_profile_changes_no_bit_of_a_run() {
     assert!(
         ordered.into_iter().all(|pair| number(&pair[0], "seconds") >= number(&pair[1], "seconds"))
     );
-    // Each step once, and what an evaluation does.
+    // Each step is counted once, and the evaluation is included.
     let calls =
         |name: &str| operations.iter().find(|o| o["name"] == name).map(|o| o["calls"].as_u64());
     assert_eq!(calls("bootstrap_loss"), Some(Some(10)), "{found}");
     assert!(calls("top_k").is_some(), "{found}");
 
-    // A process that goes on has its own second epoch, or an only one.
+    // A resumed process profiles its own second epoch, or its only one.
     program(&["train", "--resume", path(&timed), "--epochs", "6", "--profile", "--quiet"])
         .assert()
         .success();
@@ -131,7 +131,7 @@ fn a_report_says_what_the_runs_have_left() {
     let settings = ["--epochs", "5", "--layers", "2", "--profile", "--learning-rate-decay", "0.5"];
     let second = scene.train("second", &settings);
 
-    // One run: in its own directory.
+    // One run: the report goes into its own directory.
     let out = first.join("report.html");
     program(&["report", path(&first)]).assert().success().stdout(format!("{}\n", out.display()));
     let one = fs::read_to_string(&out).unwrap();
@@ -152,7 +152,7 @@ fn a_report_says_what_the_runs_have_left() {
     }
     assert!(!one.contains("Learning rate"));
 
-    // Two of them, compared.
+    // Two runs, compared.
     let both = scene.report(&[&first, &second]);
     let summary: Value =
         serde_json::from_slice(&fs::read(second.join("summary.json")).unwrap()).unwrap();
@@ -169,12 +169,12 @@ fn a_report_says_what_the_runs_have_left() {
     ] {
         assert!(both.contains(text), "{text}");
     }
-    // Only these differ.
+    // Only these settings differ.
     let differ = both.split("Different between the runs").nth(1).unwrap();
     let head = differ.split("</thead>").next().unwrap();
     assert_eq!(head.matches("<th class=\"text\">").count(), 3, "{head}");
 
-    // Written again to the same bytes; over nothing but a report.
+    // A report is replaced by the same bytes; no other file is replaced.
     assert_eq!(scene.report(&[&first, &second]), both);
     let mine = scene.file("mine.html");
     fs::write(&mine, "mine").unwrap();
@@ -184,12 +184,12 @@ fn a_report_says_what_the_runs_have_left() {
     program(&arguments).args(["--overwrite", "--title", "A <b> title"]).assert().success();
     assert!(fs::read_to_string(&mine).unwrap().contains("<h1>A &lt;b&gt; title</h1>"));
 
-    // Several without --out: here.
+    // Several runs without --out: the report goes into the working directory.
     let mut command = program(&["report", path(&first), path(&second)]);
     command.current_dir(scene.directory.path()).assert().success().stdout("report.html\n");
     assert!(scene.file("report.html").is_file());
 
-    // A run that goes on, or was killed.
+    // A run that still trains, or was killed.
     fs::remove_file(first.join("summary.json")).unwrap();
     assert!(scene.report(&[&first]).contains("not ended yet"));
     fs::remove_file(first.join("config.toml")).unwrap();
@@ -209,7 +209,7 @@ fn a_sweep_is_its_runs() {
     for name in ["layers=1,seed=999", "layers=2,seed=1000"] {
         assert!(report.contains(name), "{name}");
     }
-    // A run that has not begun is left out; no run at all is nothing to draw.
+    // A run that has not begun is left out; without any run there is nothing to draw.
     fs::remove_dir_all(sweep.join("layers=1,seed=999")).unwrap();
     assert!(scene.report(&[&sweep]).contains("<h1>3 runs on tiny</h1>"));
     for name in ["layers=1,seed=1000", "layers=2,seed=999", "layers=2,seed=1000"] {
@@ -252,7 +252,8 @@ fn what_is_no_run_is_refused_by_file_and_line() {
     broken("config.toml", "seed = 1\nseed = 2\n", "config.toml: line 2: ");
     program(&["report"]).assert().code(2).stderr(contains("<RUNDIR>"));
 
-    // Among runs, what is none is left out, and a run whose files are broken is refused still.
+    // Among several paths, those that are not runs are left out, but a run with broken files is
+    // still refused.
     let (none, young) = (scene.file("tiny"), scene.file("young"));
     fs::create_dir(&young).unwrap();
     fs::write(young.join("metrics.jsonl"), "").unwrap();
@@ -280,7 +281,8 @@ fn what_is_no_run_is_refused_by_file_and_line() {
     scene.report(&[&run]);
 }
 
-/// What holds of every page, of which the charts `flat` have a curve that neither rises nor falls.
+/// Checks what holds for every page. Only the charts `flat` have a curve that neither rises nor
+/// falls.
 fn assert_well_drawn(found: &Value, width: u64, flat: &[&str]) {
     for (what, nothing) in [
         ("empty", serde_json::json!([])),
@@ -299,7 +301,7 @@ fn assert_well_drawn(found: &Value, width: u64, flat: &[&str]) {
     }
 }
 
-/// The read-out of a chart is that of an epoch's record.
+/// A chart's read-out shows an epoch's record.
 fn assert_reads(read: &Value, epoch: u64, values: &[f64]) {
     let parts: Vec<&str> = read.as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
     assert_eq!(parts[0], format!("epoch {epoch}"));
@@ -308,12 +310,12 @@ fn assert_reads(read: &Value, epoch: u64, values: &[f64]) {
     let found: Vec<f64> = parts.iter().filter_map(|part| part.parse().ok()).collect();
     assert_eq!(found.len(), expected.len(), "{parts:?}");
     for (found, expected) in found.iter().zip(expected) {
-        // Four places.
+        // Four significant digits.
         assert!((found - expected).abs() <= 5.001e-4 * expected, "{found} for {expected}");
     }
 }
 
-/// The lines of so many epochs, each with the values of one.
+/// The lines of `epochs` epochs, each with the values of `record`.
 fn many_epochs(record: &Value, epochs: u64) -> String {
     let line = |epoch: u64| {
         let mut record = record.clone();
@@ -339,8 +341,8 @@ fn a_reader_sees_every_curve_in_a_browser() {
         file
     };
 
-    // One run: metrics at four lengths of two splits; total, ui, iu, reg and two terms for each of two
-    // modalities; two kinds of seconds; the learning rate.
+    // One run: metrics at four lengths of two splits; total, ui, iu, reg and two terms for each of
+    // two modalities; two kinds of seconds; the learning rate.
     let one = page(&[&first], "one.html");
     let found = browser.look(&one, 1280, &[]);
     assert_well_drawn(&found, 1280, &[]);
@@ -357,13 +359,13 @@ fn a_reader_sees_every_curve_in_a_browser() {
     assert_reads(&found["keyboard"], 1, &of_recall(&kept[0]));
     assert_eq!(found["background"], "rgb(255, 255, 255)");
 
-    // Several runs, one of an only epoch, in windows of all widths, and in the dark.
+    // Several runs, one with a single epoch, in windows of all widths, and in dark mode.
     let three = page(&[&first, &second, &short], "three.html");
     for (width, flags) in
         [(1280, &[][..]), (500, &[]), (2200, &["--blink-settings=preferredColorScheme=0"])]
     {
         let found = browser.look(&three, width, flags);
-        // The second run's learning rate stays as it is.
+        // The second run's learning rate is constant.
         assert_well_drawn(&found, width.into(), &["Learning rate"]);
         assert_eq!((found["charts"].as_u64(), found["curves"].as_u64()), (Some(27), Some(129)));
         let [before, hidden, after] = [0, 1, 2].map(|at| found["toggled"][at].as_u64().unwrap());
@@ -376,19 +378,19 @@ fn a_reader_sees_every_curve_in_a_browser() {
     }
     assert_well_drawn(&browser.look(&page(&[&short], "short.html"), 500, &[]), 500, &[]);
 
-    // A name from outside is a name, whatever it says.
+    // A run's name is shown as text, whatever it says.
     let evil = scene.file("<img src=x onerror=problems.push(1)>");
     fs::rename(&short, &evil).unwrap();
     let found = browser.look(&page(&[&evil], "evil.html"), 800, &[]);
     assert_well_drawn(&found, 800, &[]);
     assert_eq!(found["title"], "<img src=x onerror=problems.push(1)>");
-    // Also where the script writes it, at the epoch that both have.
+    // Also where the script writes the name, at the epoch that both have.
     let found = browser.look(&page(&[&evil, &first], "evil.html"), 800, &[]);
     assert_well_drawn(&found, 800, &[]);
     let named = "1 <img src=x onerror=problems.push(1)>, valid";
     assert!(found["keyboard"].as_array().unwrap().contains(&named.into()), "{found}");
 
-    // Of many epochs as many points as can be seen; the last one among them.
+    // A long run is drawn with as many points as can be seen, including the last.
     let long = scene.file("long");
     fs::create_dir(&long).unwrap();
     fs::write(long.join("metrics.jsonl"), many_epochs(&kept[11], 20_000)).unwrap();
@@ -400,7 +402,7 @@ fn a_reader_sees_every_curve_in_a_browser() {
     assert_eq!(found["overlaps"], serde_json::json!([]));
     assert_reads(&found["pointer"], 20_000, &of_recall(&kept[11]));
 
-    // As pictures, to be looked at where a folder is given.
+    // The pictures can be looked at if a folder is given.
     let folder = std::env::var_os("BM3_SCREENSHOTS").map(PathBuf::from);
     let folder = folder.unwrap_or_else(|| scene.directory.path().to_owned());
     browser.picture(&one, (1280, 2400), &[], &folder.join("one.png"));

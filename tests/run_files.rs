@@ -1,5 +1,5 @@
-//! What the program does when files fail it: limits, directories it may not write, inputs that change
-//! under it, a directory that is taken. Each is one sentence, and nothing is lost.
+//! Failing files: size limits, directories without write permission, inputs that change while in
+//! use, a directory that is taken. Each is reported in one sentence, and nothing is lost.
 
 #![cfg(unix)]
 
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bm3_engine::checkpoint::FORMAT_VERSION;
 use runs::{Scene, numbers, said};
 
-/// The one sentence of a command that fails with this code; warnings may have gone before.
+/// The one sentence of a command that fails with this code; warnings may precede it.
 fn sentence(output: &Output, code: i32) -> String {
     let said = said(output);
     let said: String =
@@ -27,15 +27,15 @@ fn sentence(output: &Output, code: i32) -> String {
     said
 }
 
-/// The program with other arguments than a run's.
+/// The program with these arguments.
 fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"));
     command.env("CUDA_VISIBLE_DEVICES", "").env_remove("RUST_LOG").args(arguments);
     command
 }
 
-/// Files may not grow beyond a size, as a full disk has it for the larger ones: whatever the size, no
-/// signal ends the process, and the run goes on afterwards.
+/// A limit on the size of files acts like a full disk for the larger ones. Whatever the limit, no
+/// signal ends the process, and the run can continue afterwards.
 #[test]
 fn a_limit_on_the_size_of_files_is_an_error_of_the_file() {
     let scene = Scene::new();
@@ -47,7 +47,7 @@ fn a_limit_on_the_size_of_files_is_an_error_of_the_file() {
         let script = format!("ulimit -f {blocks}; exec \"$@\"");
         limited.args(["-c", &script, "sh"]).arg(command.get_program()).args(command.get_args());
         limited.env("CUDA_VISIBLE_DEVICES", "");
-        // Not a file: it has no limit.
+        // A pipe has no limit.
         limited.stdout(Stdio::piped()).stderr(Stdio::piped());
         let output = limited.output().unwrap();
         if output.status.success() {
@@ -66,7 +66,7 @@ fn a_limit_on_the_size_of_files_is_an_error_of_the_file() {
     assert!(whole > 0, "no limit was large enough to be none");
 }
 
-/// Where this user may write anything, the program runs as nobody in particular.
+/// If this user may write anything, the program runs as an unprivileged one.
 #[test]
 fn a_directory_that_may_not_be_written_is_named() {
     let scene = Scene::new();
@@ -74,7 +74,7 @@ fn a_directory_that_may_not_be_written_is_named() {
     let mode = |path: &Path, mode| {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     };
-    // Whoever it is may read everything; the program too, wherever it was built.
+    // That user must be able to read everything, including the program, wherever it was built.
     let binary = folder.path().join("bm3-engine");
     fs::copy(assert_cmd::cargo::cargo_bin!("bm3-engine"), &binary).unwrap();
     for path in [folder.path(), &*binary, scene.directory.path(), &scene.data()] {
@@ -112,7 +112,7 @@ fn a_directory_that_may_not_be_written_is_named() {
     scene.check(&run);
 }
 
-/// A device that is always full, in the place of standard output.
+/// `/dev/full` in place of standard output.
 #[cfg(target_os = "linux")]
 #[test]
 fn output_that_cannot_be_written_is_a_failure() {
@@ -131,7 +131,7 @@ fn output_that_cannot_be_written_is_a_failure() {
     }
 }
 
-/// A run with its features as inputs, read at every step, that goes on until something happens.
+/// A run with frozen features, read at every step, that continues until something happens.
 fn train_frozen(scene: &Scene, run: &Path, checkpoint_seconds: &str) -> Child {
     let mut command = program(&["train", "--json", "--checkpoint-seconds", checkpoint_seconds]);
     command.arg("--data").arg(scene.data()).arg("--out").arg(run);
@@ -140,7 +140,7 @@ fn train_frozen(scene: &Scene, run: &Path, checkpoint_seconds: &str) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Waits for a number of epochs; what else it prints is read by nobody and drained.
+/// Waits for a number of epochs; a thread then drains the rest of the output.
 fn wait_for_epochs(child: &mut Child, count: usize) -> std::thread::JoinHandle<()> {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     let epochs = lines.by_ref().filter(|line| line.contains("\"event\":\"epoch\"")).take(count);
@@ -152,8 +152,9 @@ fn truncate(path: &Path, length: u64) {
     fs::File::options().write(true).open(path).unwrap().set_len(length).unwrap();
 }
 
-/// All of a mapped file is cut off, which the system answers with a signal; or a few bytes of its
-/// last page, which shows as zeros. The one is told at once, the other before it is saved.
+/// Either a whole mapped file is cut off, which the system answers with a signal, or a few bytes of
+/// its last page, which then read as zeros. The first is reported at once, the second before
+/// anything is saved.
 #[test]
 fn a_feature_file_that_is_truncated_while_it_is_used_is_named() {
     let scene = Scene::new();
@@ -173,7 +174,7 @@ fn a_feature_file_that_is_truncated_while_it_is_used_is_named() {
         let said = sentence(&output, 1);
         assert!(said.contains(expected) && said.contains("--resume"), "{said}");
         fs::write(&features, &whole).unwrap();
-        // One goes on from its checkpoint, the other, which has none, from the beginning.
+        // One continues from its checkpoint; the other has none and starts from the beginning.
         let mut resume = program(&["train", "--quiet", "--epochs", "40", "--resume"]);
         let output = resume.arg(&run).output().unwrap();
         assert!(output.status.success(), "{}", runs::said(&output));
@@ -182,11 +183,11 @@ fn a_feature_file_that_is_truncated_while_it_is_used_is_named() {
         ["1000", "0"].map(|run| fs::read_to_string(scene.run(run).join("metrics.jsonl")).unwrap());
     let epochs = |text: &str| text.lines().count();
     assert_eq!(epochs(&left), 40);
-    // What was trained before the file was put back may be more than that.
+    // It may have trained more than 40 epochs before the file was cut.
     assert!(epochs(&right) >= 40);
 }
 
-/// Two runs in one directory: the second is refused whatever it wants, and the first goes on.
+/// Two runs in one directory: the second is always refused, and the first continues.
 #[test]
 fn a_directory_in_which_a_process_trains_is_refused() {
     let scene = Scene::new();
@@ -205,7 +206,7 @@ fn a_directory_in_which_a_process_trains_is_refused() {
         let expected = format!("{}: another process is training in this directory", run.display());
         assert!(said.contains(&expected), "{said}");
     }
-    // It goes on: further checkpoints are written.
+    // The first run still writes checkpoints.
     let state = run.join("state.safetensors");
     let before = numbers(&state);
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -218,8 +219,8 @@ fn a_directory_in_which_a_process_trains_is_refused() {
     drained.join().unwrap();
 }
 
-/// A state that belongs to something else is refused with the difference named, and the run is left
-/// as it was, its settings too.
+/// A state that belongs to something else is refused, with the difference named, and the run is
+/// left as it was, including its settings.
 #[test]
 fn a_state_of_something_else_is_refused_and_left_alone() {
     let scene = Scene::new();
@@ -243,7 +244,7 @@ fn a_state_of_something_else_is_refused_and_left_alone() {
         fs::write(&path, change(fs::read(&path).unwrap())).unwrap();
         folder.to_str().unwrap().to_owned()
     };
-    // One number of the features; one interaction more.
+    // One number of the features differs; one interaction is added.
     let features = other("features", "text_feat.npy", &|mut bytes| {
         let place = bytes.len() - 50;
         bytes[place] ^= 1;
@@ -258,7 +259,7 @@ fn a_state_of_something_else_is_refused_and_left_alone() {
     let said = resume(&["--data", &interactions]);
     assert!(said.contains("trained on other interactions"), "{said}");
 
-    // Another setting, by hand, since no flag can.
+    // A setting changed by hand, since no flag can.
     let settings = String::from_utf8(before[0].clone()).unwrap();
     let changed = settings.replace("learning_rate = 0.02", "learning_rate = 0.03");
     assert_ne!(settings, changed);
@@ -267,7 +268,7 @@ fn a_state_of_something_else_is_refused_and_left_alone() {
     assert!(said.contains("its setting learning_rate is 0.02; expected 0.03"), "{said}");
     fs::write(run.join("config.toml"), settings).unwrap();
 
-    // Another version of the format, of the state and of the model.
+    // Another format version, of the state and of the model.
     for name in ["state.safetensors", "model.safetensors"] {
         let path = run.join(name);
         let bytes = fs::read(&path).unwrap();
@@ -284,7 +285,7 @@ fn a_state_of_something_else_is_refused_and_left_alone() {
         fs::write(&path, bytes).unwrap();
     }
 
-    // Files that do not go together.
+    // Files that do not belong together.
     fs::remove_file(run.join("model.safetensors")).unwrap();
     let said = resume(&[]);
     assert!(said.contains("model.safetensors: is not there; by the state.safetensors"), "{said}");

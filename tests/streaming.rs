@@ -1,4 +1,4 @@
-//! Frozen features that are streamed to a GPU: the bits of those that lie there, in less memory.
+//! Frozen features streamed to a GPU give the bits of resident ones, in less memory.
 
 mod emulator;
 
@@ -17,7 +17,7 @@ use bm3_engine::records::{Observer, RunStart};
 use bm3_engine::run::{self, RunDirectory};
 use bm3_engine::train::{FitOptions, fit, graph};
 
-/// Items of very different popularity, and two modalities of which one is in half precision's range.
+/// Items of very different popularity, and two modalities.
 fn dataset() -> Dataset {
     let (users, items) = (90u32, 2000u32);
     let stream = Stream::new(8, Purpose::Initial, 0, 0);
@@ -58,7 +58,7 @@ fn config() -> TrainConfig {
     }
 }
 
-/// Stops after a number of steps, and keeps what was said of the features.
+/// Stops after a number of steps, and keeps the message about the features.
 struct Watch<'a> {
     stop: &'a AtomicBool,
     steps: u64,
@@ -78,7 +78,7 @@ impl Observer for Watch<'_> {
     }
 }
 
-/// Trains for so many steps; what was said of the features.
+/// Trains for this many steps; returns the message about the features.
 fn train(
     storage: FeatureStorage,
     config: &TrainConfig,
@@ -89,7 +89,7 @@ fn train(
     train_within(None, storage, config, directory, resume, steps)
 }
 
-/// The same, in so many bytes of the GPU's memory.
+/// The same, within a limit on the GPU's memory.
 fn train_within(
     limit: Option<u64>,
     storage: FeatureStorage,
@@ -115,18 +115,18 @@ fn model(directory: &Path) -> Vec<u8> {
     std::fs::read(directory.join(run::MODEL)).unwrap()
 }
 
-/// How many rows a sentence says that stay on the GPU.
+/// The number of rows that stay on the GPU, according to the message.
 fn rows_that_stay(said: &str) -> usize {
     let number = said.split("those of the ").nth(1).and_then(|rest| rest.split(' ').next());
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{said}"))
 }
 
-/// The memory of a GPU on which, beside all else, the rows of so many items fit as features that
-/// are streamed.
+/// The memory of a GPU that has room, beside everything else, to keep the streamed features of this
+/// many items.
 fn memory_for(config: &TrainConfig, rows: u64) -> u64 {
     let dataset = dataset();
     let graph = graph(&dataset, config);
-    // Whatever the memory is, a plan says how many rows it would keep.
+    // For any memory, a plan says how many rows it would keep.
     let kept = |free: u64| {
         let plan = MemoryPlan::on_gpu(&dataset, &graph, config, FeatureStorage::Auto, free, None);
         let lines = plan.unwrap().device;
@@ -136,7 +136,7 @@ fn memory_for(config: &TrainConfig, rows: u64) -> u64 {
         })
     };
     if rows == 0 {
-        // A byte more would be a row.
+        // With one byte more, a row would fit.
         return memory_for(config, 1) - 1;
     }
     let (mut low, mut high) = (0, 1 << 40);
@@ -147,7 +147,8 @@ fn memory_for(config: &TrainConfig, rows: u64) -> u64 {
     high
 }
 
-/// A GPU on which others leave no room for features: they are streamed, to the bits of resident ones.
+/// On a GPU where others leave no room for features, they are streamed, to the bits of resident
+/// ones.
 fn a_full_gpu_streams(device: Arc<Device>) {
     let config = TrainConfig { batch_size: 64, ..config() };
     let [resident, streamed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
@@ -163,11 +164,12 @@ fn a_full_gpu_streams(device: Arc<Device>) {
     assert!(model(resident.path()) == model(streamed.path()), "bits differ");
 }
 
-/// All tests in one: a GPU's memory is one, and so is the emulator's.
+/// One test, because a GPU has one memory, and so has the emulator.
 #[test]
 fn streamed_features_give_the_bits_of_resident_ones() {
     if emulator::on_gpu() {
-        // Its memory comes in pages that are larger than these features: it cannot be filled to a row.
+        // A real GPU's memory comes in pages larger than these features: it cannot be filled to a
+        // row.
         for config in [config(), TrainConfig { batch_size: 300, ..config() }] {
             let [resident, streamed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
             train(FeatureStorage::Resident, &config, resident.path(), false, u64::MAX).unwrap();
@@ -189,7 +191,7 @@ fn streamed_features_give_the_bits_of_resident_ones() {
         emulator.set("BM3_EMULATOR_MEMORY", "");
         let said = train(FeatureStorage::Auto, &config, resident.path(), false, u64::MAX).unwrap();
         assert_eq!(said, None, "there is room");
-        // No row stays, or some do; and as many as streaming takes by itself.
+        // No row stays, or some do, or as many as streaming takes by itself.
         let mut seen = Vec::new();
         for (storage, rows) in [
             (FeatureStorage::Auto, 0),
@@ -208,7 +210,7 @@ fn streamed_features_give_the_bits_of_resident_ones() {
         assert_eq!(seen[..3], [0, 40, 70]);
         assert!(seen[3] < 40, "a quarter of the room is taken where no amount was asked for");
 
-        // A limit has as many stay as a GPU of that size.
+        // With a limit, as many rows stay as on a GPU of that size.
         emulator.set("BM3_EMULATOR_MEMORY", "");
         let limit = Some(memory_for(&config, 40));
         for storage in [FeatureStorage::Auto, FeatureStorage::Stream] {
@@ -218,7 +220,7 @@ fn streamed_features_give_the_bits_of_resident_ones() {
             assert!(model(resident.path()) == model(streamed.path()), "in a limit: bits differ");
         }
 
-        // Broken off and gone on, with another choice in between.
+        // Interrupted and resumed, with another choice in between.
         emulator.set("BM3_EMULATOR_MEMORY", &memory_for(&config, 40).to_string());
         let broken = tempfile::tempdir().unwrap();
         train(FeatureStorage::Stream, &config, broken.path(), false, 2).unwrap();
@@ -228,7 +230,7 @@ fn streamed_features_give_the_bits_of_resident_ones() {
         assert!(model(resident.path()) == model(broken.path()), "bits differ after resuming");
     }
 
-    // Asked to be resident where there is no room, they are not quietly streamed.
+    // Features asked to be resident without room for them are not quietly streamed.
     let config = config();
     emulator.set("BM3_EMULATOR_MEMORY", &memory_for(&config, 40).to_string());
     let refused = tempfile::tempdir().unwrap();
@@ -239,7 +241,7 @@ fn streamed_features_give_the_bits_of_resident_ones() {
     assert!(matches!(error, Error::DeviceMemory { .. }), "{error}");
     assert!(error.to_string().contains("--feature-storage"), "{error}");
 
-    // A driver that fails at any call of the stream is an error, and leaves nothing.
+    // A driver that fails in any call of the stream causes an error, and nothing is left.
     emulator.set("BM3_EMULATOR_MEMORY", "");
     for function in ["cuStreamWaitEvent", "cuEventRecord", "cuMemcpyHtoDAsync_v2", "cuMemHostAlloc"]
     {

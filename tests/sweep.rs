@@ -1,5 +1,5 @@
-//! `sweep` from end to end on the CPU: each run has the numbers of that run alone, whatever is
-//! trained beside it, and however often it is interrupted. (On a GPU: tests/sweep_gpu.rs.)
+//! `sweep` from end to end on the CPU: each run gives the numbers that it gives alone, whatever is
+//! trained beside it and however often it is interrupted. (On a GPU: tests/sweep_gpu.rs.)
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -12,7 +12,7 @@ use predicates::prelude::*;
 use predicates::str::{contains, is_empty};
 use serde_json::Value;
 
-/// Has the driver show no GPU, where there is one.
+/// Hides any GPU.
 const NO_GPU: [(&str, &str); 1] = [("CUDA_VISIBLE_DEVICES", "")];
 
 fn program(arguments: &[&str]) -> assert_cmd::Command {
@@ -48,7 +48,7 @@ impl Setting {
         command
     }
 
-    /// That run alone.
+    /// The same run alone.
     fn train(&self, out: &str, arguments: &[&str]) {
         let mut command = program(&["train", "--quiet", "--data", &self.text("tiny")]);
         command.args(["--out", &self.text(out)]).args(arguments).assert().success();
@@ -114,7 +114,7 @@ fn each_run_is_that_run_alone() {
         }
     }
 
-    // The table is by validation, and every run is one that can be used.
+    // The table is sorted by validation, and every run can be used.
     let results = setting.results();
     let valid: Vec<f64> = results["configurations"]
         .as_array()
@@ -133,7 +133,7 @@ fn each_run_is_that_run_alone() {
     assert_eq!(table.lines().count(), 9);
     assert!(table.starts_with("run,layers,freeze_features,seed,status,"), "{table}");
 
-    // Nothing is left to do, and what was done is shown again.
+    // Nothing is left to do, and the results are shown again.
     let sweep = setting.text("sweep");
     let again = program(&["sweep", "--resume", &sweep, "--json"]).assert().success();
     let again = String::from_utf8(again.get_output().stdout.clone()).unwrap();
@@ -144,7 +144,7 @@ fn each_run_is_that_run_alone() {
     assert_eq!(events[9]["configurations"], results["configurations"]);
 }
 
-/// With `--split` the seed decides the split too, in a sweep as alone.
+/// With `--split` the run's seed also decides the split, as for a run alone.
 #[test]
 fn a_split_is_that_of_the_runs_seed() {
     let setting = Setting::new();
@@ -183,7 +183,7 @@ fn a_run_that_fails_is_named_and_the_others_go_on() {
     assert_eq!(configurations[1]["runs"][0]["status"], "failed");
     setting.train("alone", &["--learning-rate", "0.001", "--epochs", "3"]);
     assert_same_run(&setting.run("learning-rate=0.001,seed=999"), &setting.path("alone"));
-    // Tried again, to no avail; the other one is kept.
+    // The failed run is tried again, to no avail; the other one is kept.
     let sweep = setting.text("sweep");
     program(&["sweep", "--resume", &sweep, "--json"])
         .assert()
@@ -255,7 +255,7 @@ fn an_interruption_saves_all_runs_and_says_how_to_go_on() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    // Until two have begun.
+    // Waits until two runs have begun.
     for _ in 0..2 {
         lines.find(|line| line.as_ref().unwrap().contains(": training on CPU")).unwrap().unwrap();
     }
@@ -307,7 +307,7 @@ fn a_sweep_goes_on_as_it_was_begun_or_not_at_all() {
     refused(&["--layers", "2"], "'--layers <L>'");
     setting.sweep(&grid).assert().code(2).stderr(contains("a sweep is already here; continue it"));
 
-    // Other data, a run that was put in another's place, and a file of another version.
+    // Other data, a run in another's place, and a file of another version.
     let other = setting.text("other");
     program(&["synth", "--shape", "tiny", "--seed", "8", "--out", &other]).assert().success();
     refused(&["--data", &other], "sweep.json: was begun on other interactions");
@@ -318,7 +318,7 @@ fn a_sweep_goes_on_as_it_was_begun_or_not_at_all() {
     refused(&[], "has other settings than run layers=1,seed=999 of this sweep");
     fs::remove_dir_all(&run).unwrap();
     fs::rename(&aside, &run).unwrap();
-    // A run that is missing is trained.
+    // A missing run is trained.
     program(&["sweep", "--resume", &sweep])
         .assert()
         .success()

@@ -1,5 +1,5 @@
-//! Sweeps on a GPU: runs side by side, each on a stream of its own, have the bits of runs alone;
-//! what they share lies on the GPU once; and memory that holds fewer runs has fewer at once. On the
+//! Sweeps on a GPU: runs side by side, each on a stream of its own, give the bits of runs alone;
+//! what they share is on the GPU once; and if memory holds fewer runs, fewer run at once. On the
 //! emulated driver (`tests/emulator`), or with `BM3_TEST_GPU=1` on GPU 0.
 
 mod emulator;
@@ -27,7 +27,7 @@ use bm3_engine::train::{FitOptions, fit};
 use bm3_engine::{Error, Result};
 use predicates::str::contains;
 
-/// Users that like a few of many items, whose features take most of the memory.
+/// Users who like a few of many items, whose features take most of the memory.
 fn dataset() -> Arc<Dataset> {
     let (users, items) = (50u32, 600u32);
     let stream = Stream::new(8, Purpose::Initial, 0, 0);
@@ -76,7 +76,7 @@ fn frozen() -> TrainSettings {
     TrainSettings { freeze_features: Some(true), ..TrainSettings::default() }
 }
 
-/// Sweeps in `folder`.
+/// Runs a sweep in `folder`.
 fn sweep<B: Backend + Send>(
     plan: &Plan,
     dataset: &Arc<Dataset>,
@@ -122,7 +122,7 @@ fn room(
     on_gpu(cuda, storage, &runs, &|_| dataset.clone(), jobs).unwrap()
 }
 
-/// Sweeps on a device and compares each run with that run alone.
+/// Sweeps on a device and compares each run with the same run alone.
 fn assert_bits(plan: &Plan, storage: FeatureStorage, jobs: usize) {
     let Some(cuda) = emulator::cuda() else { return };
     let dataset = dataset();
@@ -183,8 +183,8 @@ impl Watcher for MostUsed {
     }
 }
 
-/// Where the best epochs' features fit beside all runs that find room without them, they are kept on
-/// the GPU; else none is, so that as many runs go on at once.
+/// If the best epochs' features fit beside all runs that have room without them, they are kept on
+/// the GPU. Otherwise none are, so that as many runs go on at once.
 #[test]
 fn runs_keep_their_best_features_where_that_leaves_no_run_out() {
     let _alone = emulator::alone();
@@ -220,7 +220,7 @@ fn what_is_shared_lies_there_once_and_memory_decides_how_many_run() {
     let dataset = dataset();
     let features = 4 * 600 * (300 + 12);
 
-    // Two runs' worth of features and graphs is one's.
+    // Two runs share one copy of features and graphs.
     let shared = cuda.sharing();
     let before = emulator.used();
     let siblings = [shared.sibling().unwrap(), shared.sibling().unwrap()];
@@ -238,7 +238,7 @@ fn what_is_shared_lies_there_once_and_memory_decides_how_many_run() {
     drop((held, siblings, shared));
     assert_eq!(emulator.used(), before);
 
-    // As many at once as are wanted, then as there is memory for.
+    // As many at once as are wanted, then as many as memory allows.
     let plan = plan(&["dropout=0.3,0.5"], &[3, 5], &frozen());
     let count = |memory: u64, storage| {
         emulator.set("BM3_EMULATOR_MEMORY", &memory.to_string());
@@ -257,7 +257,7 @@ fn what_is_shared_lies_there_once_and_memory_decides_how_many_run() {
     assert_eq!(streamed.shared, graph);
     assert!(streamed.each > all.each);
 
-    // What was counted is enough, to the byte.
+    // The counted memory is enough, to the byte.
     for jobs in [2, 4] {
         let memory = all.shared + jobs as u64 * all.each;
         emulator.set("BM3_EMULATOR_MEMORY", &memory.to_string());
@@ -276,8 +276,8 @@ fn what_is_shared_lies_there_once_and_memory_decides_how_many_run() {
     }
 }
 
-/// Streams do not wait for each other: what is shared must not be gone while a run's work, which
-/// nobody has waited for, still reads it.
+/// Streams do not wait for each other: shared data must not be freed while a run's unfinished work
+/// still reads it.
 #[test]
 fn what_is_shared_stays_until_the_work_with_it_is_done() {
     let _alone = emulator::alone();
@@ -287,7 +287,7 @@ fn what_is_shared_stays_until_the_work_with_it_is_done() {
     let columns = matrix.columns();
     let stream = Stream::new(4, Purpose::Initial, 0, 0);
     let weight: Vec<f32> = (0..d * columns).map(|at| stream.normal(at as u64) as f32).collect();
-    // What the projection leaves, to be waited for by who reads it.
+    // The projection's output, which its reader has to wait for.
     let projected = |cuda: &Cuda| {
         let features = cuda.frozen_features(matrix.clone(), dataset.items).unwrap();
         let batch = cuda.upload_batch(Batch::new(&[0; 3], &items), 1).unwrap();
@@ -308,7 +308,7 @@ fn what_is_shared_stays_until_the_work_with_it_is_done() {
     assert_eq!(bits(found), bits(expected));
 }
 
-/// Tells when a run was postponed.
+/// Records what happens to runs, and wakes those who wait for it.
 #[derive(Default)]
 struct Postponed {
     seen: Mutex<Vec<String>>,
@@ -329,8 +329,8 @@ impl Watcher for Postponed {
     }
 }
 
-/// A run that finds no memory beside another one is begun again when that one has ended; one that
-/// finds none alone has failed.
+/// A run that finds no memory beside another one starts again when that one has ended. A run that
+/// finds none alone fails.
 #[test]
 fn a_run_that_finds_no_memory_waits_for_the_others() {
     let (dataset, watch) = (dataset(), Postponed::default());
@@ -349,7 +349,7 @@ fn a_run_that_finds_no_memory_waits_for_the_others() {
     };
     let backend = || match calls.fetch_add(1, Ordering::SeqCst) {
         0 => {
-            // Does not go on before the other one has been refused.
+            // Waits until the other run has been refused.
             let seen = watch.seen.lock().unwrap();
             drop(watch.changed.wait_while(seen, |seen| seen.is_empty()).unwrap());
             Ok(Cpu::<f32>::new())
@@ -423,7 +423,7 @@ fn the_program_sweeps_on_a_gpu() {
         assert!(numbers(&run, name) == numbers(Path::new(&alone), name), "{name}");
     }
     if driver.is_some() {
-        // Too little for two, by the margin that is left free.
+        // Too little for two runs, because a margin is left free.
         for (name, memory, limit) in
             [("few", "8000000", &[][..]), ("limited", "1000000000", &["--device-memory", "8MB"])]
         {

@@ -1,5 +1,5 @@
-//! Whole training runs, on the CPU and through the CUDA kernels: against a recorded trace of other
-//! software, interrupted, again, and on any number of threads.
+//! Whole training runs, on the CPU and through the CUDA kernels: against a trace recorded with
+//! other software, interrupted, repeated, and on any number of threads.
 
 mod common;
 #[macro_use]
@@ -99,7 +99,7 @@ fn a_run_learns_what_was_planted() {
         let directory = tempfile::tempdir().unwrap();
         let summary = train(backend(), directory.path(), &config, false, u64::MAX);
         let recall = summary.test.unwrap().recall_at(20).unwrap();
-        // 20 of about 32 unmasked items at random would find 0.6 of the wanted ones.
+        // 20 of about 32 unmasked items at random would find 0.6 of the wanted items.
         assert!(recall > 0.85, "Recall@20 is {recall}");
     });
 }
@@ -123,8 +123,8 @@ fn a_run_has_the_same_bits_again_and_on_any_number_of_threads() {
     });
 }
 
-/// Both backends draw the same numbers and differ by roundings only: an epoch's losses agree to
-/// what those can grow to in its steps, whatever is trained.
+/// Both backends draw the same numbers and differ by roundings only: whatever is trained, an
+/// epoch's losses agree to what roundings can grow to in its steps.
 #[test]
 fn the_backends_agree() {
     let Some(cuda) = emulator::cuda() else { return };
@@ -155,16 +155,15 @@ fn the_backends_agree() {
     }
 }
 
-/// What a step has a GPU do at the same time does not depend on each other: a run has the same bits
-/// when all launches are made one after the other (as they are while they are timed), and when the
-/// work of branches is done as late or as early as what they wait for allows, launch by launch and
-/// in graphs.
+/// Parts of a step that a GPU runs at the same time are independent. A run has the same bits if all
+/// launches are made one after the other (as when they are timed), and if the work of branches is
+/// done as late or as early as its dependencies allow, launch by launch and in graphs.
 #[test]
 fn the_branches_of_a_step_wait_for_what_they_need() {
     let small = TrainConfig { epochs: 2, ..config() };
     for config in [
         TrainConfig { layers: 0, ..small.clone() },
-        // Of more steps than a graph has.
+        // More steps than a graph has.
         TrainConfig { layers: 1, freeze_features: true, batch_size: 16, ..small.clone() },
         small.clone(),
         TrainConfig { propagation: Propagation::Gcn, ..small },
@@ -183,7 +182,8 @@ fn the_branches_of_a_step_wait_for_what_they_need() {
                     emulator::emulator().expect("it").set("BM3_EMULATOR_STREAMS", streams);
                 }
             };
-            // Branches are made when they are first asked for, the device's own stream is late.
+            // The setting applies to the branches' streams, which are made on first use; the
+            // device's own stream is late.
             set(streams);
             let beside = tempfile::tempdir().unwrap();
             train(cuda, beside.path(), &config, false, u64::MAX);
@@ -202,7 +202,8 @@ fn a_run_stopped_anywhere_resumes_to_the_same_bits() {
         let summary = train(backend(), whole.path(), &config, false, u64::MAX);
         assert_eq!(summary.stopped_by, StopReason::Epochs);
         let steps_per_epoch = summary.steps / summary.epochs;
-        // In the first epoch, at the end of one, and within a later one; then in small pieces.
+        // Stops in the first epoch, at the end of one, and within a later one; then in small
+        // pieces.
         for pieces in [vec![2], vec![steps_per_epoch], vec![2 * steps_per_epoch + 1], vec![3; 5]] {
             let broken = tempfile::tempdir().unwrap();
             let mut resume = false;
@@ -217,10 +218,10 @@ fn a_run_stopped_anywhere_resumes_to_the_same_bits() {
     });
 }
 
-/// Copies the run's files whenever a checkpoint was made: what there would be after a kill.
+/// Copies the run's files at every checkpoint: what would be left after a kill.
 struct Copies<'a> {
     run: &'a Path,
-    /// Epochs and steps in the next one so far, of each copy.
+    /// For each copy: finished epochs, steps of the next one, and its folder.
     made: Vec<(u64, u64, tempfile::TempDir)>,
     place: (u64, u64),
 }
@@ -245,8 +246,8 @@ impl Observer for Copies<'_> {
     }
 }
 
-/// Checkpoints are made within epochs, after any step; a run that is killed goes on from the last one to
-/// the same bits. Once a run that was over goes on, nothing tells of its earlier end.
+/// Checkpoints are made within epochs, after any step. A killed run continues from the last one to
+/// the same bits. Once a finished run continues, nothing shows its earlier end.
 #[test]
 fn a_run_killed_within_an_epoch_goes_on_from_its_last_checkpoint() {
     on_each_backend!(backend => {
@@ -268,7 +269,7 @@ fn a_run_killed_within_an_epoch_goes_on_from_its_last_checkpoint() {
         assert_same_run(whole.path(), broken.path());
 
         let within: Vec<_> = copies.made.iter().filter(|(_, step, _)| *step > 0).collect();
-        // A GPU is asked for several steps at a time.
+        // A GPU runs several steps before it is asked again.
         let places: Vec<(u64, u64)> = within.iter().map(|copy| (copy.0, copy.1)).collect();
         assert!(within.len() > 1 || steps < 17, "{places:?} of {steps} steps");
         for (epoch, step, copy) in within.into_iter().step_by(3) {
@@ -279,7 +280,7 @@ fn a_run_killed_within_an_epoch_goes_on_from_its_last_checkpoint() {
     });
 }
 
-/// Intervals may be longer than any clock tells.
+/// An interval may be longer than a clock can tell.
 #[test]
 fn a_run_may_never_be_saved_before_its_end() {
     let directory = tempfile::tempdir().unwrap();
@@ -302,7 +303,7 @@ fn patience_ends_a_run_and_the_best_epoch_is_kept() {
     let recall = |record: &EpochRecord| record.valid.as_ref().unwrap().recall_at(20).unwrap();
     let best = summary.best_epoch.unwrap();
     assert_eq!(records.len() as u64, summary.epochs);
-    // Stopped at the fourth evaluation in a row that has not beaten the best.
+    // Stopped at the fourth evaluation in a row that did not beat the best.
     assert_eq!(summary.epochs, best + 4);
     let highest = records.iter().map(recall).fold(0.0, f64::max);
     let first = records.iter().find(|record| recall(record) == highest).unwrap();
@@ -351,7 +352,7 @@ fn a_directory_serves_one_run_at_a_time() {
     assert!(error.contains("--resume"), "{error}");
 }
 
-/// What a directory has under the names of a run's files is nobody's to replace, whoever wrote it.
+/// A new run never replaces files with the names of a run's files, whoever wrote them.
 #[test]
 fn a_directory_with_files_of_a_runs_names_is_refused() {
     for name in [run::CONFIG, run::MODEL, run::METRICS, run::SUMMARY, run::PROFILE] {
@@ -362,7 +363,7 @@ fn a_directory_with_files_of_a_runs_names_is_refused() {
         assert!(error.contains(&format!("or its {name}; continue it with --resume")), "{error}");
         assert_eq!(std::fs::read(&file).unwrap(), b"mine");
     }
-    // A model without the state that it belongs to is not gone on with, either.
+    // A model without its state is not continued, either.
     let directory = tempfile::tempdir().unwrap();
     train(Cpu::<f32>::new(), directory.path(), &TrainConfig { epochs: 1, ..config() }, false, 99);
     std::fs::write(directory.path().join(run::CONFIG), "").unwrap();
@@ -371,7 +372,7 @@ fn a_directory_with_files_of_a_runs_names_is_refused() {
     assert!(error.contains("has a model.safetensors but no state.safetensors"), "{error}");
 }
 
-/// A run that is refused takes back what it wrote, and nothing else.
+/// A refused run removes what it wrote, and nothing else.
 #[test]
 fn a_refused_run_leaves_what_it_found() {
     let data = tempfile::tempdir().unwrap();
@@ -392,7 +393,7 @@ fn a_refused_run_leaves_what_it_found() {
         std::fs::write(run.file(run::CONFIG), "settings").unwrap();
         run
     };
-    // In the data's own folder, whose ids are the run's.
+    // In the data's own folder, whose id files serve as the run's.
     let before = names(data.path());
     let run = begin(data.path());
     assert!(run.keep_ids(data.path()).unwrap().is_none());
@@ -400,7 +401,7 @@ fn a_refused_run_leaves_what_it_found() {
     assert_eq!(names(data.path()), before);
     assert_eq!(IdMaps::read(data.path()).unwrap(), Some(ids(&["me", "you"])));
 
-    // In one that was not there.
+    // In a directory that did not exist.
     let parent = tempfile::tempdir().unwrap();
     let directory = parent.path().join("run");
     let run = begin(&directory);
@@ -409,7 +410,7 @@ fn a_refused_run_leaves_what_it_found() {
     run.discard_unused();
     assert!(!directory.exists());
 
-    // In one with ids of something else.
+    // In a directory with other ids.
     std::fs::create_dir(&directory).unwrap();
     ids(&["them"]).write(&directory).unwrap();
     let run = begin(&directory);
@@ -418,14 +419,14 @@ fn a_refused_run_leaves_what_it_found() {
     run.discard_unused();
     assert_eq!(IdMaps::read(&directory).unwrap(), Some(ids(&["them"])));
 
-    // Ids of the data that cannot be read are no reason to refuse it.
+    // Data with unreadable ids is still accepted.
     std::fs::remove_file(&IdMaps::paths(data.path())[0]).unwrap();
     let run = RunDirectory::open(&parent.path().join("other"), false).unwrap();
     let problem = run.keep_ids(data.path()).unwrap().expect("one file of two");
     assert!(problem.to_string().contains("is missing beside it"), "{problem}");
 }
 
-/// Rows of trained features replayed late against a sweep over the table at each step.
+/// Compares late replays of trained feature rows with a sweep over the table at each step.
 fn check_lazy<B: Backend>(
     problem: &Problem,
     backend: impl Fn() -> B,
@@ -439,7 +440,7 @@ fn check_lazy<B: Backend>(
         let rate = 1e-3 / (1 + step) as f64;
         lazy.step(batch(), &Dropout::None, rate).unwrap();
         dense.step(batch(), &Dropout::None, rate).unwrap();
-        // Keeping the table brings every row up to this step, as a sweep would have done.
+        // Keeping the table brings every row up to this step, as a sweep would.
         dense.keep().unwrap();
     }
     prop_assert_eq!(lazy.feature_states().unwrap(), dense.feature_states().unwrap());
@@ -447,8 +448,8 @@ fn check_lazy<B: Backend>(
     Ok(())
 }
 
-/// Epochs one after the other against a table that is brought up between them: a device that brings
-/// rows up for the next step has done so for no epoch's first one.
+/// Compares epochs one after the other with a table that is brought up to date between them. A
+/// device that prepares rows for the next step cannot do so for an epoch's first one.
 fn check_epochs<B: Backend>(
     problem: &Problem,
     backend: impl Fn() -> B,
@@ -484,13 +485,13 @@ fn check_epochs<B: Backend>(
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
-    /// Rows of trained features replayed late have the bits of a sweep over the table at each step.
+    /// Trained feature rows replayed late have the bits of a sweep over the table at each step.
     #[test]
     fn lazy_adam_is_dense_adam(problem in Problem::random(), steps in 2usize..12) {
         on_each_backend!(backend => check_lazy(&problem, backend, steps)?);
     }
 
-    /// So have rows that epochs touch in one go.
+    /// The same for rows that epochs touch in one go.
     #[test]
     fn lazy_adam_is_dense_adam_from_epoch_to_epoch(problem in Problem::random(), size in 1usize..5) {
         on_each_backend!(backend => check_epochs(&problem, backend, size)?);
@@ -504,7 +505,7 @@ fn shared(path: &str) -> Option<PathBuf> {
 
 /// From equal initial values, in file order and without dropout, every step's loss follows a trace
 /// recorded in float64 with other software, and so do the metrics after three epochs. The emulator
-/// takes a minute for that: it follows the first epoch only, unless `BM3_TEST_LONG=1`.
+/// takes a minute for that, so it follows the first epoch only, unless `BM3_TEST_LONG=1`.
 #[test]
 fn the_loss_follows_a_recorded_trace() {
     let (Some(data), Some(trace)) = (shared("data/lfm2k"), shared("golden/lfm2k_trace")) else {
@@ -536,7 +537,7 @@ fn follow<B: Backend<Real = f32>>(
     };
     let steps = expected["steps"].as_array().unwrap();
 
-    // Every step's terms, through the same pieces that the training loop is made of.
+    // Every step's terms, through the functions that the training loop uses.
     let directory = tempfile::tempdir().unwrap();
     let file = bm3_engine::checkpoint::TensorFile::open(&trace.join("init.safetensors")).unwrap();
     let layout = bm3_engine::train::layout(dataset, &config);
@@ -582,7 +583,7 @@ fn follow<B: Backend<Real = f32>>(
     if !to_the_end {
         return;
     }
-    // The training loop itself, from the file.
+    // The training loop itself, starting from the file.
     let directory = RunDirectory::open(directory.path(), false).unwrap();
     let initial = trace.join("init.safetensors");
     let options = FitOptions {
@@ -602,7 +603,7 @@ fn follow<B: Backend<Real = f32>>(
     }
 }
 
-/// A data set that is changed after it was trained on is trained as one that was so from the start.
+/// A data set changed after training is trained like one that was so from the start.
 #[test]
 fn a_changed_data_set_is_trained_as_it_is() {
     let config = TrainConfig { epochs: 2, ..config() };
@@ -624,7 +625,7 @@ fn a_changed_data_set_is_trained_as_it_is() {
     let [left, right] = models.map(|model| {
         let path = directory.path().join("model.safetensors");
         model.save(&path).unwrap();
-        // Two epochs' metrics are in the record, and decide nothing here.
+        // Compares the tensors; the header holds two epochs' metrics, which do not matter here.
         let file = std::fs::read(&path).unwrap();
         let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
         file[8 + header..].to_vec()

@@ -1,9 +1,9 @@
-//! The made-up data set that benches measure on: Baby's shape, or that of BM3_BENCH_SHAPE.
+//! The made-up data set that benches measure: Baby's shape, or that of BM3_BENCH_SHAPE.
 
 use bm3_engine::data::{Dataset, DatasetOptions};
 use bm3_engine::synth::{self, Shape, SynthOptions};
 
-/// The data set, and the folder that it lies in as long as it is used.
+/// The data set, and the folder that holds its files while it is used.
 pub fn dataset() -> (tempfile::TempDir, Dataset) {
     let shape = match std::env::var("BM3_BENCH_SHAPE") {
         Ok(name) => name.parse().expect("a shape's name"),

@@ -1,16 +1,16 @@
-"""BM3 in PyTorch: the peer that the engine is measured against.
+"""BM3 in PyTorch, against which the engine is measured.
 
 Modes of the same mathematics:
 
-- `reference` does each step what the published implementation does: all items projected, the
-  predictor on the whole tables, dropout masks for all rows, gradients by autograd, dense Adam over
-  every parameter, raw features included unless they are frozen.
+- `reference` does the same work in each step as the published implementation: all items projected,
+  the predictor on the whole tables, dropout masks for all rows, gradients by autograd, dense Adam over
+  every parameter, including raw features unless they are frozen.
 - `optimised` is the best plain PyTorch can do: only the batch's distinct rows are projected and
   predicted, features are frozen, Adam is fused, and the adjacency, which is symmetric, is never
   transposed.
-- `graph` is `optimised` for a GPU that waits for its host: shapes that are the same each step (the
-  rows of the batch's pairs, repeats and all), so that the whole step is recorded once as a CUDA
-  graph and replayed.
+- `graph` is `optimised` for a GPU that would wait for its host: shapes are the same each step (the
+  rows of the batch's pairs, including repeats), so the whole step is recorded once as a CUDA graph and
+  replayed.
 """
 
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 
 class Settings:
-    """What a model is made with; names as in the engine."""
+    """A model's settings, with the engine's names."""
 
     def __init__(self, layers=1, dropout=0.5, reg_weight=0.1, cl_weight=2.0, learning_rate=1e-3,
                  freeze_features=False, self_loops=False, propagation="light"):
@@ -48,7 +48,7 @@ def normalised_adjacency(users, items, user_ids, item_ids, self_loops, dtype):
 
 
 class SymmetricProduct(torch.autograd.Function):
-    """A x of a symmetric A, whose gradient is A's product as well."""
+    """A x for a symmetric A; the gradient of x is A times the output's."""
 
     @staticmethod
     def forward(context, adjacency, rows):
@@ -85,7 +85,7 @@ class Bm3:
         self.recorded = None
 
     def propagate(self):
-        """H of users and of items, the items' residual included."""
+        """H of users and of items, including the items' residual."""
         users = self.parameters["user_embedding"]
         items = self.parameters["item_embedding"]
         layer = torch.cat([users, items])
@@ -112,8 +112,8 @@ class Bm3:
         return F.linear(features, self.parameters[f"{prefix}.weight"], self.parameters[f"{prefix}.bias"])
 
     def target(self, rows, mask):
-        """The dropped rows, through which no gradient flows."""
-        rows = rows.detach()  # F.dropout with p = 0 gives back its argument, gradients and all
+        """The rows after dropout; no gradient flows through them."""
+        rows = rows.detach()  # F.dropout with p = 0 returns its argument, gradients included
         if mask is not None:
             return rows * mask / (1 - self.settings.dropout)
         return F.dropout(rows, self.settings.dropout)
@@ -129,7 +129,7 @@ class Bm3:
             return 1 - F.cosine_similarity(online, target, dim=-1, eps=1e-8).mean()
 
         if reference:
-            # Whole tables, the batch's rows taken at the end.
+            # Whole tables; the batch's rows are taken at the end.
             user_of_pair, item_of_pair = users, items
             pick_users = pick_items = slice(None)
         elif self.mode == "graph":
@@ -165,7 +165,7 @@ class Bm3:
         return self.plain_step(users, items, masks)
 
     def replay(self, users, items):
-        """A step of the recorded graph; the first one of each batch size records it."""
+        """Replays the recorded step; a new batch size records it first."""
         if self.recorded is None or len(self.recorded[1]) != len(users):
             self.record(users.clone(), items.clone())
         graph, own_users, own_items, result = self.recorded
@@ -178,7 +178,7 @@ class Bm3:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # libraries allocate their memory in the first steps
+            for _ in range(3):  # libraries allocate memory in the first steps
                 self.plain_step(users, items)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()

@@ -2,8 +2,8 @@
 
     python check_golden.py DIRECTORY
 
-prints the largest deviation of the losses, gradients, parameters and scores of each case, and exits
-with 1 when one exceeds 1e-9.
+Prints the largest deviation of the losses, gradients, parameters and scores of each case, and exits
+with 1 if one exceeds 1e-9.
 """
 
 import json
@@ -20,7 +20,7 @@ LETTERS = {"image": ("v", "vt"), "text": ("t", "tv")}
 
 
 def our_name(name):
-    """The engine's name of a parameter of a golden case."""
+    """The engine's name for a golden case's parameter."""
     fixed = {"user_emb": "user_embedding", "item_emb": "item_embedding",
              "pred_w": "predictor.weight", "pred_b": "predictor.bias"}
     if name in fixed:

@@ -1,4 +1,4 @@
-"""Times what PyTorch has in place of three of the engine's kernels, and prints one JSON line.
+"""Times PyTorch's counterparts of three of the engine's kernels and prints one JSON line.
 
     python time_operations.py --data DIR [--device cpu|cuda:0] [--threads N]
 
@@ -19,7 +19,7 @@ from time_step import Data, parser
 
 
 def timed(device, calls, work, repeats=7):
-    """Median, least and most seconds of a call, of `calls` calls that follow each other, after some to warm up."""
+    """Median, least and most seconds per call, over `calls` calls in a row, after as many to warm up."""
     seconds = []
     for number in range(repeats + 1):
         if device.type == "cuda":
@@ -35,7 +35,7 @@ def timed(device, calls, work, repeats=7):
 
 
 def masks(data, held_out, batch):
-    """What users trained on, as places in the scores of each batch of users."""
+    """The users' training items, as (rows, columns) in the scores of each batch of users."""
     train = data.rows[data.rows[:, 2] == 0]
     train = train[numpy.argsort(train[:, 0], kind="stable")]
     begins = numpy.searchsorted(train[:, 0], held_out)
@@ -51,7 +51,7 @@ def masks(data, held_out, batch):
 
 
 def time_operations(data, arguments):
-    """The seconds of a call of each operation."""
+    """Seconds per call of each operation."""
     torch.manual_seed(arguments.seed)
     device, d = data.device, arguments.embedding_size
     nodes = torch.randn(data.users + data.items, d, device=device)

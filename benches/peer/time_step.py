@@ -2,8 +2,8 @@
 
     python time_step.py --data DIR --mode reference|optimised|graph [--freeze-features] [--threads N]
 
-`reference` waits for each step's loss, as the published training loop does to look for NaN; the other
-modes wait once for all steps of a block.
+`reference` waits for each step's loss, as the published training loop does to look for NaN. The other
+modes wait once per block of steps.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 
 from bm3 import Bm3, Settings, normalised_adjacency
 
-# Steps that are timed at a time.
+# Steps timed together.
 BLOCK = 8
 
 
@@ -68,7 +68,7 @@ def model(data, arguments, mode, freeze_features):
 
 
 def time_steps(data, arguments, mode, freeze_features):
-    """The seconds of a step, and the memory that a fresh model needs for it."""
+    """Seconds per step of a fresh model, and the memory it needs."""
     torch.manual_seed(arguments.seed)
     on_gpu = data.device.type == "cuda"
     if on_gpu:
@@ -93,7 +93,7 @@ def time_steps(data, arguments, mode, freeze_features):
 
     steps(max(1, arguments.warmup))
     seconds = []
-    # A block is one step where each step is waited for.
+    # If each step is waited for, a block is one step.
     block = BLOCK if on_gpu and mode != "reference" else 1
     for _ in range(max(1, arguments.steps // block)):
         begin = time.perf_counter()
@@ -116,7 +116,7 @@ def time_steps(data, arguments, mode, freeze_features):
 
 
 def parser(description):
-    """The arguments that a model and its batches take."""
+    """A parser for the arguments of a model and its batches."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--device", default="cpu")

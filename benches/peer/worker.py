@@ -1,10 +1,9 @@
-"""Measures for `compare.py` what it is asked, a JSON line for each line of its input, until that ends.
+"""Measures on request for `compare.py`: answers each JSON line with one, until its input ends.
 
     python worker.py --data DIR [--device cpu|cuda:0] [--threads N]
 
 A request is `{"mode": MODE, "freeze_features": BOOL}` for `time_step.py`, or `{"operations": true}`
-for `time_operations.py`. Between requests it does nothing, and holds no memory
-for a model.
+for `time_operations.py`. Between requests the worker does nothing and holds no memory for a model.
 """
 
 import gc
@@ -27,7 +26,7 @@ def main():
             answer = time_operations(data, arguments)
         else:
             answer = time_steps(data, arguments, request["mode"], request["freeze_features"])
-        # What is cached would be memory that the engine does not find.
+        # Cached memory would not be available to the engine.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

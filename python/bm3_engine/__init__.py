@@ -1,6 +1,6 @@
 """BM3, the multimodal recommender, trained and served by hand-written kernels.
 
-The face is that of ``implicit`` and scikit-learn:
+The interface follows ``implicit`` and scikit-learn:
 
 >>> import numpy as np
 >>> from bm3_engine import BM3
@@ -12,10 +12,10 @@ The face is that of ``implicit`` and scikit-learn:
 >>> ids.shape
 (2, 2)
 
-`BM3` trains, recommends and is saved; `from_mmrec` reads a data folder of the MMRec toolbox;
-`devices` lists what can be computed on. What is wrong with an argument raises ValueError, TypeError
-or FileNotFoundError; too little memory of a GPU MemoryError; a failure of a device or of training
-`Error`.
+`BM3` trains, recommends and can be saved; `from_mmrec` reads a data folder of the MMRec toolbox;
+`devices` lists the devices to compute on. A wrong argument raises ValueError, TypeError or
+FileNotFoundError; too little GPU memory raises MemoryError; a failure of a device or of training
+raises `Error`.
 """
 
 from ._dataset import Dataset, from_mmrec

@@ -1,4 +1,4 @@
-"""What a trained model answers."""
+"""Questions to a trained model."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, overload
@@ -15,8 +15,8 @@ Scored = tuple[NDArray[np.int32], NDArray[np.float32]]
 class Answers:
     """Lists, scores, metrics and embeddings of a trained model.
 
-    While a question is answered other Python threads run, and they may ask at the same time. Ctrl-C
-    ends lists and metrics of many users after those at hand, a few thousand; all else when it is done.
+    Other Python threads run while a question is answered, and may ask at the same time. Ctrl-C ends
+    lists and metrics of many users after the current few thousand, and anything else once it is done.
     """
 
     _model: _native.Model | None = None
@@ -80,17 +80,17 @@ class Answers:
             Items to leave out: of all lists, or of each user's. ``implicit`` calls it
             ``filter_items``.
         with_seen : bool
-            Whether items that a user has interacted with in training may be recommended, too;
-            ``implicit``'s ``filter_already_liked_items`` is its opposite.
+            Whether items that a user interacted with in training may be recommended too;
+            ``implicit``'s ``filter_already_liked_items`` is the opposite.
         return_scores : bool
-            Whether scores are returned.
+            Whether to return scores.
 
         Returns
         -------
         ids : int32 array, shape (n, k), or (k,) for one user
-            -1 where there are fewer than k items left.
+            -1 where fewer than k items are left.
         scores : float32 array of the same shape
-            NaN there; with ``return_scores`` only.
+            NaN there; only with ``return_scores``.
 
         Raises
         ------
@@ -145,23 +145,23 @@ class Answers:
         with_seen: bool = False,
         return_scores: bool = True,
     ) -> Scored | NDArray[np.int32]:
-        """The best items for users the model was not trained on, who have interacted with items.
+        """The best items for users that the model was not trained on, from their items.
 
         Parameters
         ----------
         item_lists : sequence of n arrays of int, or one array of int
-            The items of each user, or of the only one; one item at least. Their order decides
-            nothing, repeats count once.
+            The items of each user, or of the only one; at least one item. Their order does not
+            matter, and repeats count once.
         k, exclude, with_seen, return_scores
-            As `recommend` has them; seen are the items given.
+            As in `recommend`; the seen items are the items given.
 
         Returns
         -------
         ids, scores
-            As of `recommend`: shape (n, k), or (k,) for one array.
+            As in `recommend`: shape (n, k), or (k,) for one array.
         """
         given: Any = item_lists if isinstance(item_lists, np.ndarray) else list(item_lists)  # type: ignore[arg-type]
-        # No numbers in an array are one user without items, who is refused; an empty list is no user.
+        # An empty array of numbers is one user without items, who is refused; an empty list is no user.
         numbers = isinstance(given, np.ndarray) and given.dtype != object
         one = (numbers or len(given) > 0) and not _arrays.is_nested(given)
         found = self._trained().recommend_new(
@@ -173,7 +173,7 @@ class Answers:
         return _shaped(found, one, return_scores)
 
     def rank(self, user: int, candidates: ArrayLike, k: int = 10, *, with_seen: bool = False) -> Scored:
-        """The best of some items for one user: what a shelf of chosen items shows.
+        """The best of some items for one user, as for a shelf of chosen items.
 
         Parameters
         ----------
@@ -183,12 +183,12 @@ class Answers:
         k : int
             1 to 1024.
         with_seen : bool
-            Whether items that she has interacted with in training stay.
+            Whether to keep items that the user interacted with in training.
 
         Returns
         -------
         ids : int32 array, shape (m,)
-            m ≤ k, without filling.
+            m ≤ k; a short list is not padded.
         scores : float32 array, shape (m,)
         """
         items = _arrays.ids(candidates, "candidates")
@@ -198,7 +198,7 @@ class Answers:
         return self._trained().rank(int(asked[0]), items, _arrays.count(k, "k"), bool(with_seen))
 
     def similar_items(self, items: ArrayLike, k: int = 10) -> Scored:
-        """The items nearest to items by the cosine of their embeddings, themselves left out.
+        """The items nearest to each item by the cosine of their embeddings, without the item itself.
 
         Parameters
         ----------
@@ -209,7 +209,7 @@ class Answers:
         Returns
         -------
         ids : int32 array, shape (n, k), or (k,) for one item
-            -1 where there are fewer than k others.
+            -1 where there are fewer than k other items.
         cosines : float32 array of the same shape
             NaN there.
         """
@@ -218,12 +218,12 @@ class Answers:
         return (ids[0], scores[0]) if one else (ids, scores)
 
     def predict(self, users: ArrayLike, items: ArrayLike) -> NDArray[np.float32]:
-        """The scores of pairs, seen in training or not: the bits that lists have.
+        """The scores of pairs, seen in training or not, with the same bits as in lists.
 
         Parameters
         ----------
         users, items : int or array of int
-            Of shapes that NumPy can broadcast to one.
+            Of shapes that NumPy can broadcast together.
 
         Returns
         -------
@@ -243,13 +243,13 @@ class Answers:
     ) -> dict[str, float]:
         """How well held-out interactions are found.
 
-        All items are scored for each user, her training items left out. Users without training
+        All items are scored for each user, except the user's training items. Users without training
         interactions do not count.
 
         Parameters
         ----------
         users, items : array of int, shape (n,)
-            The interactions to be found.
+            The held-out interactions.
         k : int or iterable of int
             List lengths, 1 to 1024.
 
@@ -264,61 +264,61 @@ class Answers:
 
     @property
     def user_embeddings(self) -> NDArray[np.float32]:
-        """p(H_u): a score is the inner product of a row of it and one of `item_embeddings`.
+        """p(H_u): a score is the inner product of one of its rows and one of `item_embeddings`.
 
-        float32 array, shape (n_users_, embedding_size): the engine's own memory, which cannot be
-        written to and lives as long as the array.
+        float32 array, shape (n_users_, embedding_size): a read-only view of the engine's own memory,
+        valid as long as the array.
         """
         return self._trained().user_rows()
 
     @property
     def item_embeddings(self) -> NDArray[np.float32]:
-        """p(H_i), or what stands for it where items are scored by their features.
+        """p(H_i), with other rows for items that are scored from their features.
 
-        float32 array, shape (number of items, embedding_size): the engine's own memory as it is
-        now. What `score_cold_items` and `add_items` change shows in the next array only.
+        float32 array, shape (number of items, embedding_size): a read-only view of the engine's own
+        memory as it is now. Changes by `score_cold_items` and `add_items` show only in a new array.
         """
         return self._trained().item_rows()
 
     @property
     def cold_items(self) -> NDArray[np.int32]:
-        """Items without training interactions, those added among them; int32 array, ascending."""
+        """Items without training interactions, including added ones; int32 array, ascending."""
         return self._trained().cold_items()
 
     def score_cold_items(self, features: _arrays.Features | None = None) -> int:
-        """Scores items without training interactions by their features from now on.
+        """Scores items without training interactions from their features from now on.
 
-        Until then their scores come from embeddings that no interaction has moved. It is no part of
-        what `save`, ``pickle`` and ``copy`` keep: call it again on what comes back.
+        Until then their scores come from embeddings that no interaction has moved. `save`, ``pickle``
+        and ``copy`` do not keep this: call it again on the result.
 
         Parameters
         ----------
         features : dict of str to array, shape (n_items_, width), optional
-            What `fit` was given; needed with ``freeze_features=True`` only, as other models have
-            learned theirs.
+            The features given to `fit`; needed only with ``freeze_features=True``, as other models
+            have learned theirs.
 
         Returns
         -------
         int
-            How many there are.
+            How many such items there are.
         """
         return self._trained().score_cold_items(_arrays.features(features))
 
     def add_items(self, features: _arrays.Features) -> NDArray[np.int32]:
-        """Adds items by their features, to be recommended at once.
+        """Adds items by their features; they can be recommended at once.
 
-        A model with ``freeze_features=True`` needs `score_cold_items` first. They are no part of what
-        `save` keeps: add them again after `load`. A model that has some is not pickled or copied.
+        A model with ``freeze_features=True`` needs `score_cold_items` first. `save` does not keep
+        added items: add them again after `load`. A model with added items cannot be pickled or copied.
 
         Parameters
         ----------
         features : dict of str to array, shape (m, width) or (width,)
-            A table for each modality of the model, all of as many rows.
+            A table for each modality of the model, all with the same number of rows.
 
         Returns
         -------
         int32 array, shape (m,)
-            Their numbers, which follow those there are.
+            The numbers of the new items, after the existing ones.
         """
         rows = {
             name: value[None, :] if getattr(value, "ndim", 2) == 1 else value

@@ -1,4 +1,4 @@
-"""What users give, as arrays of the types that the engine takes."""
+"""Converts what users give to arrays of the types that the engine takes."""
 
 import operator
 import os
@@ -20,14 +20,14 @@ _CPU = 1  # kDLCPU
 
 
 def ids(values: ArrayLike, what: str) -> Ids:
-    """Numbers of users or items, 1-d.
+    """Numbers of users or items, as a 1-d array.
 
     Raises
     ------
     ValueError
-        Naming the first one that is no whole number from 0 to 2³¹ - 1.
+        Naming the first value that is not a whole number from 0 to 2³¹ - 1.
     TypeError
-        For what are no numbers at all.
+        For values that are not numbers.
     """
     array = plain(values, what)
     if array.ndim != 1:
@@ -40,7 +40,7 @@ def ids(values: ArrayLike, what: str) -> Ids:
             "pandas.factorize makes numbers of other ids"
         )
     if array.dtype.kind == "f" and array.itemsize < 8:
-        # Which have no such number as the largest id.
+        # Smaller floats cannot represent the largest id.
         array = array.astype(np.float64)
     # NaN fails each comparison.
     fits = (array >= 0) & (array <= _LARGEST_ID)
@@ -56,12 +56,12 @@ def ids(values: ArrayLike, what: str) -> Ids:
 
 
 def plain(values: Any, what: str) -> NDArray[Any]:
-    """An array that has all its values.
+    """An array without masked values.
 
     Raises
     ------
     ValueError
-        For a masked array of which some are masked.
+        For a masked array with masked values.
     """
     if np.ma.is_masked(values):
         raise ValueError(f"{what}: masked values found; take those that are not, as by .compressed()")
@@ -69,7 +69,7 @@ def plain(values: Any, what: str) -> NDArray[Any]:
 
 
 def scalar_or_ids(values: ArrayLike, what: str) -> tuple[Ids, bool]:
-    """As `ids`, of one number as well; whether it was one comes second."""
+    """As `ids`, but also takes a single number; the second result says whether it did."""
     array = plain(values, what)
     if array.ndim == 0:
         return ids(array.reshape(1), what), True
@@ -77,7 +77,7 @@ def scalar_or_ids(values: ArrayLike, what: str) -> tuple[Ids, bool]:
 
 
 def lists(values: Iterable[ArrayLike], what: str) -> Lists:
-    """Lists of numbers of different lengths, as bounds and what lies between them."""
+    """Lists of different lengths, as bounds and the numbers between them."""
     arrays = [ids(value, f"{what}[{position}]") for position, value in enumerate(values)]
     bounds = np.zeros(len(arrays) + 1, np.int64)
     np.cumsum([len(array) for array in arrays], out=bounds[1:])
@@ -86,14 +86,14 @@ def lists(values: Iterable[ArrayLike], what: str) -> Lists:
 
 
 def is_nested(values: object) -> bool:
-    """Whether values are lists themselves, instead of numbers."""
+    """Whether the values are lists themselves, not numbers."""
     if isinstance(values, np.ndarray):
         return values.ndim == 2 or (values.dtype == object and is_nested(list(values)))
     return isinstance(values, Sequence) and any(np.ndim(value) > 0 for value in values)
 
 
 def exclusions(values: Any) -> Lists:
-    """What lists leave out: one list for all of them, or one for each."""
+    """The items that lists leave out: one list for all of them, or one for each."""
     if values is None:
         return lists([[]], "exclude")
     return lists(values if is_nested(values) else [values], "exclude")
@@ -112,7 +112,7 @@ def count(value: Any, what: str, most: int = sys.maxsize) -> int:
 
 
 def counts(values: Any, what: str) -> list[int]:
-    """Some whole numbers from 0, or one."""
+    """One or several whole numbers from 0."""
     try:
         return [count(operator.index(values), what)]
     except TypeError:
@@ -125,13 +125,13 @@ def counts(values: Any, what: str) -> list[int]:
 
 
 def is_sparse(value: object) -> bool:
-    """Whether something is a sparse matrix or array of scipy, which need not be there for others."""
+    """Whether a value is a sparse matrix or array of scipy, without importing scipy."""
     return hasattr(value, "tocsr") and hasattr(value, "shape")
 
 
 def pairs(value: Any, what: str) -> tuple[Pairs, tuple[int, int]]:
-    """Interactions of a sparse matrix of users and items, or of two arrays; and at least how many users
-    and items there are."""
+    """The interactions in a sparse matrix of users and items, or in two arrays; and the least number
+    of users and of items."""
     if value is None:
         return (np.empty(0, np.uint32), np.empty(0, np.uint32)), (0, 0)
     if is_sparse(value):
@@ -156,7 +156,7 @@ def pairs(value: Any, what: str) -> tuple[Pairs, tuple[int, int]]:
 def features(given: Features | None) -> GivenFeatures:
     """Features by modality, as C-contiguous f32 or as names of files.
 
-    An array that is so already is handed on, not copied.
+    An array that already is C-contiguous f32 is passed on, not copied.
     """
     if given is None:
         return []
@@ -164,7 +164,7 @@ def features(given: Features | None) -> GivenFeatures:
 
 
 def named(given: Features) -> Iterable[tuple[str, Any]]:
-    """Names of modalities, and what is given for each."""
+    """The names of modalities, and the value given for each."""
     if not isinstance(given, Mapping):
         raise TypeError(
             f"features: {type(given).__name__} found, a dictionary from the names of modalities "
@@ -185,18 +185,18 @@ def _table(value: Any, name: str) -> NDArray[np.float32] | list[str]:
         raise ValueError(
             f"features[{name!r}]: an array of {array.ndim} dimensions found, 2 expected: a row for each item"
         )
-    # What is beyond f32 becomes infinite, which the engine refuses by row and column.
+    # Values beyond f32 become infinite, which the engine refuses, naming row and column.
     with np.errstate(over="ignore"):
         contiguous = np.ascontiguousarray(array, dtype=np.float32)
-    # A copy of an array that lies at an odd address.
+    # Copies an array at a misaligned address.
     return np.require(contiguous, requirements=["ALIGNED"])
 
 
 def _on_host(value: Any, name: str) -> NDArray[Any]:
-    """An array in this machine's memory, of anything that is one or has ``__dlpack__``."""
+    """An array in host memory, from an array or anything with ``__dlpack__``."""
     if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
         return plain(value, f"features[{name!r}]")
-    # A tensor of PyTorch that gradients are wanted for does not export itself.
+    # A PyTorch tensor that requires gradients does not export itself.
     tensor = value.detach() if hasattr(value, "detach") else value
     if hasattr(tensor, "__dlpack_device__") and int(tensor.__dlpack_device__()[0]) != _CPU:
         if not hasattr(tensor, "cpu"):

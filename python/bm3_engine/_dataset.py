@@ -24,37 +24,37 @@ def from_mmrec(
 ) -> Dataset:
     """Read a data folder in MMRec's layout.
 
-    That is ``NAME.inter`` (tab-separated, with the columns ``userID``, ``itemID`` and ``x_label``: 0
-    train, 1 valid, 2 test) and a ``MODALITY_feat.npy`` for each modality, row i for item i. Features
-    stay mapped in their files and are never copied into memory as a whole.
+    The folder holds ``NAME.inter`` (tab-separated, with the columns ``userID``, ``itemID`` and
+    ``x_label``: 0 train, 1 valid, 2 test) and a ``MODALITY_feat.npy`` for each modality, row i for
+    item i. Features stay mapped in their files and are never copied into memory as a whole.
 
     Parameters
     ----------
     folder : str or path
         The folder.
     modalities : sequence of str, optional
-        Only these; all that there are by default.
+        The modalities to read; all by default.
     features : dict, optional
-        Files elsewhere, by modality: ``FILE.npy``, ``FILE.safetensors:TENSOR``, or several of them
-        whose rows follow each other.
+        Files elsewhere, by modality: ``FILE.npy``, ``FILE.safetensors:TENSOR``, or several of them,
+        whose rows are joined in order.
     split : sequence of three floats, optional
-        Shares of each user's interactions that go to training, validation and test, as
-        ``(0.8, 0.1, 0.1)``, instead of what ``x_label`` says.
+        Shares of each user's interactions for training, validation and test, such as
+        ``(0.8, 0.1, 0.1)``, instead of ``x_label``.
     seed : int
-        Keys that split.
+        The key of that split.
 
     Returns
     -------
     Dataset
-        With ``users`` and ``items`` (how many), ``train``, ``valid`` and ``test`` (pairs of arrays of
+        With ``users`` and ``items`` (their numbers), ``train``, ``valid`` and ``test`` (pairs of arrays of
         users and items), ``modalities`` (widths by name) and ``warnings``. `BM3.fit` takes it.
 
     Raises
     ------
     FileNotFoundError
-        When the folder or a file is not there.
+        When the folder or a file does not exist.
     ValueError
-        For what is wrong with them, with the file and the line or field.
+        When one is malformed, naming the file and the line or field.
     """
     files = [
         (name, [os.fspath(file) for file in ([value] if isinstance(value, _ONE) else value)])
@@ -72,6 +72,6 @@ def from_mmrec(
 
 
 def tell_of_warnings(dataset: Dataset, name: object) -> None:
-    """Logs what is worth knowing of a data set."""
+    """Logs the warnings of a data set."""
     for warning in dataset.warnings:
         _logger.warning("%s: %s", name, warning)

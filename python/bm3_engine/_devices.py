@@ -1,4 +1,4 @@
-"""What can be computed on."""
+"""The devices to compute on."""
 
 import logging
 from typing import Any
@@ -14,14 +14,14 @@ def devices() -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Each with ``device`` (what `BM3` takes: ``"cpu"`` or a GPU's number), ``name``, and
-        ``problem``: why it cannot be used, or None.
+        Each with ``device`` (the value for `BM3`: ``"cpu"`` or a GPU's number), ``name``, and
+        ``problem`` (why it cannot be used, or None).
     """
     return _native.devices()
 
 
 def tell_of_choice(device: object) -> None:
-    """Logs that ``"auto"`` is the CPU although there is a GPU, and why."""
+    """Logs why ``"auto"`` picks the CPU although there is a GPU."""
     reason = _native.passed_over() if device == "auto" else None
     if reason is not None:
         _logger.warning("computing on the CPU because GPU 0 cannot be used: %s", reason)

@@ -1,4 +1,4 @@
-"""The exceptions that are not Python's own."""
+"""The package's own exceptions."""
 
 from ._native import EngineError as Error
 
@@ -8,5 +8,5 @@ __all__ = ["Error", "NotFittedError"]
 class NotFittedError(ValueError, AttributeError):
     """A model was asked before it was trained or loaded.
 
-    Of the classes that scikit-learn's exception of this name has.
+    It has the base classes of scikit-learn's exception of this name.
     """

@@ -1,4 +1,4 @@
-"""The model as users have it."""
+"""The model that users train and ask."""
 
 import json
 import logging
@@ -30,29 +30,29 @@ class BM3(Parameters, Answers):
     layers : int
         L, propagation layers, 0 to 4.
     dropout : float
-        p, of the bootstrap targets: 0 ≤ p < 1.
+        p, the dropout of the bootstrap targets: 0 ≤ p < 1.
     reg_weight : float
-        λ_reg, of the Frobenius norms.
+        λ_reg, the weight of the Frobenius norms.
     cl_weight : float
-        λ_cl, of the alignment and mask losses.
+        λ_cl, the weight of the alignment and mask losses.
     freeze_features : bool
-        Keeps features as inputs; otherwise they are trained, as in the published implementation.
+        Keep features as inputs; otherwise they are trained, as in the published implementation.
     learning_rate, learning_rate_decay : float
-        Adam's; it is multiplied by γ^(epoch/50).
+        Adam's learning rate, and γ: the rate is multiplied by γ^(epoch/50).
     batch_size : int
         Training pairs per step.
     epochs, patience : int
-        Training stops after so many epochs, or when more than `patience` of them in a row have not
-        beaten the best validation Recall@20.
+        Training stops after `epochs` epochs, or when more than `patience` in a row have not beaten the
+        best validation Recall@20.
     propagation : {"light", "gcn"}
         ``"gcn"``: with weights and LeakyReLU, the paper's equation as printed.
     self_loops : bool
-        The paper's A + I.
+        Add self-loops to the graph: the paper's A + I.
     seed : int
-        Keys every draw: the same seed on the same type of processor gives the same bits, on any
+        The key of every draw: the same seed on the same type of processor gives the same bits, on any
         number of threads.
     order : {"random", "file"}
-        ``"file"``: pairs as they were given, every epoch the same.
+        ``"file"``: pairs in the order given, the same in every epoch.
     top_k : sequence of int
         List lengths of the metrics in `history_`.
     feature_type : {"auto", "f32", "f16", "bf16"}
@@ -60,8 +60,8 @@ class BM3(Parameters, Answers):
     feature_storage : {"auto", "resident", "stream"}
         Where frozen features lie on a GPU.
     device_memory : int or str, optional
-        The most of a GPU's memory that training takes, in bytes or as in ``"8GB"``; what is free by
-        default. Results do not depend on it.
+        The most GPU memory that training may take, in bytes or as in ``"8GB"``; by default, what is
+        free. Results do not depend on it.
     device : {"auto", "cpu"} or int
         Where to compute: a GPU's number, or GPU 0 if it can be used, else the CPU.
     threads : int, optional
@@ -74,7 +74,7 @@ class BM3(Parameters, Answers):
         ``valid`` and ``test`` (metrics, where there are such interactions), ``train_seconds``,
         ``evaluate_seconds``, ``best``. Empty after `load`.
     best_epoch_ : int
-        The epoch that the model is from: the one of the best validation Recall@20, or the last.
+        The epoch that the model is from: the one with the best validation Recall@20, or the last.
     n_users_, n_items_ : int
     modalities_ : dict of str to int
         The width of each modality's features.
@@ -104,53 +104,53 @@ class BM3(Parameters, Answers):
         initial: _Path | None = None,
         checkpoint_interval: float = 30,
     ) -> Self:
-        """Trains.
+        """Trains the model.
 
         The interpreter is released, so that other threads run. Ctrl-C ends training within a step, or at
-        the end of an evaluation, with everything saved where there is a directory, and raises
-        KeyboardInterrupt; the model of the best epoch so far can be used.
+        the end of an evaluation, saves everything if there is a directory, and raises KeyboardInterrupt;
+        the model of the best epoch so far can be used.
 
-        A model that was trained before stays what it is when an argument is refused or a device cannot be
-        used, and is there until the first step.
+        A model trained before stays as it is when an argument is refused or a device cannot be used;
+        otherwise it is dropped at the first step.
 
-        What is worth knowing but no error goes to the logger ``bm3_engine``: interactions that are left
-        out, numbers that have none, and why ``"auto"`` is not the GPU that there is.
+        Warnings go to the logger ``bm3_engine``: interactions that are left out, ids without any, and
+        why ``"auto"`` does not use a GPU.
 
         Parameters
         ----------
         user_ids : array of int, shape (n,), or sparse matrix, shape (users, items), or Dataset
             The users of the interactions; or a scipy matrix, whose nonzero entries are the
-            interactions; or what `from_mmrec` gives, which has its own items, features and splits.
+            interactions; or the result of `from_mmrec`, with its own items, features and splits.
         item_ids : array of int, shape (n,)
             The items of the interactions. Users and items are numbered from 0.
         features : dict of str to array, shape (items, width), optional
-            Features by modality, row i for item i: finite numbers; rows without interactions are items,
-            too, so that all have as many. A C-contiguous float32 array is not copied but shared while
-            training lasts: it cannot be assigned to or resized then, nor can what it is a view of, and it
-            must not be changed through another view. Other types and orders are copied once. A tensor that
-            exports itself (DLPack) is taken as an array; one on a GPU is copied to the host by its
-            ``cpu()``, since the engine keeps features on the GPU in its own layout. Files
-            (``FILE.npy``, ``FILE.safetensors:TENSOR``, or a list of them) stay mapped.
+            Features by modality, row i for item i: finite numbers. Rows without interactions are items
+            too, so all modalities have the same number of rows. A C-contiguous float32 array is shared
+            during training, not copied: until it ends, the array and those it is a view of cannot be
+            assigned to or resized, and must not be changed through another view. Other types and orders
+            are copied once. A tensor that exports itself (DLPack) is taken as an array; one on a GPU is
+            copied to the host by its ``cpu()``, since the engine keeps features on the GPU in its own
+            layout. Files (``FILE.npy``, ``FILE.safetensors:TENSOR``, or a list of them) stay mapped.
         validation, test : (user_ids, item_ids) or sparse matrix, optional
-            Interactions to be found: early stopping watches the first, nothing the second.
+            Held-out interactions: early stopping watches `validation`, nothing watches `test`.
         validation_fraction : float
-            Without `validation`, so much of each user's interactions (a user of few keeps all) is taken
-            for it. 0 trains all `epochs`.
+            Without `validation`, the share of each user's interactions to hold out for it (a user with
+            few keeps all). 0 trains all `epochs`.
         users, items : int, optional
-            At least so many, whether they have interactions or not.
+            The least number of each, whether or not they have interactions.
         callback : callable, optional
-            Called after each epoch with its dict of `history_`; a true answer ends training.
+            Called after each epoch with its dict of `history_`; a true result ends training.
         progress : bool, optional
-            Whether there is a bar of tqdm; by default where it is installed and standard error is a
+            Whether to show a tqdm bar; by default if tqdm is installed and standard error is a
             terminal, or in a notebook.
         directory : str or path, optional
-            Keeps the run there as the program `bm3-engine` does, with checkpoints. One that has a run
-            is refused.
+            Where to keep the run, as the program `bm3-engine` does, with checkpoints. A directory that
+            has a run is refused.
         resume : bool
-            Goes on with the run in `directory`, to the bits of one that was never stopped.
+            Continue the run in `directory`, with the same bits as a run that was never stopped.
         initial : str or path, optional
-            A safetensors file of tensors to start from instead of random ones, under the names that
-            they have in a model's file.
+            A safetensors file of tensors to start from instead of random ones, named as in a model's
+            file.
         checkpoint_interval : float
             The least seconds between two checkpoints in `directory`.
 
@@ -161,9 +161,9 @@ class BM3(Parameters, Answers):
         Raises
         ------
         ValueError, TypeError, FileNotFoundError
-            For what is wrong with an argument.
+            For a wrong argument.
         MemoryError
-            When a GPU has too little.
+            When a GPU has too little memory.
         Error
             When a device fails, or a loss stops being finite.
         """
@@ -176,8 +176,8 @@ class BM3(Parameters, Answers):
         bar = make_progress(progress)
 
         def on_start(run: str) -> None:
-            # Not before, so that what is refused leaves the model there is; not after, as training takes
-            # memory for several.
+            # Not earlier, so that a refused argument leaves the old model; not later, as training needs
+            # its memory.
             self._forget()
             if bar is not None:
                 bar.start(run)
@@ -205,7 +205,7 @@ class BM3(Parameters, Answers):
                 on_epoch=None if bar is None and callback is None else on_epoch,
             )
         finally:
-            # An exception's traceback holds this frame, and must not hold the arrays that are lent.
+            # An exception's traceback holds this frame, and must not hold the lent arrays.
             del dataset
             if bar is not None:
                 bar.close()
@@ -281,7 +281,7 @@ class BM3(Parameters, Answers):
         return self._model is not None
 
     def __sklearn_tags__(self) -> Any:
-        """What kind of estimator scikit-learn, which alone asks, has before it."""
+        """Describes the kind of estimator to scikit-learn, the only caller."""
         from sklearn.utils import Tags, TargetTags
 
         return Tags(estimator_type=None, target_tags=TargetTags(required=False))
@@ -296,16 +296,16 @@ class BM3(Parameters, Answers):
 
     @classmethod
     def load(cls: type[Self], path: _Path, device: str | int = "auto", threads: int | None = None) -> Self:
-        """Reads a model, to answer from where it was trained to.
+        """Reads a trained model.
 
         Parameters
         ----------
         path : str or path
-            A model's file, or the directory of a run, also of the program `bm3-engine`. The file stays
-            mapped as long as the model is there: a newer one takes its place by being renamed to its name
-            (`save` does so), never by being written into it.
+            A model's file, or the directory of a run, also one of the program `bm3-engine`. The file
+            stays mapped as long as the model exists: replace it by renaming a newer file to its name, as
+            `save` does, never by writing into it.
         device, threads
-            As of `BM3`. After a fork, a child loads a model anew to answer on a GPU.
+            As in `BM3`. After a fork, a child must load its own model to answer on a GPU.
 
         Returns
         -------
@@ -320,15 +320,15 @@ class BM3(Parameters, Answers):
         return loaded
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes, a trained model as the bytes of its file.
+        """The attributes, with a trained model as the bytes of its file.
 
-        As of `save`, they are of the model as it was trained: what is unpickled or copied scores cold
-        items by their embeddings until `score_cold_items` is called again.
+        As with `save`, this is the model as it was trained: an unpickled or copied one scores cold items
+        by their embeddings until `score_cold_items` is called again.
 
         Raises
         ------
         ValueError
-            When there are items of `add_items`, which would be lost.
+            When items added by `add_items` would be lost.
         """
         state = self.__dict__.copy()
         model = state.pop("_model", None)

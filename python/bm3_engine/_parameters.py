@@ -7,7 +7,7 @@ from . import _native
 
 Self = TypeVar("Self", bound="Parameters")
 
-#: What decides the bits of a trained model.
+#: The parameters that decide the bits of a trained model.
 SETTINGS = (
     "embedding_size",
     "layers",
@@ -27,12 +27,12 @@ SETTINGS = (
     "top_k",
     "feature_type",
 )
-#: What decides no result.
+#: The parameters that decide where to compute, and with which resources.
 PLACES = ("feature_storage", "device_memory", "device", "threads")
 
 
 class Parameters:
-    """Holds the parameters; each is an attribute of its own name, as it was given."""
+    """Holds the parameters, each as an attribute of its own name, as it was given."""
 
     def __init__(
         self,
@@ -84,20 +84,20 @@ class Parameters:
 
     @staticmethod
     def _check(params: dict[str, Any]) -> None:
-        """Refuses parameters that cannot be."""
+        """Refuses parameters that are not possible."""
         _native.check({name: params[name] for name in SETTINGS}, **{name: params[name] for name in PLACES})
 
     def _settings(self) -> dict[str, Any]:
-        """What decides the bits of a trained model."""
+        """The parameters that decide the bits of a trained model."""
         return {name: getattr(self, name) for name in SETTINGS}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The parameters by name, as scikit-learn has it.
+        """The parameters by name, as in scikit-learn.
 
         Parameters
         ----------
         deep : bool
-            Changes nothing: no parameter has parameters.
+            Has no effect: no parameter has parameters.
 
         Returns
         -------
@@ -106,7 +106,7 @@ class Parameters:
         return {name: getattr(self, name) for name in SETTINGS + PLACES}
 
     def set_params(self: Self, **params: Any) -> Self:
-        """Changes parameters; a trained model stays what it is until `fit` is called again.
+        """Changes parameters; a trained model stays as it is until the next `fit`.
 
         Returns
         -------
@@ -115,7 +115,7 @@ class Parameters:
         Raises
         ------
         ValueError
-            For a name or value that cannot be; nothing is changed then.
+            For an unknown name or an impossible value; nothing is changed then.
         """
         for name in params:
             if name not in SETTINGS + PLACES:

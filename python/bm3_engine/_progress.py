@@ -1,4 +1,4 @@
-"""A bar while training runs, where tqdm is installed and somebody looks."""
+"""A progress bar for training, if tqdm is installed and there is a terminal or a notebook."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Progress:
-    """Shows epochs on a bar of tqdm, with the loss and the validation Recall@20."""
+    """Shows epochs on a tqdm bar, with the loss and the validation Recall@20."""
 
     def __init__(self, make_bar: Callable[..., Any]) -> None:
         self._make_bar = make_bar
@@ -15,7 +15,7 @@ class Progress:
         self._metrics = ""
 
     def start(self, run: str) -> None:
-        """Takes a run's facts as JSON."""
+        """Starts the bar from a run's facts as JSON."""
         facts = json.loads(run)
         self._bar = self._make_bar(
             total=facts["epochs"],
@@ -26,7 +26,7 @@ class Progress:
         )
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Shows how far an epoch is that takes its time."""
+        """Shows the position within a long epoch."""
         if self._bar is not None:
             share = f"epoch {epoch}: step {step}/{steps}"
             self._bar.set_postfix_str(", ".join(filter(None, [share, self._metrics])))
@@ -48,7 +48,7 @@ class Progress:
 
 
 def progress(wanted: bool | None) -> Progress | None:
-    """A bar if it is wanted; with None if tqdm is there and somebody looks."""
+    """A bar if it is wanted; with None, if tqdm is installed and there is a terminal or a notebook."""
     if wanted is False or (wanted is None and not _somebody_looks()):
         return None
     try:
@@ -61,7 +61,7 @@ def progress(wanted: bool | None) -> Progress | None:
 
 
 def _somebody_looks() -> bool:
-    """Whether there is a terminal, or a notebook."""
+    """Whether there is a terminal or a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None and type(shell).__name__ == "ZMQInteractiveShell":

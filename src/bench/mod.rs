@@ -1,5 +1,5 @@
-//! How fast a device trains and evaluates, and how close each operation comes to what the device
-//! could do.
+//! How fast a device trains and evaluates, and how close each operation comes to the device's
+//! ceilings.
 
 mod serving;
 
@@ -20,10 +20,10 @@ use crate::train::{self, Evaluation};
 /// Steps whose operations are timed one by one.
 const PROFILED_STEPS: u64 = 20;
 
-/// Times that features are copied.
+/// How many times the features are copied.
 const UPLOADS: usize = 3;
 
-/// The median of several times, the least and the most, in seconds.
+/// The median, the least and the most of several times, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
     /// The median.
@@ -35,10 +35,10 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of times, of which there is one at least.
+    /// The spread of at least one time.
     ///
     /// # Panics
-    /// Where there is none.
+    /// If `times` is empty.
     #[must_use]
     pub fn of(mut times: Vec<f64>) -> Self {
         times.sort_by(f64::total_cmp);
@@ -51,23 +51,23 @@ impl Spread {
     }
 }
 
-/// Feature files, in the page cache by now, converted and copied to a device.
+/// Feature files converted and copied to a device, from the page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Upload {
     /// Bytes of the files' rows.
     pub file_bytes: u64,
-    /// The least seconds of several copies.
+    /// Seconds of the fastest of several copies.
     pub seconds: f64,
 }
 
-/// What was measured.
+/// The figures of one data set on one device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
     /// The data set's name.
     pub dataset: String,
-    /// U.
+    /// U, the number of users.
     pub users: usize,
-    /// I.
+    /// I, the number of items.
     pub items: usize,
     /// Training pairs of an epoch.
     pub pairs: usize,
@@ -77,31 +77,31 @@ pub struct Measured {
     pub device: String,
     /// Steps of an epoch.
     pub steps_per_epoch: u64,
-    /// An epoch's order, its batches and its steps.
+    /// Seconds of an epoch: its order, its batches and its steps.
     pub epoch_seconds: Spread,
-    /// Scoring the users of both splits, and both splits' metrics.
+    /// Seconds of an evaluation: scoring the users of both splits, and both splits' metrics.
     pub evaluate_seconds: Spread,
     /// Steps per second in the median epoch.
     pub steps_per_second: f64,
     /// Training pairs per second in the median epoch.
     pub pairs_per_second: f64,
-    /// The most bytes of the device's memory in use, where that is known; of the CPU, the process's.
+    /// The most bytes of the device's memory in use, if known; on the CPU, the process's.
     pub peak_memory: Option<u64>,
-    /// All features on their way to a device that has a memory of its own; nothing where they are
-    /// streamed.
+    /// The copy of all features to a device with memory of its own; `None` if they are streamed.
     pub upload: Option<Upload>,
-    /// What the device does at most.
+    /// The most that the device can do.
     pub ceilings: Ceilings,
-    /// Steps that `operations` are of.
+    /// How many steps `operations` covers.
     pub profiled_steps: u64,
     /// Each operation of these steps and of one evaluation, timed by itself.
     pub operations: Vec<Operation>,
 }
 
-/// Measures `repeats` epochs and evaluations (1 at least), after one of each to warm up.
+/// Measures `repeats` (at least 1) epochs and evaluations, after one of each to warm up.
 ///
 /// # Errors
-/// [`crate::Error::Setting`] for settings out of range; those of the device.
+/// [`crate::Error::Setting`] for settings out of range; [`crate::Error::DeviceMemory`] and
+/// [`crate::Error::DeviceOperation`].
 pub fn measure<B: Backend>(
     mut backend: B,
     dataset: &Dataset,
@@ -133,7 +133,7 @@ pub fn measure<B: Backend>(
         }
     }
     let operations = bench.operations()?;
-    // Before memory is taken for the ceilings.
+    // Read the peak before the ceilings take memory.
     let peak_memory = bench.model.backend().peak_memory();
     let ceilings = bench.model.backend().ceilings()?;
     let upload = upload.filter(|_| ceilings.upload.is_some());
@@ -158,7 +158,7 @@ pub fn measure<B: Backend>(
     })
 }
 
-/// Copies all features, and gives them back, a few times.
+/// Times the copy of all features, a few times.
 fn upload<B: Backend>(backend: &B, dataset: &Dataset) -> Result<Option<Upload>> {
     let bytes =
         |modality: &Modality| modality.features.columns() * modality.features.dtype().size();
@@ -213,7 +213,7 @@ impl<B: Backend> Bench<'_, B> {
         }
     }
 
-    /// The seconds of an epoch.
+    /// Trains an epoch; returns its seconds.
     fn epoch(&mut self) -> Result<f64> {
         let begun = Instant::now();
         self.arrange()?;
@@ -223,7 +223,7 @@ impl<B: Backend> Bench<'_, B> {
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// The seconds of an evaluation.
+    /// Evaluates; returns the seconds.
     fn evaluate(&mut self) -> Result<f64> {
         let begun = Instant::now();
         self.evaluation.measure(&mut self.model)?;
@@ -231,14 +231,14 @@ impl<B: Backend> Bench<'_, B> {
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// The operations of some steps and of an evaluation, those that take longest first.
+    /// Profiles some steps and an evaluation; operations that take longest come first.
     fn operations(&mut self) -> Result<Vec<Operation>> {
         self.arrange()?;
         let backend = self.model.backend().clone();
         let dropout = self.dropout();
         let mut operations = backend.profile(&mut || {
             for number in 0..PROFILED_STEPS.min(self.steps_per_epoch) {
-                // One by one: what a device records once for many is not timed.
+                // One step at a time: steps that a device records as one are not timed.
                 let numbers = number..number + 1;
                 self.model.train(&mut self.batches, numbers, &dropout, &mut || true)?;
             }

@@ -1,4 +1,4 @@
-//! How fast a model answers: single users, batches, callers at the same time.
+//! How fast a model answers: single users, batches, concurrent callers.
 
 use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
@@ -9,11 +9,11 @@ use super::Spread;
 use crate::recommender::Recommender;
 use crate::{Error, Result};
 
-/// Single answers that are timed at most.
+/// The most single answers to time.
 const MOST_ANSWERS: usize = 200_000;
-/// Users of a batch.
+/// Users in a batch.
 const BATCHES: [usize; 4] = [16, 256, 4096, 16384];
-/// Callers at the same time.
+/// Concurrent callers.
 const CALLERS: [usize; 4] = [1, 2, 4, 8];
 
 /// Times of answers, in seconds.
@@ -26,7 +26,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Of times, of which there is one at least.
+    /// The percentiles of at least one time.
     fn of(mut times: Vec<f64>) -> Self {
         times.sort_by(f64::total_cmp);
         let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
@@ -37,50 +37,50 @@ impl Latency {
 /// Answers to batches of users.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct BatchRate {
-    /// Users of a batch.
+    /// Users in a batch.
     pub users: usize,
-    /// Seconds of a batch.
+    /// Seconds for a batch.
     pub seconds: Spread,
     /// Users per second in the median batch.
     pub users_per_second: f64,
 }
 
-/// Answers to single users that several threads ask for at the same time.
+/// Answers to single users that several threads request at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct CallerRate {
-    /// Threads.
+    /// The number of calling threads.
     pub callers: usize,
-    /// Users of all threads per second.
+    /// Users per second, over all threads.
     pub users_per_second: f64,
-    /// Of each answer.
+    /// The latency of each answer.
     pub latency: Latency,
 }
 
-/// What was measured.
+/// The figures of one model on one device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Serving {
     /// The device, in words.
     pub device: String,
-    /// U.
+    /// U, the number of users.
     pub users: usize,
-    /// I.
+    /// I, the number of items.
     pub items: usize,
-    /// d.
+    /// d, the embedding size.
     pub embedding_size: usize,
-    /// K.
+    /// K, the length of the lists.
     pub top_k: usize,
     /// One user at a time, one caller.
     pub single: Latency,
-    /// By size.
+    /// By batch size.
     pub batches: Vec<BatchRate>,
     /// By number of callers.
     pub callers: Vec<CallerRate>,
 }
 
-/// Measures lists of `k` items for users in an order without pattern, each figure over about `window`.
+/// Measures lists of `k` items for users in scattered order, each figure over about `window`.
 ///
 /// # Errors
-/// Those of the answers; [`Error::Setting`] for a model without users.
+/// As [`Recommender::top_k`]; [`Error::Setting`] for a model without users.
 pub fn measure_serving(
     recommender: &Recommender,
     device: String,
@@ -91,7 +91,7 @@ pub fn measure_serving(
     if users == 0 {
         return Err(Error::setting("--model", "a model without users found"));
     }
-    // To warm up, and to see what a single answer takes.
+    // Warm up.
     recommender.top_k(0, k)?;
     let single = answers(recommender, users, k, 0, Instant::now() + window)?;
     let batches = BATCHES
@@ -142,12 +142,12 @@ pub fn measure_serving(
     })
 }
 
-/// The user at a place of an order without pattern, which goes round.
+/// The user at a position in an endless, scattered order.
 fn user_at(place: usize, users: usize) -> u32 {
     ((place as u64).wrapping_mul(0x9e37_79b9) % users as u64) as u32
 }
 
-/// Seconds of each answer until `end`.
+/// Times single answers until `end`, in seconds.
 fn answers(
     recommender: &Recommender,
     users: usize,

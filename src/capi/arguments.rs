@@ -1,4 +1,4 @@
-//! What a caller gives and wants, checked before it is used.
+//! Checks what a caller passes, before it is used.
 
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
@@ -10,18 +10,18 @@ use super::status::Failure;
 use crate::config::{ConfigFile, DeviceChoice, FeatureSource};
 use crate::data::{FeatureMatrix, Modality};
 
-/// Lists of items, one after the other: list n is `items[offsets[n]]` up to, and without,
+/// Lists of items, one after the other: list n is `items[offsets[n]]` up to, but not including,
 /// `items[offsets[n + 1]]`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct bm3_lists {
-    /// One more than there are lists: ascending, from 0 to `items_len`.
+    /// One offset more than there are lists, ascending from 0 to `items_len`.
     pub offsets: *const usize,
-    /// How many offsets there are.
+    /// The number of offsets.
     pub offsets_len: usize,
     /// The items of all lists.
     pub items: *const u32,
-    /// How many there are.
+    /// The number of items.
     pub items_len: usize,
 }
 
@@ -29,16 +29,16 @@ pub struct bm3_lists {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct bm3_features {
-    /// The modality's name, as "text".
+    /// The modality's name, such as "text".
     pub modality: *const c_char,
-    /// The numbers, row after row; NULL where they are in files. They are copied.
+    /// The numbers, row after row, which are copied; NULL if the features are in files.
     pub values: *const f32,
     /// How many numbers there are: rows times columns.
     pub values_len: usize,
-    /// Numbers in a row; not looked at where they are in files, which say it themselves.
+    /// Numbers in a row; ignored for files, which have their own.
     pub columns: usize,
-    /// A .npy file, or what else `--feature NAME=FILE` of the program takes, which is mapped and
-    /// not copied; NULL where the numbers are in memory.
+    /// A .npy file, or whatever else `--feature NAME=FILE` of the program takes, mapped and not
+    /// copied; NULL if the numbers are in memory.
     pub files: *const c_char,
 }
 
@@ -47,24 +47,25 @@ pub(super) struct Out<T>(*mut T);
 
 impl<T> Out<T> {
     /// # Safety
-    /// The pointer is NULL or may be written as long as the outcome lives.
+    /// The pointer is NULL, or may be written as long as the result lives.
     pub unsafe fn new(name: &str, pointer: *mut T) -> Result<Self, Failure> {
         check_pointer(name, pointer)?;
         Ok(Self(pointer))
     }
 
-    /// The same where NULL means that nothing is wanted.
+    /// Like [`Out::new`], but NULL means that nothing is wanted.
     ///
     /// # Safety
-    /// Those of [`Out::new`].
+    /// As [`Out::new`].
     pub unsafe fn optional(name: &str, pointer: *mut T) -> Result<Option<Self>, Failure> {
-        // SAFETY: as this function's own.
+        // SAFETY: the caller promises the same.
         (!pointer.is_null()).then(|| unsafe { Self::new(name, pointer) }).transpose()
     }
 
-    /// Writes the place, without looking at what was there.
+    /// Writes the place without reading what was there.
     pub fn set(&self, value: T) {
-        // SAFETY: the pointer is neither NULL nor misaligned, and may be written: `new` asks for it.
+        // SAFETY: `new` refuses a NULL or misaligned pointer, and its caller promises that it may
+        // be written.
         unsafe { self.0.write(value) }
     }
 }
@@ -73,17 +74,17 @@ impl<K> Out<*mut K> {
     /// A place for a handle, NULL until there is one.
     ///
     /// # Safety
-    /// Those of [`Out::new`].
+    /// As [`Out::new`].
     pub unsafe fn handle(name: &str, pointer: *mut *mut K) -> Result<Self, Failure> {
-        // SAFETY: as this function's own.
+        // SAFETY: the caller promises the same.
         let out = unsafe { Self::new(name, pointer) }?;
         out.set(std::ptr::null_mut());
         Ok(out)
     }
 }
 
-/// An array that the caller wants filled. It is not read, and may hold what the arguments hold: it is
-/// written when they are needed no more.
+/// An array that the caller wants filled. It is never read, and may overlap the arguments: it is
+/// written once they are no longer needed.
 pub(super) struct Buffer<'a, T> {
     pointer: *mut T,
     length: usize,
@@ -91,7 +92,7 @@ pub(super) struct Buffer<'a, T> {
 }
 
 impl<T> Buffer<'_, T> {
-    /// An array of `expected` elements, no more and no fewer.
+    /// An array of exactly `expected` elements; `None` is a number beyond memory.
     ///
     /// # Safety
     /// The pointer is NULL or that of `length` elements that may be written.
@@ -114,10 +115,10 @@ impl<T> Buffer<'_, T> {
         Ok(Self { pointer, length, caller: PhantomData })
     }
 
-    /// The same where NULL means that nothing is wanted, and the length is 0.
+    /// Like [`Buffer::new`], but NULL with a length of 0 means that nothing is wanted.
     ///
     /// # Safety
-    /// Those of [`Buffer::new`].
+    /// As [`Buffer::new`].
     pub unsafe fn optional(
         name: &str,
         pointer: *mut T,
@@ -127,14 +128,15 @@ impl<T> Buffer<'_, T> {
         if pointer.is_null() && length == 0 {
             return Ok(None);
         }
-        // SAFETY: as this function's own.
+        // SAFETY: the caller promises the same.
         unsafe { Self::new(name, pointer, length, expected) }.map(Some)
     }
 
-    /// Writes as many values as there is room for.
+    /// Writes values until the array is full.
     pub fn fill(&self, values: impl Iterator<Item = T>) {
         for (place, value) in values.take(self.length).enumerate() {
-            // SAFETY: the place is in the array, which may be written: `new` asks for it.
+            // SAFETY: the place is in the array, and `new`'s caller promises that it may be
+            // written.
             unsafe { self.pointer.add(place).write(value) }
         }
     }
@@ -158,10 +160,10 @@ fn check_array<T>(name: &str, pointer: *const T, length: usize) -> Result<(), Fa
     Ok(())
 }
 
-/// An array that the caller gives; NULL is one without an element.
+/// An array from the caller; it may be NULL if it is empty.
 ///
 /// # Safety
-/// The pointer is NULL or that of `length` elements, which do not change during `'a`.
+/// The pointer is NULL or that of `length` elements that do not change during `'a`.
 pub(super) unsafe fn array<'a, T>(
     name: &str,
     pointer: *const T,
@@ -171,64 +173,64 @@ pub(super) unsafe fn array<'a, T>(
         return Ok(&[]);
     }
     check_array(name, pointer, length)?;
-    // SAFETY: neither NULL, misaligned nor longer than an object can be; the rest the caller answers
-    // for.
+    // SAFETY: neither NULL, misaligned nor longer than an object can be; the caller answers for the
+    // rest.
     Ok(unsafe { slice::from_raw_parts(pointer, length) })
 }
 
-/// A text that the caller gives.
+/// A text from the caller.
 ///
 /// # Safety
 /// The pointer is NULL or that of a text that ends with NUL and does not change during `'a`.
 pub(super) unsafe fn text<'a>(name: &str, pointer: *const c_char) -> Result<&'a str, Failure> {
     check_pointer(name, pointer)?;
-    // SAFETY: not NULL; the rest the caller answers for.
+    // SAFETY: not NULL; the caller answers for the rest.
     let text = unsafe { CStr::from_ptr(pointer) };
     text.to_str().map_err(|_| Failure::argument(name, "a text that is not UTF-8 found"))
 }
 
-/// A path that the caller gives; on Unix any bytes.
+/// A path from the caller; any bytes on Unix.
 ///
 /// # Safety
-/// Those of [`text`].
+/// As [`text`].
 pub(super) unsafe fn path(name: &str, pointer: *const c_char) -> Result<PathBuf, Failure> {
     #[cfg(unix)]
     {
         use std::os::unix::ffi::OsStrExt;
         check_pointer(name, pointer)?;
-        // SAFETY: not NULL; the rest the caller answers for.
+        // SAFETY: not NULL; the caller answers for the rest.
         let bytes = unsafe { CStr::from_ptr(pointer) }.to_bytes();
         Ok(std::ffi::OsStr::from_bytes(bytes).into())
     }
     #[cfg(not(unix))]
     {
-        // SAFETY: as this function's own.
+        // SAFETY: the caller promises the same.
         unsafe { text(name, pointer) }.map(PathBuf::from)
     }
 }
 
-/// Where to compute; the CPU where NULL is given.
+/// The device to compute on; NULL means the CPU.
 ///
 /// # Safety
-/// Those of [`text`].
+/// As [`text`].
 pub(super) unsafe fn device(pointer: *const c_char) -> Result<DeviceChoice, Failure> {
     if pointer.is_null() {
         return Ok(DeviceChoice::Cpu);
     }
-    // SAFETY: as this function's own.
+    // SAFETY: the caller promises the same.
     let text = unsafe { text("device", pointer) }?;
     text.parse().map_err(|problem: String| Failure::argument("device", problem))
 }
 
-/// The settings in a text, none where NULL is given. Those that are arguments are refused.
+/// The settings in a text; NULL means none. Settings that are arguments are refused.
 ///
 /// # Safety
-/// Those of [`text`].
+/// As [`text`].
 pub(super) unsafe fn settings(pointer: *const c_char) -> Result<ConfigFile, Failure> {
     if pointer.is_null() {
         return Ok(ConfigFile::default());
     }
-    // SAFETY: as this function's own.
+    // SAFETY: the caller promises the same.
     let settings = ConfigFile::parse(unsafe { text("settings", pointer) }?)?;
     for notice in &settings.notices {
         tracing::warn!("{notice}");
@@ -247,7 +249,7 @@ pub(super) unsafe fn settings(pointer: *const c_char) -> Result<ConfigFile, Fail
     Ok(settings)
 }
 
-/// Flags, all of which are known.
+/// Flags, which must all be known.
 pub(super) fn flags(found: u32, known: u32) -> Result<u32, Failure> {
     if found & !known != 0 {
         let problem = format!("{found:#x} found, none but the bits {known:#x} expected");
@@ -256,7 +258,7 @@ pub(super) fn flags(found: u32, known: u32) -> Result<u32, Failure> {
     Ok(found)
 }
 
-/// Lists of items that the caller gives.
+/// Lists of items from the caller.
 pub(super) struct Lists<'a> {
     offsets: &'a [usize],
     items: &'a [u32],
@@ -268,10 +270,10 @@ impl<'a> Lists<'a> {
     /// during `'a`.
     pub unsafe fn new(name: &str, pointer: *const bm3_lists) -> Result<Self, Failure> {
         check_pointer(name, pointer)?;
-        // SAFETY: neither NULL nor misaligned; the rest the caller answers for.
+        // SAFETY: neither NULL nor misaligned; the caller answers for the rest.
         let lists = unsafe { *pointer };
         let of = |part: &str| format!("{name}.{part}");
-        // SAFETY: as this function's own.
+        // SAFETY: the caller promises the same.
         let (offsets, items) = unsafe {
             (
                 array(&of("offsets"), lists.offsets, lists.offsets_len)?,
@@ -286,10 +288,10 @@ impl<'a> Lists<'a> {
         Ok(Self { offsets, items })
     }
 
-    /// The same where NULL means none; as many as there are `expected`.
+    /// Like [`Lists::new`], but NULL means none; there must be `expected` lists.
     ///
     /// # Safety
-    /// Those of [`Lists::new`].
+    /// As [`Lists::new`].
     pub unsafe fn optional(
         name: &str,
         pointer: *const bm3_lists,
@@ -298,7 +300,7 @@ impl<'a> Lists<'a> {
         if pointer.is_null() {
             return Ok(None);
         }
-        // SAFETY: as this function's own.
+        // SAFETY: the caller promises the same.
         let lists = unsafe { Self::new(name, pointer) }?;
         if lists.len() != expected {
             let problem = format!("{} lists found, {expected} expected", lists.len());
@@ -307,9 +309,9 @@ impl<'a> Lists<'a> {
         Ok(Some(lists))
     }
 
-    /// How many there are.
+    /// The number of lists.
     pub fn len(&self) -> usize {
-        // `new` has seen the first offset.
+        // `new` requires a first offset.
         self.offsets.len() - 1
     }
 
@@ -319,7 +321,7 @@ impl<'a> Lists<'a> {
     }
 }
 
-/// Features that the caller gives.
+/// Features from the caller.
 ///
 /// # Safety
 /// The pointer is NULL or that of features whose arrays are as long as they say.
@@ -328,19 +330,19 @@ pub(super) unsafe fn modality(
     pointer: *const bm3_features,
 ) -> Result<Modality, Failure> {
     check_pointer(name, pointer)?;
-    // SAFETY: neither NULL nor misaligned; the rest the caller answers for.
+    // SAFETY: neither NULL nor misaligned; the caller answers for the rest.
     let given = unsafe { *pointer };
-    // SAFETY: as this function's own.
+    // SAFETY: the caller promises the same.
     let modality = unsafe { text(&format!("{name}.modality"), given.modality) }?.to_owned();
     let features = match (given.values.is_null(), given.files.is_null()) {
         (false, true) => {
-            // SAFETY: as this function's own.
+            // SAFETY: the caller promises the same.
             let values = unsafe { array(name, given.values, given.values_len) }?;
             let rows = values.len() / given.columns.max(1);
             FeatureMatrix::from_f32(rows, given.columns, values.to_vec())?
         }
         (true, false) => {
-            // SAFETY: as this function's own.
+            // SAFETY: the caller promises the same.
             let files = unsafe { text(&format!("{name}.files"), given.files) }?;
             let source: FeatureSource = format!("{modality}={files}")
                 .parse()
@@ -352,19 +354,19 @@ pub(super) unsafe fn modality(
     Ok(Modality { name: modality, features: Arc::new(features) })
 }
 
-/// Features of several modalities that the caller gives.
+/// Features of several modalities from the caller.
 ///
 /// # Safety
-/// The pointer is NULL or that of `length` elements, each as [`modality`] asks.
+/// The pointer is NULL or that of `length` elements, each as [`modality`] requires.
 pub(super) unsafe fn modalities(
     pointer: *const bm3_features,
     length: usize,
 ) -> Result<Vec<Modality>, Failure> {
-    // SAFETY: as this function's own.
+    // SAFETY: the caller promises the same.
     let given = unsafe { array("features", pointer, length) }?;
     given
         .iter()
-        // SAFETY: as this function's own.
+        // SAFETY: the caller promises the same.
         .map(|features| unsafe { modality("features", features) })
         .collect()
 }

@@ -5,11 +5,11 @@ use super::handle::change;
 use super::recommender::bm3_recommender;
 use super::status::{bm3_status, call};
 
-/// Scores the model's items without training interactions by their features from now on.
+/// Scores the model's items without training interactions from their features from now on.
 ///
-/// `features` are those that the model was trained with, a table for each modality, where they are
-/// inputs of it (`freeze_features`); trained ones are the model's own, and `features` may be NULL with
-/// a length of 0. `count`, which may be NULL, is how many such items there are.
+/// `features` are those that the model was trained with, a table for each modality, if they are
+/// inputs (`freeze_features`); a model that trained its features has its own, and `features` may be
+/// NULL with a length of 0. `count`, which may be NULL, receives the number of such items.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -21,10 +21,10 @@ pub unsafe extern "C" fn bm3_score_cold_items(
     count: *mut usize,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (count, features) =
             unsafe { (Out::optional("count", count)?, modalities(features, features_len)?) };
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let scored = unsafe {
             change(recommender, |recommender| Ok(recommender.score_cold_items(&features)?))
         }?;
@@ -35,11 +35,12 @@ pub unsafe extern "C" fn bm3_score_cold_items(
     })
 }
 
-/// Adds items by their features: a table for each of the model's modalities, all with as many rows.
+/// Adds items by their features: a table for each of the model's modalities, all with the same
+/// number of rows.
 ///
-/// The new items follow those there are: `first` is the number of the first, `count` how many they
-/// are; both may be NULL. A model whose features are inputs of it (`freeze_features`) must have seen
-/// them by `bm3_score_cold_items` before.
+/// The new items are numbered after the existing ones: `first` receives the first number, `count`
+/// how many there are; both may be NULL. If the model's features are inputs (`freeze_features`),
+/// call `bm3_score_cold_items` first.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -52,7 +53,7 @@ pub unsafe extern "C" fn bm3_add_items(
     count: *mut usize,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (first, count, features) = unsafe {
             (
                 Out::optional("first", first)?,
@@ -60,7 +61,7 @@ pub unsafe extern "C" fn bm3_add_items(
                 modalities(features, features_len)?,
             )
         };
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let added =
             unsafe { change(recommender, |recommender| Ok(recommender.add_items(&features)?)) }?;
         if let Some(first) = first {

@@ -1,4 +1,4 @@
-//! What models are trained on.
+//! Data sets to train on.
 
 use std::ffi::{CString, c_char};
 
@@ -12,10 +12,10 @@ use crate::data::DatasetBuilder;
 /// A data set: interactions by split, and the features of the items.
 pub struct bm3_dataset(());
 
-/// A data set in the making.
+/// A data set under construction.
 pub struct bm3_dataset_builder(());
 
-/// A data set, and its warnings as C reads them.
+/// A data set, and its warnings as a C string.
 pub(super) struct Opened {
     pub dataset: Dataset,
     warnings: CString,
@@ -40,24 +40,24 @@ impl Kind for bm3_dataset_builder {
     const NAME: &'static str = "bm3_dataset_builder";
 }
 
-/// What interactions are for; the numbers are those of the column x_label.
+/// The purpose of interactions; the numbers are those of the column x_label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 pub enum bm3_split {
     /// To train on.
     BM3_TRAIN = 0,
-    /// To be found while training decides when to stop.
+    /// Held out, to decide when training stops.
     BM3_VALID = 1,
-    /// To be found, deciding nothing.
+    /// Held out, deciding nothing.
     BM3_TEST = 2,
 }
 
 /// Opens a data folder in MMRec's layout.
 ///
-/// `settings` may have the settings `modalities`, `split`, `seed` (of the split) and `features` of the
-/// program's --config files, in TOML, as "modalities = ['text']"; those of training are for
-/// `bm3_train`, so that one text does for both. NULL is none. `bm3_dataset_free` frees what is put
-/// into `dataset`.
+/// `settings` may have the settings `modalities`, `split`, `seed` (of the split) and `features` of
+/// the program's --config files, in TOML, such as "modalities = ['text']"; NULL means none.
+/// Settings of training have no effect here, so that one text serves this function and `bm3_train`.
+/// `bm3_dataset_free` frees the handle written to `dataset`.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -68,7 +68,7 @@ pub unsafe extern "C" fn bm3_dataset_open(
     dataset: *mut *mut bm3_dataset,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (out, folder, mut settings) = unsafe {
             (Out::handle("dataset", dataset)?, path("folder", folder)?, self::settings(settings)?)
         };
@@ -86,11 +86,11 @@ pub unsafe extern "C" fn bm3_dataset_open(
 /// The module's rules for pointers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bm3_dataset_free(dataset: *mut *mut bm3_dataset) -> bm3_status {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the rules of the module.
     call(|| unsafe { take(dataset) }.map(drop))
 }
 
-/// How many users and items there are. Each of the two may be NULL.
+/// Writes the number of users and the number of items. Each of the two may be NULL.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -101,12 +101,12 @@ pub unsafe extern "C" fn bm3_dataset_sizes(
     items: *mut usize,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let Opened { dataset, .. } = unsafe { borrow(dataset) }?;
         for (name, place, size) in
             [("users", users, dataset.users), ("items", items, dataset.items)]
         {
-            // SAFETY: the caller's.
+            // SAFETY: the caller keeps the rules of the module.
             if let Some(out) = unsafe { Out::optional(name, place) }? {
                 out.set(size);
             }
@@ -115,11 +115,10 @@ pub unsafe extern "C" fn bm3_dataset_sizes(
     })
 }
 
-/// What is worth knowing of a data set but need not be changed, such as validation interactions of
-/// users who have none in training, which are left out: a line for each, an empty text where there is
-/// nothing.
+/// Lends the data set's warnings, one per line; an empty text if there are none. They need no action:
+/// for example, validation interactions are left out if their users have none in training.
 ///
-/// `warnings` then points to the library's own text, which is there until the data set is freed.
+/// `warnings` then points to the library's own text, which stays valid until the data set is freed.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -129,17 +128,17 @@ pub unsafe extern "C" fn bm3_dataset_warnings(
     warnings: *mut *const c_char,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (opened, out) = unsafe { (borrow(dataset)?, Out::new("warnings", warnings)?) };
         out.set(opened.warnings.as_ptr());
         Ok(())
     })
 }
 
-/// Begins a data set of this name from what is in memory.
+/// Begins a data set of this name from data in memory.
 ///
-/// `bm3_dataset_builder_finish` makes a data set of what is put into `builder`;
-/// `bm3_dataset_builder_free` frees it where that is not wanted any more.
+/// `bm3_dataset_builder_finish` turns the handle written to `builder` into a data set;
+/// `bm3_dataset_builder_free` frees one that is no longer wanted.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -149,7 +148,7 @@ pub unsafe extern "C" fn bm3_dataset_builder_new(
     builder: *mut *mut bm3_dataset_builder,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (out, name) = unsafe { (Out::handle("builder", builder)?, text("name", name)?) };
         give(Dataset::builder(name), &out);
         Ok(())
@@ -182,7 +181,7 @@ pub unsafe extern "C" fn bm3_dataset_builder_add_pairs(
                 return Err(Failure::argument("split", problem));
             }
         };
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         unsafe {
             let users = array("users", users, pairs_len)?;
             let items = array("items", items, pairs_len)?;
@@ -191,7 +190,7 @@ pub unsafe extern "C" fn bm3_dataset_builder_add_pairs(
     })
 }
 
-/// Adds a modality: a row of features for each item.
+/// Adds a modality: one row of features per item.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -201,7 +200,7 @@ pub unsafe extern "C" fn bm3_dataset_builder_add_features(
     features: *const bm3_features,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         unsafe {
             let modality = modality("features", features)?;
             with(builder, |builder| Ok(builder.modality(modality.name, modality.features)))
@@ -209,7 +208,7 @@ pub unsafe extern "C" fn bm3_dataset_builder_add_features(
     })
 }
 
-/// Counts at least so many users and items, whether they have interactions or not.
+/// Counts at least this many users and items, whether or not they have interactions.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -219,13 +218,13 @@ pub unsafe extern "C" fn bm3_dataset_builder_at_least(
     users: usize,
     items: usize,
 ) -> bm3_status {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the rules of the module.
     call(|| unsafe { with(builder, |builder| Ok(builder.at_least(users, items))) })
 }
 
-/// Makes a data set of what was added, and frees the builder, also where the parts do not make one:
-/// no training interaction, ids far beyond what so many interactions can need, too few rows of
-/// features, numbers in them that are not finite. Both pointers are set.
+/// Makes a data set of what was added, and frees the builder, even on failure: when there is no
+/// training interaction, ids are far beyond what the number of interactions can need, or features
+/// have too few rows or are not finite. Both pointers are set.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -235,7 +234,7 @@ pub unsafe extern "C" fn bm3_dataset_builder_finish(
     dataset: *mut *mut bm3_dataset,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (out, parts) = unsafe { (Out::handle("dataset", dataset)?, take(builder)?) };
         let parts = parts.ok_or_else(|| Failure::argument("builder", "NULL found"))?;
         give(Opened::new(parts.build()?), &out);
@@ -251,19 +250,19 @@ pub unsafe extern "C" fn bm3_dataset_builder_finish(
 pub unsafe extern "C" fn bm3_dataset_builder_free(
     builder: *mut *mut bm3_dataset_builder,
 ) -> bm3_status {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the rules of the module.
     call(|| unsafe { take(builder) }.map(drop))
 }
 
-/// Passes a builder through one of its methods.
+/// Replaces a builder by the result of one of its methods.
 ///
 /// # Safety
-/// Those of [`change`].
+/// As [`change`].
 unsafe fn with(
     builder: *mut bm3_dataset_builder,
     method: impl FnOnce(DatasetBuilder) -> Result<DatasetBuilder, Failure>,
 ) -> Result<(), Failure> {
-    // SAFETY: as this function's own.
+    // SAFETY: the caller promises the same.
     unsafe {
         change(builder, |value| {
             let builder = std::mem::replace(value, Dataset::builder(""));

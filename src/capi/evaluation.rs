@@ -7,7 +7,7 @@ use super::status::{Failure, bm3_status, call};
 use crate::Recommender;
 use crate::config::check_lengths;
 
-/// Metrics of lists of one length, means over the users.
+/// Metrics of lists of one length: means over the users.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C)]
 pub struct bm3_metrics {
@@ -21,12 +21,12 @@ pub struct bm3_metrics {
     pub map: f64,
 }
 
-/// How well held-out interactions are found: user `users[n]` with item `items[n]`, for n below
-/// `pairs_len`.
+/// Measures how well held-out interactions are found: user `users[n]` with item `items[n]`, for n
+/// below `pairs_len`.
 ///
-/// All items are scored for each user, those of training left out. Users without training interactions
-/// do not count; one pair of another user is needed. `lengths` are those of the lists, 1 to 1024,
-/// ascending; `metrics` has room for as many elements.
+/// All items are scored for each user, except the user's training items. Users without training
+/// interactions do not count; at least one pair must be of another user. `lengths` are the list
+/// lengths, 1 to 1024, ascending; `metrics` has room for as many elements.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -42,7 +42,7 @@ pub unsafe extern "C" fn bm3_evaluate(
     metrics_len: usize,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (recommender, users, items, lengths, places): (&Recommender, _, _, _, _) = unsafe {
             (
                 borrow(recommender)?,

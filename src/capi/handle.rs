@@ -1,8 +1,8 @@
-//! What a caller holds without knowing what is in it.
+//! Handles: opaque pointers for the caller.
 //!
-//! A handle points to a word that says what kind it is and whether it may be used, and the value after
-//! it. The word turns most mistakes with handles into refusals: one of another kind, one whose change
-//! has not ended, one that was freed (as long as its memory is nobody else's).
+//! A handle points to a word that says what kind it is and whether it may be used, followed by its
+//! value. The word turns most mistakes with handles into refusals: one of another kind, one whose
+//! change has not ended, one that was freed (until its memory is reused).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,11 +11,11 @@ use super::status::Failure;
 
 /// A kind of handle, by the type that stands for it in the header.
 pub(super) trait Kind {
-    /// What is in it.
+    /// The value in it.
     type Value;
-    /// The word of a handle that may be used.
+    /// The word of a usable handle.
     const WORD: u64;
-    /// What it is called in messages and in the names of functions.
+    /// Its name in messages and in the names of functions.
     const NAME: &'static str;
 }
 
@@ -28,14 +28,14 @@ struct Handle<T> {
     value: T,
 }
 
-/// Puts a value into a handle of its own and gives that to the caller.
+/// Puts a value into a new handle and gives that to the caller.
 pub(super) fn give<K: Kind>(value: K::Value, out: &Out<*mut K>) {
     let handle = Box::new(Handle { word: AtomicU64::new(K::WORD), value });
     out.set(Box::into_raw(handle).cast());
 }
 
-/// The handle behind a pointer, where its word says that it may be used; or that it is being changed,
-/// if that `suits`.
+/// The handle behind a pointer, if its word says that it may be used or, with `suits`, that it is
+/// being changed.
 ///
 /// # Safety
 /// The pointer is NULL or that of a handle in use.
@@ -68,28 +68,28 @@ unsafe fn checked<K: Kind>(
     Ok(pointer.cast::<Handle<K::Value>>().cast_mut())
 }
 
-/// What is in a handle.
+/// The value in a handle.
 ///
 /// # Safety
-/// The pointer is NULL or that of a handle, which is neither changed nor freed during `'a`.
+/// The pointer is NULL or that of a handle that is neither changed nor freed during `'a`.
 pub(super) unsafe fn borrow<'a, K: Kind>(pointer: *const K) -> Result<&'a K::Value, Failure> {
-    // SAFETY: as this function's own.
+    // SAFETY: the caller promises the same.
     let handle = unsafe { checked(pointer, false) }?;
-    // SAFETY: by its word it is a handle of this kind; the caller answers for its life.
+    // SAFETY: its word shows a handle of this kind; the caller answers for its lifetime.
     Ok(unsafe { &(*handle).value })
 }
 
-/// Changes what is in a handle. Where `change` panics, the handle can be freed and nothing else.
+/// Changes the value in a handle. If `change` panics, the handle can only be freed.
 ///
 /// # Safety
-/// The pointer is NULL or that of a handle, which no other call uses meanwhile.
+/// The pointer is NULL or that of a handle that no other call uses meanwhile.
 pub(super) unsafe fn change<K: Kind, T>(
     pointer: *mut K,
     change: impl FnOnce(&mut K::Value) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    // SAFETY: as this function's own.
+    // SAFETY: the caller promises the same.
     let handle = unsafe { checked(pointer, false) }?;
-    // SAFETY: by its word it is a handle of this kind; the caller answers for its being the only use.
+    // SAFETY: its word shows a handle of this kind; the caller promises that no other call uses it.
     let Handle { word, value } = unsafe { &mut *handle };
     word.store(K::WORD + CHANGING, Ordering::Release);
     let result = change(value);
@@ -97,26 +97,27 @@ pub(super) unsafe fn change<K: Kind, T>(
     result
 }
 
-/// Takes what is in a handle and sets the caller's pointer to NULL; `None` where it is so already.
+/// Takes the value out of a handle and sets the caller's pointer to NULL; `None` if it was NULL
+/// already.
 ///
 /// # Safety
-/// `pointer` is NULL or points to NULL or to a handle, which no other call uses meanwhile or later.
+/// `pointer` is NULL, or points to NULL or to a handle that no other call uses meanwhile or later.
 pub(super) unsafe fn take<K: Kind>(pointer: *mut *mut K) -> Result<Option<K::Value>, Failure> {
     if pointer.is_null() {
         return Ok(None);
     }
-    // SAFETY: as this function's own.
+    // SAFETY: the caller promises the same.
     let out = unsafe { Out::new(K::NAME, pointer) }?;
-    // SAFETY: it points to a pointer, as this function asks.
+    // SAFETY: `pointer` points to a pointer, as this function requires.
     let handle = unsafe { *pointer };
     if handle.is_null() {
         return Ok(None);
     }
-    // SAFETY: as this function's own.
+    // SAFETY: the caller promises the same.
     let handle = unsafe { checked(handle, true) }?;
     out.set(std::ptr::null_mut());
-    // SAFETY: by its word it is a handle of this kind, which `give` made of a box; the caller answers
-    // for nobody else using it.
+    // SAFETY: its word shows a handle of this kind, which `give` made from a box; the caller
+    // promises that no other call uses it.
     let handle = unsafe { Box::from_raw(handle) };
     handle.word.store(0, Ordering::Release);
     Ok(Some(handle.value))
@@ -161,7 +162,7 @@ mod tests {
     #[test]
     fn a_handle_is_used_changed_and_freed_once() {
         let mut pointer = made::<number>(7);
-        // SAFETY: handles of these tests are used by one thread, and not after they were freed.
+        // SAFETY: one thread uses the handles of these tests, and not after they were freed.
         unsafe {
             assert_eq!(*borrow(pointer).unwrap(), 7);
             assert_eq!(change(pointer, |value| Ok(std::mem::replace(value, 8))).unwrap(), 7);

@@ -7,31 +7,31 @@ use super::status::{Failure, bm3_status, call};
 use crate::backend::TopK;
 use crate::{Query, Recommender, ScoredItem};
 
-/// Fills a list that is short; the score beside it is minus infinity.
+/// Fills the rest of a short list; the score beside it is minus infinity.
 pub const BM3_NO_ITEM: u32 = u32::MAX;
 const _: () = assert!(BM3_NO_ITEM == TopK::NO_ITEM);
 
-/// A flag: lists have what the user has interacted with in training as well, or the items given.
+/// A flag: lists may include items that the user interacted with in training, or the items given.
 pub const BM3_WITH_SEEN: u32 = 1;
 
-/// Where lists and their scores go.
+/// Where to write lists and their scores.
 struct Places<'a> {
     items: Buffer<'a, u32>,
     scores: Option<Buffer<'a, f32>>,
 }
 
 impl Places<'_> {
-    /// Of `lists` lists of `k` items.
+    /// Places for `lists` lists of `k` items.
     ///
     /// # Safety
-    /// Those of [`Buffer::new`].
+    /// As [`Buffer::new`].
     unsafe fn new(
         (lists, k): (usize, usize),
         (items, items_len): (*mut u32, usize),
         (scores, scores_len): (*mut f32, usize),
     ) -> Result<Self, Failure> {
         let count = lists.checked_mul(k);
-        // SAFETY: as this function's own.
+        // SAFETY: the caller promises the same.
         unsafe {
             Ok(Self {
                 items: Buffer::new("items", items, items_len, count)?,
@@ -40,7 +40,7 @@ impl Places<'_> {
         }
     }
 
-    /// Writes lists of many.
+    /// Writes many lists.
     fn fill(&self, top: &TopK) {
         self.items.fill(top.items.iter().copied());
         if let Some(scores) = &self.scores {
@@ -59,13 +59,13 @@ impl Places<'_> {
     }
 }
 
-/// A query with what a caller wants of it.
+/// A query with the caller's exclusions and flags.
 fn asked<'a>(query: Query<'a>, excluded: &'a [u32], flags: u32) -> Query<'a> {
     let query = query.excluding(excluded);
     if flags & BM3_WITH_SEEN != 0 { query.with_seen() } else { query }
 }
 
-/// Queries with what a caller wants of them: `excluded` has a list for each, where it is given.
+/// Queries with the caller's flags and, if `excluded` is given, one list of exclusions each.
 fn asked_all<'a>(
     queries: impl Iterator<Item = Query<'a>>,
     excluded: Option<&'a Lists<'a>>,
@@ -76,12 +76,13 @@ fn asked_all<'a>(
     queries.enumerate().map(ask).collect()
 }
 
-/// The `k` best items for each of some users, 1 to 1024, without those that they have interacted with
-/// in training (`flags`: BM3_WITH_SEEN leaves them in).
+/// Writes the `k` best items (1 to 1024) for each of some users, without the items that the user
+/// interacted with in training (`flags`: BM3_WITH_SEEN keeps them).
 ///
-/// `excluded` has one list for each user of what is left out besides; NULL is none. `items` has room
-/// for users_len times k items, user after user; `scores` for as many scores, or is NULL with a length
-/// of 0. Where a user's list is short, BM3_NO_ITEM fills it in `items`, minus infinity in `scores`.
+/// `excluded` has a list of further items to leave out for each user; NULL means none. `items` has
+/// room for users_len times k items, user after user; `scores` for as many scores, or is NULL with
+/// a length of 0. If a user's list is short, BM3_NO_ITEM fills it in `items`, and minus infinity in
+/// `scores`.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -100,7 +101,7 @@ pub unsafe extern "C" fn bm3_recommend(
 ) -> bm3_status {
     call(|| {
         let flags = self::flags(flags, BM3_WITH_SEEN)?;
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (recommender, users, excluded, places) = unsafe {
             (
                 borrow(recommender)?,
@@ -115,10 +116,10 @@ pub unsafe extern "C" fn bm3_recommend(
     })
 }
 
-/// The `k` best items for each of some users that the model was not trained on, by what they have
-/// interacted with: `histories` has a list for each of them, of one item at least.
+/// Writes the `k` best items for each of some users that the model was not trained on, from the
+/// items that they interacted with: `histories` has a list of at least one item for each user.
 ///
-/// The items of a user's list are left out (`flags`: BM3_WITH_SEEN leaves them in). All else is as in
+/// A user's own items are left out (`flags`: BM3_WITH_SEEN keeps them). Otherwise as
 /// `bm3_recommend`.
 ///
 /// # Safety
@@ -137,7 +138,7 @@ pub unsafe extern "C" fn bm3_recommend_for_items(
 ) -> bm3_status {
     call(|| {
         let flags = self::flags(flags, BM3_WITH_SEEN)?;
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (recommender, histories, excluded, places) = unsafe {
             let histories = Lists::new("histories", histories)?;
             let count = histories.len();
@@ -154,9 +155,10 @@ pub unsafe extern "C" fn bm3_recommend_for_items(
     })
 }
 
-/// The `k` items nearest to each of some items, by the cosine of their rows, itself left out.
+/// Writes the `k` items nearest to each of some items, by the cosine of their rows, without the
+/// item itself.
 ///
-/// `items` has room for of_len times k items; all else is as in `bm3_recommend`.
+/// `items` has room for of_len times k items; otherwise as `bm3_recommend`.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -172,7 +174,7 @@ pub unsafe extern "C" fn bm3_similar_items(
     scores_len: usize,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (recommender, of, places) = unsafe {
             (
                 borrow(recommender)?,
@@ -185,10 +187,10 @@ pub unsafe extern "C" fn bm3_similar_items(
     })
 }
 
-/// The best `k` of some candidates for a user; repeats count once. What the user has interacted with
-/// in training is left out (`flags`: BM3_WITH_SEEN leaves it in).
+/// Writes the best `k` of some candidates for a user; repeats count once. Items that the user
+/// interacted with in training are left out (`flags`: BM3_WITH_SEEN keeps them).
 ///
-/// `items` has room for k items; all else is as in `bm3_recommend`.
+/// `items` has room for k items; otherwise as `bm3_recommend`.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -207,7 +209,7 @@ pub unsafe extern "C" fn bm3_rank(
 ) -> bm3_status {
     call(|| {
         let flags = self::flags(flags, BM3_WITH_SEEN)?;
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (recommender, candidates, places) = unsafe {
             (
                 borrow(recommender)?,
@@ -221,8 +223,8 @@ pub unsafe extern "C" fn bm3_rank(
     })
 }
 
-/// The scores of pairs of a user and an item, seen or not: the bits that lists have. `users`, `items`
-/// and `scores` are of length `pairs_len`.
+/// Writes the scores of pairs of a user and an item, seen or not, with the same bits as in lists.
+/// `users`, `items` and `scores` have `pairs_len` elements each.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -235,7 +237,7 @@ pub unsafe extern "C" fn bm3_scores(
     pairs_len: usize,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (recommender, users, items, places): (&Recommender, _, _, _) = unsafe {
             (
                 borrow(recommender)?,

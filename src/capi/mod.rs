@@ -1,27 +1,31 @@
-//! bm3-engine in C: trains BM3, the multimodal recommender, and serves what was trained.
+//! bm3-engine in C: trains BM3, the multimodal recommender, and serves trained models.
 //!
-//! Results. A function returns BM3_OK, or what went wrong; `bm3_last_error` then has it in words, for
-//! the thread that called. What a function would have written is then not to be read, but for handles,
-//! which are NULL. Nothing is printed, unless the library itself is at fault; nothing ends the process,
-//! unless memory does not suffice or a file is truncated while it is mapped.
+//! Results. A function returns BM3_OK or the kind of failure; `bm3_last_error` then describes the
+//! failure to the thread that called. The outputs of a failed call must not be read, except
+//! handles, which are NULL unless the function says otherwise. Nothing is printed, unless the
+//! library itself is at fault; nothing ends the process, unless memory runs out or a mapped file is
+//! truncated.
 //!
-//! Pointers. A NULL pointer is refused, unless a function says what NULL means or the array has no
-//! element. Lengths count elements, and are held against what the other arguments imply; ids are held
-//! against the model. What cannot be checked is up to the caller: an array has as many elements as its
-//! length says, a text ends with NUL and is UTF-8 (a path: what the system takes), a handle is in use
-//! or NULL. Arrays are read and written during the call alone, unless a function says otherwise.
+//! Pointers. A NULL pointer is refused, unless the function says what NULL means or the array is
+//! empty. Lengths count elements and are checked against what the other arguments imply; ids are
+//! checked against the model. The caller answers for what cannot be checked: an array has as many
+//! elements as its length says, a text ends with NUL and is UTF-8 (a path: what the system takes),
+//! a handle is in use or NULL. Arrays are read and written only during the call, unless the
+//! function says otherwise.
 //!
-//! Handles. Each is made by one function and freed by the one named after it, which sets the caller's
-//! pointer to NULL: to free it again does nothing. A handle of another kind is refused.
+//! Handles. Each is made by one function and freed by the one named after it, which sets the
+//! caller's pointer to NULL, so that freeing it again does nothing. A handle of another kind is
+//! refused.
 //!
-//! Threads. Functions that take a `const` handle may be called by any number of threads at a time; one
-//! that takes a handle to change or to free it must be the only call with that handle while it lasts.
-//! Parallel work uses threads of the library's own, which are not there in a process made by `fork`,
-//! and which do not let the library be unloaded by `dlclose`. A GPU that a process has opened cannot be
-//! used in those that it forks either.
+//! Threads. Functions that take a `const` handle may be called by any number of threads at once; a
+//! function that changes or frees a handle must be the only call that uses it at the time. Parallel
+//! work runs on threads of the library's own, which do not exist in a process made by `fork`, and
+//! which keep `dlclose` from unloading the library. Nor can a forked process use a GPU that its
+//! parent has opened.
 //!
 //! Users and items are numbered from 0. Lists are best first, ties by lower number; the same model
-//! gives the same lists, to the bit of a score, here, in Rust and by the program `bm3-engine`.
+//! gives the same lists, with the same bits in every score, in C, in Rust and from the program
+//! `bm3-engine`.
 #![allow(non_camel_case_types, reason = "types have the names that they have in C")]
 
 mod arguments;

@@ -1,4 +1,4 @@
-//! Opening, keeping and looking into what answers.
+//! Opens, saves and inspects trained models.
 
 use std::ffi::c_char;
 
@@ -18,11 +18,11 @@ impl Kind for bm3_recommender {
 
 /// Opens a trained model: `file` is the directory of a run, or a model.safetensors.
 ///
-/// `device` is "cpu", a GPU's number as "0", or "auto": GPU 0 where it can be used, else the CPU; NULL
-/// is the CPU. `bm3_recommender_free` frees what is put into `recommender`.
+/// `device` is "cpu", a GPU's number such as "0", or "auto": GPU 0 if it can be used, else the CPU;
+/// NULL means the CPU. `bm3_recommender_free` frees the handle written to `recommender`.
 ///
-/// The file stays mapped until then: a newer one takes its place by being renamed to its name, never
-/// by being written into it. After `fork` a child opens a model of its own to answer on a GPU.
+/// The file stays mapped until then: replace it by renaming a newer one to its name, never by
+/// writing into it. After `fork`, a child must open its own model to answer on a GPU.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -33,7 +33,7 @@ pub unsafe extern "C" fn bm3_recommender_open(
     recommender: *mut *mut bm3_recommender,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (out, file, device) = unsafe {
             (Out::handle("recommender", recommender)?, path("file", file)?, self::device(device)?)
         };
@@ -42,10 +42,10 @@ pub unsafe extern "C" fn bm3_recommender_open(
     })
 }
 
-/// Writes the model into a file as `bm3_recommender_open` and the program read it, whole or not at all.
+/// Writes the model to a file that `bm3_recommender_open` and the program can read, whole or not at
+/// all.
 ///
-/// Items that were added to the recommender are not in the model, and are added again where it is
-/// opened.
+/// Items added to the recommender are not part of the model: add them again after opening it.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -55,7 +55,7 @@ pub unsafe extern "C" fn bm3_recommender_save(
     file: *const c_char,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (recommender, file) = unsafe { (borrow(recommender)?, path("file", file)?) };
         Ok(recommender.model().save(&file)?)
     })
@@ -69,12 +69,12 @@ pub unsafe extern "C" fn bm3_recommender_save(
 pub unsafe extern "C" fn bm3_recommender_free(
     recommender: *mut *mut bm3_recommender,
 ) -> bm3_status {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the rules of the module.
     call(|| unsafe { take(recommender) }.map(drop))
 }
 
-/// How many users and items there are, those that were added among them, and how wide a row is. Each
-/// of the three may be NULL.
+/// Writes the number of users, the number of items including added ones, and the width of a row.
+/// Each of the three may be NULL.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -86,14 +86,14 @@ pub unsafe extern "C" fn bm3_recommender_sizes(
     embedding_size: *mut usize,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let recommender = unsafe { borrow(recommender) }?;
         for (name, place, size) in [
             ("users", users, recommender.model().users()),
             ("items", items, recommender.items()),
             ("embedding_size", embedding_size, recommender.width()),
         ] {
-            // SAFETY: the caller's.
+            // SAFETY: the caller keeps the rules of the module.
             if let Some(out) = unsafe { Out::optional(name, place) }? {
                 out.set(size);
             }
@@ -102,11 +102,11 @@ pub unsafe extern "C" fn bm3_recommender_sizes(
     })
 }
 
-/// The rows of all users, one after the other, each as long as the embedding size: a score is the
-/// product of a user's row and an item's.
+/// Lends the rows of all users, one after the other, each as long as the embedding size: a score is
+/// the inner product of a user's row and an item's.
 ///
-/// `rows` then points to the library's own numbers, `rows_len` of them in all, which are there until
-/// the recommender is changed or freed.
+/// `rows` then points to the library's own numbers, `rows_len` of them in all, which stay valid
+/// until the recommender is changed or freed.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -116,11 +116,11 @@ pub unsafe extern "C" fn bm3_user_rows(
     rows: *mut *const f32,
     rows_len: *mut usize,
 ) -> bm3_status {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the rules of the module.
     call(|| unsafe { lend("rows", Recommender::user_rows, recommender, rows, rows_len) })
 }
 
-/// The rows of all items, those that were added among them; otherwise as `bm3_user_rows`.
+/// Lends the rows of all items, including added ones; otherwise as `bm3_user_rows`.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -130,14 +130,14 @@ pub unsafe extern "C" fn bm3_item_rows(
     rows: *mut *const f32,
     rows_len: *mut usize,
 ) -> bm3_status {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the rules of the module.
     call(|| unsafe { lend("rows", Recommender::item_rows, recommender, rows, rows_len) })
 }
 
-/// The items without training interactions, ascending, those that were added among them.
+/// Lends the items without training interactions, ascending, including added ones.
 ///
-/// `items` then points to the library's own numbers, `items_len` of them, which are there until the
-/// recommender is changed or freed.
+/// `items` then points to the library's own numbers, `items_len` of them, which stay valid until
+/// the recommender is changed or freed.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -147,14 +147,14 @@ pub unsafe extern "C" fn bm3_cold_items(
     items: *mut *const u32,
     items_len: *mut usize,
 ) -> bm3_status {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the rules of the module.
     call(|| unsafe { lend("items", Recommender::cold_items, recommender, items, items_len) })
 }
 
-/// Shows the caller numbers of a recommender, which are called `name`.
+/// Lends the caller an array of a recommender, which messages call `name`.
 ///
 /// # Safety
-/// Those of the functions above.
+/// As the functions above.
 unsafe fn lend<T>(
     name: &str,
     of: fn(&Recommender) -> &[T],
@@ -162,7 +162,7 @@ unsafe fn lend<T>(
     numbers: *mut *const T,
     length: *mut usize,
 ) -> Result<(), Failure> {
-    // SAFETY: as this function's own.
+    // SAFETY: the caller promises the same.
     let (recommender, out, length) = unsafe {
         (borrow(recommender)?, Out::new(name, numbers)?, Out::new(&format!("{name}_len"), length)?)
     };

@@ -1,4 +1,4 @@
-//! How a call ended, and in words.
+//! The status of a call, and its error message.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::Error;
 use crate::data::DataError;
 
-/// How a call ended; the numbers are the exit codes of the program.
+/// The status of a call; the numbers are the exit codes of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 pub enum bm3_status {
@@ -21,12 +21,12 @@ pub enum bm3_status {
     BM3_INTERRUPTED = 130,
 }
 
-/// Why a call does not end with BM3_OK.
+/// Why a call does not return BM3_OK.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The library's error.
     Error(Error),
-    /// Training was stopped: where, in words.
+    /// Training was stopped; says where.
     Interrupted(String),
 }
 
@@ -53,9 +53,9 @@ thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
 }
 
-/// Does the work of a call: its failure, or panic, becomes a status and this thread's last error.
+/// Runs a call: its failure, or panic, becomes a status and this thread's last error.
 pub(super) fn call(work: impl FnOnce() -> Result<(), Failure>) -> bm3_status {
-    // What a panic leaves half-changed is a handle, which `handle::change` then closes for good.
+    // A panic can leave a handle half-changed, and `handle::change` then refuses it for good.
     let (status, message) = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(())) => return bm3_status::BM3_OK,
         Ok(Err(Failure::Interrupted(message))) => (bm3_status::BM3_INTERRUPTED, message),
@@ -73,21 +73,21 @@ pub(super) fn call(work: impl FnOnce() -> Result<(), Failure>) -> bm3_status {
         }
     };
     let message = CString::new(message.replace('\0', "\u{fffd}")).unwrap_or_default();
-    // A thread that is ending has nobody left who could ask.
+    // On a thread that is ending, nobody can ask any more.
     LAST_ERROR.try_with(|last| last.replace(message)).ok();
     status
 }
 
-/// What went wrong in this thread's last call that did not end with BM3_OK, in one sentence with what
-/// was found and what was expected; an empty text where there was none.
+/// Describes this thread's last failed call in one sentence, with what was found and what was
+/// expected; an empty text if none has failed.
 ///
-/// The text is the library's, and there until the thread's next call that fails.
+/// The text is the library's, and valid until the thread's next call that fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn bm3_last_error() -> *const c_char {
     LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }
 
-/// The library's version, as "0.1.0".
+/// The library's version, such as "0.1.0".
 #[unsafe(no_mangle)]
 pub extern "C" fn bm3_version() -> *const c_char {
     const VERSION: &CStr =
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     fn last_error() -> String {
-        // SAFETY: the text is there until the next call that fails, which is not during this one.
+        // SAFETY: the text is valid until the next call that fails, and none fails here.
         unsafe { CStr::from_ptr(bm3_last_error()) }.to_str().unwrap().to_owned()
     }
 

@@ -17,11 +17,11 @@ use crate::run::StopReason;
 use crate::train::STOPPING_LENGTH;
 use crate::{Recommender, Trainer};
 
-/// A flag: training goes on with the run in its directory, to the bits of one that was never stopped;
-/// it begins where there is none yet.
+/// A flag: continues the run in its directory, with the same bits as a run that was never stopped;
+/// begins one if there is none.
 pub const BM3_RESUME: u32 = 1;
 
-/// What an epoch did.
+/// The record of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C)]
 pub struct bm3_epoch {
@@ -33,10 +33,10 @@ pub struct bm3_epoch {
     pub valid_recall: f64,
     /// NDCG@20 on the validation split; NaN without one.
     pub valid_ndcg: f64,
-    /// Seconds that it took, its evaluation among them.
+    /// Seconds that it took, including its evaluation.
     pub seconds: f64,
-    /// 1 where its Recall@20 on the validation split is higher than every earlier epoch's, or where
-    /// there is no validation split; else 0.
+    /// 1 if its Recall@20 on the validation split is higher than every earlier epoch's, or if there
+    /// is no validation split; else 0.
     pub best: i32,
 }
 
@@ -59,9 +59,9 @@ impl From<&EpochRecord> for bm3_epoch {
     }
 }
 
-/// Is called after each epoch, with the pointer that was given to `bm3_train`; a value that is not 0
+/// Called after each epoch, with the pointer that was given to `bm3_train`; a value other than 0
 /// stops the training. It may call functions of this library, must return, and must throw nothing.
-/// `epoch` is there during the call alone.
+/// `epoch` is valid only during the call.
 pub type bm3_epoch_callback =
     Option<unsafe extern "C" fn(epoch: *const bm3_epoch, user: *mut c_void) -> i32>;
 
@@ -71,14 +71,14 @@ struct AfterEpoch {
     user: *mut c_void,
 }
 
-// SAFETY: the pointer is only handed back; where it goes is said in the documentation of `bm3_train`.
+// SAFETY: the pointer is only passed back; `bm3_train` documents on which thread.
 unsafe impl Send for AfterEpoch {}
 
 impl AfterEpoch {
     fn call(&self, record: &EpochRecord) -> ControlFlow<()> {
         let Some(callback) = self.callback else { return ControlFlow::Continue(()) };
         let epoch = bm3_epoch::from(record);
-        // SAFETY: the caller has given a function of this type, and the pointer that it takes.
+        // SAFETY: the caller gave a function of this type, and the pointer that it takes.
         match unsafe { callback(&raw const epoch, self.user) } {
             0 => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),
@@ -88,18 +88,19 @@ impl AfterEpoch {
 
 /// Trains a model and makes it ready to answer.
 ///
-/// `settings` are those of the program's --config files, in TOML, as "layers = 2\nepochs = 50"; NULL
-/// is the defaults. A key that is none is refused, with the one that may have been meant. Those of a
-/// data set are for `bm3_dataset_open`. `device` is as in `bm3_recommender_open`. `directory` keeps the
-/// run as the program does, with its best model and checkpoints, and must not have a run already
-/// (`flags`: with BM3_RESUME it goes on with it); NULL is in memory alone.
+/// `settings` are those of the program's --config files, in TOML, such as
+/// "layers = 2\nepochs = 50"; NULL means the defaults. An unknown key is refused, with a suggestion.
+/// Settings of a data set have no effect here; see `bm3_dataset_open`. `device` is as in
+/// `bm3_recommender_open`. `directory` keeps the run as the program does, with its best model and
+/// checkpoints, and must not have a run already, unless `flags` has BM3_RESUME, which continues it;
+/// NULL keeps the run in memory only.
 ///
-/// `callback`, which may be NULL, is called after each epoch with `user`: on the thread that called,
-/// or, where the settings have `threads`, on one of the library's own. When it stops the training
-/// early, everything is saved and BM3_INTERRUPTED returned. `recommender` then has the model of the
-/// best epoch so far as well, or is NULL where there is none; `bm3_recommender_free` frees it. Where a
-/// model that was trained cannot be placed on the device to answer there, that error is returned, and
-/// `recommender` answers on the CPU.
+/// `callback`, which may be NULL, is called after each epoch with `user`: on the calling thread or,
+/// if the settings have `threads`, on one of the library's own. If it stops the training early,
+/// everything is saved and BM3_INTERRUPTED returned; `recommender` then holds the model of the best
+/// epoch so far, or NULL if there is none. If the trained model cannot be placed on the device to
+/// answer there, that error is returned, and `recommender` answers on the CPU.
+/// `bm3_recommender_free` frees it.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -115,7 +116,7 @@ pub unsafe extern "C" fn bm3_train(
     recommender: *mut *mut bm3_recommender,
 ) -> bm3_status {
     call(|| {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the rules of the module.
         let (out, dataset, mut settings, device) = unsafe {
             (
                 Out::handle("recommender", recommender)?,
@@ -125,7 +126,7 @@ pub unsafe extern "C" fn bm3_train(
             )
         };
         let flags = self::flags(flags, BM3_RESUME)?;
-        // The data set is there: where it came from, or might have, is of no importance.
+        // The data set is open already, so where it came from does not matter.
         settings.run.data = Some(Path::new(".").into());
         settings.run.features.clear();
         let config = RunConfig::new(&settings.train, &settings.run)?;
@@ -143,7 +144,7 @@ pub unsafe extern "C" fn bm3_train(
             trainer = trainer.initial(initial);
         }
         if !directory.is_null() {
-            // SAFETY: the caller's.
+            // SAFETY: the caller keeps the rules of the module.
             let directory = unsafe { path("directory", directory) }?;
             trainer = match flags & BM3_RESUME {
                 0 => trainer.directory(directory),
@@ -159,7 +160,7 @@ pub unsafe extern "C" fn bm3_train(
             match Recommender::on(model.clone(), device) {
                 Ok(recommender) => give(recommender, &out),
                 Err(error) => {
-                    // What was trained is not lost with the room that it did not find.
+                    // A trained model is not lost when the device has no room for it.
                     give(Recommender::new(model)?, &out);
                     return Err(error.into());
                 }

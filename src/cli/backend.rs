@@ -1,4 +1,4 @@
-//! From what was asked for to a device and a data set.
+//! Opens the device and the data set that a command asks for.
 
 use bm3_engine::Result;
 use bm3_engine::config::{DeviceChoice, RunConfig};
@@ -7,11 +7,11 @@ use bm3_engine::device::Device;
 
 use super::loading::Loading;
 
-/// Opens the device asked for, as [`Device::open`]. That there is a GPU and it cannot be used is said
-/// on standard error, if `talks`.
+/// Opens the device asked for, as [`Device::open`]. If `talks`, warns on standard error about a GPU
+/// that cannot be used.
 ///
 /// # Errors
-/// Those of [`Device::open`].
+/// As [`Device::open`].
 pub fn open(choice: DeviceChoice, talks: bool) -> Result<Device> {
     let (device, passed_over) = Device::open(choice)?;
     if let Some(reason) = passed_over.filter(|_| talks) {
@@ -20,11 +20,11 @@ pub fn open(choice: DeviceChoice, talks: bool) -> Result<Device> {
     Ok(device)
 }
 
-/// Opens the device of a run, as [`open`], with frozen features where the run wants them, and no more
-/// of its memory than the run may have.
+/// Opens a run's device, as [`open`], with the run's storage of frozen features and its limit on
+/// device memory.
 ///
 /// # Errors
-/// Those of [`open`].
+/// As [`open`].
 pub fn open_for(config: &RunConfig, talks: bool) -> Result<Device> {
     Ok(match open(config.device, talks)? {
         Device::Gpu(gpu) => Device::Gpu(gpu.reporting(Loading::new(talks).copying())),
@@ -34,18 +34,18 @@ pub fn open_for(config: &RunConfig, talks: bool) -> Result<Device> {
     .limiting_memory(config.device_memory.map(|size| size.0)))
 }
 
-/// The data set of a run, with its modalities; how far large files are read is shown, if `talks`.
+/// Reads a run's data set with its modalities; if `talks`, shows progress through large files.
 ///
 /// # Errors
-/// What is wrong with the folder.
+/// As [`Dataset::open_with`].
 pub fn dataset(config: &RunConfig, talks: bool) -> Result<Dataset> {
     read(config, config.dataset_options(), talks)
 }
 
-/// The interactions of a run's data set alone: all that scoring needs.
+/// Reads only the interactions of a run's data set: all that scoring needs.
 ///
 /// # Errors
-/// What is wrong with the folder.
+/// As [`Dataset::open_with`].
 pub fn interactions(config: &RunConfig) -> Result<Dataset> {
     let options = DatasetOptions { modalities: Some(Vec::new()), ..config.dataset_options() };
     read(config, options, false)
@@ -55,7 +55,7 @@ fn read(config: &RunConfig, options: DatasetOptions, talks: bool) -> Result<Data
     Ok(Dataset::open_with(&config.data, &options, &mut Loading::new(talks).reading())?)
 }
 
-/// Says on standard error what is remarkable about a data set.
+/// Prints a data set's warnings on standard error.
 pub fn warn(dataset: &Dataset) {
     for warning in &dataset.warnings {
         eprintln!("warning: {warning}");

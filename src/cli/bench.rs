@@ -15,8 +15,8 @@ use super::backend;
 use super::output;
 use super::synth::Shape;
 
-/// Measure how fast this machine trains and evaluates, as a whole and operation by operation, or how
-/// fast a model answers
+/// Measure how fast this machine trains and evaluates, as a whole and operation by operation, or
+/// how fast a model answers
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = AFTER_HELP,
@@ -33,7 +33,7 @@ pub struct BenchArguments {
     run: BenchRun,
     #[command(flatten)]
     train: TrainSettings,
-    /// Epochs and evaluations that are timed, after one of each to warm up; with --model, 0.4 s each
+    /// Timed epochs and evaluations, after one of each to warm up; with --model, 0.4 s each
     #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
     /// Print one JSON object instead of tables
@@ -41,7 +41,7 @@ pub struct BenchArguments {
     json: bool,
 }
 
-/// What of a run matters here.
+/// The run settings that matter to a benchmark.
 #[derive(Debug, clap::Args)]
 struct BenchRun {
     /// Folder with NAME.inter and one NAME_feat.npy per modality
@@ -50,8 +50,8 @@ struct BenchRun {
     /// Use only these modalities: a list as in image,text, or `none` [default: all there are]
     #[arg(long, value_name = "NAME,…", help_heading = "Data")]
     modalities: Option<bm3_engine::config::ModalityChoice>,
-    /// Where to compute: `cpu`, a GPU's number (`0` or `cuda:0`), or `auto`: GPU 0 if it can be used, else the CPU
-    /// [default: auto]
+    /// Where to compute: `cpu`, a GPU's number (`0` or `cuda:0`), or `auto`: GPU 0 if it can be
+    /// used, else the CPU [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "Run")]
     device: Option<bm3_engine::config::DeviceChoice>,
     /// Where frozen features lie on a GPU; results do not depend on it [default: auto]
@@ -77,7 +77,8 @@ multiply-adds) are measured in the same run. Operations are timed one by one in 
 evaluation, so that they add up to more than the steps that follow each other without a stop; bytes
 are what must move at least, much of it from caches. Only figures of one run on one machine compare.";
 
-/// Flags that say how to train, by their identifiers here: a model has been trained.
+/// Flags that say how to train, by argument id: refused with --model, whose model is trained
+/// already.
 const OF_TRAINING: [&str; 19] = [
     "modalities",
     "feature_storage",
@@ -100,7 +101,7 @@ const OF_TRAINING: [&str; 19] = [
     "order",
 ];
 
-/// How long answers are timed for a figure, at one repeat.
+/// How long answers are timed for one figure, per repeat.
 const WINDOW: Duration = Duration::from_millis(400);
 
 pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
@@ -149,7 +150,7 @@ pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
     }
 }
 
-/// How fast a model answers.
+/// Measures how fast a model answers.
 fn serving(arguments: &BenchArguments, model: &Path) -> anyhow::Result<()> {
     let k = match arguments.train.top_k.as_deref() {
         None => 20,
@@ -208,7 +209,7 @@ fn serving_table(measured: &Serving) -> String {
     text
 }
 
-/// The whole, then a line for each operation.
+/// The figures of the whole run, then a line for each operation.
 fn tables(measured: &Measured) -> String {
     let mut text = String::new();
     let modalities: Vec<String> =
@@ -287,7 +288,7 @@ fn tables(measured: &Measured) -> String {
     text
 }
 
-/// A time as people read it.
+/// A time for people, as in `12.30 ms`.
 fn time(seconds: f64) -> String {
     match seconds {
         1.0.. => format!("{seconds:.2} s"),
@@ -302,7 +303,7 @@ mod tests {
 
     use super::*;
 
-    /// A setting of the training that comes to be is one more that a model does not take.
+    /// A new training setting must be refused with --model too.
     #[test]
     fn with_a_model_every_setting_of_the_training_but_the_lists_length_is_refused() {
         #[derive(clap::Parser)]

@@ -9,7 +9,7 @@ use super::{Cli, output};
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct CompletionsArguments {
-    /// The shell that is to complete
+    /// The shell to complete in
     #[arg(value_enum)]
     shell: Shell,
 }

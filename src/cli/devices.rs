@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::table::aligned;
 use super::{output, version};
 
-/// List what can be computed on: the CPU and every GPU, and whether this build can use it
+/// List the devices to compute on, the CPU and every GPU, and whether this build can use them
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct DevicesArguments {
@@ -26,10 +26,10 @@ Examples:
 The first column is what --device takes. Each GPU is opened to see whether it works and how much of
 its memory is free. What cannot be used is no failure: the exit code is 0.";
 
-/// A GPU, tried.
+/// A GPU that was tried.
 struct Tried {
     gpu: Gpu,
-    /// Bytes of its memory that are free, or why it cannot be used.
+    /// Free bytes of its memory, or why it cannot be used.
     outcome: Result<u64, String>,
 }
 
@@ -54,7 +54,7 @@ fn attempt(gpu: &Gpu, kernels: Option<&Kernels>) -> Result<u64, String> {
     free.map(|(free, _)| free).map_err(|error| error.to_string())
 }
 
-/// What to say where there is no GPU at all.
+/// Why there is no GPU at all; `None` if there is one.
 fn absence(tried: &Result<Vec<Tried>, Unusable>) -> Option<String> {
     match tried {
         Err(reason) => Some(reason.to_string()),
@@ -70,8 +70,8 @@ fn threads() -> usize {
 const HEADINGS: [&str; 8] =
     ["device", "name", "memory", "free", "capability", "multiprocessors", "driver", "usable"];
 
-/// A row for each device, then what there is to say: why a GPU is missing or cannot be used, and
-/// which kernels the build has.
+/// A row for each device, then remarks: why a GPU is missing or cannot be used, and which kernels
+/// the build has.
 fn table(tried: &Result<Vec<Tried>, Unusable>) -> String {
     let plural = if threads() == 1 { "" } else { "s" };
     let cpu = format!("CPU, {} thread{plural}, {}", threads(), instruction_set().name());
@@ -100,7 +100,7 @@ fn table(tried: &Result<Vec<Tried>, Unusable>) -> String {
     format!("{}\n{remarks}", aligned(&rows, HEADINGS.len()))
 }
 
-/// The same for programs; bytes are counted, what is missing is null.
+/// The same for programs: sizes in bytes, null for what is unknown.
 fn object(kernels: Option<&Kernels>, tried: &Result<Vec<Tried>, Unusable>) -> Value {
     let gpus: Vec<Value> = tried
         .iter()

@@ -36,7 +36,7 @@ Examples:
 A user's training items are never recommended; validation items may be, also when the test split is
 measured. The table goes to standard output.";
 
-/// A split that has something to be found.
+/// A split to measure on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SplitName {
     /// The validation split
@@ -55,14 +55,14 @@ impl SplitName {
     }
 }
 
-/// What is to be measured.
+/// What to measure.
 #[derive(Debug, PartialEq)]
 pub struct EvaluateRequest {
     /// The model and its data.
     pub model: ModelRequest,
     /// The split.
     pub split: SplitName,
-    /// List lengths, ascending; `None`: those the model was trained with.
+    /// List lengths, ascending; `None` uses those of the model's settings.
     pub top_k: Option<Vec<usize>>,
 }
 
@@ -84,7 +84,7 @@ pub fn run(arguments: &EvaluateArguments) -> anyhow::Result<()> {
     }
 }
 
-/// Reads the model and the data and measures.
+/// Reads the model and the data, and measures.
 fn evaluate(request: &EvaluateRequest, backend: impl Backend) -> anyhow::Result<Metrics> {
     let (model, dataset) = request.model.model_and_interactions()?;
     let (split, label) = match request.split {
@@ -100,9 +100,9 @@ fn evaluate(request: &EvaluateRequest, backend: impl Backend) -> anyhow::Result<
         return Err(Error::setting("--split", problem).into());
     }
     let lengths = request.top_k.as_ref().unwrap_or(&model.config().top_k);
-    // Validated: there is one length at least.
+    // Validated: there is at least one length.
     let longest = lengths.iter().copied().max().unwrap_or(1);
-    // As training measures: the same bits.
+    // Measure as training does, for the same bits.
     let mut model = model.on(backend)?;
     let lists = model.lists(&split.users, longest)?;
     let wanted = model.backend().wanted(split, &split.users, lengths)?;

@@ -17,17 +17,17 @@ pub struct ExportArguments {
     /// Folder to write into
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Replace files that are there
+    /// Replace existing files
     #[arg(long)]
     overwrite: bool,
     /// The files to make
     #[arg(long, value_name = "FORM", value_enum, default_value = "npy")]
     form: ExportForm,
-    /// Give items without training interactions the rows that their features make, instead of what
-    /// training has left of their embeddings
+    /// Give items without training interactions the rows that their features make, not embeddings
+    /// that no interaction trained
     #[arg(long)]
     cold_items: bool,
-    /// Whether the ids of the original interactions are written, where the run or the data folder
+    /// Whether to write the ids of the original interactions, where the run or the data folder
     /// keeps them
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
     external_ids: ExternalIds,

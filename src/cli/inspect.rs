@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::output;
 
-/// Say what a run, a data set, a model or a feature file holds
+/// Show what a run, a data set, a model or a feature file holds
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct InspectArguments {
@@ -30,7 +30,7 @@ Examples:
   bm3-engine inspect runs/baby/model.safetensors
   bm3-engine inspect data/baby/image_feat.npy";
 
-/// What a path leads to.
+/// The kinds of path that can be inspected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The directory of a run.
@@ -44,11 +44,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Looks at a path.
+    /// Finds out what the path leads to.
     ///
     /// # Errors
     /// [`Error::Io`] when there is nothing or it cannot be read, [`Error::RunFile`] when it is
-    /// something else.
+    /// anything else.
     fn of(path: &Path) -> Result<Self> {
         let found = std::fs::metadata(path).map_err(|error| Error::io(path, "read", error))?;
         let ending = |path: &Path, ending: &str| path.extension().is_some_and(|e| e == ending);
@@ -124,8 +124,8 @@ fn inspect_run(directory: &Path) -> Result<Value> {
     }))
 }
 
-/// The settings of a run; those of the training alone where another program began it, from data that is
-/// in no folder.
+/// The settings of a run; only the training settings if another program began it, from data in no
+/// folder.
 fn settings(path: &Path) -> Result<Value> {
     let file = ConfigFile::read(path)?;
     if file.run.data.is_some() {
@@ -136,10 +136,10 @@ fn settings(path: &Path) -> Result<Value> {
     Ok(json!(config))
 }
 
-/// Counts of a data set, after all the checks that training makes.
+/// The counts of a data set, after the same checks as in training.
 fn inspect_data(directory: &Path) -> Result<Value> {
     let dataset = match Dataset::open(directory, &DatasetOptions::default()) {
-        // Looked at as training would split it.
+        // Split it as training would.
         Err(DataError::NoSplit { .. }) => {
             let split = Some(SplitRatio { train: 0.8, valid: 0.1, test: 0.1, seed: 999 });
             Dataset::open(directory, &DatasetOptions { split, ..DatasetOptions::default() })?
@@ -189,7 +189,7 @@ fn describe_features(features: &FeatureMatrix) -> Value {
     })
 }
 
-/// The tensors of a file, and our record where it has one.
+/// The tensors of a file, and our record if it has one.
 fn inspect_tensors(path: &Path) -> Result<Value> {
     let file = TensorFile::open(path)?;
     let tensors: Map<String, Value> = file

@@ -1,4 +1,4 @@
-//! Ctrl-C and termination: the first one asks, the second one ends.
+//! Ctrl-C and termination: the first signal asks the program to stop, the second ends it.
 
 use std::process;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::signals;
 
-/// What a shell reports for a program that SIGINT ended.
+/// The exit code that a shell reports for a program ended by SIGINT.
 pub const EXIT_CODE: u8 = 130;
 
 /// Work was cut short on request, with everything saved.
@@ -14,9 +14,9 @@ pub const EXIT_CODE: u8 = 130;
 #[error("interrupted")]
 pub struct Interrupted;
 
-/// Turns SIGINT, SIGTERM and SIGHUP into a flag that long work looks at. The second one ends the
-/// process at once; files are written atomically, so even that leaves the last checkpoint whole.
-/// Those that whoever started the program has it ignore, as `nohup` does SIGHUP, it goes on to ignore.
+/// Turns SIGINT, SIGTERM and SIGHUP into a flag that long work polls. A second signal ends the
+/// process at once; files are written atomically, so even that leaves the last checkpoint intact.
+/// Signals ignored at start-up (SIGHUP under `nohup`) stay ignored.
 ///
 /// # Errors
 /// When the system refuses the handler.

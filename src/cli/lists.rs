@@ -1,4 +1,4 @@
-//! Lists of items, and how they are written: CSV, JSON lines, `.npy`.
+//! Item lists and their output formats: CSV, JSON lines, `.npy`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use super::output::STANDARD_OUTPUT;
 /// The flags of every command that writes lists.
 #[derive(Debug, clap::Args)]
 pub struct ListArguments {
-    /// Items of a list: 1 to 1024
+    /// Items per list: 1 to 1024
     #[arg(long, value_name = "K", default_value_t = 20, allow_negative_numbers = true)]
     pub top_k: usize,
     /// Write to this file: .csv, .jsonl or .npy [default: CSV on standard output]
@@ -26,17 +26,17 @@ pub struct ListArguments {
     /// Write the scores too
     #[arg(long)]
     pub scores: bool,
-    /// Score items without training interactions by their features, instead of by what training has
-    /// left of their embeddings
+    /// Score items without training interactions from their features, not from embeddings that no
+    /// interaction trained
     #[arg(long)]
     pub cold_items: bool,
     /// Whether users and items go by the ids of the original interactions, where the run or the
-    /// data folder keeps them; a .npy file holds numbers in any case, those of the .inter file
+    /// data folder keeps them; a .npy file always holds the numbers of the .inter file
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
     pub external_ids: ExternalIds,
 }
 
-/// How lists are written.
+/// The format of the lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListFormat {
     /// One line per list and rank.
@@ -48,7 +48,7 @@ pub enum ListFormat {
 }
 
 impl ListFormat {
-    /// What a file's ending says.
+    /// The format that a file's extension names.
     fn of(path: &Path) -> Result<Self> {
         match path.extension().and_then(|ending| ending.to_str()) {
             Some("csv") => Ok(Self::Csv),
@@ -65,36 +65,36 @@ impl ListFormat {
     }
 }
 
-/// What lists are of, how long they are and where they go.
+/// Whose lists to write, how long they are and where they go.
 #[derive(Debug, PartialEq)]
 pub struct ListRequest {
-    /// Whose lists they are: users' of items, or items' of items like them.
+    /// Whose lists they are: items for users, or similar items for items.
     pub kind: Kind,
-    /// Items of a list.
+    /// Items per list.
     pub top_k: usize,
     /// The file; `None` for standard output.
     pub out: Option<PathBuf>,
-    /// The form of the file.
+    /// The file's format.
     pub format: ListFormat,
-    /// Whether scores are written too.
+    /// Whether to write the scores too.
     pub scores: bool,
-    /// Whether items without interactions are scored by their features.
+    /// Whether to score items without interactions from their features.
     pub cold_items: bool,
     /// Which ids users and items go by.
     pub external_ids: ExternalIds,
 }
 
-/// Lists that are made at a time: memory does not grow with their number.
+/// Lists made at a time, so that memory does not grow with their number.
 const LISTS_AT_A_TIME: usize = 8192;
 
-/// What makes the lists of some users or items.
+/// Makes the lists of some users or items.
 pub type Answer<'a> = dyn FnMut(&[u32]) -> Result<TopK> + 'a;
 
 impl ListArguments {
     /// The request for lists of this kind.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a length out of range, and a file of an unknown form.
+    /// [`Error::Setting`] for a length out of range or a file of unknown format.
     pub fn request(&self, kind: Kind) -> Result<ListRequest> {
         validate_top_k(&[self.top_k])?;
         Ok(ListRequest {
@@ -110,11 +110,11 @@ impl ListArguments {
 }
 
 impl ListRequest {
-    /// What users and items go by where they are asked for, whatever the form of the file: one that has
-    /// place for numbers alone changes nothing about who is meant.
+    /// The names by which users and items are asked for. They do not depend on the file's format: a
+    /// file that holds only numbers can still be asked for by name.
     ///
     /// # Errors
-    /// What is wrong with the maps of ids.
+    /// As [`Names::wanted`].
     pub fn names(&self, request: &ModelRequest, model: &Model) -> Result<Names> {
         Names::wanted(self.external_ids, request, model)
     }
@@ -122,7 +122,7 @@ impl ListRequest {
     /// Writes the lists of `whose`.
     ///
     /// # Errors
-    /// Those of `answer`, and failures to write.
+    /// The errors of `answer`; [`Error::Io`] when the lists cannot be written.
     pub fn write(&self, whose: &[u32], names: &Names, answer: &mut Answer<'_>) -> Result<()> {
         let Some(path) = &self.out else {
             let mut stdout = std::io::stdout().lock();
@@ -148,7 +148,7 @@ impl ListRequest {
         }
     }
 
-    /// What the items of a list are called.
+    /// The CSV column of the listed items.
     fn found(&self) -> &'static str {
         match self.kind {
             Kind::User => "item",
@@ -165,7 +165,7 @@ impl ListRequest {
         answer: &mut Answer<'_>,
     ) -> Result<()> {
         let wrong = |error: std::io::Error| Error::io(path, "write", error);
-        // The system's own error, so that a closed pipe is known as one.
+        // Keep the system's own error, so that a closed pipe is recognised.
         let csv_wrong = |error: csv::Error| match error.into_kind() {
             csv::ErrorKind::Io(source) => wrong(source),
             other => wrong(std::io::Error::other(format!("{other:?}"))),
@@ -224,8 +224,8 @@ impl ListRequest {
         writer.flush().map_err(wrong)
     }
 
-    /// Items as a lists × K table of 64-bit integers, -1 where a list is short; scores as f32 beside, NaN
-    /// there.
+    /// Writes items as a lists × K table of 64-bit integers, padded with -1, and scores as an f32
+    /// table in a second file, padded with NaN.
     fn npy(&self, path: &Path, whose: &[u32], answer: &mut Answer<'_>) -> Result<()> {
         let (rows, k) = (whose.len(), self.top_k);
         let wrong = |error| Error::io(path, "write", error);
@@ -246,7 +246,7 @@ impl ListRequest {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let scores_path = path.with_file_name(format!("{stem}_scores.npy"));
         let wrong = |error| Error::io(&scores_path, "write", error);
-        // Both are whole before either has its name.
+        // Both files are complete before either gets its name.
         files::write_atomic(path, |items| {
             files::write_atomic(&scores_path, |scores| {
                 let mut npy = NpyWriter::new(scores, NpyElement::F32, rows, k).map_err(wrong)?;

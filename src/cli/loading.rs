@@ -1,21 +1,21 @@
-//! How far large feature files are read, or copied to a GPU.
+//! Progress of reading large feature files, and of copying them to a GPU.
 
 use std::sync::Arc;
 
 use bm3_engine::cuda::UploadProgress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Smaller tables are there before anybody looks.
+/// Smaller tables are loaded before anybody looks.
 const LEAST_BYTES: u64 = 128 << 20;
 
-/// A bar on a terminal; elsewhere nothing.
+/// A progress bar on a terminal; nothing elsewhere.
 #[derive(Clone)]
 pub struct Loading {
     bar: ProgressBar,
 }
 
 impl Loading {
-    /// A bar that is seen while there is something to be seen, if `talks`.
+    /// A bar that is shown while a file loads, if `talks`.
     pub fn new(talks: bool) -> Self {
         let target = match talks {
             true => ProgressDrawTarget::stderr(),
@@ -23,7 +23,7 @@ impl Loading {
         };
         let bar = ProgressBar::with_draw_target(None, target);
         let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-        // The template is a constant; should indicatif ever refuse it, its own bar is shown.
+        // The template is a constant; if indicatif ever refuses it, its default bar is shown.
         let style = ProgressStyle::with_template(template);
         Self { bar: bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())) }
     }
@@ -43,13 +43,13 @@ impl Loading {
         }
     }
 
-    /// Shows that the features of a modality are read and checked.
+    /// Shows progress in reading and checking a modality's features.
     pub fn reading(&self) -> impl FnMut(&str, u64, u64) {
         let loading = self.clone();
         move |modality, done, all| loading.show(format!("reading {modality}"), done, all)
     }
 
-    /// Shows that the features of a file are copied to a GPU.
+    /// Shows progress in copying a file's features to a GPU.
     pub fn copying(&self) -> Arc<UploadProgress> {
         let loading = self.clone();
         Arc::new(move |file: &str, done, all| {

@@ -1,7 +1,7 @@
-//! The command line: what was asked for, in the words of the library.
+//! The command line: turns flags and files into requests to the library.
 //!
-//! Each command has a file with its flags, whose comments are its help, and a `run` that turns them
-//! into a request (parsed, merged with settings files, checked) and hands that to the library.
+//! Each command has a file with its flags, whose doc comments are its help, and a `run` that turns
+//! them into a request (parsed, merged with settings files, checked) and hands it to the library.
 //! Standard output carries data, standard error carries talk.
 
 mod backend;
@@ -91,8 +91,8 @@ enum Command {
     Completions(completions::CompletionsArguments),
 }
 
-/// Settings that a run to be continued has made already, by their identifiers here: changing them
-/// would make it another run. Those of a sweep are these, and when its runs stop.
+/// Settings fixed when a run starts, by argument id: changing one on `--resume` would make it
+/// another run. A sweep also fixes `epochs` and `patience`.
 const FIXED_BY_A_RUN: [&str; 21] = [
     "config",
     "features",
@@ -117,14 +117,14 @@ const FIXED_BY_A_RUN: [&str; 21] = [
     "order",
 ];
 
-/// Parses the command line, runs the command and says how it ended.
+/// Parses the command line, runs the command and returns its exit code.
 pub fn main() -> ExitCode {
     signals::install();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version end up here too, with exit code 0. Nobody is left to tell when it
-            // cannot be printed.
+            // Help and version arrive here too, with exit code 0. If they cannot be printed, there
+            // is nowhere to report it.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -147,10 +147,10 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of a pipe has seen enough, as in `… | head`.
+        // The pipe's reader has closed it, as `… | head` does.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Who interrupts has been told already how it ended.
+            // An interrupted command has already reported how it ended.
             if !error.is::<interrupt::Interrupted>() {
                 eprintln!("error: {}", message(&error));
             }
@@ -159,7 +159,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Events of the library go to standard error: warnings, and more with `-v` or `RUST_LOG`.
+/// Sends the library's events to standard error: warnings, and more with `-v` or `RUST_LOG`.
 fn log_to_stderr(verbose: u8) {
     let level = match verbose {
         0 => "warn",
@@ -181,7 +181,7 @@ fn log_to_stderr(verbose: u8) {
         .init();
 }
 
-/// The message of an error and of those causes that it does not already quote.
+/// The error's message, followed by the causes that it does not already quote.
 fn message(error: &anyhow::Error) -> String {
     let mut message = error.to_string();
     for cause in error.chain().skip(1) {
@@ -193,7 +193,7 @@ fn message(error: &anyhow::Error) -> String {
     message
 }
 
-/// 2 where the user can mend it by giving something else, 130 after an interruption, else 1.
+/// 2 if the user can fix it by giving something else, 130 after an interruption, else 1.
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<interrupt::Interrupted>() {
         return interrupt::EXIT_CODE;

@@ -11,7 +11,7 @@ use bm3_engine::{Error, Result};
 
 use super::backend;
 
-/// Which model, on which data, computed where.
+/// Which model to use, on which data and device.
 #[derive(Debug, clap::Args)]
 pub struct ModelArguments {
     /// The model: a run's directory, or a model.safetensors
@@ -21,7 +21,8 @@ pub struct ModelArguments {
     /// items
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Where to compute: `cpu`, a GPU's number (`0` or `cuda:0`), or `auto`: GPU 0 if it can be used, else the CPU
+    /// Where to compute: `cpu`, a GPU's number (`0` or `cuda:0`), or `auto`: GPU 0 if it can be
+    /// used, else the CPU
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
     /// CPU threads; results do not depend on it [default: one per core]
@@ -29,12 +30,12 @@ pub struct ModelArguments {
     threads: Option<usize>,
 }
 
-/// A model's file, and what the command line says about its data and where to compute.
+/// A model's file, and what the command line says about its data and device.
 #[derive(Debug, PartialEq)]
 pub struct ModelRequest {
     /// The `model.safetensors`.
     pub file: PathBuf,
-    /// The data folder, where one was given.
+    /// The data folder, if one was given.
     pub data: Option<PathBuf>,
     /// Where to compute.
     pub device: DeviceChoice,
@@ -61,10 +62,10 @@ impl ModelArguments {
 }
 
 impl ModelRequest {
-    /// The model; with the interactions of the data folder, where one was given.
+    /// Loads the model, with the interactions of the data folder if one was given.
     ///
     /// # Errors
-    /// What is wrong with the model or the data, or that they do not belong together.
+    /// [`Error`] when the model or the data cannot be read, or do not belong together.
     pub fn model(&self) -> Result<Model> {
         let model = Model::load(&self.file)?;
         if self.data.is_none() {
@@ -73,19 +74,19 @@ impl ModelRequest {
         Ok(self.with_its_interactions(model)?.0)
     }
 
-    /// The model and the interactions of its data set: of the folder given, else of the run's.
+    /// Loads the model and the interactions of its data set: the folder given, else the run's.
     ///
     /// # Errors
-    /// As [`ModelRequest::model`], and [`Error::Setting`] where nothing names the data.
+    /// As [`ModelRequest::model`], and [`Error::Setting`] when nothing names the data.
     pub fn model_and_interactions(&self) -> Result<(Model, Dataset)> {
         self.with_its_interactions(Model::load(&self.file)?)
     }
 
-    /// The model, made ready to answer; where `by_features`, items without interactions are scored by
-    /// their features.
+    /// Loads the model and makes it ready to answer; with `by_features`, items without interactions
+    /// are scored from their features.
     ///
     /// # Errors
-    /// As [`ModelRequest::model`]; those of the device, and of the features.
+    /// As [`ModelRequest::model`]; [`Error`] also when the device or the features cannot be used.
     pub fn recommender(&self, by_features: bool) -> Result<Recommender> {
         let model = self.model()?;
         let mut frozen = Vec::new();
@@ -99,7 +100,7 @@ impl ModelRequest {
         Ok(recommender)
     }
 
-    /// The folder of the data: the one given, else that of the run, where the run has one.
+    /// The data folder: the one given, else the run's, if it names one.
     pub fn data_folder(&self) -> Option<PathBuf> {
         let run = || RunConfig::read(&self.run_settings()).ok().map(|config| config.data);
         self.data.clone().or_else(run)
@@ -109,11 +110,11 @@ impl ModelRequest {
         self.file.with_file_name(CONFIG)
     }
 
-    /// The settings of the model's run with the data folder that was given. Of a model that is not in a
-    /// run's directory, all but its own settings are the defaults.
+    /// The settings of the model's run, with the data folder that was given. For a model outside a
+    /// run directory, all but its own settings are the defaults.
     ///
     /// # Errors
-    /// [`Error::Setting`] where nothing names a folder, or only the run does, and it is not there.
+    /// [`Error::Setting`] when nothing names a folder, or only the run does and it is missing.
     fn settings(&self, model: &Model) -> Result<RunConfig> {
         let path = self.run_settings();
         let file = if path.is_file() { ConfigFile::read(&path)? } else { ConfigFile::default() };
@@ -184,7 +185,7 @@ mod tests {
         for path in [run, model.to_str().unwrap()] {
             let found = request(&["--model", path]).unwrap();
             assert_eq!(found.data_folder(), Some("/there".into()));
-            // How a run was computed decides nothing about what is done with its model.
+            // How the run was computed does not decide how its model is used.
             assert_eq!((found.file, found.data, found.threads), (model.clone(), None, None));
         }
         let moved = request(&["--model", run, "--data", "/here", "--device", "cpu"]).unwrap();

@@ -1,4 +1,4 @@
-//! Which users or items are meant, and what they are called.
+//! Which users or items are asked for, and by which names.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use super::model::ModelRequest;
 
-/// Users or items, as they were given.
+/// Users or items, as given on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
-    /// All there are.
+    /// All of them.
     All,
     /// A list of ids, or a file of them.
     Given(String),
@@ -30,14 +30,14 @@ impl FromStr for Choice {
     }
 }
 
-/// Ids that were given, at least one.
+/// The ids that were given, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GivenIds {
     ids: Vec<String>,
     place: Place,
 }
 
-/// Where ids stand.
+/// Where the ids were given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
     /// In the value of this flag.
@@ -47,11 +47,11 @@ enum Place {
 }
 
 impl Choice {
-    /// The ids: `None` for all. What names a file is one; anything else is a list.
+    /// The ids; `None` for all. An argument that names a file is read as one; any other is a list.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming `flag` for an empty list, [`Error::RunFile`] for an empty file,
-    /// [`Error::Io`] for one that cannot be read.
+    /// [`Error::Setting`] naming `flag` for an empty id, [`Error::RunFile`] for an empty file,
+    /// [`Error::Io`] for a file that cannot be read.
     pub fn ids(&self, flag: &'static str) -> Result<Option<GivenIds>> {
         let Self::Given(given) = self else {
             return Ok(None);
@@ -71,7 +71,7 @@ impl Choice {
     }
 }
 
-/// The ids of a file, one on each line that is not blank.
+/// The ids in a file, one on each line that is not blank.
 fn read_ids(path: &Path) -> Result<GivenIds> {
     let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?;
     let lines = text.lines().map(str::trim).zip(1..).filter(|(id, _)| !id.is_empty());
@@ -84,14 +84,14 @@ fn read_ids(path: &Path) -> Result<GivenIds> {
 }
 
 impl GivenIds {
-    /// What is wrong with the id at a position, by where it stands.
+    /// An error for the id at a position, naming where it was given.
     fn unknown(&self, position: usize, expected: &str) -> Error {
         let problem = format!("`{}` found, {expected} expected", self.ids[position]);
         match &self.place {
             Place::File(path, lines) => {
                 Error::run_file(path, format!("line {}: {problem}", lines[position]))
             }
-            // The name of a file, perhaps, that is somewhere else.
+            // It may be the name of a file that is elsewhere.
             Place::Flag(flag) if self.ids.len() == 1 => {
                 Error::setting(*flag, format!("{problem} (and there is no file of that name)"))
             }
@@ -103,7 +103,7 @@ impl GivenIds {
 /// Which ids users and items go by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ExternalIds {
-    /// The original ones where the run or the data folder keeps them, else numbers
+    /// The original ids if the run or the data folder keeps them, else numbers
     Auto,
     /// The numbers of the .inter file
     Never,
@@ -128,10 +128,10 @@ impl Kind {
     }
 }
 
-/// What answers where the maps of ids are not what they should be.
+/// The advice when the maps of ids are wrong.
 const NUMBERS_ALONE: &str = "add --external-ids never";
 
-/// The maps of a folder, if it has any.
+/// Reads the maps of a folder, if it has any.
 fn read_maps(directory: &Path) -> Result<Option<IdMaps>> {
     IdMaps::read(directory).map_err(|error| match error {
         Error::RunFile { path, problem } => {
@@ -141,7 +141,7 @@ fn read_maps(directory: &Path) -> Result<Option<IdMaps>> {
     })
 }
 
-/// What users and items are called.
+/// The names of users and items.
 pub struct Names {
     maps: Option<IdMaps>,
     users: usize,
@@ -149,16 +149,17 @@ pub struct Names {
 }
 
 impl Names {
-    /// Numbers alone.
+    /// Numbers only.
     pub fn numbers(model: &Model) -> Self {
         Self { maps: None, users: model.users(), items: model.items() }
     }
 
-    /// The maps kept with the model, where its interactions are those it was trained on, else those of
-    /// the data folder; where there are any.
+    /// The maps kept with the model, if its interactions are those it was trained on; else the data
+    /// folder's. Numbers if there are none.
     ///
     /// # Errors
-    /// What is wrong with the maps.
+    /// [`Error::RunFile`] when the maps are malformed or too short; [`Error::Io`] when they cannot
+    /// be read.
     pub fn read(request: &ModelRequest, model: &Model) -> Result<Self> {
         let (users, items) = (model.users(), model.items());
         let run = request.file.parent().filter(|_| model.is_as_trained());
@@ -188,10 +189,10 @@ impl Names {
         Ok(Self { maps, users, items })
     }
 
-    /// Those kept, where they are wanted.
+    /// The names that `ids` asks for.
     ///
     /// # Errors
-    /// Those of [`Names::read`].
+    /// As [`Names::read`].
     pub fn wanted(ids: ExternalIds, request: &ModelRequest, model: &Model) -> Result<Self> {
         match ids {
             ExternalIds::Auto => Self::read(request, model),
@@ -199,7 +200,7 @@ impl Names {
         }
     }
 
-    /// The original ids, where there are any.
+    /// The original ids, if there are any.
     pub fn maps(&self) -> Option<&IdMaps> {
         self.maps.as_ref()
     }
@@ -211,11 +212,11 @@ impl Names {
         })
     }
 
-    /// The numbers of those that were given by their ids; all where none were.
+    /// The numbers of the users or items with the given ids; all of them if none were given.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming the flag and the id that is unknown, [`Error::RunFile`] naming the
-    /// file and the line of the one that is.
+    /// For an unknown id, [`Error::Setting`] naming the flag it was given with, or
+    /// [`Error::RunFile`] naming its file and line.
     pub fn find(&self, kind: Kind, given: Option<&GivenIds>) -> Result<Vec<u32>> {
         let count = match kind {
             Kind::User => self.users,
@@ -240,7 +241,7 @@ impl Names {
             .collect()
     }
 
-    /// What one is called.
+    /// The name of one user or item.
     pub fn name(&self, kind: Kind, number: u32) -> String {
         match self.ids(kind) {
             Some(ids) => ids[number as usize].clone(),
@@ -248,7 +249,7 @@ impl Names {
         }
     }
 
-    /// What one is called in JSON: a text, or a number.
+    /// The name of one in JSON: a string or a number.
     pub fn value(&self, kind: Kind, number: u32) -> Value {
         match self.ids(kind) {
             Some(ids) => ids[number as usize].clone().into(),

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use bm3_engine::Error;
 
-/// What messages call standard output.
+/// The name of standard output in messages.
 pub const STANDARD_OUTPUT: &str = "standard output";
 
-/// Prints data, as it is, and flushes it.
+/// Prints `text` as it is, and flushes.
 ///
 /// # Errors
-/// [`Error::Io`] naming standard output; a closed pipe among it.
+/// [`Error::Io`] naming standard output, also for a closed pipe.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
@@ -28,7 +28,7 @@ pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&line)
 }
 
-/// A number of bytes for people, as in `12.3 MB`.
+/// A byte count for people, as in `12.3 MB`.
 pub fn bytes(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "kB", "MB", "GB"] {
@@ -41,7 +41,7 @@ pub fn bytes(bytes: u64) -> String {
     format!("{value:.1} TB")
 }
 
-/// Whether an error comes from a pipe that nobody reads any more.
+/// Whether an error comes from a pipe whose reader is gone.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause

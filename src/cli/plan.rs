@@ -1,4 +1,4 @@
-//! `bm3-engine train --dry-run`: what would be done, and the memory it would take.
+//! `bm3-engine train --dry-run`: what a run would do, and the memory it would take.
 
 use std::fmt::Write;
 
@@ -13,8 +13,7 @@ use bm3_engine::with_backend;
 use super::backend;
 use super::output;
 
-/// Prints the settings of a run and what it would hold in memory, as TOML with comments, and writes
-/// nothing.
+/// Prints a run's settings and its memory plan, as TOML with comments; writes no file.
 pub fn print(config: &RunConfig, talks: bool) -> anyhow::Result<()> {
     let mut device = backend::open(config.device, talks)?;
     if config.train.freeze_features {
@@ -50,7 +49,7 @@ pub fn print(config: &RunConfig, talks: bool) -> anyhow::Result<()> {
     output::print(&text)
 }
 
-/// A title, a line for each thing, and their sum.
+/// A title, a line for each item, and their sum.
 fn push(text: &mut String, title: &str, lines: &[MemoryLine]) {
     let _ = writeln!(text, "\n# {title}:");
     for MemoryLine { what, bytes } in lines {
@@ -60,7 +59,7 @@ fn push(text: &mut String, title: &str, lines: &[MemoryLine]) {
     let _ = writeln!(text, "# {:>9}  in all", output::bytes(total));
 }
 
-/// Whether what is needed fits into what is free.
+/// Whether the bytes needed fit into the free memory.
 fn verdict(needed: u64, free: u64, total: u64, limit: Option<u64>) -> String {
     let room = format!(
         "# {:>9}  free now, of {} that the GPU has",

@@ -11,13 +11,13 @@ use super::output;
 
 /// Make a data folder from a table of interactions and feature files
 ///
-/// Users and items are numbered, rare ones removed (k-core), interactions split, and features
-/// brought into the order of the items. The original ids are kept beside.
+/// Numbers users and items, removes rare ones (k-core), splits the interactions and puts features
+/// in the order of the items. The folder also keeps the original ids.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct PrepareArguments {
-    /// The table: text, one interaction per line, separated by commas, tabs or what --delimiter
-    /// says; or Parquet or Arrow IPC, where the program is built with the feature `parquet`
+    /// The table: text, one interaction per line, with columns separated by commas, tabs or
+    /// --delimiter; or Parquet or Arrow IPC, if the program is built with the feature `parquet`
     #[arg(long, value_name = "FILE", help_heading = "Interactions")]
     interactions: PathBuf,
     /// Column of the user's id, by name or by number from 1 [default: found by usual names;
@@ -44,10 +44,10 @@ pub struct PrepareArguments {
     /// What separates columns: one character, or `tab` [default: what the first line has]
     #[arg(long, value_name = "CHARACTER", value_parser = delimiter, help_heading = "Interactions")]
     delimiter: Option<u8>,
-    /// The first line is an interaction already; columns go by number
+    /// The first line is an interaction, not a header; columns go by number
     #[arg(long, help_heading = "Interactions")]
     no_header: bool,
-    /// Remove users and items with fewer interactions than this, until none is left; 0 keeps all
+    /// Repeatedly remove users and items with fewer interactions than this; 0 keeps all
     #[arg(
         long,
         value_name = "K",
@@ -57,7 +57,7 @@ pub struct PrepareArguments {
     )]
     k_core: usize,
 
-    /// How interactions are split
+    /// How to split the interactions
     #[arg(
         long,
         value_name = "METHOD",
@@ -80,8 +80,9 @@ pub struct PrepareArguments {
     seed: u64,
 
     /// A modality's features, one row per item (may be repeated): a .npy file, a two-dimensional
-    /// tensor of a .safetensors file (FILE.safetensors:TENSOR), or several, whose rows follow each
-    /// other: FILE,FILE or a pattern as in 'image=part-*.npy', sorted by the numbers in the names
+    /// tensor of a .safetensors file (FILE.safetensors:TENSOR), or several, whose rows are joined
+    /// in order: FILE,FILE or a pattern as in 'image=part-*.npy', sorted by the numbers in the
+    /// names
     #[arg(long = "feature", value_name = "NAME=FILE[,FILE…]", help_heading = "Features")]
     features: Vec<FeatureSource>,
     /// The item ids of a modality's rows, one per line, in one file or several as for --feature
@@ -97,7 +98,7 @@ pub struct PrepareArguments {
         help_heading = "Features"
     )]
     missing_features: MissingFeatures,
-    /// Numbers of the feature files written
+    /// Number type of the feature files written
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f32", help_heading = "Features")]
     feature_type: FeatureType,
 
@@ -107,7 +108,7 @@ pub struct PrepareArguments {
     /// The folder to write
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     out: PathBuf,
-    /// Replace a data set that is already there, with all of its files
+    /// Replace an existing data set and all of its files
     #[arg(long, help_heading = "Output")]
     overwrite: bool,
 }
@@ -127,18 +128,18 @@ Examples:
         --time-column 4 --split-method time --feature text=text.npy \\
         --feature-ids text=text_ids.txt --missing-features mean --out data/ml100k";
 
-/// How interactions are split.
+/// How to split interactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SplitMethod {
     /// Each user's interactions at random
     Random,
-    /// Each user's interactions by time: the last ones are tested
+    /// Each user's interactions by time: the last ones for testing
     Time,
-    /// Each user's last interaction is tested, the one before it validates
+    /// Each user's last interaction for testing, the one before it for validation
     LeaveOneOut,
 }
 
-/// What becomes of an item without features.
+/// What to do with an item without features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum MissingFeatures {
     /// Stop and say which
@@ -151,7 +152,7 @@ pub enum MissingFeatures {
     DropItem,
 }
 
-/// Numbers of feature files.
+/// Number type of feature files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FeatureType {
     /// 32 bits
@@ -233,7 +234,7 @@ fn options(arguments: &PrepareArguments) -> Result<PrepareOptions> {
     })
 }
 
-/// Brings `--feature` and `--feature-ids` of the same name together.
+/// Pairs each `--feature` with the `--feature-ids` of the same name.
 fn tables(features: &[FeatureSource], ids: &[FeatureSource]) -> Result<Vec<FeatureInput>> {
     for (flag, sources) in [("--feature", features), ("--feature-ids", ids)] {
         for (position, source) in sources.iter().enumerate() {
@@ -261,7 +262,7 @@ fn tables(features: &[FeatureSource], ids: &[FeatureSource]) -> Result<Vec<Featu
     features.iter().map(table).collect()
 }
 
-/// The name given, or that of the folder to be written.
+/// The name given, or that of the output folder.
 fn name(arguments: &PrepareArguments) -> Result<String> {
     let name = match &arguments.name {
         Some(name) => name.clone(),
@@ -278,7 +279,7 @@ fn name(arguments: &PrepareArguments) -> Result<String> {
     Ok(name)
 }
 
-/// One byte, as separators of tables are.
+/// Parses a column separator: one ASCII byte.
 fn delimiter(text: &str) -> Result<u8, String> {
     match text {
         "tab" | "\\t" => Ok(b'\t'),

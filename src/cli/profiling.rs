@@ -1,4 +1,4 @@
-//! `bm3-engine train --profile`: which epoch's operations are timed, and where they are kept.
+//! `bm3-engine train --profile`: times the operations of one epoch and keeps them.
 
 use std::path::Path;
 
@@ -7,27 +7,27 @@ use bm3_engine::profile::Profile;
 use bm3_engine::records::{EpochRecord, Observer, RunStart};
 use bm3_engine::run::RunDirectory;
 
-/// Asks for the operations of an epoch and keeps them in the run's directory; tells another observer
-/// everything.
+/// Asks for a profile of one epoch and writes it to the run's directory; passes everything on to
+/// another observer.
 pub struct Profiling<'a> {
     observer: &'a mut dyn Observer,
     directory: &'a RunDirectory,
     wanted: bool,
-    /// The epoch that is timed, once it is known.
+    /// The epoch to time, once it is known.
     epoch: Option<u64>,
     written: Result<()>,
 }
 
 impl<'a> Profiling<'a> {
-    /// Tells `observer` everything; asks for a profile where it is `wanted`.
+    /// Passes everything on to `observer`; asks for a profile if it is `wanted`.
     pub fn new(observer: &'a mut dyn Observer, directory: &'a RunDirectory, wanted: bool) -> Self {
         Self { observer, directory, wanted, epoch: None, written: Ok(()) }
     }
 
-    /// Whether what was timed is kept.
+    /// Whether the profile was written.
     ///
     /// # Errors
-    /// Those of writing it.
+    /// As [`RunDirectory::write_profile`].
     pub fn finish(self) -> Result<()> {
         self.written
     }
@@ -35,8 +35,8 @@ impl<'a> Profiling<'a> {
 
 impl Observer for Profiling<'_> {
     fn start(&mut self, run: &RunStart) {
-        // The first one begins with cold caches, and waits for memory; an only one is better than
-        // none.
+        // The first epoch starts with cold caches and allocates memory, so time the second, unless
+        // there is only one.
         self.epoch = self.wanted.then(|| (run.first_epoch + 1).min(run.epochs));
         self.observer.start(run);
     }
@@ -69,7 +69,7 @@ impl Observer for Profiling<'_> {
 mod tests {
     use super::*;
 
-    /// The epochs that are timed, of all.
+    /// The epochs that are timed.
     fn timed(first_epoch: u64, epochs: u64, wanted: bool) -> Vec<u64> {
         let folder = tempfile::tempdir().unwrap();
         let directory = RunDirectory::open(folder.path(), false).unwrap();

@@ -4,7 +4,7 @@ use super::lists::ListArguments;
 use super::model::ModelArguments;
 use super::names::{Choice, Kind};
 
-/// Write the best items for each of some users
+/// Write the best items for some or all users
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct RecommendArguments {

@@ -8,9 +8,10 @@ use super::output;
 
 /// Draw runs as one HTML file: curves, metrics side by side, settings, time by operation
 ///
-/// The file needs no other, and no network. Runs that still train, or were interrupted, are drawn as
-/// far as they have come; of a sweep's directory, all of its runs. What is no run, or has no epoch
-/// yet, is left out with a warning, as long as there is a run to draw.
+/// The file is self-contained and needs no network. A run that is still training, or was
+/// interrupted, is drawn up to its last epoch; a sweep's directory stands for all of its runs.
+/// Anything that is not a run, or has no epoch yet, is left out with a warning, as long as there is
+/// a run to draw.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct ReportArguments {
@@ -23,7 +24,7 @@ pub struct ReportArguments {
     /// The page's title [default: the run's name, or how many runs there are]
     #[arg(long, value_name = "TEXT")]
     title: Option<String>,
-    /// Write over a file that is no report
+    /// Overwrite a file that is not a report
     #[arg(long)]
     overwrite: bool,
 }

@@ -1,35 +1,35 @@
-//! Signals that would end the program without a word.
+//! Signals that would end the program without a message.
 
-/// Has writing beyond a limit on the size of files fail like any other write, and has a mapped file
-/// that is truncated while it is read end the program with its name.
+/// Makes a write beyond the file size limit fail like any other write, and makes the truncation of
+/// a mapped file end the program with a message that names the file.
 #[cfg(unix)]
 pub fn install() {
     unix::install();
 }
 
-/// Elsewhere there are no such signals.
+/// Other systems have no such signals.
 #[cfg(not(unix))]
 pub fn install() {}
 
-/// Of the signals that ask a program to end, those that this one was started to ignore.
+/// Which of SIGINT, SIGTERM and SIGHUP this process ignores.
 #[cfg(unix)]
 pub fn ignored() -> Vec<i32> {
     unix::ignored()
 }
 
-/// Ignores some signals.
+/// Ignores these signals.
 #[cfg(unix)]
 pub fn ignore(signals: &[i32]) {
     unix::ignore(signals);
 }
 
-/// None: nobody can ask for it here.
+/// Empty: only Unix starts programs with signals ignored.
 #[cfg(not(unix))]
 pub fn ignored() -> Vec<i32> {
     Vec::new()
 }
 
-/// Does nothing, as there are none.
+/// Does nothing: there are no signals to ignore.
 #[cfg(not(unix))]
 pub fn ignore(_: &[i32]) {}
 
@@ -42,12 +42,12 @@ mod unix {
 
     use bm3_engine::mapped;
 
-    /// What was done about SIGBUS before.
+    /// SIGBUS's action before [`install`].
     static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-    /// What is done about a signal; `None` where the system does not say.
+    /// A signal's current action; `None` if the system does not report it.
     fn action(signal: libc::c_int) -> Option<libc::sigaction> {
-        // SAFETY: a zeroed action is a valid one, which the system overwrites; nothing is changed.
+        // SAFETY: a zeroed action is valid, and the system overwrites it; nothing is changed.
         unsafe {
             let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
             (libc::sigaction(signal, ptr::null(), &mut action) == 0).then_some(action)
@@ -64,7 +64,7 @@ mod unix {
 
     pub fn ignore(signals: &[libc::c_int]) {
         for &signal in signals {
-            // SAFETY: nothing but a signal's disposition is changed, to one that the system offers.
+            // SAFETY: only the signal's disposition changes, to one that the system offers.
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
     }
@@ -73,14 +73,14 @@ mod unix {
         ignore(&[libc::SIGXFSZ]);
         let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
             on_bus_error;
-        // SAFETY: the action is zeroed, which is a valid one, and its fields are set as sigaction(2)
-        // asks for with SA_SIGINFO; the handler does what a handler may.
+        // SAFETY: a zeroed action is valid, and its fields are set as sigaction(2) asks with
+        // SA_SIGINFO; the handler does only what a handler may.
         unsafe {
             let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
             action.sa_sigaction = handler as libc::sighandler_t;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             libc::sigemptyset(&mut action.sa_mask);
-            // Where it cannot be set, the program ends as it would have without it.
+            // If it cannot be set, the program ends as it would have without it.
             if let Some(before) = self::action(libc::SIGBUS) {
                 let _ = BEFORE.set(before);
                 libc::sigaction(libc::SIGBUS, &action, ptr::null_mut());
@@ -88,27 +88,27 @@ mod unix {
         }
     }
 
-    /// Only functions that signal-safety(7) lists are called, and no memory is asked for.
+    /// Calls only functions that signal-safety(7) lists, and allocates no memory.
     extern "C" fn on_bus_error(
         signal: libc::c_int,
         information: *mut libc::siginfo_t,
         _: *mut libc::c_void,
     ) {
-        // SAFETY: the system gives a handler that is set with SA_SIGINFO its information.
+        // SAFETY: the system passes this information to a handler set with SA_SIGINFO.
         let address = unsafe { (*information).si_addr() } as usize;
-        // SAFETY: the thread that the handler runs in was reading this address.
+        // SAFETY: the thread that runs the handler was reading this address.
         unsafe { mapped::with_path_at(address, end_for) };
-        // No file of ours: back to what there was before, at the read that is done again now.
+        // Not one of our files: restore the previous action, which the repeated read then meets.
         if let Some(before) = BEFORE.get() {
             // SAFETY: this action was in force before.
             unsafe { libc::sigaction(signal, before, ptr::null_mut()) };
         }
     }
 
-    /// Says that the file ended while it was read, and ends.
+    /// Reports that the file ended while it was read, and exits.
     fn end_for(path: &[u8]) {
         static SAID: AtomicBool = AtomicBool::new(false);
-        // Of several threads one speaks; the others wait for it to end them.
+        // One thread reports; the others wait for it to end the process.
         if !SAID.swap(true, Ordering::Relaxed) {
             let mut message = [0u8; 2048];
             let mut length = 0;
@@ -123,14 +123,14 @@ mod unix {
                 message[length..length + count].copy_from_slice(&part[..count]);
                 length += count;
             }
-            // SAFETY: the buffer has so many bytes; write and _exit may be called in a handler.
+            // SAFETY: the buffer holds `length` bytes; a handler may call write and _exit.
             unsafe {
                 libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), length);
                 libc::_exit(1);
             }
         }
         loop {
-            // SAFETY: pause may be called in a handler, and does nothing but wait.
+            // SAFETY: a handler may call pause, which only waits.
             unsafe { libc::pause() };
         }
     }

@@ -4,7 +4,7 @@ use super::lists::ListArguments;
 use super::model::ModelArguments;
 use super::names::{Choice, Kind};
 
-/// Write the items most like each of some items
+/// Write the items most similar to some or all items
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct SimilarArguments {

@@ -19,9 +19,9 @@ use super::{FIXED_BY_A_RUN, output, sweep_table};
 
 /// Train a grid of configurations, several at once, and compare them
 ///
-/// All runs share one copy of the data. Each leaves an ordinary run directory in that of the sweep,
-/// with the numbers of that run alone. The table is sorted by validation Recall@20. Ctrl-C saves
-/// all runs before it ends.
+/// All runs share one copy of the data. Each leaves an ordinary run directory inside the sweep's,
+/// with the same numbers as if trained alone. The table is sorted by validation Recall@20. Ctrl-C
+/// saves all runs before the program ends.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 #[command(mut_arg("out", |out| out.value_name("DIR").help(
@@ -36,14 +36,16 @@ pub struct SweepArguments {
     /// combination is trained)
     #[arg(long, value_name = "KEY=VALUE,…", help_heading = "Sweep")]
     grid: Vec<String>,
-    /// Train every configuration with several seeds: so many, from --seed on, or a list as in 1,5,9
+    /// Train every configuration with several seeds: a count, from --seed on, or a list such as
+    /// 1,5,9
     #[arg(long, value_name = "N|SEED,…", help_heading = "Sweep")]
     seeds: Option<String>,
-    /// Runs at once [default: on the CPU one per thread, on a GPU up to 8]; fewer where memory does
-    /// not hold them
+    /// Runs at once [default: on the CPU one per thread, on a GPU up to 8]; fewer if they do not
+    /// fit in memory
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Sweep")]
     jobs: Option<usize>,
-    /// Continue a sweep: finished runs are kept, interrupted ones go on bit for bit, others begin
+    /// Continue a sweep: finished runs are kept, interrupted ones resume bit for bit, the rest
+    /// start
     #[arg(
         long,
         value_name = "DIR",
@@ -52,19 +54,19 @@ pub struct SweepArguments {
         conflicts_with_all = ["epochs", "patience"],
     )]
     resume: Option<PathBuf>,
-    /// Read settings from a TOML or YAML file, MMRec's included, whose lists are taken as by --grid;
-    /// flags win (may be repeated, the later file wins)
+    /// Read settings from a TOML or YAML file, MMRec's included; its lists act like --grid; flags
+    /// win (may be repeated, the later file wins)
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     config: Vec<PathBuf>,
     #[command(flatten)]
     run: RunSettings,
     #[command(flatten)]
     train: TrainSettings,
-    /// Print the runs, how many of them at once and their memory, and stop
+    /// Print the runs, how many train at once and their memory, then stop
     #[arg(long, help_heading = "Output")]
     dry_run: bool,
-    /// Print one JSON object a line on standard output: sweep, the runs' events with their names,
-    /// results
+    /// Print one JSON object per line on standard output: the sweep, the runs' events with their
+    /// names, the results
     #[arg(long, conflicts_with = "quiet", help_heading = "Output")]
     json: bool,
     /// Print nothing but errors and the final table
@@ -91,12 +93,12 @@ The directory holds sweep.json, results.csv (a line for each run), results.json 
 with means and standard deviations over the seeds) and the runs. A run that fails is named in the
 table, does not stop the others, and makes the exit code 1; --resume tries it again.";
 
-/// What is to be tried: everything the command line and the files say, checked.
+/// Everything that the command line and the files ask for, checked.
 #[derive(Debug)]
 struct SweepRequest {
     plan: Plan,
     runs: Vec<PlannedRun>,
-    /// The sweep's directory. `None`: one named after the data set and the time.
+    /// The sweep's directory; `None` names one after the data set and the time.
     out: Option<PathBuf>,
     resume: bool,
     jobs: Option<usize>,
@@ -116,7 +118,7 @@ pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
     super::use_threads(base.threads)?;
     let device = backend::open_for(base, talks)?;
     if let Device::Cpu(mut cpu) = device {
-        // What it does not do is refused before anything is written.
+        // Refuse what the device does not support before anything is written.
         for run in request.runs.iter().filter(|run| run.config.train.freeze_features) {
             cpu.store_features_as(run.config.train.feature_type)?;
         }
@@ -167,7 +169,7 @@ pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
     ended(&results)
 }
 
-/// The exit code's reason.
+/// The command's result, which decides its exit code.
 fn ended(results: &Results) -> anyhow::Result<()> {
     let all = results.runs().count();
     match results.count("failed") {
@@ -177,7 +179,7 @@ fn ended(results: &Results) -> anyhow::Result<()> {
     }
 }
 
-/// Merges files and flags, flags winning; also what there is to say about the files.
+/// Merges files and flags, flags winning; also returns notes about the files.
 fn request(arguments: &SweepArguments) -> Result<(SweepRequest, Vec<String>)> {
     if arguments.jobs == Some(0) {
         return Err(Error::setting("--jobs", "0 found, a number from 1 expected"));
@@ -223,13 +225,13 @@ fn request(arguments: &SweepArguments) -> Result<(SweepRequest, Vec<String>)> {
     Ok((request, notices))
 }
 
-/// The settings that all runs have in common, with the first value of each that varies: so that
-/// what is checked of them is true of a run.
+/// The settings common to all runs, with the first value of each axis, so that they can be checked
+/// as those of a real run.
 fn base_settings(train: TrainSettings, grid: &[Axis]) -> Result<TrainSettings> {
     grid.iter().try_fold(train, |train, axis| Ok(axis.value(0)?.or(train)))
 }
 
-/// The seeds: those of `--seeds`, else those that a file lists, else the one of all runs.
+/// The seeds: from `--seeds`, else from a file's list, else `first` alone.
 fn given_seeds(arguments: &SweepArguments, listed: Option<String>, first: u64) -> Result<Vec<u64>> {
     match &arguments.seeds {
         None => listed.map_or_else(|| Ok(vec![first]), |listed| seeds(&listed, first)),
@@ -242,7 +244,7 @@ fn given_seeds(arguments: &SweepArguments, listed: Option<String>, first: u64) -
     }
 }
 
-/// Refuses a grid or seeds other than those of the sweep that is continued.
+/// Refuses a grid or seeds that differ from those of the sweep being continued.
 fn unchanged(plan: &Plan, arguments: &SweepArguments) -> Result<()> {
     if !arguments.grid.is_empty() {
         let given = Axis::parse_all(&arguments.grid, &TrainSettings::default())?;
@@ -280,7 +282,7 @@ fn unchanged(plan: &Plan, arguments: &SweepArguments) -> Result<()> {
     Ok(())
 }
 
-/// Takes what may change when a sweep is continued.
+/// Applies the settings that may change when a sweep is continued.
 fn adopt(base: &mut RunConfig, given: &RunSettings) -> Result<()> {
     if let Some(data) = &given.data {
         base.data = std::path::absolute(data).map_err(|error| Error::io(data, "find", error))?;
@@ -296,8 +298,8 @@ fn adopt(base: &mut RunConfig, given: &RunSettings) -> Result<()> {
     Ok(())
 }
 
-/// The data of all runs: one set, or with `--split`, which draws from the seed, one for each seed;
-/// the features are the same ones in all.
+/// The data of all runs: one set, or with `--split`, which draws from the seed, one per seed. All
+/// share the same features.
 struct Datasets {
     first: Arc<Dataset>,
     by_seed: HashMap<u64, Arc<Dataset>>,
@@ -325,7 +327,7 @@ impl Datasets {
     }
 }
 
-/// How many runs there is room for at once, and the device that they are trained on.
+/// How many runs fit at once, and the device to train them on.
 fn room(
     device: Device,
     plan: &Plan,

@@ -1,4 +1,4 @@
-//! What comes of a sweep, as text.
+//! The results and the plan of a sweep, as text.
 
 use bm3_engine::config::word;
 use bm3_engine::sweep::{ConfigurationResult, PlannedRun, Results, Room, Spread};
@@ -6,10 +6,11 @@ use bm3_engine::sweep::{ConfigurationResult, PlannedRun, Results, Room, Spread};
 use super::output::bytes;
 use super::table::aligned;
 
-/// The list lengths whose metrics are shown, where they were measured.
+/// The list lengths whose metrics are shown, if they were measured.
 const LENGTHS: [usize; 2] = [10, 20];
 
-/// The configurations, best first, and which one another way of choosing would have named.
+/// The configurations, best first, then the one that selection by test split would have chosen, and
+/// the failed runs.
 pub fn results_table(results: &Results) -> String {
     let Some(first) = results.configurations.first() else { return String::new() };
     let mut headings: Vec<String> =
@@ -63,7 +64,7 @@ pub fn results_table(results: &Results) -> String {
     text
 }
 
-/// A mean and its deviation.
+/// A mean and its standard deviation.
 fn spread(spread: Option<Spread>) -> String {
     match spread {
         None => "-".to_owned(),
@@ -72,14 +73,14 @@ fn spread(spread: Option<Spread>) -> String {
     }
 }
 
-/// What a sweep would do.
+/// The runs that a sweep would train.
 pub fn preview(runs: &[PlannedRun], room: &Room) -> String {
     let mut text: String = runs.iter().map(|run| format!("{}\n", run.name)).collect();
     text.push_str(&format!("{} runs; {}\n", runs.len(), describe(room)));
     text
 }
 
-/// How many runs there are at once, and the memory they need.
+/// How many runs train at once, and the memory they need.
 pub fn describe(room: &Room) -> String {
     let Room { lanes, memory: whose, shared, each, free, wanted } = room;
     let at_once = match lanes.jobs {

@@ -15,19 +15,19 @@ pub struct SynthArguments {
     /// Size and modalities
     #[arg(long, value_enum)]
     pub shape: Shape,
-    /// Another number of users than the shape's
+    /// Number of users, instead of the shape's
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub users: Option<usize>,
-    /// Another number of items
+    /// Number of items, instead of the shape's
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub items: Option<usize>,
-    /// Another number of interactions, of which a tenth each are for validation and test
+    /// Number of interactions, instead of the shape's; a tenth each goes to validation and test
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub interactions: Option<usize>,
-    /// Another width of the image features; 0 for none
+    /// Width of the image features, instead of the shape's; 0 for none
     #[arg(long, value_name = "D", allow_negative_numbers = true)]
     pub image: Option<usize>,
-    /// Another width of the text features; 0 for none
+    /// Width of the text features, instead of the shape's; 0 for none
     #[arg(long, value_name = "D", allow_negative_numbers = true)]
     pub text: Option<usize>,
     /// The folder to write
@@ -36,10 +36,10 @@ pub struct SynthArguments {
     /// Key of every random draw
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 999)]
     pub seed: u64,
-    /// Numbers of the feature files
+    /// Number type of the feature files
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f32")]
     pub feature_type: FeatureType,
-    /// Replace a data set that is already there, with all of its files
+    /// Replace an existing data set and all of its files
     #[arg(long)]
     pub overwrite: bool,
 }

@@ -24,7 +24,8 @@ pub fn metrics_table(splits: &[(&str, &Metrics)]) -> String {
     text
 }
 
-/// Columns as wide as their widest cell, the first `left` of them flush left; no line ends with spaces.
+/// Pads columns to their widest cell, the first `left` of them flush left; no line ends with
+/// spaces.
 pub fn aligned<R: AsRef<[String]>>(rows: &[R], left: usize) -> String {
     let columns = rows.first().map_or(0, |row| row.as_ref().len());
     let width = |column: usize| {

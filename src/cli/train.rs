@@ -16,10 +16,10 @@ use super::profiling::Profiling;
 use super::progress::{Face, Reporter};
 use super::{FIXED_BY_A_RUN, backend, plan};
 
-/// Train a model and leave it, with its settings and metrics, in a directory
+/// Train a model and save it, with its settings and metrics, in a directory
 ///
 /// Every epoch is measured on the validation split; training ends when Recall@20 has not risen for
-/// a while, and the model kept is the best epoch's. Ctrl-C saves before it ends.
+/// a while, and the best epoch's model is kept. Ctrl-C saves the run before the program ends.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct TrainArguments {
@@ -40,14 +40,14 @@ pub struct TrainArguments {
         conflicts_with = "dry_run",
     )]
     resume: Option<PathBuf>,
-    /// Time the operations of one epoch one by one and leave them as profile.json in the run's
-    /// directory: of the second epoch that is trained, or of the only one; no result changes
+    /// Time each operation of one epoch, the second one trained or the only one, and write the
+    /// times to profile.json in the run's directory; no result changes
     #[arg(long, help_heading = "Output")]
     profile: bool,
-    /// Read the data, print the settings and the memory that the run would have, and stop
+    /// Read the data, print the settings and the memory that the run would need, then stop
     #[arg(long, help_heading = "Output")]
     dry_run: bool,
-    /// Print one JSON object a line on standard output: start, epoch, checkpoint, end
+    /// Print one JSON object per line on standard output: start, epoch, checkpoint, end
     #[arg(long, conflicts_with = "quiet", help_heading = "Output")]
     json: bool,
     /// Print nothing but errors and the final table
@@ -82,14 +82,14 @@ Examples:
     bm3-engine train --config overall.yaml --config BM3.yaml --data data/baby \\
         --layers 1 --dropout 0.5 --reg-weight 0.1";
 
-/// What is to be trained: everything the command line and the files say, checked.
+/// Everything that the command line and the files ask for, checked.
 #[derive(Debug, PartialEq)]
 pub struct TrainRequest {
-    /// The settings of the run; of a continued one with those changes that are allowed.
+    /// The run's settings; for a continued run, with the changes that are allowed.
     pub config: RunConfig,
-    /// The run's directory. `None`: [`default_directory`] of the data set's name.
+    /// The run's directory; `None` takes the [`default_directory`] of the data set's name.
     pub out: Option<PathBuf>,
-    /// Whether `out` has a run that is to be continued.
+    /// Whether to continue the run in `out`.
     pub resume: bool,
     /// Print what would be done instead of doing it.
     pub dry_run: bool,
@@ -120,7 +120,7 @@ pub fn run(arguments: &TrainArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Merges files and flags, flags winning; also what there is to say about the files.
+/// Merges files and flags, flags winning; also returns notes about the files.
 fn request(arguments: &TrainArguments) -> Result<(TrainRequest, Vec<String>)> {
     let (config, out, notices) = match &arguments.resume {
         Some(directory) => (continued(directory, arguments)?, Some(directory.clone()), Vec::new()),
@@ -141,7 +141,7 @@ fn request(arguments: &TrainArguments) -> Result<(TrainRequest, Vec<String>)> {
     Ok((request, notices))
 }
 
-/// The settings of the run in `directory`, with what may change when it is continued.
+/// The settings of the run in `directory`, with the changes allowed when it is continued.
 fn continued(directory: &Path, arguments: &TrainArguments) -> Result<RunConfig> {
     let path = directory.join(CONFIG);
     if !path.is_file() {
@@ -152,17 +152,17 @@ fn continued(directory: &Path, arguments: &TrainArguments) -> Result<RunConfig> 
         return Err(Error::run_file(directory, problem));
     }
     let ConfigFile { train, run, .. } = ConfigFile::read(&path)?;
-    // Flags that are fixed by the run cannot be given, so that what is given may change.
+    // Flags that the run fixes are refused with --resume, so whatever is given may change.
     RunConfig::new(&arguments.train.clone().or(train), &arguments.run.clone().or(run))
 }
 
-/// Creates the [`default_directory`] of a data set's name; `-2`, `-3` and so on follow where another
-/// process began in the same second.
+/// Creates the [`default_directory`] of a data set's name, with `-2`, `-3` and so on appended if
+/// another process began in the same second.
 pub(super) fn create_default_directory(dataset: &str) -> Result<PathBuf> {
     create_new(&default_directory(dataset, SystemTime::now()))
 }
 
-/// Creates a directory of this name, or with the first number behind it that makes a new name.
+/// Creates a directory of this name, or with the first number appended that makes it new.
 fn create_new(path: &Path) -> Result<PathBuf> {
     let parent = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(|error| Error::io(parent, "create", error))?;
@@ -204,7 +204,7 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
-/// Reads the data, opens the directory, keeps the settings in it and trains.
+/// Reads the data, opens the run's directory, writes the settings to it and trains.
 fn train(
     request: &TrainRequest,
     observer: &mut dyn Observer,
@@ -230,7 +230,7 @@ fn train(
     };
     let (directory, problem) = RunDirectory::begin(&path, request.resume, |directory| {
         if request.resume {
-            // Before the settings are written, so that a run that is not continued is left as it was.
+            // Check before the settings are written: a run that is refused is left as it was.
             let has_state = check_saved(&dataset, &config.train, directory)?;
             if !has_state && request.face != Face::Quiet {
                 eprintln!(
@@ -255,11 +255,11 @@ fn train(
     let result = with_backend!(device, backend => fit(
         backend, &dataset, &config.train, &directory, &options, &mut observer, interrupted,
     ));
-    // The model counts for more: its own failure is told first.
+    // The model matters more: report its failure before the profile's.
     let result = result.and_then(|summary| observer.finish().map(|()| summary));
     let is_saved = directory.has_state();
     match directory.end(result) {
-        // That one names the checkpoint, and would come again.
+        // This error names the checkpoint, and resuming would only repeat it.
         Err(error @ Error::NonFinite(_)) => Err(error.into()),
         Err(error) if !error.is_input() && (request.resume || !error.is_refusal()) => {
             Err(Resumable { error, is_saved, directory: path }.into())
@@ -268,7 +268,7 @@ fn train(
     }
 }
 
-/// A failure that the settings and the last checkpoint, if there was one, have survived.
+/// A failure that left the settings, and the last checkpoint if any, intact.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{error}; {}mend this and go on with bm3-engine train --resume {}",
@@ -304,7 +304,7 @@ mod tests {
         request(&parse(arguments).unwrap()).map(|(request, _)| request)
     }
 
-    /// A run's directory with these settings in it.
+    /// A run directory with these settings.
     fn run_directory(config: &str) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join(CONFIG), config).unwrap();
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(request.out, Some("o".into()));
         assert!(request.dry_run && request.profile);
         assert_eq!(request.face, Face::Json);
-        // Each differs from its default, so that a flag that does not arrive is seen.
+        // Every value differs from its default, so that a flag that does not arrive is noticed.
         let json = |config: &TrainConfig| match serde_json::to_value(config).unwrap() {
             serde_json::Value::Object(map) => map,
             other => panic!("{other}"),

@@ -1,4 +1,4 @@
-//! `--version`: everything a report of a problem should say about the program.
+//! `--version`: everything about the program that a bug report should say.
 
 use std::sync::LazyLock;
 
@@ -30,7 +30,7 @@ pub fn long() -> &'static str {
     &TEXT
 }
 
-/// Which CUDA kernels the program holds.
+/// Describes the CUDA kernels built into the program.
 pub fn kernels() -> String {
     match Kernels::embedded() {
         Some(kernels) => kernels.to_string(),
@@ -38,7 +38,7 @@ pub fn kernels() -> String {
     }
 }
 
-/// Instruction set extensions that matter for this program's loops, as far as this CPU has them.
+/// The instruction set extensions that this CPU has and that matter to this program's loops.
 #[cfg(target_arch = "x86_64")]
 fn cpu_extensions() -> Vec<&'static str> {
     macro_rules! detected {

@@ -1,4 +1,4 @@
-//! Features brought into the order of the items.
+//! Brings features into the order of the items.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -7,15 +7,15 @@ use super::{FeatureInput, MissingFeatures, PrepareError};
 use crate::data::{FeatureMatrix, FeatureType, NpyElement, NpyWriter};
 use crate::{Error, Result, files};
 
-/// Ids named in a message.
+/// How many ids a message names.
 const EXAMPLES: usize = 5;
 
 /// A modality's table and which row belongs to which item.
 pub struct AlignedFeatures {
     matrix: FeatureMatrix,
-    /// The row of each raw item, where it has one.
+    /// The row of each raw item, if it has one.
     row_of_item: Vec<Option<usize>>,
-    /// The row of each new item; `None` is filled with `filling`.
+    /// The row of each new item; `None` takes `filling`.
     arranged: Vec<Option<usize>>,
     filling: Vec<f32>,
 }
@@ -40,7 +40,7 @@ impl AlignedFeatures {
         self.row_of_item[item as usize].is_some()
     }
 
-    /// Takes the rows of the new items `order`, and decides what those without one get.
+    /// Arranges rows in the `order` of the new items, and decides what items without a row get.
     pub fn arrange(
         &mut self,
         order: &[u32],
@@ -60,7 +60,7 @@ impl AlignedFeatures {
             return Ok(());
         }
         match missing {
-            // Dropped items are not in the order any more.
+            // Dropped items are no longer in the order.
             MissingFeatures::Error | MissingFeatures::DropItem => {
                 let examples: Vec<String> = without
                     .iter()
@@ -138,7 +138,7 @@ impl AlignedFeatures {
     }
 }
 
-/// The row of each item id: one id a line, in all files as many as there are rows.
+/// The row of each item id: one id per line, as many in all files as there are rows.
 fn read_ids(paths: &[PathBuf], features: &FeatureMatrix) -> Result<HashMap<String, usize>> {
     let mut row_of_id = HashMap::with_capacity(features.rows());
     let mut found = 0;

@@ -1,12 +1,12 @@
-//! Which interactions stay, and which split they go to.
+//! Filters interactions and splits them.
 
 use std::collections::HashMap;
 
 use super::{Interaction, SplitMethod};
 use crate::data::{Interactions, SplitRatio};
 
-/// Keeps the earliest of the interactions between a user and an item: by time where there is one,
-/// else the first; at the place of the first.
+/// Keeps the earliest interaction of each user and item (by time if known, else the first), in the
+/// place of the first.
 pub fn collapse_duplicates(rows: &mut Vec<Interaction>) {
     let mut places: HashMap<(u32, u32), usize> = HashMap::with_capacity(rows.len());
     let mut kept: Vec<Interaction> = Vec::with_capacity(rows.len());
@@ -29,9 +29,9 @@ pub fn collapse_duplicates(rows: &mut Vec<Interaction>) {
     *rows = kept;
 }
 
-/// Removes users and items with fewer than `k` interactions, until there are none.
+/// Repeatedly removes users and items with fewer than `k` interactions.
 ///
-/// Each interaction is removed once and looked at a constant number of times.
+/// Each interaction is removed at most once and visited a constant number of times.
 pub fn reduce_to_core(rows: &mut Vec<Interaction>, k: usize) {
     let size = |id: fn(&Interaction) -> u32| {
         rows.iter().map(id).max().map_or(0, |largest| largest as usize + 1)
@@ -56,7 +56,7 @@ pub fn reduce_to_core(rows: &mut Vec<Interaction>, k: usize) {
             }
             for end in ends(&rows[position]) {
                 degrees[end] -= 1;
-                // Just fell below; it is not waiting yet.
+                // It fell below `k` just now, so it is not waiting yet.
                 if end != node && degrees[end] + 1 == k {
                     below.push(end);
                 }

@@ -1,6 +1,6 @@
-//! From raw interactions with any ids to a folder that can be trained on.
+//! Turns raw interactions with any ids into a folder to train on.
 //!
-//! Read, filter by rating, collapse duplicates, reduce to the k-core, split each user's
+//! The steps: read, filter by rating, collapse duplicates, reduce to the k-core, split each user's
 //! interactions, number users and items by first appearance, bring features into the order of the
 //! items. Everything is checked before the first file is written.
 
@@ -33,7 +33,7 @@ pub struct TableOptions {
     pub rating_column: Option<String>,
     /// The time's column, likewise; only needed to split by time.
     pub time_column: Option<String>,
-    /// What separates columns of text; what the first line has when absent.
+    /// The column separator of text; guessed from the first line when absent.
     pub delimiter: Option<u8>,
     /// Whether the first line of text names the columns.
     pub has_header: bool,
@@ -47,53 +47,53 @@ pub enum SplitMethod {
         /// Key of the draw.
         seed: u64,
     },
-    /// The latest are tested, those before them validate.
+    /// The latest are for testing, those before them for validation.
     Time,
-    /// The last is tested, the one before it validates (by time, or in the order of the file).
+    /// The last is for testing, the one before it for validation (by time, or in the file's order).
     LeaveOneOut,
 }
 
-/// What becomes of an item without features.
+/// What to do with an item without features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MissingFeatures {
-    /// It is an error.
+    /// Refuse it.
     Error,
     /// A row of zeros.
     Zero,
-    /// The mean of the rows that are there.
+    /// The mean of the existing rows.
     Mean,
-    /// The item goes, with its interactions, before the k-core is taken.
+    /// The item is removed with its interactions, before the k-core is taken.
     DropItem,
 }
 
-/// A modality's features and whose they are.
+/// A modality's features, and the items they belong to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeatureInput {
     /// The modality.
     pub name: String,
-    /// Its files; the rows of several make one table, in their order.
+    /// Its files; the rows of several are joined in order.
     pub files: Vec<FeatureFile>,
-    /// The item ids of its rows, one a line, those of several files one after the other; without
-    /// any, row i belongs to the item with id `i`.
+    /// Files of the item ids of its rows, one per line, joined in order; if there are none, row i
+    /// belongs to the item with id `i`.
     pub ids: Vec<PathBuf>,
 }
 
-/// What is to be prepared.
+/// What to prepare.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrepareOptions {
     /// The interactions.
     pub table: TableOptions,
     /// Keeps only interactions rated at least this.
     pub min_rating: Option<f64>,
-    /// Removes users and items with fewer interactions, until none is left; 0 keeps all.
+    /// Repeatedly removes users and items with fewer interactions than this; 0 keeps all.
     pub k_core: usize,
-    /// How interactions are split.
+    /// How to split the interactions.
     pub split_method: SplitMethod,
     /// Shares of training, validation and test.
     pub shares: [f64; 3],
     /// The modalities.
     pub features: Vec<FeatureInput>,
-    /// What becomes of items without features.
+    /// What to do with items without features.
     pub missing_features: MissingFeatures,
     /// The type of the features written: f16 or f32.
     pub feature_type: FeatureType,
@@ -101,11 +101,11 @@ pub struct PrepareOptions {
     pub name: String,
     /// The folder to write.
     pub out: PathBuf,
-    /// Replaces a data set that is there already, with all of its files.
+    /// Whether to replace an existing data set and all of its files.
     pub overwrite: bool,
 }
 
-/// How many there are at a stage.
+/// The counts at one stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
     /// Users with an interaction.
@@ -119,11 +119,11 @@ pub struct Counts {
 /// What was done.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PrepareSummary {
-    /// Counts after each stage, by its name.
+    /// The counts after each stage, by its name.
     pub stages: Vec<(&'static str, Counts)>,
     /// Interactions of the training, validation and test split.
     pub splits: [usize; 3],
-    /// What the user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
@@ -136,11 +136,11 @@ struct Interaction {
     time: Option<f64>,
 }
 
-/// Prepares a data set; `progress` is told what is being done.
+/// Prepares a data set; `progress` receives the name of each step.
 ///
 /// # Errors
 /// [`Error::Prepare`] for a malformed table or features, [`Error::Setting`] for options that cannot
-/// be used, [`Error::Io`]. Nothing is written unless everything fits.
+/// be used, [`Error::Io`]. Nothing is written unless every check passes.
 pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Result<PrepareSummary> {
     if !matches!(options.feature_type, FeatureType::F16 | FeatureType::F32) {
         let problem = format!("`{}` found, `f32` or `f16` expected", options.feature_type);
@@ -154,7 +154,7 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
     let needs = Needs {
         rating: options.min_rating.is_some(),
         time: by_time,
-        // Where it orders the rows, a time that cannot be read would misplace its row.
+        // Where times order the rows, one that cannot be read would misplace its row.
         every_time: by_time || options.split_method == SplitMethod::LeaveOneOut,
     };
     let Table { users, items, mut rows } = Table::read(&options.table, needs)?;
@@ -219,7 +219,7 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
     };
     let maps = IdMaps { users: raw(&user_ids.order, &users), items: raw(&item_ids.order, &items) };
     maps.write(out)?;
-    // Last, so that a folder without it is seen to be unfinished.
+    // Last, so that a folder without it is known to be unfinished.
     write_interactions(&outputs.interactions, &rows, &labels, &user_ids, &item_ids)?;
     Ok(PrepareSummary { stages, splits, warnings })
 }
@@ -260,7 +260,7 @@ fn renumber(ids: impl Iterator<Item = u32>) -> Numbers {
     numbers
 }
 
-/// The files that are read.
+/// The files to read.
 fn inputs(options: &PrepareOptions) -> Vec<&Path> {
     let mut paths = vec![&*options.table.path];
     for input in &options.features {
@@ -270,7 +270,7 @@ fn inputs(options: &PrepareOptions) -> Vec<&Path> {
     paths
 }
 
-/// The files to be written.
+/// The files to write.
 struct Outputs {
     interactions: PathBuf,
     maps: [PathBuf; 2],
@@ -309,7 +309,7 @@ fn write_interactions(
         for (position, (row, label)) in rows.iter().zip(labels).enumerate() {
             let (user, item) = (users.number[&row.user], items.number[&row.item]);
             let rating = row.rating.unwrap_or(1.0);
-            // Without a time, the order of the file.
+            // Without a time, the position keeps the order of the file.
             let time = row.time.unwrap_or(position as f64);
             writeln!(writer, "{user}\t{item}\t{rating}\t{time}\t{label}").map_err(wrong)?;
         }
@@ -317,7 +317,7 @@ fn write_interactions(
     })
 }
 
-/// What can be wrong with raw interactions and their features.
+/// Errors in raw interactions and their features.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the messages say what the fields are")]

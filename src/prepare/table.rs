@@ -10,7 +10,7 @@ use super::{Interaction, PrepareError, TableOptions};
 use crate::data::excerpt;
 use crate::{Error, Result};
 
-/// Names that columns usually have, compared without regard to case, `_`, `-` and spaces.
+/// Usual names of columns, compared without case, `_`, `-` and spaces.
 const USER_NAMES: &[&str] = &["userid", "user", "uid", "reviewerid", "customerid", "visitorid"];
 const ITEM_NAMES: &[&str] = &[
     "itemid",
@@ -29,7 +29,7 @@ const RATING_NAMES: &[&str] = &["rating", "ratings", "score", "stars", "overall"
 const TIME_NAMES: &[&str] =
     &["timestamp", "time", "unixreviewtime", "date", "datetime", "reviewtime"];
 
-/// The interactions of a file, ids replaced by positions in the lists of distinct ones.
+/// The interactions of a file; users and items are positions in the lists of distinct ids.
 pub struct Table {
     pub users: Vec<String>,
     pub items: Vec<String>,
@@ -43,11 +43,11 @@ pub struct Needs {
     pub rating: bool,
     /// A column of times.
     pub time: bool,
-    /// A time in every row, where there is a column of them.
+    /// A time in every row, if there is a column of times.
     pub every_time: bool,
 }
 
-/// Where the columns stand.
+/// The positions of the columns.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Columns {
     pub user: usize,
@@ -57,8 +57,8 @@ pub(super) struct Columns {
 }
 
 impl Table {
-    /// Reads a file, text or what its first bytes say; a rating or a time that is needed must have a
-    /// column and a number in it.
+    /// Reads a file, as text unless its first bytes show another format. A rating or a time that is
+    /// needed must have a column and a number in it.
     pub fn read(options: &TableOptions, needs: Needs) -> Result<Self> {
         let table = match ColumnarFormat::of(&options.path)? {
             None => Self::read_text(options, needs)?,
@@ -169,7 +169,7 @@ impl Ids {
 }
 
 impl Columns {
-    /// Finds them by their names; `is_text` is a table whose names may be its first interaction.
+    /// Finds columns by name; `is_text` means that the names may be the first interaction.
     pub fn find(
         options: &TableOptions,
         names: &[String],
@@ -196,7 +196,7 @@ impl Columns {
             };
             let (path, wanted) = (options.path.clone(), wanted.clone());
             let usual = [USER_NAMES, ITEM_NAMES].concat();
-            // What was found may be no names, but an interaction.
+            // What was found may be an interaction instead of names.
             let headless = is_text
                 && wanted.is_none()
                 && !names.is_empty()
@@ -233,13 +233,13 @@ impl Columns {
     }
 }
 
-/// A column's name as it is compared; RecBole's type after a colon is left out.
+/// A column's name in the form that is compared, without RecBole's type after a colon.
 fn simplify(name: &str) -> String {
     let name = name.split(':').next().unwrap_or_default();
     name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
 }
 
-/// The separator that the first line has most of.
+/// The most frequent separator of the first line.
 fn guess_delimiter(path: &Path) -> Result<u8> {
     let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
     let mut line = Vec::new();
@@ -247,7 +247,7 @@ fn guess_delimiter(path: &Path) -> Result<u8> {
         .read_until(b'\n', &mut line)
         .map_err(|error| Error::io(path, "read", error))?;
     let count = |delimiter: u8| line.iter().filter(|&&byte| byte == delimiter).count();
-    // Of equals the last is taken: tabs are hardly ever part of a field.
+    // Ties go to the last: tabs are hardly ever part of a field.
     let best = [b' ', b'|', b';', b',', b'\t'].into_iter().max_by_key(|&d| count(d));
     Ok(best.filter(|&best| count(best) > 0).unwrap_or(b','))
 }

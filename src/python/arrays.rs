@@ -1,4 +1,4 @@
-//! Arrays in and out without copies.
+//! Passes arrays in and out without copies.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -22,11 +22,11 @@ use crate::data::{DataError, FeatureFile, FeatureMatrix, Modality};
 pub enum Features<'py> {
     /// Rows in memory, C-contiguous f32.
     Array(Bound<'py, PyArray2<f32>>),
-    /// Files, as `FILE.npy` or `FILE.safetensors:TENSOR`, whose rows follow each other.
+    /// Files, as `FILE.npy` or `FILE.safetensors:TENSOR`, whose rows are joined in order.
     Files(Vec<String>),
 }
 
-/// Modalities of what was given under their names.
+/// The modalities given by name.
 pub fn modalities(given: Vec<(String, Features<'_>)>) -> PyResult<Vec<Modality>> {
     let modality = |(name, features)| Ok(Modality { name, features: Arc::new(table(features)?) });
     given.into_iter().map(modality).collect()
@@ -49,12 +49,12 @@ fn table(features: Features<'_>) -> PyResult<FeatureMatrix> {
 struct Lent {
     numbers: *const f32,
     count: usize,
-    /// The array and the arrays it shows parts of, write-protected.
+    /// The array and those it is a view of, write-protected.
     _arrays: Protected,
 }
 
-// SAFETY: the numbers are only read, and references to Python's objects may be held and dropped by
-// any thread.
+// SAFETY: the numbers are only read, and any thread may hold and drop references to Python's
+// objects.
 unsafe impl Send for Lent {}
 // SAFETY: as above.
 unsafe impl Sync for Lent {}
@@ -75,44 +75,44 @@ impl AsRef<[f32]> for Lent {
             // An empty array's address may be anything.
             return &[];
         }
-        // SAFETY: `numbers` begins `count` aligned, initialised numbers of type f32: a C-contiguous
-        // array of that type has them there. They live as long as the array, which we hold a
-        // reference to, and stay where they are: NumPy moves those of an array by `resize`, which it
-        // refuses, also with `refcheck=False`, to one that is weakly referred to, as ours are. Nobody
-        // writes to them: not through this array or those it is a view of, whose flags are down, nor
-        // through the numpy crate, which asks for that flag. Left is who writes through another view
-        // of the same memory, made before, raises the flag by hand, or gives the array other memory by
-        // `data` or `__setstate__`, while training runs; the package's documentation forbids all.
+        // SAFETY: `numbers` points to `count` aligned, initialised numbers of type f32, as in every
+        // C-contiguous array of that type. They live as long as the array, which we hold a
+        // reference to. They stay in place: NumPy moves them only by `resize`, which it refuses,
+        // even with `refcheck=False`, for an array with weak references, as ours has. They do not
+        // change: this array and those it is a view of are write-protected, and the numpy crate
+        // heeds that flag. What remains is code that, while training runs, writes through another
+        // view of the same memory made before, raises the flag by hand, or gives the array other
+        // memory by `data` or `__setstate__`; the package's documentation forbids all of these.
         unsafe { std::slice::from_raw_parts(self.numbers, self.count) }
     }
 }
 
-/// Arrays whose `WRITEABLE` flags are down as long as this lives, and which NumPy does not resize, so
-/// that both raise in Python instead of changing, or freeing, what is read.
+/// Arrays whose `WRITEABLE` flags are down as long as this lives, and which NumPy does not resize:
+/// both raise in Python instead of changing, or freeing, what is read.
 struct Protected {
-    /// Those whose flags were up before, each a view of the next.
+    /// The arrays whose flags were up before, each a view of the next.
     arrays: Vec<Py<PyUntypedArray>>,
-    /// One to each array: while there is any, it is not resized.
+    /// A weak reference to each array: while one exists, the array is not resized.
     weak: Vec<Py<PyWeakrefReference>>,
 }
 
-/// What is protected by us.
+/// The arrays that we protect.
 ///
-/// The lock is held for what touches this and flags only: no Python code runs and nothing is freed
-/// meanwhile, so that neither a finalizer nor another thread can come back here and wait for it.
+/// The lock is held only to touch this and the flags: no Python code runs and nothing is freed
+/// meanwhile, so neither a finalizer nor another thread can come back here and wait for it.
 #[derive(Default)]
 struct Flags {
     /// How often each array is protected, by its address.
     times: HashMap<usize, usize>,
-    /// Arrays that nobody protects any more, but what they are a view of is: as those may not be
-    /// written to, their flags stay down until then.
+    /// Arrays that are no longer protected themselves, but are views of protected ones: as those
+    /// may not be written to, their flags stay down until then.
     pending: Vec<Py<PyUntypedArray>>,
 }
 
 static PROTECTED: Mutex<Option<Flags>> = Mutex::new(None);
 
 impl Protected {
-    /// Protects an array and all that it is a view of.
+    /// Protects an array and everything that it is a view of.
     fn new(array: &Bound<'_, PyUntypedArray>) -> PyResult<Self> {
         let weak = bases(array).map(|array| Ok(PyWeakrefReference::new(array.as_any())?.unbind()));
         let weak = weak.collect::<PyResult<_>>()?;
@@ -125,18 +125,18 @@ impl Protected {
 
 impl Drop for Protected {
     fn drop(&mut self) {
-        // At the interpreter's end no code is left that could write.
+        // At the interpreter's end, no code is left that could write.
         Python::try_attach(|py| {
             self.weak.clear();
             let arrays = std::mem::take(&mut self.arrays);
-            // Dropped when the lock is free again.
+            // Drop these once the lock is free again.
             let _raised = with_flags(py, |flags| flags.raise(py, arrays));
         });
     }
 }
 
 impl Flags {
-    /// Lowers an array's flag; whether it was up, or down by us alone.
+    /// Lowers an array's flag; returns whether it was up, or down only because of us.
     fn lower(&mut self, array: &Bound<'_, PyUntypedArray>) -> bool {
         let address = address(array);
         if let Some(times) = self.times.get_mut(&address) {
@@ -144,7 +144,7 @@ impl Flags {
             return true;
         }
         let pending = self.pending.iter().position(|held| held.as_ptr() == array.as_ptr());
-        // Frees nothing, as `array` lives.
+        // This frees nothing, as `array` lives.
         let ours = pending.map(|position| self.pending.swap_remove(position)).is_some();
         if !ours && !is_writeable(array) {
             return false;
@@ -154,8 +154,8 @@ impl Flags {
         true
     }
 
-    /// Takes [`Flags::lower`] back for each of some arrays, and raises all flags that may be. Returns
-    /// the arrays that are held no longer.
+    /// Undoes [`Flags::lower`] for each of some arrays, and raises all flags that may be up again.
+    /// Returns the arrays that are no longer held.
     fn raise(
         &mut self,
         py: Python<'_>,
@@ -187,7 +187,7 @@ impl Flags {
     }
 }
 
-/// Does something with the flags.
+/// Runs `work` on the flags, under the lock.
 fn with_flags<T>(py: Python<'_>, work: impl FnOnce(&mut Flags) -> T) -> T {
     let mut flags = match PROTECTED.lock_py_attached(py) {
         Ok(flags) => flags,
@@ -200,7 +200,8 @@ fn address(array: &Bound<'_, PyUntypedArray>) -> usize {
     array.as_ptr() as usize
 }
 
-/// An array and all that it is a view of. Not by `array.base`: a subclass may have code there.
+/// An array and everything that it is a view of. Avoids `array.base`, where a subclass may have
+/// code.
 fn bases<'py>(
     array: &Bound<'py, PyUntypedArray>,
 ) -> impl Iterator<Item = Bound<'py, PyUntypedArray>> {
@@ -221,12 +222,11 @@ fn is_writeable(array: &Bound<'_, PyUntypedArray>) -> bool {
     flags & NPY_ARRAY_WRITEABLE != 0
 }
 
-/// Sets the flag to what it was before or lowers it. Not by `array.flags`, which a subclass may have
-/// code in.
+/// Raises or lowers the flag. Avoids `array.flags`, where a subclass may have code.
 fn set_writeable(array: &Bound<'_, PyUntypedArray>, writeable: bool) {
-    // SAFETY: the pointer is that of a live array, and who is attached to the interpreter, as `array`
-    // shows, may write to its fields. Raised are only flags that were up before, so that the memory
-    // may be written to.
+    // SAFETY: the pointer is that of a live array, and a thread attached to the interpreter, as
+    // `array` proves, may write to its fields. Only flags that were up before are raised, so the
+    // memory may be written to.
     unsafe {
         let flags = &raw mut (*array.as_array_ptr()).fields.flags;
         match writeable {
@@ -266,12 +266,12 @@ impl Lists {
         Ok(Self { bounds, items })
     }
 
-    /// How many there are.
+    /// The number of lists.
     pub fn len(&self) -> usize {
         self.bounds.len() - 1
     }
 
-    /// The list at a position; where there is but one it is everybody's.
+    /// The list at a position; a single list serves all positions.
     pub fn of(&self, position: usize) -> &[u32] {
         let position = if self.len() == 1 { 0 } else { position };
         &self.items[self.bounds[position]..self.bounds[position + 1]]
@@ -281,14 +281,14 @@ impl Lists {
 /// Items (-1 where a list is short) and scores (NaN there), each queries × K.
 pub type PyLists<'py> = (Bound<'py, PyArray2<i32>>, Bound<'py, PyArray2<f32>>);
 
-/// Items, -1 where a list is short, and scores, NaN there. The items are not copied.
+/// Lists as items, padded with -1, and scores, padded with NaN. The items are not copied.
 pub fn converted(top: TopK) -> (Vec<i32>, Vec<f32>) {
     let scores = top.scores_or(f32::NAN).collect();
     // `NO_ITEM` has all bits set, which is -1; items are fewer than 2³¹ (`LARGEST_ID`).
     (bytemuck::cast_vec(top.items), scores)
 }
 
-/// Lists as arrays, which the numbers are handed over to.
+/// Lists as arrays, which take over the numbers.
 pub fn lists(
     py: Python<'_>,
     (items, scores): (Vec<i32>, Vec<f32>),
@@ -300,11 +300,11 @@ pub fn lists(
     ))
 }
 
-/// Keeps numbers alive that an array shows.
+/// Keeps the numbers alive that an array shows.
 #[pyclass(frozen, name = "Owner", module = "bm3_engine._native")]
 struct Owner(#[allow(dead_code, reason = "held, not read")] Arc<Vec<f32>>);
 
-/// Rows of the engine as an array that cannot be written to.
+/// Rows of the engine as a read-only array.
 pub fn rows<'py>(
     py: Python<'py>,
     rows: Arc<Vec<f32>>,
@@ -313,28 +313,27 @@ pub fn rows<'py>(
     let owner = Bound::new(py, Owner(rows.clone()))?.into_any();
     let view = ArrayView::from_shape((rows.len() / width, width), &rows[..])
         .map_err(|error| DataError::Parts(error.to_string()))?;
-    // SAFETY: the numbers lie in a vector that `owner` holds and that nobody changes: the engine makes
-    // new vectors of rows that change (`Recommender::replace_items`), and an `Arc` that is shared
-    // gives out no `&mut`.
+    // SAFETY: the numbers are in a vector that `owner` holds and that nobody changes: the engine
+    // makes new vectors when rows change (`Recommender::replace_items`), and a shared `Arc` gives
+    // out no `&mut`.
     Ok(locked(unsafe { PyArray::<f32, Ix2>::borrow_from_array(&view, owner) }))
 }
 
-/// Numbers of the engine as an array that cannot be written to.
+/// Numbers of the engine as a read-only array.
 ///
 /// # Safety
-/// `numbers` must stay where and what they are as long as `owner` lives.
+/// `numbers` must stay in place and unchanged as long as `owner` lives.
 pub unsafe fn numbers<'py, T: Element>(
     numbers: &[T],
     owner: Bound<'py, PyAny>,
 ) -> Bound<'py, PyArray1<T>> {
-    // SAFETY: that is what the caller promises.
+    // SAFETY: the caller promises that.
     locked(unsafe { PyArray::<T, Ix1>::borrow_from_array(&ArrayView::from(numbers), owner) })
 }
 
-/// An array that is just made, as one that cannot be written to; as it does not own its memory,
-/// Python cannot undo that.
+/// Makes a new array read-only; as it does not own its memory, Python cannot undo that.
 fn locked<T: Element, D: Dimension>(array: Bound<'_, PyArray<T, D>>) -> Bound<'_, PyArray<T, D>> {
-    // Nobody else knows the array yet.
+    // There is no other reference to the array yet.
     array.readwrite().make_nonwriteable();
     array
 }

@@ -18,7 +18,7 @@ type PyPairs<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<u32>>);
 
 /// Interactions by split, and the features of the items.
 ///
-/// Made by `from_mmrec`; `BM3.fit` takes it.
+/// Made by `from_mmrec`, and taken by `BM3.fit`.
 #[pyclass(frozen, name = "Dataset", module = "bm3_engine")]
 pub struct PyDataset {
     pub(super) dataset: Arc<Dataset>,
@@ -50,7 +50,8 @@ impl PyDataset {
         Ok(Self { dataset: Arc::new(dataset) })
     }
 
-    /// Gathers arrays; `share` of each user's training interactions become validation ones.
+    /// Builds a data set from arrays; `share` of each user's training interactions go to
+    /// validation.
     #[staticmethod]
     #[expect(clippy::too_many_arguments, reason = "the package alone calls it")]
     fn _gather(
@@ -66,7 +67,7 @@ impl PyDataset {
         let [train, valid, test] = [train, valid, test]
             .map(|(users, items)| (arrays::copied(&users), arrays::copied(&items)));
         let modalities = arrays::modalities(features)?;
-        // Rows of features are items, also those that nobody has interacted with.
+        // Rows of features count as items, even without interactions.
         let (users, items) = (sizes.0, sizes.1.max(rows(&modalities)?));
         let pool = Pool::new(None)?;
         let gather = || {
@@ -105,7 +106,7 @@ impl PyDataset {
         self.dataset.items
     }
 
-    /// Users and items of the training interactions: views that cannot be written to.
+    /// Users and items of the training interactions, as read-only views.
     #[getter]
     fn train<'py>(slf: &Bound<'py, Self>) -> PyPairs<'py> {
         let pairs = &slf.get().dataset.train;
@@ -140,7 +141,7 @@ impl PyDataset {
         Ok(widths)
     }
 
-    /// What is worth knowing of the files but need not be changed.
+    /// Warnings about the data, which need no action.
     #[getter]
     fn warnings(&self) -> Vec<String> {
         self.dataset.warnings.clone()
@@ -163,7 +164,7 @@ impl PyDataset {
     }
 }
 
-/// The rows of each table, 0 where there is none.
+/// The number of rows of every table, 0 if there is none.
 fn rows(modalities: &[Modality]) -> PyResult<usize> {
     let Some(first) = modalities.first() else { return Ok(0) };
     let rows = first.features.rows();
@@ -181,7 +182,7 @@ fn rows(modalities: &[Modality]) -> PyResult<usize> {
     }
 }
 
-/// Pairs of a split, which is kept user by user.
+/// The pairs of a split, which is stored user by user.
 fn pairs<'py>(py: Python<'py>, split: &Split) -> PyPairs<'py> {
     let users = split.users.iter().zip(split.offsets.windows(2));
     let users = users.flat_map(|(&user, bounds)| std::iter::repeat_n(user, bounds[1] - bounds[0]));

@@ -1,4 +1,4 @@
-//! What can be computed on.
+//! The devices to compute on.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -6,14 +6,14 @@ use pyo3::types::{PyDict, PyList};
 use crate::cpu::instruction_set;
 use crate::cuda::{self, Kernels};
 
-/// The CPU and every GPU: what `device` takes, its name, and why it cannot be used, or `None`.
+/// The CPU and every GPU: the value for `device`, its name, and why it cannot be used, or `None`.
 #[pyfunction]
 pub fn devices(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
     let found = py.detach(|| {
         let kernels = Kernels::embedded();
         let threads = rayon::current_num_threads();
         let cpu = format!("CPU, {threads} threads, {}", instruction_set().name());
-        // Without a driver there is no GPU to tell of.
+        // Without a driver there is no GPU to list.
         let gpus = cuda::gpus().unwrap_or_default().into_iter().map(|gpu| {
             let problem = cuda::can_run(&gpu, kernels.as_ref()).err();
             (Some(gpu.ordinal), gpu.name, problem.map(|problem| problem.to_string()))
@@ -34,7 +34,7 @@ pub fn devices(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
     Ok(list)
 }
 
-/// Why `"auto"` is the CPU although there is a GPU, or `None`.
+/// Why `"auto"` picks the CPU although there is a GPU, or `None`.
 #[pyfunction]
 pub fn passed_over(py: Python<'_>) -> Option<String> {
     let reason = || {

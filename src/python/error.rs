@@ -1,4 +1,4 @@
-//! The engine's errors as Python's.
+//! The engine's errors as Python exceptions.
 
 use std::io;
 use std::path::Path;
@@ -43,7 +43,7 @@ fn plain(error: &Error) -> PyErr {
     }
 }
 
-/// What the system refused. Of its number Python makes the class, as `FileNotFoundError`.
+/// An error of the system. Python picks the class by its number, such as `FileNotFoundError`.
 fn system(error: &Error, path: &Path, action: &str, source: &io::Error) -> PyErr {
     if let Some(number) = source.raw_os_error() {
         let reason = source.to_string();
@@ -51,7 +51,7 @@ fn system(error: &Error, path: &Path, action: &str, source: &io::Error) -> PyErr
         let path = path.as_os_str().to_owned();
         return PyOSError::new_err((number, format!("cannot {action}: {reason}"), path));
     }
-    // Wrapped by somebody who has added what it was about.
+    // An error without a number was wrapped to add its context.
     let message = error.to_string();
     match source.kind() {
         io::ErrorKind::NotFound => PyFileNotFoundError::new_err(message),
@@ -61,8 +61,8 @@ fn system(error: &Error, path: &Path, action: &str, source: &io::Error) -> PyErr
     }
 }
 
-/// A message with the program's flags as the parameters that they are in Python: `--batch-size`
-/// becomes `batch_size`. A command line of the program, between backquotes, stays what it is.
+/// Replaces the program's flags in a message with Python's parameters: `--batch-size` becomes
+/// `batch_size`. A command line of the program, between backquotes, stays as it is.
 fn in_python(message: &str) -> String {
     let parts = message.split('`').enumerate().map(|(index, part)| {
         let is_command = index % 2 == 1 && part.starts_with("bm3-engine ");
@@ -71,7 +71,7 @@ fn in_python(message: &str) -> String {
     parts.collect::<Vec<_>>().join("`")
 }
 
-/// A text with flags as parameters.
+/// A text with its flags replaced by parameters.
 fn with_parameters(message: &str) -> String {
     let mut shown = String::with_capacity(message.len());
     let mut rest = message;

@@ -1,8 +1,9 @@
 //! The Python package's extension module, `bm3_engine._native`.
 //!
-//! What users see is written in Python (`python/bm3_engine/`): names, defaults, shapes, progress. Here
-//! is what Python cannot do: it takes arrays that the package has made of one type already, releases
-//! the interpreter while the engine computes, and hands memory out without copying it.
+//! The interface for users is written in Python (`python/bm3_engine/`): names, defaults, shapes,
+//! progress. This module does what Python cannot: it takes arrays that the package has converted to
+//! one type, releases the interpreter while the engine computes, and hands out memory without
+//! copying it.
 
 mod arrays;
 mod dataset;
@@ -31,7 +32,7 @@ mod native {
     #[pymodule_export]
     use super::training::train;
 
-    /// The crate's version, which is the package's.
+    /// The version of the crate, which is the package's too.
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
 }

@@ -23,10 +23,10 @@ type Ids<'py> = PyReadonlyArray1<'py, u32>;
 /// Items and scores of one list.
 type PyList<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<f32>>);
 
-/// So many queries are answered on the thread that asks, as the engine does.
+/// Up to this many queries are answered on the calling thread, as in the engine.
 const FEW: usize = crate::cpu::ItemIndex::<f32>::TASK;
 
-/// So many queries are asked at a time.
+/// The most queries asked at a time.
 const PIECE: usize = 8192;
 
 /// A trained model on a device.
@@ -40,12 +40,12 @@ pub struct PyModel {
 }
 
 impl PyModel {
-    /// A model that answers on `device` by `threads` threads.
+    /// A model that answers on `device` with `threads` threads.
     pub fn new(model: Model, device: DeviceChoice, threads: Option<usize>) -> Result<Self> {
         Self::with_pool(model, device, Pool::new(threads)?)
     }
 
-    /// A model's file. Its graph is sorted in parallel, which must happen on our pool.
+    /// Reads a model's file. Its graph is sorted in parallel, which must happen on our pool.
     fn read(path: &Path, device: DeviceChoice, threads: Option<usize>) -> Result<Self> {
         let pool = Pool::new(threads)?;
         let model = pool.install(|| Model::load(path))?;
@@ -65,7 +65,7 @@ impl PyModel {
             return Ok(recommender);
         }
         let made = self.pool.install(|| Recommender::on(self.model.clone(), self.device))?;
-        // Where another thread was faster, its recommender is the same.
+        // If another thread was faster, its recommender is the same.
         Ok(self.recommender.get_or_init(|| RwLock::new(made)))
     }
 
@@ -82,10 +82,10 @@ impl PyModel {
         Ok(py.detach(answer)?)
     }
 
-    /// Asks for the lists of so many queries, piece by piece, so that Ctrl-C is heeded between them: the
-    /// engine's lists do not depend on what is asked beside them.
+    /// Asks for the lists of `count` queries, piece by piece, and heeds Ctrl-C between pieces: a
+    /// list does not depend on what is asked beside it.
     ///
-    /// Nothing is held meanwhile, as a signal's handler may be code that asks or adds items itself.
+    /// Holds no lock between pieces, as a signal handler may itself ask or add items.
     fn ask_pieces(
         &self,
         py: Python<'_>,
@@ -94,7 +94,7 @@ impl PyModel {
     ) -> PyResult<TopK> {
         let ask = |piece: Range<usize>| {
             self.ask(py, |recommender| match piece.len() {
-                // To wake another thread takes longer.
+                // Waking another thread takes longer.
                 ..=FEW => question(recommender, piece),
                 _ => self.pool.install(|| question(recommender, piece)),
             })
@@ -109,7 +109,7 @@ impl PyModel {
         Ok(lists)
     }
 
-    /// The same as arrays.
+    /// As [`Self::ask_pieces`], with the lists as arrays.
     fn ask_lists<'py>(
         &self,
         py: Python<'py>,
@@ -122,7 +122,7 @@ impl PyModel {
         arrays::lists(py, converted, [count, k])
     }
 
-    /// Changes what is answered; waits for the answers in flight.
+    /// Changes the recommender, once the answers in flight are done.
     fn change<T: Send>(
         &self,
         py: Python<'_>,
@@ -140,7 +140,7 @@ impl PyModel {
 
 #[pymethods]
 impl PyModel {
-    /// Reads a model's file, or that of a run's directory.
+    /// Reads a model from its file, or from a run's directory.
     #[staticmethod]
     fn load(
         py: Python<'_>,
@@ -162,7 +162,7 @@ impl PyModel {
     ) -> PyResult<Self> {
         let (device, threads) = (settings::device(device)?, settings::threads(threads)?);
         let read = || {
-            // Its trained features stay mapped; unix keeps a file that is removed while it is.
+            // Trained features stay mapped; unix keeps a removed file while it is mapped.
             let file = temporary(|file| file.write_all(bytes))?;
             Self::read(file.path(), device, threads)
         };
@@ -184,28 +184,28 @@ impl PyModel {
         Ok(PyBytes::new(py, &bytes))
     }
 
-    /// What the model belongs to and where it comes from, as JSON.
+    /// The model's identity and origin, as JSON.
     fn record(&self) -> PyResult<String> {
         let record = serde_json::to_string(self.model.record());
         Ok(record.map_err(|error| Error::setting("record", error.to_string()))?)
     }
 
-    /// U.
+    /// U, the number of users.
     #[getter]
     fn users(&self) -> usize {
         self.model.users()
     }
 
-    /// The number of items, those added after training among them.
+    /// The number of items, including those added after training.
     fn items(&self, py: Python<'_>) -> PyResult<usize> {
-        // None are added without a recommender, which takes a while to make.
+        // Items are added only to a recommender, and making one takes a while.
         if self.recommender.get().is_none() {
             return Ok(self.model.items());
         }
         self.ask(py, |recommender| Ok(recommender.items()))
     }
 
-    /// Lists of the best items for users: items and scores.
+    /// The best items for users: items and scores.
     fn recommend<'py>(
         &self,
         py: Python<'py>,
@@ -219,7 +219,7 @@ impl PyModel {
         self.search(py, users.len(), query, &excluded, with_seen, k)
     }
 
-    /// The same for somebody new, known by items.
+    /// The best items for new users, known by their items.
     fn recommend_new<'py>(
         &self,
         py: Python<'py>,
@@ -257,7 +257,7 @@ impl PyModel {
         Ok((PyArray1::from_vec(py, items), PyArray1::from_vec(py, scores)))
     }
 
-    /// Lists of the items nearest to items.
+    /// The items nearest to each of some items.
     fn similar_items<'py>(
         &self,
         py: Python<'py>,
@@ -269,14 +269,14 @@ impl PyModel {
             let items: &[u32] = &items[piece];
             match recommender.has_similar_index() {
                 true => recommender.similar_items_batch(items, k),
-                // It is made first, in parallel.
+                // The index is made first, in parallel.
                 false => self.pool.install(|| recommender.similar_items_batch(items, k)),
             }
         };
         self.ask_lists(py, items.len(), question)
     }
 
-    /// Scores of pairs.
+    /// The scores of pairs.
     fn scores<'py>(
         &self,
         py: Python<'py>,
@@ -288,7 +288,7 @@ impl PyModel {
         Ok(PyArray1::from_vec(py, scores))
     }
 
-    /// Metrics by name, as `recall@20`.
+    /// Metrics by name, such as `recall@20`.
     fn evaluate<'py>(
         &self,
         py: Python<'py>,
@@ -324,7 +324,7 @@ impl PyModel {
         Ok(PyArray1::from_vec(py, cold.into_iter().map(|item| item as i32).collect()))
     }
 
-    /// Scores those by their features from now on.
+    /// Scores cold items from their features from now on; returns how many there are.
     fn score_cold_items(
         &self,
         py: Python<'_>,
@@ -334,7 +334,7 @@ impl PyModel {
         self.change(py, |recommender| recommender.score_cold_items(&frozen))
     }
 
-    /// Adds items by their features: the first and one after the last of their numbers.
+    /// Adds items by their features; returns the first of their numbers, and one after the last.
     fn add_items(
         &self,
         py: Python<'_>,
@@ -345,13 +345,13 @@ impl PyModel {
         Ok((added.start, added.end))
     }
 
-    /// p(H_u), U × d, a view.
+    /// p(H_u), U × d, as a view.
     fn user_rows<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let rows = self.ask(py, |recommender| Ok(recommender.shared_user_rows()))?;
         arrays::rows(py, rows, self.model.embedding_size())
     }
 
-    /// What they are multiplied with, I × d, a view of what there is now.
+    /// The rows that `user_rows` are multiplied with, I × d, as a view of the current ones.
     fn item_rows<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let rows = self.ask(py, |recommender| Ok(recommender.shared_item_rows()))?;
         arrays::rows(py, rows, self.model.embedding_size())
@@ -381,7 +381,7 @@ impl PyModel {
     }
 }
 
-/// A file that goes when it is dropped.
+/// A file that is removed when dropped.
 fn temporary(
     fill: impl FnOnce(&mut tempfile::NamedTempFile) -> std::io::Result<()>,
 ) -> Result<tempfile::NamedTempFile> {

@@ -1,7 +1,7 @@
-//! Threads to compute on that are there in forked processes, too.
+//! Thread pools that also work in forked processes.
 //!
-//! A process that is forked, as `multiprocessing` does on Linux, has none of its parent's threads: work
-//! given to the pool that rayon makes once for all would wait for ever. So pools belong to a process.
+//! A forked process, such as `multiprocessing` makes on Linux, has none of its parent's threads:
+//! work given to rayon's global pool would wait for ever. So every process has pools of its own.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,14 +15,14 @@ pub struct Pool {
     made: Mutex<Made>,
 }
 
-/// The process and its pool.
+/// The process's id and its pool.
 type Made = Option<(u32, Arc<ThreadPool>)>;
 
-/// The pool of all who do not say how many threads they want.
+/// The pool of all callers that set no number of threads.
 static SHARED: Mutex<Made> = Mutex::new(None);
 
 impl Pool {
-    /// Of so many threads, at least 1; of all of the machine's where there is no number.
+    /// A pool of this many threads, at least 1; `None` takes all of the machine's.
     pub fn new(threads: Option<usize>) -> Result<Self> {
         if threads == Some(0) {
             return Err(Error::setting("threads", "0 found, a number from 1 expected"));
@@ -30,7 +30,7 @@ impl Pool {
         Ok(Self { threads, made: Mutex::new(None) })
     }
 
-    /// Does some work on its threads.
+    /// Runs `work` on the pool's threads.
     pub fn install<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         self.of_this_process()?.install(work)
     }
@@ -47,7 +47,7 @@ impl Pool {
         let pool = Arc::new(
             pool.map_err(|error| Error::setting("threads", format!("{threads}: {error}")))?,
         );
-        // The parent's cannot be ended here: its threads are not ours.
+        // Leak the parent's pool: its threads do not exist here, so it cannot be shut down.
         std::mem::forget(made.replace((process, pool.clone())));
         Ok(pool)
     }

@@ -10,7 +10,7 @@ use pyo3::types::PyDict;
 use crate::Error;
 use crate::config::{ByteSize, DeviceChoice, FeatureStorage, TrainConfig, ascending};
 
-/// The settings in a dictionary, checked; those that it lacks are the defaults.
+/// The settings in a dictionary, checked; missing ones take their defaults.
 pub fn config(settings: &Bound<'_, PyDict>) -> PyResult<TrainConfig> {
     const WHOLE: &str = "a whole number from 0";
     let mut config = TrainConfig::default();
@@ -42,7 +42,7 @@ pub fn config(settings: &Bound<'_, PyDict>) -> PyResult<TrainConfig> {
     Ok(config)
 }
 
-/// Refuses settings and places that cannot be.
+/// Refuses settings, devices and limits that are not possible.
 #[pyfunction]
 #[pyo3(signature = (settings, *, device, feature_storage, device_memory, threads))]
 pub fn check(
@@ -59,7 +59,7 @@ pub fn check(
     self::threads(threads).map(|_| ())
 }
 
-/// A device by its name or number.
+/// A device by name or number.
 pub fn device(value: &Bound<'_, PyAny>) -> PyResult<DeviceChoice> {
     let text = value.str()?.to_string();
     text.parse().map_err(|problem: String| Error::setting("device", problem).into())
@@ -70,7 +70,7 @@ pub fn feature_storage(value: &Bound<'_, PyAny>) -> PyResult<FeatureStorage> {
     Setting { name: "feature_storage", value }.choice()
 }
 
-/// The most bytes of a GPU's memory: a number, or a text as in "8GB"; `None` is what is free.
+/// The most bytes of a GPU's memory: a number, or a text such as "8GB"; `None` takes what is free.
 pub fn device_memory(value: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
     if value.is_none() {
         return Ok(None);
@@ -82,7 +82,7 @@ pub fn device_memory(value: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
     })
 }
 
-/// A number of threads; `None` is all.
+/// A number of threads; `None` means all.
 pub fn threads(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
     let setting = Setting { name: "threads", value };
     match setting.take(THREADS)? {
@@ -93,21 +93,21 @@ pub fn threads(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
 
 const THREADS: &str = "a whole number from 1, or None,";
 
-/// A name and the value that somebody gave it.
+/// A parameter and the value given for it.
 struct Setting<'a, 'py> {
-    /// The parameter.
+    /// The parameter's name.
     name: &'a str,
-    /// What it was given.
+    /// The value.
     value: &'a Bound<'py, PyAny>,
 }
 
 impl<'py> Setting<'_, 'py> {
-    /// The value as a T, which the user would call `expected`.
+    /// The value as a `T`, which messages call `expected`.
     fn take<T: for<'a> FromPyObject<'a, 'py>>(&self, expected: &str) -> PyResult<T> {
         self.value.extract().map_err(|_| self.wrong(expected))
     }
 
-    /// The value as one of some words.
+    /// The value as one of the words of `T`.
     fn choice<T: ValueEnum>(&self) -> PyResult<T> {
         let words: Vec<_> =
             T::value_variants().iter().filter_map(ValueEnum::to_possible_value).collect();

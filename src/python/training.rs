@@ -1,4 +1,4 @@
-//! Training on a thread of its own, while the caller's listens for signals and calls Python back.
+//! Trains on a thread of its own, while the calling thread heeds signals and calls Python back.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use super::settings;
 use crate::records::{EpochRecord, Observer, RunStart};
 use crate::{Error, Result, Trainer};
 
-/// How long a Ctrl-C may go unnoticed.
+/// The longest that a Ctrl-C may go unnoticed.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// What comes of training: the model, if an epoch was finished, the summary and the epochs' records as
-/// JSON, and the exception that ended it early.
+/// The result of training: the model, if an epoch was finished, the summary and the epochs' records
+/// as JSON, and the exception that ended training early.
 type Outcome = (Option<PyModel>, String, Vec<String>, Option<Py<PyAny>>);
 
-/// Trains; `on_start`, `on_step` and `on_epoch` are called on the thread that called, with JSON, with
-/// (epoch, step, steps of an epoch) now and then, and with JSON. `on_epoch` ends training by True.
+/// Trains. The calling thread calls `on_start` with JSON, `on_step` now and then with (epoch, step,
+/// steps of an epoch), and `on_epoch` with JSON; `on_epoch` ends training by returning True.
 #[pyfunction]
 #[pyo3(signature = (
     dataset, settings, *, device, feature_storage, device_memory, threads, directory, resume, initial,
@@ -55,7 +55,7 @@ pub fn train(
         Error::setting("checkpoint_interval", problem)
     })?;
     let stop = Arc::new(AtomicBool::new(false));
-    // Threads of its own, for the reason that `Pool` has.
+    // Threads of its own, for the same reason as in `pool`.
     let mut trainer = Trainer::new(settings::config(settings)?)
         .device(device)
         .feature_storage(storage)
@@ -82,7 +82,7 @@ pub fn train(
     let (replies, replied) = channel();
     let messenger = Messenger {
         events,
-        // Nobody has to be waited for where nobody listens.
+        // Without a listener there is no reply to wait for.
         replies: on_epoch.is_some().then_some(replied),
         position: position.clone(),
         stop: stop.clone(),
@@ -94,11 +94,11 @@ pub fn train(
         listener.listen(py, received, &replies, &stop);
         py.detach(|| worker.join())
     });
-    // A panic of the engine goes on here, and becomes an exception of its own.
+    // A panic of the engine continues here, and becomes a Python exception.
     let trained = trained.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     let raised = listener.raised;
     let trained = match (trained, raised) {
-        // Rather than that the stopped training failed, the caller hears why it was stopped.
+        // Tell the caller why training was stopped, not that the stopped training failed.
         (Err(_), Some(raised)) => return Err(raised),
         (trained, raised) => (trained?, raised),
     };
@@ -114,7 +114,7 @@ fn json(value: &impl serde::Serialize) -> Result<String> {
         .map_err(|error| Error::setting("records", format!("cannot be told: {error}")))
 }
 
-/// Where training is, read by whoever wants to know.
+/// The position of training, which the listener reads.
 #[derive(Default)]
 struct Position {
     epoch: AtomicU64,
@@ -122,13 +122,13 @@ struct Position {
     steps: AtomicU64,
 }
 
-/// What the training thread tells.
+/// What the training thread reports.
 enum Event {
     Start(Box<RunStart>),
     Epoch(Box<EpochRecord>),
 }
 
-/// The training thread's end.
+/// The training thread's side.
 struct Messenger {
     events: Sender<Event>,
     /// After each epoch: whether to go on.
@@ -139,7 +139,7 @@ struct Messenger {
 
 impl Observer for Messenger {
     fn start(&mut self, run: &RunStart) {
-        // Nobody listens any more only when the caller's thread is unwinding.
+        // Sending fails only while the calling thread unwinds.
         self.events.send(Event::Start(Box::new(run.clone()))).ok();
     }
 
@@ -158,18 +158,18 @@ impl Observer for Messenger {
     }
 }
 
-/// The calling thread's end.
+/// The calling thread's side.
 struct Listener<'py> {
     on_start: Option<Bound<'py, PyAny>>,
     on_step: Option<Bound<'py, PyAny>>,
     on_epoch: Option<Bound<'py, PyAny>>,
     position: Arc<Position>,
-    /// What a signal's handler or a callback raised first.
+    /// The first exception that a signal handler or a callback raised.
     raised: Option<PyErr>,
 }
 
 impl Listener<'_> {
-    /// Answers until the training thread has no more to tell.
+    /// Answers events until the training thread has ended.
     fn listen(
         &mut self,
         py: Python<'_>,
@@ -180,7 +180,8 @@ impl Listener<'_> {
         loop {
             let event;
             (event, events) = py.detach(move || (events.recv_timeout(INTERVAL), events));
-            // Once, so that a second Ctrl-C is the caller's again, after everything is saved.
+            // Only the first time: a second Ctrl-C is left to the caller, after everything is
+            // saved.
             if self.raised.is_none() {
                 self.heed(py.check_signals(), stop);
             }
@@ -190,7 +191,7 @@ impl Listener<'_> {
                 Ok(Event::Start(run)) => self.tell(|listener| listener.start(&run)),
                 Ok(Event::Epoch(record)) => {
                     let proceeds = self.tell(|listener| listener.epoch(&record));
-                    // Should the thread be gone, there is nobody to tell.
+                    // If the thread is gone, there is nobody to reply to.
                     replies.send(matches!(proceeds, Ok(true))).ok();
                     proceeds
                 }
@@ -199,7 +200,7 @@ impl Listener<'_> {
         }
     }
 
-    /// Ends training by what was raised.
+    /// Stops training if something was raised.
     fn heed(&mut self, outcome: PyResult<()>, stop: &AtomicBool) {
         if let Err(error) = outcome {
             stop.store(true, Ordering::Relaxed);

@@ -1,6 +1,6 @@
-//! What is drawn of a chart, as SVG: a frame, curves, and names beside them.
+//! Draws a chart as SVG: a frame, curves, and labels beside them.
 //!
-//! Writing to the text does not fail.
+//! Writing to a string does not fail.
 
 use std::fmt::Write;
 
@@ -8,28 +8,28 @@ use super::chart::Series;
 use super::number::escaped;
 use super::scale::{self, Scale};
 
-/// The picture's width, in its own units: about pixels.
+/// The picture's width in its own units, about pixels.
 pub const WIDTH: f64 = 440.0;
 /// The picture's height.
 pub const HEIGHT: f64 = 236.0;
-/// The plot's left edge in the picture; left of it are the values' names.
+/// The plot's left edge in the picture; value labels are left of it.
 pub const LEFT: f64 = 54.0;
-/// The plot's right edge; right of it are the curves' names.
+/// The plot's right edge; curve labels are right of it.
 pub const RIGHT: f64 = 396.0;
-/// The plot's upper edge; above it is the best epoch's name.
+/// The plot's upper edge; the best epoch's label is above it.
 pub const TOP: f64 = 20.0;
-/// The plot's lower edge; below it are the epochs.
+/// The plot's lower edge; epoch labels are below it.
 pub const BOTTOM: f64 = 212.0;
-/// About the width of a digit.
+/// The approximate width of a digit.
 const LETTER: f64 = 6.5;
-/// The least distance of two labels at the curves' ends.
+/// The least distance between two labels at the curves' ends.
 const LABEL_GAP: f64 = 11.0;
 
-/// From epochs and values to places, and what is drawn there.
+/// Maps epochs and values to positions, and draws there.
 pub struct Axes {
-    /// Of epochs.
+    /// Positions of epochs.
     pub x: Scale,
-    /// Of values.
+    /// Positions of values.
     pub y: Scale,
 }
 
@@ -48,7 +48,7 @@ impl Axes {
             let (x, y) = (LEFT - 6.0, tenths(self.y.at(*tick) + 3.5));
             write!(text, "<text class=\"y\" x=\"{x}\" y=\"{y}\">{label}</text>")?;
         }
-        // There may be nearly twice as many as are asked for.
+        // There may be nearly twice as many as wanted.
         let letters = format!("{:.0}", across.1).len() as f64;
         let room = (RIGHT - LEFT) / (LETTER * letters + LETTER);
         let wanted = ((room / 1.75) as usize).clamp(2, 6);
@@ -67,10 +67,10 @@ impl Axes {
         )
     }
 
-    /// A line at the best epoch, and its name.
+    /// A line at the best epoch, and its label.
     pub fn best_epoch(&self, text: &mut String, epoch: u64) -> std::fmt::Result {
         let place = self.x.at(epoch as f64);
-        // The words stay above the plot.
+        // Keep the words within the plot's width.
         let (x, words) = (tenths(place), tenths(place.clamp(LEFT + 42.0, RIGHT - 42.0)));
         writeln!(
             text,
@@ -80,7 +80,7 @@ impl Axes {
         )
     }
 
-    /// A curve, or a dot where it has one point, and its marks.
+    /// A curve, or a dot if it has one point, with its marks.
     pub fn curve(&self, text: &mut String, series: &Series) -> std::fmt::Result {
         let class = class(series);
         write!(text, "<g class=\"series {class}\" data-run=\"{}\">", series.run)?;
@@ -125,7 +125,7 @@ impl Axes {
         Ok(())
     }
 
-    /// Names at the curves' ends, beside the plot and beside each other.
+    /// Labels at the curves' ends, beside the plot and clear of each other.
     pub fn labels(&self, text: &mut String, series: &[Series]) -> std::fmt::Result {
         let end = |series: &Series| {
             let &(epoch, value) = series.points.last()?;
@@ -133,14 +133,14 @@ impl Axes {
             Some((series.run, class(series), label, self.x.at(epoch as f64), self.y.at(value)))
         };
         let ends: Vec<_> = series.iter().filter_map(end).collect();
-        // Names over each other name nothing; the read-out has them all.
+        // Overlapping labels would name nothing; the read-out names every curve.
         if LABEL_GAP * ends.len() as f64 > BOTTOM - TOP {
             return Ok(());
         }
         let places: Vec<f64> = ends.iter().map(|&(.., y)| y).collect();
         let places = spread(&places, LABEL_GAP, (TOP, BOTTOM));
         for ((run, class, label, x, from), to) in ends.iter().zip(places) {
-            // Level while it is in the plot, where a slope would mean something.
+            // Keep leaders level inside the plot, where a slope would look like data.
             let (x, from) = (tenths((x + 4.0).min(RIGHT)), tenths(*from));
             writeln!(
                 text,
@@ -163,8 +163,8 @@ fn class(series: &Series) -> String {
     if series.dashed { format!("{colour} test") } else { colour }
 }
 
-/// Moves places apart until each two are `gap` apart, within bounds where there is room, without
-/// changing their order.
+/// Moves positions apart until every two are `gap` apart, keeping their order, and within bounds if
+/// there is room.
 fn spread(places: &[f64], gap: f64, (low, high): (f64, f64)) -> Vec<f64> {
     let mut order: Vec<usize> = (0..places.len()).collect();
     order.sort_by(|&a, &b| places[a].total_cmp(&places[b]));
@@ -182,7 +182,7 @@ fn spread(places: &[f64], gap: f64, (low, high): (f64, f64)) -> Vec<f64> {
     moved
 }
 
-/// A number with one place, which is a tenth of a pixel.
+/// A number with one decimal, a tenth of a pixel.
 fn tenths(value: f64) -> String {
     tenth((10.0 * value).round() as i64)
 }

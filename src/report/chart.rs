@@ -1,4 +1,4 @@
-//! One chart: curves over epochs, as SVG that needs no script, with its values beside it for one.
+//! One chart: curves over epochs as SVG that needs no script, with their values for a script.
 
 use serde::Serialize;
 
@@ -10,43 +10,43 @@ use super::thin::{Points, thin};
 /// A curve.
 #[derive(Debug, Clone, Default)]
 pub struct Series {
-    /// The run it is of, by its position on the page.
+    /// The position of its run on the page.
     pub run: usize,
-    /// What it is called where its values are read.
+    /// Its name in the read-out.
     pub name: String,
-    /// What stands at its end, where there is something to tell it from.
+    /// The label at its end, if there are other curves to tell it from.
     pub label: Option<String>,
-    /// Its colour by number; `None` of one among many.
+    /// The number of its colour; `None` for one among many.
     pub colour: Option<usize>,
-    /// Whether it is of the test split.
+    /// Whether it shows the test split.
     pub dashed: bool,
     /// Its values.
     pub points: Points,
-    /// The point to be marked: the best epoch's.
+    /// The best epoch's point, which is marked.
     pub best: Option<(u64, f64)>,
-    /// Points to be marked as unlike the others.
+    /// Points marked as unlike the others.
     pub rings: Points,
 }
 
 /// Curves on common axes.
 #[derive(Debug, Clone, Default)]
 pub struct Chart {
-    /// What is drawn.
+    /// What it shows.
     pub title: String,
-    /// The same in other words.
+    /// An explanation of the title.
     pub note: String,
-    /// Whether the axis begins at 0.
+    /// Whether the value axis includes 0.
     pub from_zero: bool,
-    /// The best epoch, where all curves are of one run.
+    /// The best epoch, if all curves are of one run.
     pub best_epoch: Option<u64>,
-    /// The curves; those that come later lie above.
+    /// The curves; later ones are drawn on top.
     pub series: Vec<Series>,
 }
 
 /// The values of a chart, for the script.
 #[derive(Serialize)]
 struct Values<'a> {
-    /// The first and the last epoch of the axis, and their places.
+    /// The first and the last epoch of the axis, and their positions as shares of the width.
     epochs: [f64; 2],
     places: [f64; 2],
     series: Vec<SeriesValues<'a>>,
@@ -66,13 +66,13 @@ struct SeriesValues<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Epochs {
-    /// The first; the others follow it one by one.
+    /// Consecutive epochs from this one on.
     From(u64),
     All(Vec<u64>),
 }
 
 impl Chart {
-    /// The chart as an HTML `figure`; `id` is one that no other chart of the page has.
+    /// The chart as an HTML `figure`; `id` must be unique on the page.
     pub fn figure(&self, id: usize) -> String {
         let epochs = self.series.iter().flat_map(|series| &series.points).map(|&(epoch, _)| epoch);
         let (first, last) =
@@ -83,7 +83,7 @@ impl Chart {
             ..series.clone()
         };
         let series: Vec<Series> = self.series.iter().map(thinned).collect();
-        // An only epoch lies in the middle.
+        // A single epoch lies in the middle.
         let air = if first == last { 0.5 } else { 0.0 };
         let across = (first as f64 - air, last as f64 + air);
         let values = series.iter().flat_map(|series| series.points.iter().chain(&series.best));
@@ -117,7 +117,7 @@ impl Chart {
         text
     }
 
-    /// The curves in words, for who does not see them.
+    /// The curves in words, for readers who cannot see them.
     fn description(&self) -> String {
         let said = |series: &Series| {
             let (first, last) = (series.points.first()?, series.points.last()?);
@@ -131,9 +131,9 @@ impl Chart {
     }
 }
 
-/// JSON in an element that no script runs; nothing in it ends the element.
+/// JSON in an element that does not run as a script; nothing in it can end the element.
 fn script_data(values: &Values<'_>) -> String {
-    // Numbers and texts alone, which can always be written.
+    // Only numbers and texts, which can always be serialised.
     let json = serde_json::to_string(values).unwrap_or_default().replace('<', "\\u003c");
     format!("<script type=\"application/json\">{json}</script>")
 }
@@ -145,14 +145,14 @@ fn values_of(series: &Series) -> Option<SeriesValues<'_>> {
         true => Epochs::From(first),
         false => Epochs::All(series.points.iter().map(|&(epoch, _)| epoch).collect()),
     };
-    // As many digits as are shown.
+    // Only as many digits as are shown.
     let number = |&(_, value): &(u64, f64)| {
         serde_json::Number::from_f64(significant(value).parse().unwrap_or(value))
     };
     Some(SeriesValues {
         name: &series.name,
         run: series.run,
-        // Curves among many are only looked at.
+        // Curves without a colour are not read out.
         colour: series.colour?,
         dashed: series.dashed,
         epochs,
@@ -184,7 +184,7 @@ mod tests {
             "{one}"
         );
         assert!(one.contains("\"epochs\":3,\"values\":[0.5]"), "{one}");
-        // Also where there is nothing to draw.
+        // Also with nothing to draw.
         assert!(chart(Vec::new()).figure(0).ends_with("</figure>\n"));
     }
 

@@ -1,9 +1,10 @@
-//! The colours of `style.css`: told apart also by readers with colour blindness, and from the page.
+//! The colours of `style.css` stand out from each other and from the page, for colour-blind readers
+//! too.
 
 const STYLE: &str = include_str!("style.css");
 
-/// What linear RGB becomes without long, medium or short cones: Machado, Oliveira and Fernandes,
-/// IEEE TVCG 15 (2009), severity 1.
+/// Linear RGB as seen without long, medium or short cones: Machado, Oliveira and Fernandes, IEEE
+/// TVCG 15 (2009), severity 1.
 const SIGHTS: [(&str, [[f64; 3]; 3]); 4] = [
     ("all cones", [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
     (
@@ -46,13 +47,13 @@ fn luminance([red, green, blue]: [f64; 3]) -> f64 {
     0.2126 * red + 0.7152 * green + 0.0722 * blue
 }
 
-/// WCAG's contrast, 1 to 21.
+/// WCAG's contrast ratio, 1 to 21.
 fn contrast(a: [f64; 3], b: [f64; 3]) -> f64 {
     let (a, b) = (luminance(a) + 0.05, luminance(b) + 0.05);
     a.max(b) / a.min(b)
 }
 
-/// CIELAB.
+/// CIELAB coordinates of linear RGB.
 fn lab(rgb: [f64; 3]) -> [f64; 3] {
     let dot = |weights: [f64; 3]| weights.iter().zip(rgb).map(|(w, part)| w * part).sum::<f64>();
     let root = |t: f64| if t > 0.008_856 { t.cbrt() } else { 7.787 * t + 16.0 / 116.0 };
@@ -87,7 +88,7 @@ fn curves_are_told_apart_by_every_reader() {
                 for (b, right) in seen.iter().enumerate().skip(a + 1) {
                     let square = |(a, b): (&f64, &f64)| (a - b).powi(2);
                     let apart = left.iter().zip(right).map(square).sum::<f64>().sqrt();
-                    // The first four, which most pages have, by more.
+                    // The first four, all that most pages use, must differ by more.
                     let least = if b < 4 { 30.0 } else { 20.0 };
                     assert!(apart >= least, "{sight}, theme {theme}: c{a} and c{b}: {apart:.1}");
                 }

@@ -1,4 +1,4 @@
-//! Which curves a report has, of one run or of several.
+//! The curves of a report, for one run or several.
 
 use super::chart::{Chart, Series};
 use super::read::{ReportedRun, metric};
@@ -6,28 +6,28 @@ use super::thin::Points;
 use crate::records::{EpochRecord, Metrics};
 use crate::train::STOPPING_LENGTH;
 
-/// How many curves can be told apart by their colours.
+/// How many curves colours can tell apart.
 pub const COLOURS: usize = 8;
 
-/// The metrics by the names they have in records, and as they are written.
+/// The metrics, by their names in records and on the page.
 pub const METRICS: [(&str, &str); 4] =
     [("recall", "Recall"), ("ndcg", "NDCG"), ("precision", "Precision"), ("map", "MAP")];
 
 /// Charts that belong together.
 #[derive(Debug, Default)]
 pub struct Section {
-    /// What they are of.
+    /// What they show.
     pub title: &'static str,
     /// The charts.
     pub charts: Vec<Chart>,
-    /// Whether they are drawn larger than others.
+    /// Whether to draw them larger than others.
     pub large: bool,
-    /// What is below them, folded: its title and its charts.
+    /// A title and further charts, folded below.
     pub more: Option<(&'static str, Vec<Chart>)>,
 }
 
-/// The colour of each run: of more runs than there are colours, the best ones by validation
-/// Recall@20 have one, and the others none.
+/// The colour of each run. If there are more runs than colours, the best by validation Recall@20
+/// get one and the others none.
 pub fn colours(runs: &[ReportedRun]) -> Vec<Option<usize>> {
     if runs.len() <= COLOURS {
         return (0..runs.len()).map(Some).collect();
@@ -46,7 +46,7 @@ pub fn colours(runs: &[ReportedRun]) -> Vec<Option<usize>> {
     colours
 }
 
-/// The list lengths that any run has measured, ascending.
+/// The list lengths that any run measured, ascending.
 pub fn lengths(runs: &[ReportedRun]) -> Vec<usize> {
     let measured = |record: &EpochRecord| {
         let of = |metrics: &Option<Metrics>| metrics.iter().flat_map(|m| m.top_k.clone()).collect();
@@ -78,7 +78,7 @@ impl Page<'_> {
         self.runs.len() == 1
     }
 
-    /// A chart of the value that `value` finds in each run's epochs; a run without any is left out.
+    /// A chart of `value` over each run's epochs; a run without values is left out.
     fn chart(&self, title: &str, note: &str, value: impl Fn(&EpochRecord) -> Option<f64>) -> Chart {
         let mut series: Vec<Series> = (0..self.runs.len())
             .map(|run| {
@@ -123,7 +123,7 @@ impl Page<'_> {
         Series { run, name, label, colour, points, best, ..Series::default() }
     }
 
-    /// Loss terms, the total first, each on axes of its own: their sizes differ.
+    /// A chart for each loss term, the total first: their magnitudes differ.
     fn losses(&self) -> Section {
         let mut names: Vec<&str> = Vec::new();
         let records = self.runs.iter().filter_map(|run| run.records.first());
@@ -137,8 +137,8 @@ impl Page<'_> {
         Section { title: "Loss", charts, ..Section::default() }
     }
 
-    /// Metrics: of one run each at all list lengths, of several at the one that decides, and at the
-    /// others below.
+    /// Metrics. For one run, each at all list lengths; for several, at the deciding length, with
+    /// the others folded below.
     fn metrics(&self) -> Section {
         let lengths = lengths(self.runs);
         let title = "Metrics";
@@ -160,7 +160,7 @@ impl Page<'_> {
         Section { title, charts, large: true, more }
     }
 
-    /// One run: a colour for each list length.
+    /// One run: a colour per list length.
     fn at_all_lengths(&self, name: &str, title: &str, lengths: &[usize]) -> Chart {
         let mut series = Vec::new();
         for (position, &k) in lengths.iter().enumerate() {
@@ -178,7 +178,7 @@ impl Page<'_> {
         self.framed(title, "at each list length K", series)
     }
 
-    /// Several runs: a colour for each.
+    /// Several runs: a colour per run.
     fn at_length(&self, name: &str, title: &str, k: usize) -> Chart {
         let mut series = Vec::new();
         for run in 0..self.runs.len() {
@@ -199,7 +199,7 @@ impl Page<'_> {
         self.framed(&format!("{title}@{k}"), "", series)
     }
 
-    /// Seconds of each epoch, and the learning rate where it changes.
+    /// Seconds per epoch, and the learning rate if it changes.
     fn times(&self) -> Section {
         let train = |record: &EpochRecord| Some(record.train_seconds);
         let evaluate = |record: &EpochRecord| Some(record.evaluate_seconds);
@@ -250,7 +250,7 @@ impl Page<'_> {
     }
 }
 
-/// Has curves with a colour lie above those without.
+/// Draws curves with a colour above those without.
 fn lift(series: &mut [Series]) {
     series.sort_by_key(|series| series.colour.is_some());
 }

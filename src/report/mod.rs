@@ -1,9 +1,8 @@
-//! A picture of runs: one HTML file with their curves, metrics, settings and time by operation.
+//! A report on runs: one HTML file with their curves, metrics, settings and time by operation.
 //!
-//! [`read_runs`] reads run directories, [`render`] makes the page, which needs no other file, no
-//! network and, but for values that are read out under the pointer, no script. Its charts are SVG
-//! written here: straight axes and lines are little work, and a file of them stays small enough to
-//! be sent around.
+//! [`read_runs`] reads run directories and [`render`] makes the page. It needs no other file and no
+//! network, and a script only to read values out under the pointer. Its charts are SVG written
+//! here: straight axes and lines are little work, and keep the file small enough to send around.
 
 mod axes;
 mod chart;
@@ -28,14 +27,14 @@ pub use read::{ReportedRun, read_runs};
 
 use crate::{Error, Result, files};
 
-/// The usual name of a report.
+/// The default file name of a report.
 pub const REPORT: &str = "report.html";
 
 /// Writes a report, atomically.
 ///
 /// # Errors
-/// [`Error::Setting`] for `--out` where another file than a report is in its place, unless it may
-/// be `replaced`; [`Error::Io`].
+/// [`Error::Setting`] for `--out` when a file other than a report is in the way, unless `replaced`;
+/// [`Error::Io`].
 pub fn write(path: &Path, report: &str, replaced: bool) -> Result<()> {
     if !replaced && !is_absent_or_report(path)? {
         let problem = format!(

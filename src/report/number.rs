@@ -5,7 +5,7 @@ pub fn significant(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
     }
-    // Rounded first, so that 0.99999 has the places of 1.
+    // Round first, so that 0.99999 gets as many places as 1.
     let scientific = format!("{value:.3e}");
     let exponent = scientific.split_once('e').and_then(|(_, digits)| digits.parse().ok());
     match exponent {
@@ -17,10 +17,10 @@ pub fn significant(value: f64) -> String {
     }
 }
 
-/// A time as people read it.
+/// A duration for people, as in `12 min 34 s`.
 pub fn duration(seconds: f64) -> String {
     match seconds {
-        // Rounded first: never 60 seconds of a minute.
+        // Round first: never 60 s beside minutes, nor 60 min beside hours.
         3599.5.. => {
             let minutes = (seconds / 60.0).round();
             format!("{:.0} h {:02.0} min", (minutes / 60.0).floor(), minutes % 60.0)
@@ -36,7 +36,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A whole number with its thousands apart.
+/// A whole number with thousands separators.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -49,7 +49,7 @@ pub fn count(number: u64) -> String {
     text
 }
 
-/// `text` where HTML expects text or the value of an attribute in quotes.
+/// Escapes `text` for use as HTML text or as a quoted attribute value.
 pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
@@ -59,7 +59,7 @@ pub fn escaped(text: &str) -> String {
             '>' => safe.push_str("&gt;"),
             '"' => safe.push_str("&quot;"),
             '\'' => safe.push_str("&#39;"),
-            // HTML has no way to write it; other control characters are only not seen.
+            // HTML cannot express it; other control characters are merely invisible.
             '\0' => safe.push('\u{fffd}'),
             other => safe.push(other),
         }
@@ -114,7 +114,7 @@ mod tests {
         fn a_number_reads_back_as_it_was_to_four_places(value in proptest::num::f64::NORMAL) {
             let text = significant(value);
             let read: f64 = text.parse().unwrap();
-            // Half a unit of the fourth place, and the rounding of the parsing.
+            // Half a unit of the fourth place, plus the rounding error of parsing.
             prop_assert!((read / value - 1.0).abs() <= 5.001e-4, "{value:e}: {text}");
         }
 

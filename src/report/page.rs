@@ -1,4 +1,4 @@
-//! The page: everything in one text.
+//! The whole page, as one text.
 
 use std::fmt::Write;
 
@@ -10,21 +10,20 @@ use super::tables::{self, run_heading};
 use super::timing;
 use crate::train::STOPPING_LENGTH;
 
-/// What the text of every report begins with.
+/// The first lines of every report.
 pub const MARKER: &str = "<!doctype html>\n<!-- bm3-engine report -->\n";
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
-/// The page needs nothing from anywhere, and could not get it.
+/// The page needs nothing from elsewhere, and may not load it.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
                       base-uri 'none'; form-action 'none'";
 
-/// A report on runs, as the text of an HTML file that needs no other; `title` in the place of one
-/// made of the runs' names. The same runs give the same text.
+/// Renders a report on runs as a self-contained HTML file; `title` replaces a default that names
+/// the run or counts the runs. The same runs give the same text.
 ///
-/// What comes from files is escaped, so that no name of a run, a data set or a setting can be more
-/// than text.
+/// Text from files is escaped: the name of a run, a data set or a setting cannot become markup.
 pub fn render(runs: &[ReportedRun], title: Option<&str>) -> String {
     let colours = curves::colours(runs);
     let title = escaped(title.unwrap_or(&default_title(runs)));
@@ -72,14 +71,14 @@ fn default_title(runs: &[ReportedRun]) -> String {
     }
 }
 
-/// What came of it, in a sentence.
+/// The main result, in one sentence.
 fn lead(runs: &[ReportedRun]) -> String {
     let recall = |run: &&ReportedRun| {
         let best = run.best()?;
         metric(best.valid.as_ref().or(best.test.as_ref()), "recall", STOPPING_LENGTH)
     };
     let measured = runs.iter().filter_map(|run| Some((recall(&run)?, run)));
-    // The first of equals.
+    // Ties go to the first.
     let best = measured.reduce(|best, next| if next.0 > best.0 { next } else { best });
     let Some((_, run)) = best else { return String::new() };
     let Some(record) = run.best() else { return String::new() };
@@ -105,7 +104,7 @@ fn lead(runs: &[ReportedRun]) -> String {
     format!("<p>{which}: {}.</p>\n", values.join(", "))
 }
 
-/// The runs with their colours; each can be hidden.
+/// The runs with their colours, as buttons that hide them.
 fn legend(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
     if runs.len() == 1 {
         return String::new();

@@ -1,4 +1,4 @@
-//! The directories of runs, as a report reads them.
+//! Reads the directories of runs for a report.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,21 +9,20 @@ use crate::run::{CONFIG, METRICS, PROFILE, SUMMARY, Summary, read_records};
 use crate::sweep::{SWEEP, SweepDirectory};
 use crate::{Error, Result};
 
-/// A run, finished or not, one epoch long at least.
+/// A run, finished or not, with at least one epoch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReportedRun {
-    /// What it is called: the end of its directory's path that no other run's has.
+    /// Its name: the shortest end of its directory's path that no other run shares.
     pub name: String,
     /// Its directory.
     pub directory: PathBuf,
-    /// Its settings by the names of their flags, as `config.toml` has them; none where there is no
-    /// such file.
+    /// Its settings by flag name, from `config.toml`; empty if there is no such file.
     pub settings: Vec<(String, String)>,
     /// Its epochs, ascending.
     pub records: Vec<EpochRecord>,
-    /// What came of it, where it has ended.
+    /// Its summary, if it has ended.
     pub summary: Option<Summary>,
-    /// The operations of one epoch, where they were timed.
+    /// The operations of one epoch, if they were timed.
     pub profile: Option<Profile>,
 }
 
@@ -31,8 +30,8 @@ impl ReportedRun {
     /// Reads the directory of a run.
     ///
     /// # Errors
-    /// [`Error::Io`] when it, or a file of it, cannot be read; [`Error::RunFile`] naming the file
-    /// and the line that are not what a run leaves, or when no epoch is there.
+    /// [`Error::Io`] when the directory or a file in it cannot be read; [`Error::RunFile`] for a
+    /// malformed file, naming its line, or when there is no epoch.
     pub fn read(directory: &Path) -> Result<Self> {
         match Found::read(directory)? {
             Found::Run(run) => Ok(*run),
@@ -40,7 +39,7 @@ impl ReportedRun {
         }
     }
 
-    /// The run of these epochs, one at least.
+    /// Makes a run of at least one epoch.
     fn of(directory: &Path, records: Vec<EpochRecord>, last_epoch: u64) -> Result<Self> {
         let path = directory.join(METRICS);
         let ascends = |pair: &[EpochRecord]| pair[0].epoch < pair[1].epoch;
@@ -50,7 +49,7 @@ impl ReportedRun {
             let problem = format!("line {line}: epoch {after} found after epoch {before}");
             return Err(Error::run_file(&path, problem));
         }
-        // Of an earlier process, where the run goes on.
+        // A summary with fewer epochs is an earlier process's, and the run has gone on since.
         let summary: Option<Summary> = json(&directory.join(SUMMARY), "a run's summary")?;
         let summary = summary.filter(|summary| summary.epochs >= last_epoch);
         Ok(Self {
@@ -63,30 +62,30 @@ impl ReportedRun {
         })
     }
 
-    /// The best epoch by validation Recall@20; the last one where there is no validation split.
+    /// The best epoch by validation Recall@20; the last one if there is no validation split.
     pub fn best(&self) -> Option<&EpochRecord> {
         self.records.iter().rev().find(|record| record.best)
     }
 
-    /// The data set's name: the summary's, else that of the data's folder.
+    /// The data set's name: the summary's, else the data folder's.
     pub fn dataset(&self) -> Option<&str> {
         let folder = || Path::new(self.setting("data")?).file_name()?.to_str();
         self.summary.as_ref().map(|summary| &*summary.dataset).or_else(folder)
     }
 
-    /// The device, in words, where it is known.
+    /// The device in words, if known.
     pub fn device(&self) -> Option<&str> {
         let profiled = || self.profile.as_ref().map(|profile| &*profile.device);
         self.summary.as_ref().map(|summary| &*summary.device).or_else(profiled)
     }
 
-    /// A setting by the name of its flag.
+    /// A setting by flag name.
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.settings.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
     }
 }
 
-/// A metric at a list length, where it was measured.
+/// A metric at a list length, if it was measured.
 pub fn metric(metrics: Option<&Metrics>, name: &str, k: usize) -> Option<f64> {
     let metrics = metrics?;
     let position = metrics.top_k.iter().position(|&length| length == k)?;
@@ -94,18 +93,18 @@ pub fn metric(metrics: Option<&Metrics>, name: &str, k: usize) -> Option<f64> {
     values.get(position).copied()
 }
 
-/// What is at a path.
+/// What a path holds.
 enum Found {
     Run(Box<ReportedRun>),
-    /// No run, or one without an epoch: why there is nothing to report on.
+    /// No run, or one without an epoch: the reason there is nothing to report on.
     Nothing(Error),
 }
 
 impl Found {
-    /// Looks at a path.
+    /// Reads what the path holds.
     ///
     /// # Errors
-    /// Those of [`ReportedRun::read`] for what is there and is not what a run leaves.
+    /// As [`ReportedRun::read`], for files that a run cannot have written.
     fn read(directory: &Path) -> Result<Self> {
         let found = std::fs::metadata(directory);
         let found = found.map_err(|error| Error::io(directory, "read", error))?;
@@ -131,12 +130,12 @@ impl Found {
     }
 }
 
-/// Reads the runs in these directories, in this order; of a sweep's directory those of its runs
-/// that have trained an epoch. Beside them, for each path that has no such run, the reason.
+/// Reads the runs in these directories, in order; a sweep's directory stands for its runs that have
+/// trained an epoch. Also returns the reason for each path that has no such run.
 ///
 /// # Errors
-/// Those of [`ReportedRun::read`] and [`SweepDirectory::plan`]; [`Error::RunFile`], the first of the
-/// reasons, where no path has a run that has trained an epoch.
+/// As [`ReportedRun::read`] and [`SweepDirectory::plan`]; [`Error::RunFile`], the first of the
+/// reasons, when no path has a run that has trained an epoch.
 pub fn read_runs<P: AsRef<Path>>(directories: &[P]) -> Result<(Vec<ReportedRun>, Vec<Error>)> {
     let (mut runs, mut reasons) = (Vec::new(), Vec::new());
     for directory in directories {
@@ -151,7 +150,7 @@ pub fn read_runs<P: AsRef<Path>>(directories: &[P]) -> Result<(Vec<ReportedRun>,
         let before = runs.len();
         for planned in SweepDirectory::plan(directory)?.runs()? {
             let run = directory.join(planned.name);
-            // Written when the first epochs are there, and never empty.
+            // The file is written with the first epochs, and is never empty.
             if run.join(METRICS).is_file() {
                 runs.push(ReportedRun::read(&run)?);
             }
@@ -168,7 +167,7 @@ pub fn read_runs<P: AsRef<Path>>(directories: &[P]) -> Result<(Vec<ReportedRun>,
     Ok((runs, reasons))
 }
 
-/// Gives each run as much of the end of its path as tells it from the others.
+/// Names each run by the shortest end of its path that no other shares.
 fn name(runs: &mut [ReportedRun]) {
     let absolute =
         |run: &ReportedRun| run.directory.canonicalize().unwrap_or_else(|_| run.directory.clone());
@@ -179,7 +178,7 @@ fn name(runs: &mut [ReportedRun]) {
         let mut times: HashMap<&str, usize> = HashMap::new();
         names.iter().for_each(|name| *times.entry(name).or_default() += 1);
         for (run, name) in runs.iter_mut().zip(&names) {
-            // The same directory, given twice, has one name in the end.
+            // A directory given twice ends up with its whole path.
             if run.name.is_empty() && (times[&**name] == 1 || parts == most) {
                 run.name.clone_from(name);
             }
@@ -193,7 +192,7 @@ fn end(path: &Path, parts: usize) -> String {
     all[all.len().saturating_sub(parts)..].iter().collect::<PathBuf>().display().to_string()
 }
 
-/// The text of a file, where there is one.
+/// The text of a file, if there is one.
 fn text(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -202,7 +201,7 @@ fn text(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// What a JSON file says, where there is one.
+/// The contents of a JSON file, if there is one.
 fn json<T: serde::de::DeserializeOwned>(path: &Path, what: &str) -> Result<Option<T>> {
     let Some(text) = text(path)? else { return Ok(None) };
     // The parser's message ends with line and column.
@@ -210,8 +209,8 @@ fn json<T: serde::de::DeserializeOwned>(path: &Path, what: &str) -> Result<Optio
     parsed.map_err(|error| Error::run_file(path, format!("not {what}: {error}"))).map(Some)
 }
 
-/// The keys and values of a `config.toml`. They are shown, not used, so that those of another
-/// version of this program, or of data that has gone, are none the worse.
+/// The keys and values of a `config.toml`. They are only shown, so settings of another version of
+/// this program, or of data that is gone, do no harm.
 fn settings(path: &Path) -> Result<Vec<(String, String)>> {
     let Some(text) = text(path)? else { return Ok(Vec::new()) };
     let table: toml::Table = toml::from_str(&text).map_err(|error| {

@@ -1,6 +1,6 @@
-//! From values to places on a page, and the values that an axis names.
+//! Maps values to positions on the page, and chooses the values that an axis names.
 
-/// A straight line from values to places.
+/// A linear map from values to positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scale {
     low: f64,
@@ -10,21 +10,21 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// `low` lies at `start`, `high` (above it) at `end`.
+    /// Maps `low` to `start` and `high` (above it) to `end`.
     pub fn new((low, high): (f64, f64), start: f64, end: f64) -> Self {
         Self { low, high, start, end }
     }
 
-    /// The place of a value.
+    /// The position of a value.
     pub fn at(&self, value: f64) -> f64 {
-        // By halves: the width of a range of large numbers may be too large a number.
+        // Halve first: the width of a range of large numbers may overflow.
         let part = (value / 2.0 - self.low / 2.0) / (self.high / 2.0 - self.low / 2.0);
         self.start + part * (self.end - self.start)
     }
 }
 
-/// A range that holds the finite `values` with some air around them; from 0 where `from_zero`, and
-/// `(0, 1)` of no values.
+/// A range that holds the finite `values`, or 0 and 1 if there are none, with a margin; with
+/// `from_zero` it includes 0.
 pub fn range(values: impl IntoIterator<Item = f64>, from_zero: bool) -> (f64, f64) {
     let bounds =
         values.into_iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
@@ -35,7 +35,7 @@ pub fn range(values: impl IntoIterator<Item = f64>, from_zero: bool) -> (f64, f6
         (low, high) = (low.min(0.0), high.max(0.0));
     }
     let largest = low.abs().max(high.abs());
-    // Values that differ by less than their rounding are a flat line.
+    // Values that differ by less than their rounding error are a flat line.
     let flat = high / 2.0 - low / 2.0 <= 1e-12 * largest;
     let air = match (flat, largest) {
         (true, 0.0) => 1.0,
@@ -49,8 +49,8 @@ pub fn range(values: impl IntoIterator<Item = f64>, from_zero: bool) -> (f64, f6
     (low.max(f64::MIN), high.min(f64::MAX))
 }
 
-/// About `wanted` round values from `low` to `high`, ascending: multiples of 1, 2 or 5 times a power
-/// of ten; of whole numbers only where `whole`.
+/// About `wanted` round values from `low` to `high`, ascending: multiples of 1, 2 or 5 times a
+/// power of ten; only whole numbers if `whole`.
 pub fn ticks((low, high): (f64, f64), wanted: usize, whole: bool) -> Vec<f64> {
     let step = step((low, high), wanted, whole);
     if !(step.is_finite() && step > 0.0) {
@@ -60,7 +60,7 @@ pub fn ticks((low, high): (f64, f64), wanted: usize, whole: bool) -> Vec<f64> {
     let mut ticks: Vec<f64> = Vec::new();
     for index in 0..=3 * wanted {
         let tick = (first + index as f64) * step;
-        // Also where a number is too large for the next one to be another.
+        // Also stop where a number is so large that the next tick equals it.
         if tick > high || ticks.last().is_some_and(|&last| tick <= last) {
             break;
         }
@@ -71,7 +71,7 @@ pub fn ticks((low, high): (f64, f64), wanted: usize, whole: bool) -> Vec<f64> {
     ticks
 }
 
-/// The distance of two ticks.
+/// The distance between two ticks.
 fn step((low, high): (f64, f64), wanted: usize, whole: bool) -> f64 {
     let wanted = wanted.max(1) as f64;
     let rough = high / wanted - low / wanted;
@@ -85,7 +85,7 @@ fn step((low, high): (f64, f64), wanted: usize, whole: bool) -> f64 {
     if whole { step.max(1.0) } else { step }
 }
 
-/// What ticks are called: as many digits as tell them apart, and no more.
+/// Labels for ticks, with just enough digits to tell them apart.
 pub fn labels(ticks: &[f64]) -> Vec<String> {
     let distances = ticks.windows(2).map(|pair| pair[1] - pair[0]);
     let step = distances.fold(f64::INFINITY, f64::min);
@@ -94,7 +94,7 @@ pub fn labels(ticks: &[f64]) -> Vec<String> {
     if step == 0.0 {
         return ticks.iter().map(f64::to_string).collect();
     }
-    // A step of 0.2 is a little less in binary.
+    // In binary, a step of 0.2 is a little less.
     let exponent = (step.log10() + 1e-9).floor();
     if largest >= 1e6 || exponent < -6.0 {
         let digits = (largest.log10().floor() - exponent).clamp(0.0, 6.0) as usize;

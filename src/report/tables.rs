@@ -8,9 +8,9 @@ use super::read::{ReportedRun, metric};
 use crate::records::{EpochRecord, Metrics};
 use crate::run::StopReason;
 
-/// The heading of a row: a run's colour, number and name; of an only run its name.
+/// The heading of a row: a run's colour, number and name; if there is only one run, its name.
 pub fn run_heading(run: usize, runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
-    // Long names are broken where a setting or a directory ends.
+    // Let long names break after a setting or a directory.
     let name = escaped(&runs[run].name).replace(',', ",<wbr>").replace('/', "/<wbr>");
     if runs.len() == 1 {
         return name;
@@ -59,8 +59,8 @@ fn stopped_by(run: &ReportedRun) -> &'static str {
     }
 }
 
-/// Both splits' metrics of each run at its best epoch; of several runs the best value of a column is
-/// marked.
+/// The metrics of both splits at each run's best epoch; with several runs, the best value of each
+/// column is marked.
 pub fn metrics(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
     let lengths = curves::lengths(runs);
     if lengths.is_empty() {
@@ -68,7 +68,7 @@ pub fn metrics(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
     }
     let columns: Vec<(&str, usize)> =
         METRICS.iter().flat_map(|&(name, _)| lengths.iter().map(move |&k| (name, k))).collect();
-    // Metrics stand apart from each other.
+    // Set metrics apart from each other.
     let class = |column: usize, best: bool| match (column % lengths.len(), best) {
         (0, true) => " class=\"first best\"",
         (0, false) => " class=\"first\"",
@@ -101,7 +101,7 @@ pub fn metrics(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
             let _ = write!(text, "<tr><th class=\"name\">{heading}</th>");
             for (column, highest) in highest.iter().enumerate() {
                 let shown = value(run, columns[column]).map(significant);
-                // Those that look the same are equally good.
+                // Values that look the same are equally good.
                 let best = runs.len() > 1 && shown.as_ref() == Some(highest);
                 let shown = shown.as_deref().unwrap_or("–");
                 let _ = write!(text, "<td{}>{shown}</td>", class(column, best));
@@ -114,7 +114,7 @@ pub fn metrics(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
     text
 }
 
-/// Settings: those that differ run by run, then those that all runs have.
+/// Settings: those that differ, run by run, then those that all runs share.
 pub fn settings(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in runs.iter().flat_map(|run| &run.settings) {

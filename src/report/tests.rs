@@ -1,11 +1,11 @@
-//! The page as a whole, of runs that are made up.
+//! The whole page, for made-up runs.
 
 use super::curves::{COLOURS, sections};
 use super::*;
 use crate::profile::{Operation, Profile, ProfiledOperation};
 use crate::records::{EpochRecord, Metrics};
 
-/// A run of `epochs` epochs whose best one is before the last.
+/// A run of `epochs` epochs, the best one before the last.
 fn run(name: &str, epochs: u64, height: f64) -> ReportedRun {
     let metrics = |value: f64| Metrics {
         top_k: vec![5, 20],
@@ -64,7 +64,7 @@ fn nothing_from_a_file_is_more_than_text() {
     for (page, charts) in pages.iter().zip([2, 2, 1].map(|n| sections(&runs[..n]))) {
         let more = |section: &curves::Section| section.more.as_ref().map_or(0, |more| more.1.len());
         let charts: usize = charts.iter().map(|section| section.charts.len() + more(section)).sum();
-        // A block of data for each chart, and the page's script.
+        // One block of data per chart, and the page's script.
         assert_eq!(page.matches("<script").count(), charts + 1);
         assert_eq!(page.matches("</script").count(), charts + 1);
         assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;"));
@@ -87,7 +87,7 @@ fn the_best_value_of_several_runs_is_marked() {
     let highest = super::number::significant(0.3 * (1.0 - (-8.0f64 / 5.0).exp()));
     assert!(page.contains(&format!("best\">{highest}</td>")), "{highest}");
     assert!(page.contains("Highest validation Recall@20: b, at epoch 8 of 9"));
-    // 8 columns of two splits.
+    // 8 columns for each of the two splits.
     assert_eq!(page.matches("best\">").count(), 16);
     assert!(page.contains("<h3>Different between the runs</h3>"));
     let one = render(&[run("a", 9, 0.2)], None);

@@ -1,12 +1,13 @@
-//! Curves with as many points as can be seen.
+//! Reduces curves to as many points as can be seen.
 
-/// A value at each of some epochs, which ascend.
+/// Values at ascending epochs.
 pub type Points = Vec<(u64, f64)>;
 
-/// Of a curve, drawn `columns` columns wide from epoch `from` to epoch `to`, the lowest and the
-/// highest point of each column, its first point and its last; all where they are no more than that.
+/// Reduces a curve that is drawn `columns` columns wide from epoch `from` to epoch `to` to its
+/// first and last point and the lowest and highest point of each column. A curve of at most 2 ×
+/// `columns` points is kept whole.
 ///
-/// The points left are points of the curve. What is drawn covers the same heights in each column.
+/// All points left are points of the curve, and cover the same heights in each column.
 pub fn thin(points: &[(u64, f64)], (from, to): (u64, u64), columns: usize) -> Points {
     let columns = columns.max(1);
     if points.len() <= 2 * columns {

@@ -1,4 +1,4 @@
-//! What the time of an epoch went to.
+//! Where the time of an epoch goes.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use super::read::ReportedRun;
 use super::tables::run_heading;
 use crate::profile::{Profile, ProfiledOperation};
 
-/// The operations of each run that has timed them; how to have them timed where none has.
+/// The operations of each run that timed them, or how to time them.
 pub fn operations(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
     let profiles = |run: &usize| runs[*run].profile.is_some();
     let profiled: Vec<usize> = (0..runs.len()).filter(profiles).collect();
@@ -44,7 +44,7 @@ pub fn operations(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
     text
 }
 
-/// The operations of an epoch, those that took longest first.
+/// The operations of an epoch, slowest first.
 fn table(profile: &Profile) -> String {
     let all: f64 = profile.operations.iter().map(|ranked| ranked.operation.seconds).sum();
     let mut text = format!(

@@ -1,4 +1,4 @@
-//! How many runs of a sweep are trained at once.
+//! How many runs of a sweep train at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,33 +13,33 @@ use crate::data::Dataset;
 use crate::memory::MemoryPlan;
 use crate::train::graph;
 
-/// Runs at once on a GPU, unless asked for: as many as it takes work from at a time, unless its
-/// driver is told otherwise (CUDA_DEVICE_MAX_CONNECTIONS).
+/// Runs at once on a GPU by default: as many as it takes work from at a time, unless the driver is
+/// set otherwise (CUDA_DEVICE_MAX_CONNECTIONS).
 const GPU_JOBS: usize = 8;
 
 const HOST: &str = "memory";
 const GPU: &str = "GPU memory";
 
-/// How many runs are trained at once, and why.
+/// How many runs train at once, and the memory that decides it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Room {
-    /// How many, and with what.
+    /// How many, and on how many threads.
     pub lanes: Lanes,
-    /// Whose memory is told of here, as a noun: the one that holds fewer runs.
+    /// Which memory the figures describe, as a noun: the one that holds fewer runs.
     pub memory: &'static str,
     /// Bytes that all runs share.
     pub shared: u64,
-    /// The most bytes of a run beside them.
+    /// The most bytes that one run needs beside the shared ones.
     pub each: u64,
-    /// Bytes free when this was counted, where that is known.
+    /// Bytes free when this was counted, if known.
     pub free: Option<u64>,
-    /// How many were wanted, where memory does not hold them.
+    /// How many were wanted, if memory does not hold them.
     pub wanted: Option<usize>,
 }
 
 impl Room {
-    /// Runs at once, of `wanted`, one at least: as many as there is memory for, a share of each
-    /// run's left free beside it.
+    /// Up to `wanted` runs at once, at least one: as many as `free` holds when each gets
+    /// 1/[`SPARE_SHARE`] more than its `each` bytes.
     fn new(
         wanted: usize,
         threads: Option<usize>,
@@ -67,10 +67,10 @@ impl Room {
     }
 }
 
-/// For the CPU: one run on each of `threads` threads, unless `jobs` says how many.
+/// Room on the CPU: one run on each of `threads` threads, unless `jobs` says how many.
 ///
-/// A thread that computes for one run alone never waits for another one, so that this is faster
-/// than one run on all threads after the other (benches/RESULTS.md has figures).
+/// A thread that works for a single run never waits for another thread, so this is faster than one
+/// run after the other on all threads (benches/RESULTS.md has figures).
 pub fn on_cpu(
     runs: &[&PlannedRun],
     dataset: &dyn Fn(&PlannedRun) -> Arc<Dataset>,
@@ -91,16 +91,16 @@ pub fn on_cpu(
     Ok(Room::new(wanted, Some(threads), shared, each, available_memory()))
 }
 
-/// For a GPU: as many as `jobs` says, or eight, where its memory and the host's hold them; also the
-/// backend that the runs' are [siblings](Cuda::sibling) of.
+/// Room on a GPU: `jobs` runs, by default eight, as far as its memory and the host's hold them.
+/// Also returns the backend whose [siblings](Cuda::sibling) the runs use.
 ///
-/// Frozen features lie on the GPU once for all runs. Where they do not fit beside one run, runs
-/// follow one another, and each decides for itself what of the features it keeps there. With
-/// `stream`, each run keeps rows in its part of the memory. Runs that train features also keep those
-/// of the best epoch there, where that leaves no run out.
+/// Frozen features are on the GPU once for all runs. If they do not fit beside one run, runs train
+/// one after another, and each decides which features to keep there. With `stream`, each run keeps
+/// rows in its part of the memory. Runs that train features also keep those of the best epoch
+/// there, if that does not reduce the number of runs at once.
 ///
 /// # Errors
-/// Those of the device.
+/// [`crate::Error::DeviceOperation`] when the driver does not answer; as [`MemoryPlan::on_gpu`].
 pub fn on_gpu(
     cuda: Cuda,
     storage: FeatureStorage,
@@ -128,7 +128,7 @@ pub fn on_gpu(
         }
         graphs.insert(config.self_loops, shares.graph);
     }
-    // With a split by seed each one has graphs of its own.
+    // A split by seed gives each seed its own graphs.
     let sets: BTreeSet<*const Dataset> =
         runs.iter().map(|run| Arc::as_ptr(&dataset(run))).collect();
     let own_graph = graphs.values().copied().max().unwrap_or(0);
@@ -136,14 +136,14 @@ pub fn on_gpu(
     let wanted = jobs.unwrap_or(GPU_JOBS).min(runs.len());
     let shared = graphs + tables.values().sum::<u64>();
     let cuda = cuda.sharing();
-    // All may be saved at the same time, for which the host holds a copy of each.
+    // All runs may be saved at the same time; the host then holds a copy of each.
     let on_host = Room::new(wanted, None, 0, host, available_memory());
     let gpu = |shared, each| {
         let room = Room::new(wanted, None, shared, each, Some(free));
         let tighter = on_host.lanes.jobs < room.lanes.jobs;
         if tighter { on_host.clone() } else { Room { memory: GPU, ..room } }
     };
-    // The part of one run, and what it counts although it is there already.
+    // A run's part of the memory, plus what the run counts although it is already there.
     let part = |room: &Room, shared: u64| {
         free.saturating_sub(shared) / room.lanes.jobs as u64 + own_graph + MARGIN
     };
@@ -152,13 +152,13 @@ pub fn on_gpu(
         let part = part(&room, graphs);
         return Ok((room, cuda.keeping_features(storage).within(part)));
     }
-    // Runs keep their best features on the GPU where that leaves no other run out.
+    // Runs keep their best features on the GPU if as many runs still fit.
     let (room, keeping) = (gpu(shared, own), gpu(shared, keeping));
     let leaves_all = keeping.lanes.jobs == room.lanes.jobs && keeping.memory == room.memory;
     let room = if leaves_all { keeping } else { room };
     let holds_one = shared + own + own / SPARE_SHARE <= free;
     let (storage, shared) = match storage {
-        // One run after the other, each with what there is.
+        // One run after another, each with all that is free.
         FeatureStorage::Auto if !holds_one => (FeatureStorage::Auto, graphs),
         _ => (FeatureStorage::Resident, shared),
     };
@@ -166,7 +166,7 @@ pub fn on_gpu(
     Ok((room, cuda.keeping_features(storage).within(part)))
 }
 
-/// Seeds change no size.
+/// Keeps one run of each configuration: seeds change no size.
 fn one_of_each_configuration<'a>(runs: &[&'a PlannedRun]) -> impl Iterator<Item = &'a PlannedRun> {
     let mut seen = BTreeSet::new();
     runs.iter().copied().filter(move |run| seen.insert(run.configuration))
@@ -180,12 +180,12 @@ mod tests {
     fn as_many_run_at_once_as_there_is_memory_for() {
         let room = |free| Room::new(4, Some(4), 100, 160, free);
         assert_eq!((room(None).lanes.jobs, room(None).wanted), (4, None));
-        // 170 each with what is spared.
+        // 170 each, with what is spared.
         let fits = room(Some(100 + 4 * 170));
         assert_eq!((fits.lanes.jobs, fits.wanted), (4, None));
         let tight = room(Some(100 + 4 * 170 - 1));
         assert_eq!((tight.lanes.jobs, tight.wanted), (3, Some(4)));
-        // What does not fit at all is tried alone.
+        // A run that does not fit is tried alone.
         let small = room(Some(50));
         assert_eq!((small.lanes.jobs, small.wanted), (1, Some(4)));
     }

@@ -11,17 +11,17 @@ use crate::data::Dataset;
 use crate::run::{CONFIG, SUMMARY, StopReason, Summary};
 use crate::{Error, Result, files};
 
-/// What is tried, on which data, with which settings.
+/// The file with the plan, the settings and the data's fingerprints.
 pub const SWEEP: &str = "sweep.json";
-/// A line for each run.
+/// The file with a line for each run.
 pub const RESULTS_TABLE: &str = "results.csv";
-/// The same by configuration, with means and deviations.
+/// The file with the results by configuration, with means and deviations.
 pub const RESULTS: &str = "results.json";
 
-/// Of `sweep.json`.
+/// The version of `sweep.json`'s format.
 const FORMAT_VERSION: u32 = 1;
 
-/// What `sweep.json` says.
+/// The contents of `sweep.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
@@ -41,7 +41,7 @@ struct Record {
 #[derive(Debug)]
 pub struct SweepDirectory {
     path: PathBuf,
-    /// Unlocked when closed, by the system too when the process dies.
+    /// Unlocked when closed, also by the system if the process dies.
     _lock: File,
 }
 
@@ -49,7 +49,7 @@ impl SweepDirectory {
     /// Creates `path` for a new sweep of `plan` on `dataset`.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when a sweep or a run is there already, or another process works on it;
+    /// [`Error::RunFile`] when `path` already has a sweep or a run, or another process works on it;
     /// [`Error::Io`].
     pub fn create(path: &Path, plan: &Plan, dataset: &Dataset) -> Result<Self> {
         std::fs::create_dir_all(path).map_err(|error| Error::io(path, "create", error))?;
@@ -86,8 +86,8 @@ impl SweepDirectory {
     /// Opens the directory of a sweep of `dataset`.
     ///
     /// # Errors
-    /// Those of [`SweepDirectory::plan`]; [`Error::RunFile`] when another process works on it or
-    /// when it was begun on other data.
+    /// As [`SweepDirectory::plan`], and [`Error::RunFile`] when another process works on the sweep
+    /// or it was begun on other data.
     pub fn open(path: &Path, dataset: &Dataset) -> Result<Self> {
         let record = read(path)?;
         let directory = Self::lock(path)?;
@@ -118,10 +118,10 @@ impl SweepDirectory {
         Ok(directory)
     }
 
-    /// What the sweep in `path` tries.
+    /// The plan of the sweep in `path`.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when there is none, or its file is none of this version's.
+    /// [`Error::RunFile`] when there is no sweep, or its file is not of this version's format.
     pub fn plan(path: &Path) -> Result<Plan> {
         let Record { grid, seeds, settings, .. } = read(path)?;
         let file = path.join(SWEEP);
@@ -142,15 +142,15 @@ impl SweepDirectory {
         &self.path
     }
 
-    /// Where a file of the sweep, or a run of this name, lies.
+    /// The path of a file of the sweep, or of the run of this name.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// What came of a run that has come to its end; `None` of others.
+    /// The summary of a run that has finished; `None` for others.
     ///
     /// # Errors
-    /// [`Error::RunFile`] when its files are malformed, or are those of other settings.
+    /// [`Error::RunFile`] when its files are malformed or have other settings; [`Error::Io`].
     pub(super) fn finished(&self, run: &PlannedRun) -> Result<Option<Summary>> {
         let directory = self.file(&run.name);
         let path = directory.join(SUMMARY);
@@ -190,7 +190,7 @@ fn read(path: &Path) -> Result<Record> {
     let malformed =
         |error: serde_json::Error| Error::run_file(&file, format!("not a sweep: {error}"));
     let value: serde_json::Value = serde_json::from_str(&text).map_err(malformed)?;
-    // Before the rest, which another version may have otherwise.
+    // Check the version first: another version may have other fields.
     let version = value["format_version"].as_u64();
     if version != Some(FORMAT_VERSION.into()) {
         let found = version.map_or("no number".to_owned(), |version| version.to_string());

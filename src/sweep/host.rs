@@ -1,10 +1,9 @@
-//! The host's memory that processes can still have.
+//! The host memory still available.
 
 use std::path::{Path, PathBuf};
 
-/// Bytes that this process and others can still have without others being swapped out, or it being
-/// killed where a control group (a container's, a job's) limits it. Linux says it; elsewhere it is
-/// not known.
+/// Bytes still available to processes before others are swapped out, or before a control group (a
+/// container's, a job's) kills this one. `None` if unknown: only Linux reports it.
 pub(super) fn available_memory() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let of_machine = meminfo_available(&read("/proc/meminfo"));
@@ -18,17 +17,17 @@ fn meminfo_available(text: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| 1024 * kilobytes)
 }
 
-/// The least that any control group that the process is in can still have: those of `/proc/self/cgroup`
-/// (`text`) and all above them, in the tree at `root`. `None` where none has a limit.
+/// The least memory available to any control group of the process: those in `/proc/self/cgroup`
+/// (`text`) and all above them, in the tree at `root`. `None` if no group has a limit.
 fn of_groups(text: &str, root: &Path) -> Option<u64> {
     text.lines()
         .filter_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
             let (controllers, path) = (fields.next()?, fields.next()?);
             match controllers {
-                // The one tree of version 2.
+                // Version 2 has one tree.
                 "" => Some((root.to_owned(), path, &V2)),
-                // A tree for each controller, in version 1.
+                // Version 1 has a tree for each controller.
                 _ if controllers.split(',').any(|controller| controller == "memory") => {
                     Some((root.join("memory"), path, &V1))
                 }
@@ -37,7 +36,8 @@ fn of_groups(text: &str, root: &Path) -> Option<u64> {
         })
         .flat_map(|(tree, path, names)| {
             let group = tree.join(path.trim_start_matches('/'));
-            // Within a container the path may be the host's: the tree begins at the container then.
+            // In a container the path may be the host's: groups missing here are skipped, and the
+            // root is the container's own.
             let groups: Vec<PathBuf> = group.ancestors().map(Path::to_owned).collect();
             groups
                 .into_iter()
@@ -47,11 +47,11 @@ fn of_groups(text: &str, root: &Path) -> Option<u64> {
         .min()
 }
 
-/// What a version of control groups calls its files.
+/// The file names in a version of control groups.
 struct Names {
     limit: &'static str,
     used: &'static str,
-    /// In `memory.stat`: pages of files that are given up before anybody is killed.
+    /// In `memory.stat`: file pages that the system reclaims before it kills any process.
     files: &'static str,
 }
 
@@ -62,7 +62,7 @@ const V1: Names = Names {
     files: "total_inactive_file",
 };
 
-/// What a group can still have; `None` where nothing limits it (`max`), or it is not there.
+/// The memory still available to a group; `None` if it has no limit (`max`) or does not exist.
 fn available_to(group: &Path, names: &Names) -> Option<u64> {
     let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
     let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(meminfo_available("MemTotal: 1 kB\n"), None);
     }
 
-    /// A group with these files below `root`.
+    /// Creates a group with these files below `root`.
     fn group(root: &Path, path: &str, files: &[(&str, &str)]) {
         let group = root.join(path);
         std::fs::create_dir_all(&group).unwrap();
@@ -108,10 +108,10 @@ mod tests {
         assert_eq!(of_groups("0::/a/b\n", root), Some(900));
         group(root, "a/b", &[("memory.max", "90\n")]);
         assert_eq!(of_groups("0::/a/b\n", root), Some(20));
-        // A container: its own group is the root, and its path is one of the host's.
+        // In a container, the group is the root and the path is the host's.
         group(root, "", &[("memory.max", "15"), ("memory.current", "10")]);
         assert_eq!(of_groups("0::/elsewhere/c\n", root), Some(5));
-        // More in use than is allowed, for a moment.
+        // Usage may exceed the limit for a moment.
         group(root, "", &[("memory.current", "16")]);
         assert_eq!(of_groups("0::/\n", root), Some(0));
     }

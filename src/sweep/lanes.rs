@@ -17,21 +17,21 @@ use crate::run::{CONFIG, RunDirectory, StopReason, Summary};
 use crate::train::{FitOptions, fit};
 use crate::{Error, Result};
 
-/// How many runs are trained at once, and with what.
+/// How many runs train at once, and on how many threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lanes {
-    /// Runs at once, 1 at least.
+    /// Runs at once, at least 1.
     pub jobs: usize,
-    /// The CPU's threads, shared out among them; `None` where the CPU does not compute.
+    /// CPU threads, shared among the runs; `None` if the CPU does not compute.
     pub threads: Option<usize>,
 }
 
 impl Lanes {
-    /// The threads of the run that begins as number `begun` (from 0), when `waiting` runs, this one
-    /// included, have not begun before it.
+    /// The threads of run number `begun` (from 0), which starts when `waiting` runs, itself
+    /// included, have not started.
     ///
-    /// The first ones share the threads evenly. Those that follow find one place free, until fewer
-    /// are left than there are places: these take what the missing ones leave.
+    /// The first `jobs` runs share the threads evenly. Each later run takes the place of one that
+    /// has ended; once fewer runs wait than there are places, each takes an even share among these.
     fn threads_of(self, begun: usize, waiting: usize) -> Option<usize> {
         let threads = self.threads?;
         let even =
@@ -44,62 +44,63 @@ impl Lanes {
     }
 }
 
-/// What a run of a sweep does.
+/// What a run of a sweep reports.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// It has come to its end in an earlier process, and is kept.
+    /// It finished in an earlier process, and is kept.
     Kept(&'a Summary),
-    /// It begins, or goes on.
+    /// It starts or continues.
     Start(&'a RunStart),
-    /// A step of so many of an epoch is done.
+    /// A step of an epoch is done.
     Step {
         /// From 1.
         epoch: u64,
         /// From 1.
         step_in_epoch: u64,
-        /// The last one.
+        /// The number of the last one.
         steps_per_epoch: u64,
     },
-    /// An epoch is trained and evaluated.
+    /// An epoch was trained and evaluated.
     Epoch(&'a EpochRecord),
     /// A checkpoint is safely on disk.
     Checkpoint(&'a Path),
-    /// It ends, or is interrupted.
+    /// It ended or was interrupted.
     End(&'a Summary),
     /// It failed.
     Failed(&'a Error),
-    /// There was no memory for it beside the others: it is begun again when one of them has ended.
+    /// Memory did not hold it beside the others: it starts again when one of them has ended.
     Postponed(&'a Error),
 }
 
-/// Is told what the runs of a sweep do, by several threads at once.
+/// Receives the events of a sweep's runs, from several threads at once.
 pub trait Watcher: Sync {
-    /// A run does something.
+    /// Receives an event of `run`.
     fn event(&self, run: &PlannedRun, event: Event<'_>);
 }
 
-/// Watches nothing.
+/// Ignores all events.
 impl Watcher for () {
     fn event(&self, _: &PlannedRun, _: Event<'_>) {}
 }
 
-/// A sweep, ready to be trained.
+/// A sweep, ready to train.
 pub struct Sweep<'a> {
-    /// What is tried.
+    /// What it tries.
     pub plan: &'a Plan,
-    /// Its runs, of [`Plan::runs`].
+    /// Its runs, from [`Plan::runs`].
     pub runs: &'a [PlannedRun],
-    /// Where everything is kept.
+    /// Where its files and runs go.
     pub directory: &'a SweepDirectory,
     /// The data set of each run.
     pub dataset: &'a (dyn Fn(&PlannedRun) -> Arc<Dataset> + Sync),
 }
 
 impl Sweep<'_> {
-    /// How far each run has come.
+    /// Which runs finished in an earlier process, and which wait.
     ///
     /// # Errors
-    /// [`Error::RunFile`] for a run's directory that is malformed or is that of other settings.
+    /// [`Error::RunFile`] for a run directory that is malformed or has other settings;
+    /// [`Error::Io`].
     pub fn outcomes(&self) -> Result<Vec<Outcome>> {
         let outcome = |run| {
             let finished = self.directory.finished(run)?;
@@ -108,14 +109,14 @@ impl Sweep<'_> {
         self.runs.iter().map(outcome).collect()
     }
 
-    /// Trains those of `outcomes` (of [`Sweep::outcomes`]) that wait, each on a backend of
-    /// `backend`, and writes the results whenever one has ended.
+    /// Trains the waiting runs of `outcomes` (from [`Sweep::outcomes`]), each on a backend made by
+    /// `backend`, and writes the results whenever one ends.
     ///
-    /// A run that fails does not stop the others. When `stop` becomes true, all runs are saved, and
-    /// no other begins.
+    /// A run that fails does not stop the others. When `stop` becomes true, all runs are saved and
+    /// no other starts.
     ///
     /// # Errors
-    /// A failure to write the results.
+    /// [`Error::Io`] when the results cannot be written.
     pub fn train<B: Backend + Send>(
         &self,
         mut outcomes: Vec<Outcome>,
@@ -148,7 +149,7 @@ impl Sweep<'_> {
                         queue.running -= 1;
                         let outcome = match outcome {
                             Err(error @ Error::DeviceMemory { .. }) if queue.running > 0 => {
-                                // One run fewer at a time from now on: this thread was one.
+                                // Memory holds one run fewer than thought: end this thread.
                                 queue.waiting.push_front(at);
                                 watcher.event(run, Event::Postponed(&error));
                                 return;
@@ -174,7 +175,7 @@ impl Sweep<'_> {
                 });
             }
         });
-        // The last attempt counts: it wrote everything.
+        // The last write covers every run, so only its result counts.
         written.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         Ok(Results::new(self.plan, self.runs, &outcomes))
     }
@@ -185,7 +186,7 @@ impl Sweep<'_> {
         results.write_json(&self.directory.file(RESULTS))
     }
 
-    /// Begins a run or goes on with it.
+    /// Starts or continues a run.
     fn train_one<B: Backend + Send>(
         &self,
         run: &PlannedRun,
@@ -216,8 +217,8 @@ impl Sweep<'_> {
         };
         let result = match threads {
             None => train(),
-            // A pool of its own: in one for all, a run that waits for its other threads would take
-            // up work of other runs.
+            // A pool of its own: in a shared pool, a run that waits for its other threads would
+            // take up work of other runs.
             Some(threads) => match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
                 Ok(pool) => pool.install(train),
                 Err(error) => Err(Error::setting("--threads", error.to_string())),
@@ -227,7 +228,7 @@ impl Sweep<'_> {
     }
 }
 
-/// Runs that have not begun, by their positions.
+/// The runs that have not started, by position, and counts of those that have.
 struct Queue {
     waiting: VecDeque<usize>,
     begun: usize,
@@ -235,7 +236,7 @@ struct Queue {
 }
 
 impl Queue {
-    /// The next run and its threads, unless there is none or all are to stop.
+    /// The next run and its threads; `None` if no run is left or all are to stop.
     fn next(&mut self, lanes: Lanes, stop: &AtomicBool) -> Option<(usize, Option<usize>)> {
         if stop.load(Ordering::Relaxed) {
             return None;
@@ -249,12 +250,12 @@ impl Queue {
     }
 }
 
-/// A thread that panicked in the middle ends the sweep anyway.
+/// Ignores poisoning: a thread that panicked ends the sweep anyway.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Passes what a run tells on, with its name.
+/// Passes a run's events on, with the run.
 struct Named<'a> {
     run: &'a PlannedRun,
     watcher: &'a dyn Watcher,
@@ -282,7 +283,7 @@ impl Observer for Named<'_> {
 mod tests {
     use super::*;
 
-    /// The threads of runs that begin one after the other.
+    /// The threads of runs that start one after the other.
     fn shares(jobs: usize, threads: usize, runs: usize) -> Vec<usize> {
         let lanes = Lanes { jobs, threads: Some(threads) };
         (0..runs).map(|begun| lanes.threads_of(begun, runs - begun).unwrap()).collect()

@@ -1,10 +1,10 @@
 //! Many runs at once: every configuration of a grid with every seed, on one copy of the data.
 //!
-//! A sweep's directory has one ordinary run directory for each run, so that a run can be evaluated,
-//! asked and continued like any other, and its numbers are those of that run alone: runs share what
-//! none of them changes (interactions, graph, frozen features), and nothing else.
+//! A sweep's directory has an ordinary run directory for each run, so that a run can be evaluated,
+//! queried and continued like any other. Its numbers are the same as if it were trained alone: runs
+//! share only what none of them changes (interactions, graph, frozen features).
 //!
-//! [`Plan`] says what is tried, [`SweepDirectory`] keeps it, [`Sweep`] trains, [`Results`] compares.
+//! [`Plan`] says what to try, [`SweepDirectory`] keeps it, [`Sweep`] trains, [`Results`] compares.
 
 mod capacity;
 mod directory;

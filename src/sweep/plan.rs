@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Axis, RunConfig, word};
 use crate::{Error, Result};
 
-/// What is to be tried.
+/// What a sweep tries.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// The settings that vary.
     pub grid: Vec<Axis>,
-    /// The seeds that each configuration is trained with.
+    /// The seeds to train each configuration with.
     pub seeds: Vec<u64>,
     /// All other settings.
     pub base: RunConfig,
@@ -19,7 +19,7 @@ pub struct Plan {
 /// A run of a sweep.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedRun {
-    /// Its name, and its directory's in that of the sweep: `layers=1,dropout=0.3,seed=999`.
+    /// Its name, and its directory's within the sweep's: `layers=1,dropout=0.3,seed=999`.
     pub name: String,
     /// The number of its configuration, from 0, in the order of the grid.
     pub configuration: usize,
@@ -46,8 +46,7 @@ impl Plan {
         self.grid.iter().map(|axis| axis.values.len()).product()
     }
 
-    /// For each setting that varies, which of its values a configuration has. The last one varies
-    /// fastest.
+    /// The index of a configuration's value on each axis. The last axis varies fastest.
     fn indices(&self, configuration: usize) -> Vec<usize> {
         let mut rest = configuration;
         let mut indices: Vec<usize> = self
@@ -64,14 +63,14 @@ impl Plan {
         indices
     }
 
-    /// What a configuration chooses.
+    /// The values of a configuration.
     pub fn choice(&self, configuration: usize) -> Choice {
         let indices = self.indices(configuration);
         let chosen = self.grid.iter().zip(indices);
         Choice(chosen.map(|(axis, index)| (axis.key.clone(), axis.values[index].clone())).collect())
     }
 
-    /// All runs, each configuration's one after the other.
+    /// All runs, configuration by configuration.
     ///
     /// # Errors
     /// [`Error::Setting`] for `--grid` or `--seeds`, naming the run whose settings are out of range

@@ -1,4 +1,4 @@
-//! What came of a sweep: by configuration, over its seeds.
+//! The results of a sweep: by configuration, over its seeds.
 
 use std::path::Path;
 
@@ -13,18 +13,18 @@ use crate::{Error, Result, files};
 /// How far a run has come.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// It came to its end, now or earlier.
+    /// It finished, now or in an earlier process.
     Finished(Summary),
-    /// It was interrupted, and saved.
+    /// It was interrupted and saved.
     Interrupted(Summary),
     /// It failed, for this reason.
     Failed(String),
-    /// It has not begun.
+    /// It has not started.
     Waiting,
 }
 
 impl Outcome {
-    /// In one word.
+    /// The outcome in one word.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Finished(_) => "finished",
@@ -42,7 +42,7 @@ impl Outcome {
     }
 }
 
-/// A mean over runs, and their standard deviation (over n − 1) where there are two at least.
+/// A mean over runs, and their standard deviation (over n − 1) if there are at least two.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
     /// The mean.
@@ -53,7 +53,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of some numbers; `None` of none.
+    /// The spread of `values`; `None` if there are none.
     pub fn of(values: &[f64]) -> Option<Self> {
         let count = values.len() as f64;
         let mean = values.iter().sum::<f64>() / count;
@@ -110,7 +110,7 @@ fn named(metrics: &Metrics) -> Vec<(String, f64)> {
     metrics.top_k.iter().enumerate().flat_map(at).collect()
 }
 
-/// A run, as the results list it.
+/// A run in the results.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunResult {
     /// Its name.
@@ -122,7 +122,7 @@ pub struct RunResult {
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-    /// What came of it, as its `summary.json` has it.
+    /// Its summary, as in `summary.json`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<Summary>,
 }
@@ -132,7 +132,7 @@ pub struct RunResult {
 pub struct ConfigurationResult {
     /// The settings that vary.
     pub settings: Choice,
-    /// How many runs have finished; those that `valid` and `test` are of.
+    /// How many runs have finished; `valid` and `test` are over these.
     pub finished: usize,
     /// The validation metrics of the best validation epochs.
     pub valid: Spreads,
@@ -142,28 +142,28 @@ pub struct ConfigurationResult {
     pub runs: Vec<RunResult>,
 }
 
-/// What came of a sweep.
+/// The results of a sweep.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Results {
-    /// The best by validation Recall@20 first; those without any last.
+    /// By validation Recall@20, best first; configurations without one come last.
     pub configurations: Vec<ConfigurationResult>,
-    /// The position of the configuration of the highest test Recall@20: the reference
-    /// implementation chooses it so, and thereby reports the luckiest rather than the expected.
+    /// The position of the configuration with the highest test Recall@20. The reference
+    /// implementation selects this way, and so reports the luckiest figure, not the expected one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test_selected: Option<usize>,
 }
 
 impl Results {
-    /// Of runs and their outcomes, in the order of [`Plan::runs`].
+    /// Collects runs and their outcomes, in the order of [`Plan::runs`].
     pub fn new(plan: &Plan, runs: &[PlannedRun], outcomes: &[Outcome]) -> Self {
-        // The runs of a configuration follow one another.
+        // A configuration's runs are adjacent.
         let of_runs: Vec<(&PlannedRun, &Outcome)> = runs.iter().zip(outcomes).collect();
         let mut configurations: Vec<ConfigurationResult> = of_runs
             .chunk_by(|(one, _), (next, _)| one.configuration == next.configuration)
             .map(|own| ConfigurationResult::new(plan.choice(own[0].0.configuration), own))
             .collect();
         let order = |recall: Option<f64>| recall.unwrap_or(f64::NEG_INFINITY);
-        // Stable: equals stay in the order of the grid.
+        // The sort is stable: ties stay in the order of the grid.
         configurations.sort_by(|left, right| {
             order(right.valid.recall()).total_cmp(&order(left.valid.recall()))
         });
@@ -178,15 +178,15 @@ impl Results {
         self.configurations.iter().flat_map(|configuration| &configuration.runs)
     }
 
-    /// How many runs have come this far.
+    /// How many runs have this status, an [`Outcome::name`].
     pub fn count(&self, outcome: &str) -> usize {
         self.runs().filter(|run| run.status == outcome).count()
     }
 
-    /// Writes them as JSON, atomically.
+    /// Writes the results as JSON, atomically.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] when the file cannot be written.
     pub fn write_json(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self)
             .map_err(|error| Error::io(path, "write", error.into()))?;
@@ -194,10 +194,10 @@ impl Results {
         files::write_bytes_atomic(path, text.as_bytes())
     }
 
-    /// Writes a line for each run, atomically.
+    /// Writes one line per run as CSV, atomically.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] when the file cannot be written.
     pub fn write_csv(&self, path: &Path) -> Result<()> {
         let failed = |error: csv::Error| Error::io(path, "write", error.into());
         let split = |run: &RunResult, split: &str| -> Vec<(String, f64)> {

@@ -37,8 +37,8 @@ fn finished(valid: f64, test: f64) -> Outcome {
     })
 }
 
-/// One layer is best on the test split, two are on the validation split, and of three one run has
-/// failed and the other one not begun.
+/// One layer is best on the test split and two on the validation split; of the runs with three, one
+/// has failed and the other has not started.
 fn results() -> Results {
     let plan = plan();
     let outcomes = [
@@ -70,7 +70,7 @@ fn means_are_over_seeds_and_deviations_over_one_less() {
     let results = results();
     let spread = results.configurations[0].valid.get("recall@20").unwrap();
     assert!((spread.mean - 0.13).abs() < 1e-15);
-    // (0.02² + 0.02²) / 1, rooted.
+    // √((0.02² + 0.02²) / 1).
     assert!((spread.deviation.unwrap() - 0.0008f64.sqrt()).abs() < 1e-15);
     assert_eq!(Spread::of(&[0.25]), Some(Spread { mean: 0.25, deviation: None }));
     assert_eq!(Spread::of(&[]), None);

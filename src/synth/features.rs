@@ -9,7 +9,7 @@ use crate::philox::Stream;
 /// The width of a latent vector.
 const LATENT: usize = 16;
 
-/// Latent dimensions that a feature column mixes.
+/// How many latent dimensions a feature column mixes.
 const MIXED: usize = 4;
 
 /// Rows made at a time: 16 MiB of image features.
@@ -41,7 +41,7 @@ impl Kind {
     }
 }
 
-/// What the items are like.
+/// Each item's topic and latent vector.
 pub struct ItemLatents {
     seed: u64,
     topics: Vec<usize>,
@@ -74,7 +74,7 @@ impl ItemLatents {
         &self.topics
     }
 
-    /// Gives all rows, a block at a time, with the number of rows given so far.
+    /// Passes all rows to `give`, a block at a time, with the number of rows so far.
     pub fn write(
         &self,
         kind: Kind,
@@ -99,7 +99,7 @@ impl ItemLatents {
     }
 }
 
-/// Which latent dimensions each column mixes, and how much of each.
+/// The latent dimensions that each column mixes, and their weights.
 struct Mixing {
     columns: Vec<[(usize, f32); MIXED]>,
 }
@@ -123,8 +123,8 @@ impl Mixing {
     }
 }
 
-/// Noise of standard deviation about 1: the sum of a word's four bytes, which is near enough to
-/// normal and a great deal cheaper.
+/// Adds noise of standard deviation about 1: the sum of a word's four bytes, close enough to normal
+/// and much cheaper.
 fn add_noise(stream: &Stream, row: u32, values: &mut [f32]) {
     // Four uniform bytes have mean 510 and variance 4 · (256² − 1) / 12.
     const MEAN: f32 = 510.0;

@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use super::{LEAST_TRAINING, Sizes, stream};
 use crate::philox::Stream;
 
-/// Topics that a user likes, and how often a pick comes from each.
+/// The share of a user's picks that comes from each of the topics the user likes.
 const LIKED: [f64; 3] = [0.55, 0.25, 0.12];
 
-/// Tries to find a fresh item by popularity before the first fresh one is taken.
+/// Tries at picking an unused item by popularity before any unused one is taken.
 const TRIES: usize = 50;
 
-/// The most training pairs of a user, for so many items.
+/// The most training pairs of a user, out of this many items.
 pub fn most_training(items: usize) -> usize {
     (items / 4).max(LEAST_TRAINING + 2)
 }
@@ -28,7 +28,7 @@ pub struct Row {
 /// Items to pick from, by popularity.
 struct Pool {
     items: Vec<usize>,
-    /// Sums of popularity up to and including each item.
+    /// Cumulative popularity, up to and including each item.
     sums: Vec<f64>,
 }
 
@@ -54,9 +54,9 @@ impl Pool {
 
 /// Draws the rows of a data set, grouped by user.
 ///
-/// Each user's number of pairs is drawn from a heavy-tailed distribution and the totals made exact;
-/// validation and test pairs come from users who keep enough for training. Every item is in
-/// training at least once, and no pair is there twice.
+/// Each user's number of pairs comes from a heavy-tailed distribution, adjusted to the exact
+/// totals; validation and test pairs come from users who keep enough for training. Every item is in
+/// training at least once, and no pair occurs twice.
 pub fn draw(seed: u64, sizes: &Sizes, topics: &[usize]) -> Vec<Row> {
     let popularity = popularity(&stream(seed, 4), sizes.items);
     let everything = Pool::new((0..sizes.items).collect(), &popularity);
@@ -79,7 +79,7 @@ pub fn draw(seed: u64, sizes: &Sizes, topics: &[usize]) -> Vec<Row> {
             seen.insert(item);
             chosen.push(item);
         }
-        // Those given for coverage come first and so stay in training.
+        // Items dealt for coverage come first, and so stay in training.
         for (position, item) in chosen.into_iter().enumerate() {
             let label = match position {
                 position if position < train => 0,
@@ -108,7 +108,7 @@ impl Picker {
         ((self.uniform() * bound as f64) as usize).min(bound - 1)
     }
 
-    /// An item the user does not have yet: by popularity within a liked topic, or among all.
+    /// An item that the user does not have yet: by popularity within a liked topic, or among all.
     fn fresh_item(
         &mut self,
         everything: &Pool,
@@ -140,8 +140,8 @@ impl Picker {
     }
 }
 
-/// Zipf's law over a random order of the items, flattened at the head so that no item is in
-/// everybody's list.
+/// Zipf's law over a random order of the items, flattened at the head so that no item is in every
+/// user's list.
 fn popularity(stream: &Stream, items: usize) -> Vec<f64> {
     let mut order: Vec<usize> = (0..items).collect();
     let keys: Vec<f64> = (0..items as u64).map(|item| stream.uniform(item)).collect();
@@ -153,7 +153,7 @@ fn popularity(stream: &Stream, items: usize) -> Vec<f64> {
     popularity
 }
 
-/// Training, validation and test pairs of each user, of the exact totals.
+/// Each user's training, validation and test pairs, with exact totals.
 fn counts(seed: u64, sizes: &Sizes) -> Vec<[usize; 3]> {
     let draws = stream(seed, 5);
     let users = sizes.users;
@@ -180,7 +180,7 @@ fn counts(seed: u64, sizes: &Sizes) -> Vec<[usize; 3]> {
             missing -= 1;
         }
     }
-    // Held-out pairs go round by round to users in proportion to what they train on.
+    // Held-out pairs are dealt in rounds, in proportion to the user's training pairs.
     for split in [1, 2] {
         let mut missing = sizes.pairs[split];
         for round in 1.. {
@@ -198,14 +198,14 @@ fn counts(seed: u64, sizes: &Sizes) -> Vec<[usize; 3]> {
     counts
 }
 
-/// Every item once, dealt to users with room for it in training: what each user is given.
+/// Deals every item once, to users with room for it in training; returns each user's items.
 fn orphans(sizes: &Sizes, counts: &[[usize; 3]], picker: &mut Picker) -> Vec<Vec<usize>> {
     let mut taken: Vec<Vec<usize>> = vec![Vec::new(); sizes.users];
     for item in 0..sizes.items {
         loop {
             let user = picker.below(sizes.users);
-            // At most half of a user's list, so that the rest follows the user's taste; anywhere
-            // once that is hard to find.
+            // At most half of a user's list, so that the rest follows the user's taste. There is
+            // room: training pairs are at least twice the items.
             if taken[user].len() < counts[user][0].div_ceil(2) {
                 taken[user].push(item);
                 break;
@@ -250,8 +250,8 @@ mod tests {
         }
     }
 
-    /// Users keep to their topics: their three most frequent ones hold far more of their pairs
-    /// than the three largest topics hold of everybody's.
+    /// Users keep to their topics: the three most frequent ones hold far more of a user's pairs
+    /// than the three largest topics hold of all pairs.
     #[test]
     fn taste_is_visible() {
         let sizes = Shape::Baby.sizes();

@@ -1,9 +1,9 @@
-//! Seeded data sets of known sizes with a structure that can be learned.
+//! Seeded data sets of known sizes, with a structure that can be learned.
 //!
 //! Every item belongs to a topic and has a latent vector near its topic's; its raw features are
 //! projections of that vector, with noise. Every user likes a few topics and picks items by
-//! popularity × liking. So interactions and features tell about the same thing, as in real sets,
-//! and a model that learns ranks far above popularity.
+//! popularity × liking. So interactions and features agree, as in real sets, and a model that
+//! learns ranks far better than popularity.
 
 mod features;
 mod interactions;
@@ -17,12 +17,12 @@ use crate::data::{Earlier, FeatureType, NpyElement, NpyWriter};
 use crate::philox::{Purpose, Stream};
 use crate::{Error, Result, files};
 
-/// The number of topics that items belong to: more in larger sets, with more items in each.
+/// The number of topics: larger sets have more topics, with more items in each.
 fn topics(items: usize) -> usize {
     ((items as f64).sqrt() / 2.5).round().max(3.0) as usize
 }
 
-/// A data set's sizes by name; all but `tiny` are those of the Amazon sets of the literature.
+/// A data set's sizes by name; all but `tiny` are those of the Amazon sets in the literature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     /// Trains in seconds.
@@ -38,24 +38,24 @@ pub enum Shape {
 /// The exact sizes of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
-    /// U.
+    /// U, the number of users.
     pub users: usize,
-    /// I.
+    /// I, the number of items.
     pub items: usize,
     /// Training, validation and test pairs.
     pub pairs: [usize; 3],
-    /// D of the image features; 0: there are none.
+    /// D of the image features; 0 for none.
     pub image: usize,
-    /// D of the text features; 0: there are none.
+    /// D of the text features; 0 for none.
     pub text: usize,
 }
 
 impl Sizes {
-    /// Refuses sizes that no data set of this kind has: every user needs two training pairs, every
-    /// item one and room for as many again, and nobody has more than a quarter of the items.
+    /// Refuses sizes that cannot be generated: every user needs two training pairs, every item one
+    /// and room for as many again, and no user has more than a quarter of the items.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming the flag of the first size that is wrong, and its bounds.
+    /// [`Error::Setting`] naming the flag of the first size out of bounds, and the bounds.
     pub fn check(&self) -> Result<()> {
         let [train, valid, test] = self.pairs;
         let refuse = |flag: &str, found: usize, bounds: String| {
@@ -93,13 +93,13 @@ impl Sizes {
     }
 }
 
-/// The most users, and items: ids have 32 bits, and so has their sum.
+/// The most users, and the most items: ids have 32 bits, and so has their sum.
 const MOST_NODES: usize = 1 << 30;
 
 /// The widest features.
 const MOST_COLUMNS: usize = 1 << 20;
 
-/// The least training pairs of a user.
+/// The fewest training pairs of a user.
 const LEAST_TRAINING: usize = 2;
 
 impl Shape {
@@ -143,18 +143,18 @@ impl FromStr for Shape {
     }
 }
 
-/// What to make.
+/// What to generate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SynthOptions {
     /// The name of the data set.
     pub name: String,
     /// The sizes.
     pub sizes: Sizes,
-    /// Keys every draw.
+    /// The key of every draw.
     pub seed: u64,
     /// The type of the features: f16 or f32.
     pub feature_type: FeatureType,
-    /// Replaces a data set that is there already, with all of its files.
+    /// Whether to replace an existing data set and all of its files.
     pub overwrite: bool,
 }
 
@@ -171,20 +171,20 @@ impl SynthOptions {
     }
 }
 
-/// Where the random draws of a data set come from: each kind of draw has a tensor number.
+/// The random stream of one kind of draw; each kind has a tensor number.
 fn stream(seed: u64, tensor: u32) -> Stream {
     Stream::new(seed, Purpose::Synthetic, 0, tensor)
 }
 
-/// Writes a data set into `directory`: `NAME.inter`, `image_feat.npy` and `text_feat.npy`, as far
-/// as there are such features.
+/// Writes a data set into `directory`: `NAME.inter`, and `image_feat.npy` and `text_feat.npy` if
+/// their widths are not 0.
 ///
-/// The same options give the same bytes, on any number of threads. `progress` is told what is
-/// being written, and how many of how many items are done.
+/// The same options give the same bytes on any number of threads. `progress` receives what is being
+/// written, the number of items done and the number of all items.
 ///
 /// # Errors
-/// [`Error::Setting`] for sizes that cannot be, when files are there already and `overwrite` is not
-/// set, or for another feature type; [`Error::Io`] when writing fails.
+/// [`Error::Setting`] for impossible sizes, for another feature type, or when files exist and
+/// `overwrite` is not set; [`Error::Io`] when writing fails.
 pub fn generate(
     options: &SynthOptions,
     directory: &Path,
@@ -227,7 +227,7 @@ pub fn generate(
     }
     progress("interactions", 0, sizes.items);
     let rows = interactions::draw(options.seed, &sizes, items.topics());
-    // Last, so that a folder without it is seen to be unfinished.
+    // Last, so that a folder without it is known to be unfinished.
     files::write_atomic(&inter, |writer| {
         let wrong = |error| Error::io(&inter, "write", error);
         writeln!(writer, "userID\titemID\trating\ttimestamp\tx_label").map_err(wrong)?;
@@ -251,7 +251,7 @@ mod tests {
         let sizes = Sizes { users: 70, items: 90, pairs: [400, 60, 50], image: 0, text: 8 };
         let folder = tempfile::tempdir().unwrap();
         let mut options = SynthOptions { sizes, ..SynthOptions::new(Shape::Tiny, 3) };
-        // Features of a larger set, which are not the new one's, other interactions, others' ids.
+        // Features of a larger set, other interactions, and another set's ids.
         let older = ["image_feat.npy", "audio_feat.npy", "other.inter", "u_id_mapping.csv"];
         for name in older {
             std::fs::write(folder.path().join(name), "older").unwrap();
@@ -271,7 +271,7 @@ mod tests {
             ("--users", Sizes { users: 0, ..sizes }),
             ("--items", Sizes { items: usize::MAX, ..sizes }),
             ("--text", Sizes { text: usize::MAX, ..sizes }),
-            // Two for each user, two for each item, and a quarter of the items at most.
+            // Two per user, two per item, and at most a quarter of the items.
             ("--interactions", Sizes { users: 201, ..sizes }),
             ("--interactions", Sizes { items: 201, ..sizes }),
             ("--interactions", Sizes { pairs: [70 * 22 + 1, 60, 50], ..sizes }),

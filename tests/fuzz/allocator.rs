@@ -1,10 +1,10 @@
-//! An allocator that counts what is alive, remembers the peak, and refuses what is absurd.
+//! An allocator that counts live bytes, records their peak, and refuses absurd requests.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Nothing that reads a file of some kilobytes may ask for this: the program ends with the system's
-/// message, instead of filling the machine's memory first.
+/// Reading a file of some kilobytes never needs this much. The program ends with the system's
+/// message instead of filling the machine's memory first.
 const CEILING: usize = 2 << 30;
 
 static ALIVE: AtomicUsize = AtomicUsize::new(0);
@@ -24,8 +24,8 @@ impl Counting {
     }
 }
 
-// SAFETY: every request goes to the system's allocator as it is, or is answered by null, which
-// means that there is no memory.
+// SAFETY: every request goes to the system's allocator unchanged, or is answered by null, which
+// means out of memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !Self::grow(layout.size()) {
@@ -50,7 +50,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // While it moves, both are there.
+        // Both blocks exist while it moves.
         if !Self::grow(size) {
             return std::ptr::null_mut();
         }
@@ -60,7 +60,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// The most bytes that were alive during `body`, beyond those at its start.
+/// The peak of live bytes during `body`, beyond those at its start.
 pub fn peak_of<R>(body: impl FnOnce() -> R) -> (R, usize) {
     let before = ALIVE.load(Relaxed);
     PEAK.store(before, Relaxed);

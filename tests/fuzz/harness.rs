@@ -1,4 +1,4 @@
-//! Runs a target on its saved inputs and on changed ones, and holds it to what must not happen.
+//! Runs a target on its saved inputs and on mutated ones, and checks its errors, memory and time.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -10,29 +10,29 @@ use std::time::{Duration, Instant};
 use crate::allocator::peak_of;
 use crate::mutate::{Format, Random, mutate};
 
-/// An input that takes longer has hung, as far as anybody who waits can tell.
+/// An input that takes longer counts as a hang.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Something that reads a file.
+/// Code that reads a file.
 pub struct Target<'a> {
-    /// Its name, and that of its folder of saved inputs.
+    /// Its name, and that of its corpus folder.
     pub name: &'static str,
-    /// The ending of its files, with a dot.
+    /// The extension of its files, with a dot.
     pub ending: &'static str,
     pub format: Format,
-    /// Words that mean something in it.
+    /// Words with a meaning in its format.
     pub dictionary: &'static [&'static str],
-    /// The peak of memory allowed for each byte of input, and beside that.
+    /// The peak of memory allowed: bytes per byte of input, and a constant.
     pub peak: (usize, usize),
-    /// One in how many inputs it gets of those that each target is to have; slow ones get fewer.
+    /// Divides the number of inputs; slow targets get fewer.
     pub share: usize,
-    /// Inputs beside the saved ones.
+    /// Inputs in addition to the saved ones.
     pub seeds: Vec<Vec<u8>>,
-    /// Reads the file: whether it was accepted, or an error that must be blamed on the input.
+    /// Reads the file: accepts it, or returns an error that must blame the input.
     pub read: &'a mut dyn FnMut(&Path) -> Result<(), bm3_engine::Error>,
 }
 
-/// What a number of inputs has shown.
+/// The results of a number of inputs.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub inputs: u64,
@@ -41,10 +41,10 @@ pub struct Outcome {
     slowest: Duration,
 }
 
-/// That nothing else of this process runs: memory is counted for all of it.
+/// Proof that no other test of this process runs: memory is counted for all of it.
 pub struct Alone(#[allow(dead_code, reason = "held")] MutexGuard<'static, ()>);
 
-/// Waits until the other tests are done or wait themselves.
+/// Waits until the other tests are done or wait here themselves.
 pub fn alone() -> Alone {
     static ONE: Mutex<()> = Mutex::new(());
     // Only the first call can set the number of threads.
@@ -62,7 +62,7 @@ fn setting(name: &str) -> Option<u64> {
     Some(text.replace('_', "").parse().unwrap_or_else(|_| panic!("{name}: {text} is no number")))
 }
 
-/// Where inputs are written to be read: in memory, where the system has a place for that.
+/// A folder for the inputs, in memory if the system has a place for that.
 pub fn workshop() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
@@ -73,7 +73,7 @@ pub fn corpus(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name)
 }
 
-/// Runs a target; panics with the place of the input that has shown something wrong.
+/// Runs a target; panics with the path of the first input that fails.
 pub fn fuzz(_: &Alone, target: Target<'_>) -> Outcome {
     let mut seeds = target.seeds.clone();
     let mut saved: Vec<PathBuf> = fs::read_dir(corpus(target.name))
@@ -120,7 +120,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn check(&mut self, input: &[u8]) {
-        // Not truncated first: some file systems write a file that is emptied to the disk.
+        // Not truncated first: some file systems flush an emptied file to the disk.
         self.file.write_all_at(input, 0).unwrap();
         self.file.set_len(input.len() as u64).unwrap();
         let started = self.watch.start(&self.path);
@@ -150,7 +150,7 @@ impl Bench<'_> {
     }
 }
 
-/// Saves an input under the build's folder, where it can be looked at and moved into the corpus.
+/// Saves an input in the build folder, to be inspected and moved into the corpus.
 fn keep(name: &str, ending: &str, input: &[u8]) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz").join(name);
     fs::create_dir_all(&folder).unwrap();
@@ -165,7 +165,7 @@ fn fingerprint(bytes: &[u8]) -> u64 {
     })
 }
 
-/// Ends the process when an input never does: nothing else can.
+/// Ends the process if an input never ends: nothing else can.
 struct Watch {
     started: Arc<Mutex<Option<Instant>>>,
 }
@@ -191,7 +191,7 @@ impl Watch {
 }
 
 fn watch(started: &Arc<Mutex<Option<Instant>>>, path: &Path) {
-    // Until the target is done and this holds the last count.
+    // Until the target is done and only this thread holds the value.
     while Arc::strong_count(started) > 1 {
         std::thread::sleep(PATIENCE / 20);
         let hung = started.lock().unwrap().is_some_and(|start| start.elapsed() > 2 * PATIENCE);

@@ -1,5 +1,5 @@
-//! Hostile files: whatever a file says, reading it ends, panics never, blames the input, and takes
-//! no more memory than a multiple of the file's length. See README.md beside.
+//! Hostile files: whatever a file says, reading it ends, never panics, blames the input, and takes
+//! no more memory than a multiple of the file's length. See README.md in this folder.
 #![cfg(unix)]
 
 mod allocator;
@@ -21,12 +21,12 @@ static ALLOCATOR: allocator::Counting = allocator::Counting;
 const KILOBYTE: usize = 1 << 10;
 const MEGABYTE: usize = 1 << 20;
 
-/// Some inputs were good and some were not, or the target sees nothing of them.
+/// Requires good and bad inputs: otherwise they do not exercise the target.
 fn assert_both(outcome: &Outcome) {
     assert!((1..outcome.inputs).contains(&outcome.accepted), "{outcome:?}");
 }
 
-/// Reads a table in every way there is.
+/// Reads a table in every possible way.
 fn read_table(files: &[FeatureFile]) -> Result<(), Error> {
     let matrix = FeatureMatrix::open_all(files)?;
     matrix.check_finite(matrix.rows())?;
@@ -176,8 +176,8 @@ fn inter() {
     ));
 }
 
-/// Ids may be far larger than there are lines: tables of the ten million ids that are always
-/// allowed are the constant here.
+/// Ids may be far larger than the number of lines. The constant covers the tables of the ten
+/// million ids that are always allowed.
 #[test]
 fn data_set() {
     assert_both(&fuzz(
@@ -267,7 +267,7 @@ const SETTING_WORDS: &[&str] = &[
     "a.b",
 ];
 
-/// Accepted settings are kept with a run, and must read back as they were.
+/// Accepted settings are saved with a run, and must read back unchanged.
 fn read_settings(path: &Path, kept: &Path) -> Result<(), Error> {
     let file = ConfigFile::read(path)?;
     let patterns = ['*', '?', '['];
@@ -334,7 +334,7 @@ fn a_wrong_blame_is_noticed() {
     planted(&mut |path| Err(Error::io(path, "read", std::io::ErrorKind::StorageFull.into())));
 }
 
-/// A target with a bug.
+/// A target with a planted bug.
 fn planted(read: &mut dyn FnMut(&Path) -> Result<(), Error>) {
     fuzz(
         &alone(),

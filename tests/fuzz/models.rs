@@ -53,7 +53,7 @@ const WORDS: &[&str] = &[
     "image",
 ];
 
-/// A run of two epochs on the data set of the corpus.
+/// A run of two epochs on the corpus's data set.
 struct TinyRun {
     folder: TempDir,
     dataset: Dataset,
@@ -133,7 +133,7 @@ fn state() {
                 share: 20,
                 seeds: vec![run.file(STATE)],
                 read: &mut |path| {
-                    // What a run that goes on has written since is of the last input.
+                    // Undoes what resuming the previous input wrote.
                     fs::copy(path, run.folder.path().join(STATE)).unwrap();
                     fs::write(run.folder.path().join("metrics.jsonl"), &records).unwrap();
                     run.fit(true, true)
@@ -143,7 +143,8 @@ fn state() {
     }
 }
 
-/// An input that is refused as another data set's reaches nothing of what it was saved for.
+/// A saved state that is refused as another data set's would not reach the code that it was saved
+/// for.
 #[test]
 fn the_saved_states_are_of_the_runs_that_are_resumed() {
     for (freeze_features, name) in [(false, "state"), (true, "state-frozen")] {

@@ -1,4 +1,4 @@
-//! Changes to an input that keep most of its structure.
+//! Mutations that keep most of an input's structure.
 
 /// SplitMix64: the same draws from the same seed, everywhere.
 pub struct Random(u64);
@@ -16,7 +16,7 @@ impl Random {
         word ^ (word >> 31)
     }
 
-    /// From 0, below `bound`, which is not 0.
+    /// A number from 0 to below `bound`, which is not 0.
     pub fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
@@ -37,7 +37,7 @@ impl Random {
     }
 }
 
-/// How a file is made of a part that describes and a part that is described.
+/// How a file divides into a description and the data it describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// All of it is text.
@@ -49,7 +49,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What comes before the length, the description, and the rest.
+    /// The bytes before the length, the description, and the rest.
     fn split(self, file: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
         let (prefix, width) = match self {
             Self::Text => return Some((&[], file, &[])),
@@ -144,7 +144,7 @@ const WORDS: &[u64] = &[
     u64::MAX,
 ];
 
-/// A changed copy of one of `seeds`.
+/// A mutated copy of one of `seeds`.
 pub fn mutate(
     random: &mut Random,
     seeds: &[Vec<u8>],
@@ -219,7 +219,7 @@ fn change_once(random: &mut Random, bytes: &mut Vec<u8>, seeds: &[Vec<u8>], dict
     }
 }
 
-/// Writes another number where one stands.
+/// Replaces a number in the text by another one.
 fn replace_number(random: &mut Random, bytes: &mut Vec<u8>) {
     let start = random.below(bytes.len() + 1);
     let is_digit = |byte: &u8| byte.is_ascii_digit();

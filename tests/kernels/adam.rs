@@ -14,7 +14,7 @@ use crate::check::{
     upload,
 };
 
-/// One element's step in f32 with the roundings that the kernel's source says.
+/// One element's step in f32, with the roundings stated in the kernel's source.
 fn update(step: AdamStep, gradient: f32, parameter: &mut f32, first: &mut f32, second: &mut f32) {
     let (step_size, root_factor) = (step.step_size as f32, step.root_factor as f32);
     let (rest1, rest2) = ((1.0 - BETA1) as f32, (1.0 - BETA2) as f32);
@@ -24,7 +24,7 @@ fn update(step: AdamStep, gradient: f32, parameter: &mut f32, first: &mut f32, s
     *parameter -= step_size * *first / root;
 }
 
-/// The constants of steps, on the device.
+/// Uploads the constants of steps.
 fn schedule(cuda: &Cuda, history: &[AdamStep]) -> <Cuda as Backend>::Schedule {
     let mut schedule = Default::default();
     cuda.set_schedule(&mut schedule, 0, history).unwrap();
@@ -38,8 +38,8 @@ fn history(steps: u64) -> Vec<AdamStep> {
 #[test]
 fn dense_steps_have_the_bits_of_the_formula() {
     on_device(|cuda| {
-        // A rest of a block, some of the elements alone, and gradients so small that their square is
-        // subnormal or 0.
+        // Partial blocks, a range of the elements alone, and gradients so small that their squares
+        // are subnormal or 0.
         for (elements, range) in [(4, 0..4), (1020, 0..1020), (1028, 0..1028), (3000, 1028..2060)] {
             let mut parameters = numbers(1, elements);
             let (mut first, mut second) = (vec![0.0; elements], vec![0.0; elements]);
@@ -72,7 +72,7 @@ fn dense_steps_have_the_bits_of_the_formula() {
     });
 }
 
-/// Rows whose history differs: never touched, current, one and several steps behind.
+/// Rows with different histories: never touched, current, one and several steps behind.
 fn state(rows: usize, columns: usize) -> FeatureState<f32> {
     FeatureState {
         values: numbers(1, rows * columns),
@@ -109,7 +109,7 @@ fn replayed_rows_have_the_bits_of_dense_steps() {
                 let mut expected = before;
                 for row in 0..rows {
                     let chosen = batch.as_ref().is_none_or(|items| items.contains(&(row as u32)));
-                    // Moments of rows that no gradient ever reached are 0: nothing would move.
+                    // Rows that no gradient ever reached have moments of 0 and would not move.
                     if !chosen || expected.touched[row] == 0 {
                         continue;
                     }
@@ -123,12 +123,12 @@ fn replayed_rows_have_the_bits_of_dense_steps() {
     });
 }
 
-/// Numbers from 2^`least` to 2^`most` or their negatives, evenly by their exponent; some are 0.
+/// Numbers from 2^`least` to 2^`most` and their negatives, uniform in the exponent; some are 0.
 fn of_all_sizes(seed: u64, count: usize, [least, most]: [f64; 2]) -> Vec<f32> {
     let sizes = numbers(seed, count);
     let size = |&size: &f32| match size {
         0.0 => 0.0,
-        // The sign of a number's last places is as good as any.
+        // The drawn number's magnitude gives the exponent, its sign the sign.
         size => {
             let exponent = least + (most - least) * f64::from(size.abs());
             exponent.exp2().copysign(f64::from(size)) as f32
@@ -137,23 +137,23 @@ fn of_all_sizes(seed: u64, count: usize, [least, most]: [f64; 2]) -> Vec<f32> {
     sizes.iter().map(size).collect()
 }
 
-/// Exponents on all sides of the bounds in which a step has no branches.
+/// Exponents on all sides of the bounds within which a step needs no branches.
 const WIDE: [[f64; 2]; 2] = [[-107.0, 110.0], [-150.0, 154.0]];
 /// Within them and just beyond.
 const PLAIN: [[f64; 2]; 2] = [[-83.0, 25.0], [-105.0, 32.0]];
-/// Beyond them for first moments alone, whose moves then have remainders that are too small for a float.
+/// First moments below them, whose moves leave remainders too small for a float.
 const TINY: [[f64; 2]; 2] = [[-130.0, -75.0], [-60.0, -20.0]];
-/// Within them at first, and beyond within some steps.
+/// Within them at first, and beyond them after some steps.
 const LEAVING: [[f64; 2]; 2] = [[-83.0, -65.0], [-60.0, -20.0]];
 
-/// Rows of as many columns as several parts have and some: within the bounds in which a step has no
-/// branches, on all sides of them, and on their way out of them.
+/// Rows of several parts' columns and some more: within the bounds where a step has no branches, on
+/// all sides of them, or on their way out of them.
 ///
 /// `sizes`: exponents of the first moments, and of the second.
 fn rare(rows: usize, columns: usize, sizes: [[f64; 2]; 2]) -> FeatureState<f32> {
     let elements = rows * columns;
     FeatureState {
-        // Small ones tell of the last bits of a small move.
+        // Small values show the last bits of a small move.
         values: of_all_sizes(1, elements, sizes[0]),
         first: of_all_sizes(2, elements, sizes[0]),
         second: magnitudes(&of_all_sizes(3, elements, sizes[1])),
@@ -161,12 +161,12 @@ fn rare(rows: usize, columns: usize, sizes: [[f64; 2]; 2]) -> FeatureState<f32> 
     }
 }
 
-/// Steps of one rate.
+/// Steps at one rate.
 fn steady(rate: f64) -> Vec<AdamStep> {
     (1..=220).map(|step| adam_step(step, rate)).collect()
 }
 
-/// Steps as usual, and some of rates that are rarer than numbers.
+/// Steps as usual, and some at extreme rates.
 fn rare_history() -> Vec<AdamStep> {
     let mut history = steady(1e-3);
     for (step, rate) in [(2, 0.0), (70, 1e-9), (71, 1e9), (140, 1e-36), (200, -0.5)] {
@@ -185,14 +185,14 @@ fn assert_same_bits(found: &FeatureState<f32>, expected: &FeatureState<f32>, wha
     ];
     for (name, found, expected) in pairs {
         for (place, (found, expected)) in found.iter().zip(expected).enumerate() {
-            // Whose bits a NaN has is the processor's to say: 0x7fffffff on a GPU, 0xffc00000 on x86-64.
+            // The processor decides the bits of a NaN: 0x7fffffff on a GPU, 0xffc00000 on x86-64.
             let same = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
             assert!(same, "{what}: {name} {place} is {found:e}, not {expected:e}");
         }
     }
 }
 
-/// What steps without a gradient make of a row's elements, by the formula.
+/// Applies steps without a gradient to a row's elements, by the formula.
 fn replay_row(state: &mut FeatureState<f32>, row: usize, columns: usize, steps: &[AdamStep]) {
     let FeatureState { values, first, second, .. } = state;
     for element in row * columns..(row + 1) * columns {
@@ -202,9 +202,9 @@ fn replay_row(state: &mut FeatureState<f32>, row: usize, columns: usize, steps: 
     }
 }
 
-/// Steps have branches for rare numbers, and whole rows of steps go without them where no number is
-/// rare: both have the bits of the formula. On a GPU all the more elements, whose roots and divisions
-/// begin with the GPU's own approximations.
+/// A step has branches for rare numbers, and whole series of steps skip them if no number is rare:
+/// both give the bits of the formula. A GPU gets more elements, because its roots and divisions
+/// start from its own approximations.
 #[test]
 fn rare_numbers_are_replayed_to_the_same_bits() {
     on_device(|cuda| {
@@ -219,7 +219,7 @@ fn rare_numbers_are_replayed_to_the_same_bits() {
             let before = rare(rows, columns, sizes);
             let histories = [
                 ("usual", steady(1e-3)),
-                // The least that goes without branches.
+                // The smallest rate that goes without branches.
                 ("small", steady(8e-6)),
                 ("tiny", steady(1e-36)),
                 ("mixed", rare_history()),
@@ -242,7 +242,7 @@ fn rare_numbers_are_replayed_to_the_same_bits() {
     });
 }
 
-/// A batch's step whose gradient is zero is a replayed one, whatever the numbers.
+/// A batch's step with zero gradient equals a replayed one, whatever the numbers.
 #[test]
 fn a_step_of_rare_rows_has_the_bits_of_the_formula() {
     on_device(|cuda| {
@@ -265,7 +265,7 @@ fn a_step_of_rare_rows_has_the_bits_of_the_formula() {
                     cuda.adam_rows(batch, dz, weight, &schedule, &mut features, 0, &mut losses)
                         .unwrap();
                 });
-                // All parts of the rows are at this step now: nothing is left to be replayed.
+                // All parts of the rows have reached this step: nothing is left to replay.
                 cuda.adam_rows_replay_all(2, &schedule, &mut features).unwrap();
                 let mut expected = before;
                 for row in 0..rows {
@@ -279,7 +279,7 @@ fn a_step_of_rare_rows_has_the_bits_of_the_formula() {
     });
 }
 
-/// The constants of steps reach the device as the history grows, also beyond the room made first.
+/// The constants of steps reach the device as the history grows, even beyond the initial room.
 #[test]
 fn a_long_history_is_replayed_to_its_end() {
     on_device(|cuda| {
@@ -300,8 +300,8 @@ fn a_long_history_is_replayed_to_its_end() {
     });
 }
 
-/// The rows' step is the dense one with the gradient dz W, which split TF32 gives to within its
-/// roundings; rows outside of the batch stay.
+/// The rows' step is the dense one with the gradient dz W, which split TF32 computes to within its
+/// roundings. Rows outside the batch do not change.
 #[test]
 fn steps_of_rows_take_the_gradient_dz_w() {
     on_device(|cuda| {
@@ -310,10 +310,10 @@ fn steps_of_rows_take_the_gradient_dz_w() {
             let case = BatchCase { step: 2, ..case.short() };
             let items = case.host().items;
             let (dz, weight) = (numbers(6, items.len() * width), numbers(7, width * columns));
-            // From nothing, the first moment after one step tells the gradient.
+            // With moments of zero, the first moment after one step gives the gradient.
             let before = fresh_features(numbers(1, rows * columns), rows);
             let mut features = cuda.trained_features(before.clone(), columns).unwrap();
-            // As if the first step's constants were the second's.
+            // Uses the first step's constants for the second.
             let history = history(1);
             let schedule = schedule(cuda, &[history[0], history[0]]);
             let weight_buffer = upload(cuda, &weight);
@@ -344,7 +344,7 @@ fn steps_of_rows_take_the_gradient_dz_w() {
                     found.push(after.first[place]);
                     untouched.0[place] = after.values[place];
                     untouched.1[place] = after.first[place];
-                    // Given the gradient, the rest has the bits of the formula, but for the
+                    // Given the gradient, the rest has the bits of the formula, except for the
                     // gradient's own rounding: v and the step follow from m.
                     let gradient = f64::from(after.first[place]) / (1.0 - BETA1);
                     let v = (1.0 - BETA2) * gradient * gradient;
@@ -365,8 +365,8 @@ fn steps_of_rows_take_the_gradient_dz_w() {
     });
 }
 
-/// Rows that the next batch alone has are brought up to the batch's step, no others; and whether they
-/// are or not, all rows end with the same bits.
+/// Rows that only the next batch has are brought up to this batch's step, and no others. With or
+/// without that, all rows end with the same bits.
 #[test]
 fn rows_of_the_next_batch_are_brought_up_beside_the_step() {
     on_device(|cuda| {
@@ -383,7 +383,7 @@ fn rows_of_the_next_batch_are_brought_up_beside_the_step() {
         };
         let schedule = schedule(cuda, &history(5));
         let weight = upload(cuda, &numbers(4, width * columns));
-        // Of as many rows as batches have room for.
+        // As many rows as batches have room for.
         let elements = 64 * width;
         let dz = upload(cuda, &numbers(5, elements));
         let run = |looks_ahead: bool| {

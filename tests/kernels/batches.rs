@@ -1,4 +1,4 @@
-//! `epoch_order.cu` and `batches.cu`: an epoch's order and its batches, those of the CPU.
+//! `epoch_order.cu` and `batches.cu`: an epoch's order and its batches equal the CPU's.
 
 use bm3_engine::backend::{Backend, BatchRooms};
 use bm3_engine::batch::{Batch, EpochPlan, epoch_order};
@@ -29,8 +29,8 @@ fn check(users: usize, items: usize, pairs: usize, batch_size: usize) {
     });
 }
 
-/// A warp's 256 keys, a block's 2,048, and a little more or less; batches of one pair, of a round of
-/// 256 and more or less, of all pairs, and of more than there are.
+/// Around a warp's 256 keys and a block's 2,048; batches of one pair, around a round of 256, of all
+/// pairs, and of more than there are.
 #[test]
 fn batches_are_those_of_the_cpu() {
     check(1, 1, 1, 1);
@@ -44,7 +44,7 @@ fn batches_are_those_of_the_cpu() {
     check(100_000, 40, 6001, 2048);
 }
 
-/// The same pair again and again: one user, one item, all pairs theirs.
+/// The same pair again and again: one user and one item have all pairs.
 #[test]
 fn a_batch_of_one_pair_many_times_has_one_row_of_each() {
     let file = Pairs { users: vec![4; 700], items: vec![2; 700] };
@@ -58,8 +58,8 @@ fn a_batch_of_one_pair_many_times_has_one_row_of_each() {
     });
 }
 
-/// Steps are asked for once, and recorded once alone and once together, however many batches follow;
-/// stopping is heard for each, and the batches go on from any number.
+/// A step is requested once, and recorded once alone and once with others, however many batches
+/// follow. A request to stop is obeyed before each batch, and an epoch can start from any batch.
 #[test]
 fn the_batches_of_an_epoch_are_visited_until_told_to_stop() {
     let file = Pairs { users: ids(1, 95, 9), items: ids(2, 95, 9) };

@@ -1,4 +1,4 @@
-//! `ceilings.cu`: what the device does at most, and that it is done.
+//! `ceilings.cu`: the device's measured maximum rates.
 
 use bm3_engine::backend::Backend;
 
@@ -7,7 +7,7 @@ use crate::check::on_device;
 #[test]
 fn ceilings_are_measured_on_right_results() {
     on_device(|cuda| {
-        // Wrong results are an error.
+        // Measuring fails if the results are wrong.
         let ceilings = cuda.ceilings().unwrap();
         let (tensor, upload) = (ceilings.tensor.unwrap(), ceilings.upload.unwrap());
         for rate in [ceilings.copy, ceilings.multiply_add, tensor, upload] {

@@ -1,4 +1,4 @@
-//! Inputs, and how outputs are compared.
+//! Inputs, and the comparison of outputs.
 
 use bm3_engine::backend::{Backend, Rooms, view};
 use bm3_engine::batch::{Batch, EpochPlan};
@@ -14,11 +14,11 @@ use crate::emulator;
 /// The largest relative error of one rounding to f32.
 pub const ROUNDING: f64 = 1.0 / (1 << 24) as f64;
 
-/// Roundings that a product in split TF32 adds: each operand's rest beyond two TF32 numbers is below
-/// 2⁻²² of it, and the product of the two small parts, which is left out, below 2⁻²² too.
+/// Roundings that a product in split TF32 adds: each operand's rest beyond two TF32 numbers is
+/// below 2⁻²² of it, and so is the product of the two small parts, which is left out.
 pub const SPLIT: f64 = 12.0;
 
-/// Runs a test on the device, in several orders of threads and blocks where that can be chosen.
+/// Runs a test on the device; on the emulator, in several orders of threads and blocks.
 pub fn on_device(test: impl Fn(&Cuda)) {
     let Some(cuda) = emulator::cuda() else { return };
     match emulator::on_gpu() {
@@ -33,20 +33,20 @@ pub fn on_device(test: impl Fn(&Cuda)) {
     }
 }
 
-/// Roundings of a sum of `length` numbers: at random they grow with its root, of which twice is
-/// allowed, and a few in any case.
+/// Roundings of a sum of `length` numbers: random ones grow with its square root. Twice that is
+/// allowed, plus a few.
 pub fn roundings(length: usize) -> f64 {
     4.0 + 2.0 * (length as f64).sqrt()
 }
 
-/// Fails where `found` is further from `expected` than `roundings` of `magnitude` each.
+/// Fails if an element of `found` is further from `expected` than `roundings` of its `magnitude`.
 #[track_caller]
 pub fn close(what: &str, found: &[f32], expected: &[f64], magnitude: &[f64], roundings: f64) {
     assert_eq!((found.len(), magnitude.len()), (expected.len(), expected.len()), "{what}: length");
     for (index, ((&found, expected), magnitude)) in
         found.iter().zip(expected).zip(magnitude).enumerate()
     {
-        // Below the smallest normal number precision ends.
+        // Precision ends below the smallest normal number.
         let allowed = roundings * ROUNDING * magnitude + f64::from(f32::MIN_POSITIVE);
         let off = (f64::from(found) - expected).abs();
         // A NaN must fail too.
@@ -68,7 +68,7 @@ pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
     (0..count as u64).map(number).collect()
 }
 
-/// Their magnitudes.
+/// Absolute values.
 pub fn magnitudes(values: &[f32]) -> Vec<f32> {
     values.iter().map(|value| value.abs()).collect()
 }
@@ -79,24 +79,24 @@ pub fn ids(seed: u64, count: usize, end: usize) -> Vec<u32> {
     (0..count as u64).map(|index| (stream.uniform(index) * end as f64) as u32).collect()
 }
 
-/// Numbers on a device.
+/// Uploads numbers to a device.
 pub fn upload<B: Backend>(backend: &B, values: &[f32]) -> B::Buffer {
     let values: Vec<B::Real> = values.iter().map(|&value| B::Real::from_f32(value)).collect();
     backend.upload(&values).expect("room")
 }
 
-/// Numbers from a device.
+/// Downloads numbers from a device.
 pub fn download<B: Backend>(backend: &B, buffer: &B::Buffer, count: usize) -> Vec<B::Real> {
     backend.download(view(buffer, 0..count)).expect("a copy")
 }
 
-/// A batch of pairs, and how it comes to the device: by itself, or as the short last one of an epoch,
-/// in rooms that are larger than it needs.
+/// A batch of pairs, uploaded by itself or formed as the short last batch of an epoch, whose rooms
+/// are larger than it needs.
 #[derive(Debug, Clone)]
 pub struct BatchCase {
     pub users: Vec<u32>,
     pub items: Vec<u32>,
-    /// Pairs of the batch before it; 0: it comes by itself.
+    /// Pairs of the batch before it; 0 for a batch by itself.
     pub before: usize,
     /// Its step, above 1.
     pub step: u32,
@@ -107,7 +107,7 @@ impl BatchCase {
         Self { users, items, before: 0, step: 2 }
     }
 
-    /// The same batch after one of so many pairs that two tiles of each room are left unfilled.
+    /// The same batch after a larger one, so that two tiles of each room are left unfilled.
     pub fn short(&self) -> Self {
         Self { before: (self.users.len() + 130).next_multiple_of(64), ..self.clone() }
     }
@@ -116,7 +116,7 @@ impl BatchCase {
         Batch::new(&self.users, &self.items)
     }
 
-    /// Works with the batch on a device.
+    /// Calls `work` with the batch on a device.
     pub fn with<B: Backend, T>(&self, backend: &B, mut work: impl FnMut(&B::Batch) -> T) -> T {
         if self.before == 0 {
             return work(&backend.upload_batch(self.host(), self.step).expect("room"));
@@ -142,8 +142,8 @@ impl BatchCase {
     }
 }
 
-/// The places of a batch's rows, in the rooms that a backend has for them: users, items, and items in
-/// each modality.
+/// The places of a batch's rows in a backend's rooms for them: users, items, and items in each
+/// modality.
 pub fn places(batch: &Batch, rooms: Rooms, modalities: usize) -> Vec<usize> {
     let block = |start: usize, count: usize| start..start + count;
     let mut places: Vec<usize> = block(0, batch.users.len()).collect();
@@ -153,7 +153,7 @@ pub fn places(batch: &Batch, rooms: Rooms, modalities: usize) -> Vec<usize> {
     places
 }
 
-/// Rows at their places among `rows`, `filler` in all others.
+/// Rows at their places among `rows`, with `filler` in all others.
 pub fn spread(
     values: &[f32],
     places: &[usize],

@@ -43,7 +43,7 @@ fn predictions_agree_with_the_cpu() {
     });
 }
 
-/// A batch of `rows` rows, three at least, with one modality: its items' rows come twice.
+/// A batch of `rows` rows, at least three, with one modality, so that its items' rows come twice.
 fn batch_of(rows: usize) -> BatchCase {
     let items = (rows / 3) as u32;
     let users = rows as u32 - 2 * items;
@@ -65,10 +65,10 @@ fn predict_backward<B: Backend>(
         let rooms = batch.rooms();
         let (places, rows) = (places(&case.host(), rooms, 1), rooms.users + 2 * rooms.items);
         let elements = rows * width;
-        // Where the batch fills no row there is no gradient, and x is some number.
+        // Rows that the batch does not fill have no gradient and arbitrary x.
         let gradient = upload(backend, &spread(gradient, &places, rows, width, 0.0));
         let x = upload(backend, &spread(x, &places, rows, width, 3.0));
-        // The gradient begins in the middle of its arena, as in a step.
+        // The gradient starts in the middle of its arena, as in a step.
         let mut arena = upload(backend, &vec![7.0; parameters + 8]);
         let mut input = upload(backend, &vec![7.0; elements]);
         let (gradient, x) = (|| view(&gradient, 0..elements), view(&x, 0..elements));
@@ -84,7 +84,7 @@ fn predict_backward<B: Backend>(
     })
 }
 
-/// A batch's rows are predicted as those of a whole matrix, whatever the others hold.
+/// A batch's rows are predicted like those of a whole matrix, whatever the other rows hold.
 #[test]
 fn predictions_of_a_batch_are_those_of_its_rows() {
     on_device(|cuda| {
@@ -172,7 +172,7 @@ fn layers_of_the_papers_form_agree_with_the_cpu() {
     });
 }
 
-/// The gradients of x and of W, from the output `y` as it is given.
+/// The gradients of x and of W, for a given output `y`.
 fn layer_backward<B: Backend>(
     backend: &B,
     x: &[f32],
@@ -202,7 +202,7 @@ fn gradients_of_layers_agree_with_the_cpu() {
     on_device(|cuda| {
         for (rows, width) in SHAPES {
             let (x, weight) = (numbers(1, rows * width), numbers(2, width * width));
-            // Both signs, and zeros, where the slope is the lower one.
+            // Both signs, and zeros, where the lower slope applies.
             let (y, gradient) = (numbers(3, rows * width), numbers(4, rows * width));
             let cpu = Cpu::<f64>::new();
             let (expected, expected_weight) = layer_backward(&cpu, &x, &weight, &y, &gradient);
@@ -227,8 +227,8 @@ fn gradients_of_layers_agree_with_the_cpu() {
     });
 }
 
-/// Products of numbers that TF32 holds exactly, with sums that f32 holds exactly: no rounding is
-/// left, so any product that is missing, or taken twice, shows in full.
+/// Products of numbers that TF32 holds exactly, with sums that f32 holds exactly: nothing is
+/// rounded, so a missing or doubled product shows in full.
 #[test]
 fn small_integers_are_multiplied_exactly() {
     on_device(|cuda| {

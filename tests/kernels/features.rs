@@ -21,7 +21,7 @@ use crate::check::{
 const TYPES: [StoredType; 3] = [StoredType::F32, StoredType::F16, StoredType::Bf16];
 
 /// Rows, columns, d, and the items of the batch: one of everything; columns that no vector access
-/// divides; a batch of less and more than a tile; depths of several slices, forward and backward.
+/// divides; a batch smaller and larger than a tile; depths of several slices, forward and backward.
 const SHAPES: [(usize, usize, usize, usize); 7] = [
     (1, 1, 4, 1),
     (5, 3, 12, 9),
@@ -36,7 +36,7 @@ fn batch(rows: usize, pairs: usize) -> BatchCase {
     BatchCase::new(vec![0; pairs], ids(8, pairs, rows))
 }
 
-/// What a value becomes in a stored type.
+/// A value rounded to a stored type.
 fn stored(value: f32, stored: StoredType) -> f32 {
     match stored {
         StoredType::F32 => value,
@@ -60,7 +60,7 @@ struct Case<'a> {
 type Outcome = (Vec<f64>, Vec<f64>);
 
 impl Case<'_> {
-    /// What the CPU computes in f64, and how large the sums' parts are together.
+    /// The CPU's result in f64, and the summed magnitudes of its terms.
     fn expected(&self) -> (Outcome, Outcome) {
         let [values, weight, bias, gradient] =
             [self.values, self.weight, self.bias, self.gradient].map(magnitudes);
@@ -98,7 +98,8 @@ impl Case<'_> {
             let mut z = upload(backend, &vec![7.0; elements]);
             let (w, b) = (view(&weight, 0..self.weight.len()), view(&bias, 0..self.width));
             backend.project(batch, features, w, b, view_mut(&mut z, 0..elements)).unwrap();
-            // What lies beyond the batch's items is some number, and not theirs to change.
+            // Rows beyond the batch's items hold arbitrary numbers, which must not affect the
+            // result.
             let mut dz = self.gradient[..filled].to_vec();
             dz.resize(elements, 9.0);
             let dz = upload(backend, &dz);
@@ -145,8 +146,8 @@ fn projections_agree_with_the_cpu_in_every_stored_type() {
     });
 }
 
-/// More items than half of the batch's room: the projection is cut into fewer slices than it has room
-/// for, and what else lies there is not added.
+/// More items than half of the batch's room: the projection has fewer slices than there is room
+/// for, and must not add what lies in the others.
 #[test]
 fn a_projection_of_fewer_slices_than_there_is_room_for_agrees_with_the_cpu() {
     on_device(|cuda| {
@@ -194,8 +195,8 @@ fn trained_features_are_projected_as_frozen_ones() {
     });
 }
 
-/// Every value of half precision and of brain floating point is read as the number it is:
-/// subnormal ones, the largest, both zeros.
+/// Every finite f16 and bf16 value is read as the number it is: subnormal ones, the largest, both
+/// zeros.
 #[test]
 fn every_half_is_read_exactly() {
     on_device(|cuda| {
@@ -206,7 +207,7 @@ fn every_half_is_read_exactly() {
     });
 }
 
-/// Projects values, 64 a row, by the identity.
+/// Projects values, 64 per row, by the identity.
 fn read_exactly(cuda: &Cuda, mut values: Vec<f32>) {
     values.retain(|value| value.is_finite());
     let width = 64;
@@ -227,7 +228,7 @@ fn read_exactly(cuda: &Cuda, mut values: Vec<f32>) {
     assert_eq!(case.run(cuda).0, values);
 }
 
-/// Features go to the device in several parts, each in page-locked memory that is used again.
+/// Features go to the device in several parts, through page-locked memory that is reused.
 #[test]
 fn a_table_of_many_parts_arrives_whole() {
     on_device(|cuda| {
@@ -254,8 +255,8 @@ fn a_table_of_many_parts_arrives_whole() {
     });
 }
 
-/// The batches of an epoch, one by one: their features come from their files, and are those that lie
-/// on the device, wherever they are put.
+/// For each batch of an epoch, features streamed from their files equal resident ones, wherever
+/// they are put.
 #[test]
 fn streamed_features_are_projected_as_resident_ones() {
     let (users, items, columns, width) = (50, 700, 12, 16);
@@ -266,7 +267,7 @@ fn streamed_features_are_projected_as_resident_ones() {
     let matrix = Arc::new(FeatureMatrix::from_f32(items, columns, values).expect("sizes agree"));
     let modality = Modality { name: "image".to_owned(), features: matrix.clone() };
     let none = Pairs::default();
-    // The last item is in some pair, so that the data set has as many.
+    // A pair with the last item, so that the data set has as many.
     let mut trained = pairs;
     trained.items[0] = items as u32 - 1;
     let dataset =
@@ -308,11 +309,11 @@ fn streamed_features_are_projected_as_resident_ones() {
     });
 }
 
-/// Tables of many parts, whose last one is shorter, on their way to the device and back.
+/// Tables of many parts, the last one shorter, go to the device and back.
 #[test]
 fn a_large_table_comes_back_as_it_went() {
     on_device(|cuda| {
-        // On a GPU's host with its many threads more parts, so that they come in turn.
+        // A GPU's host has many threads: more parts, so that threads take several in turn.
         let rows = if crate::emulator::on_gpu() { 40_003 } else { 2_101 };
         let columns = 1_003;
         let values = numbers(11, rows * columns);

@@ -34,7 +34,7 @@ impl Case {
         Self { shape, pairs, batch, dropout: Dropout::None, x, predicted }
     }
 
-    /// The gradient, and the loss terms added to sums that are not 0.
+    /// The gradient, and the loss terms added to sums other than 0.
     fn run<B: Backend>(&self, backend: &B) -> (Vec<B::Real>, Vec<f64>) {
         let sums: Vec<f64> = (0..self.shape.terms()).map(|term| term as f64).collect();
         let mut losses = backend.losses(&sums).unwrap();
@@ -44,7 +44,8 @@ impl Case {
             let (rows, places) =
                 (self.shape.rows(rooms), places(&self.batch, rooms, self.shape.modalities));
             let elements = rows * width;
-            // What the batch does not fill is some number before and has no gradient after.
+            // Rows that the batch does not fill hold arbitrary numbers before and no gradient
+            // after.
             let x = upload(backend, &spread(&self.x, &places, rows, width, 5.0));
             let mut predicted =
                 upload(backend, &spread(&self.predicted, &places, rows, width, 6.0));
@@ -70,8 +71,8 @@ impl Case {
         (gradient, backend.read_losses(&losses).unwrap())
     }
 
-    /// How large the gradient of each row may be: w / |B| · its number of targets / ‖a‖, in every
-    /// element. Unit rows have no element above 1.
+    /// A bound on each row's gradient: w / |B| · its number of targets / ‖a‖, in every element,
+    /// since unit rows have no element above 1.
     fn magnitude(&self) -> Vec<f64> {
         let (users, items) = (self.batch.users.len(), self.batch.items.len());
         let width = self.shape.embedding_size;
@@ -93,7 +94,7 @@ impl Case {
         rows.collect()
     }
 
-    /// On the device, the batch by itself and at the end of an epoch, against the CPU.
+    /// Compares the device with the CPU, for the batch by itself and at the end of an epoch.
     fn check(&self, name: &str, cuda: &Cuda) {
         let short = Self { pairs: self.pairs.short(), ..self.clone() };
         self.compare(name, &short.run(cuda));
@@ -102,7 +103,7 @@ impl Case {
 
     fn compare(&self, name: &str, found: &(Vec<f32>, Vec<f64>)) {
         let (expected, expected_losses) = self.run(&Cpu::<f64>::new());
-        // Norms and cosines are sums over d; a row's targets are summed one after the other.
+        // Norms and cosines are sums over d; a row's targets are added one after the other.
         let longest = self
             .batch
             .user_offsets
@@ -145,8 +146,8 @@ fn agrees_with_the_cpu_without_dropout() {
     });
 }
 
-/// The masks are drawn alike: another draw of one element would move a gradient by far more than
-/// its roundings.
+/// Masks are drawn as on the CPU: a different draw of one element would move a gradient by far more
+/// than its roundings.
 #[test]
 fn draws_the_masks_of_the_cpu() {
     on_device(|cuda| {
@@ -178,7 +179,7 @@ fn takes_masks_that_are_given() {
     });
 }
 
-/// Norms below the cosine's ε, and targets of which nothing is left.
+/// Norms below the cosine's ε, and targets of which dropout leaves nothing.
 #[test]
 fn rows_of_zeros_and_almost_zeros_are_as_on_the_cpu() {
     on_device(|cuda| {

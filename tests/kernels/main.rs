@@ -1,10 +1,10 @@
 //! Every operation of the CUDA backend against the CPU backend in f64, over odd sizes.
 //!
-//! The kernels run in the emulator (`tests/emulator`), where threads and blocks run in several
-//! orders one after the other: a result that depends on the order, as one without a barrier does,
-//! is seen. With `BM3_TEST_GPU=1` they run on the GPU.
+//! The kernels run in the emulator (`tests/emulator`), which runs threads and blocks in several
+//! orders one after the other. This exposes a result that depends on the order, such as one with a
+//! missing barrier. With `BM3_TEST_GPU=1` they run on the GPU.
 //!
-//! Tolerances are derived. Each output is a sum of products; the same operation on the magnitudes
+//! Tolerances are derived. Each output is a sum of products. The same operation on the magnitudes
 //! of its inputs gives Σ|products| for each output, and the distance from f64 may be as many
 //! roundings of that as the operation does in a row, see [`check::close`].
 

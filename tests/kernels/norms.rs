@@ -36,7 +36,8 @@ fn agree_with_the_cpu() {
                     .iter()
                     .map(|&value| f64::from(value))
                     .collect();
-            // Squares of four at a time in f32, all else in f64; the scale and the product.
+            // Squares are added four at a time in f32, all else in f64; the scale and the product
+            // are rounded.
             close("gradient", &found, &expected, &magnitude, 8.0);
             assert_eq!(losses[0], 1.5);
             let off = (losses[1] - expected_losses[1]).abs();

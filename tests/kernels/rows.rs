@@ -11,7 +11,7 @@ use crate::check::{
     spread, upload,
 };
 
-/// Batches: one pair; repeats of pairs, users and items; more pairs than nodes; each by itself and at
+/// Batches: one pair; repeated pairs, users and items; more pairs than nodes; each by itself and at
 /// the end of an epoch.
 fn batches(users: usize, items: usize) -> Vec<BatchCase> {
     [1, 7, 190]

@@ -23,7 +23,7 @@ fn spmm<B: Backend>(
     let (x_range, base_range) = (part(&x), part(&base));
     let x_view = x.as_ref().zip(x_range).map(|(buffer, range)| view(buffer, range));
     let base_view = base.as_ref().zip(base_range).map(|(buffer, range)| view(buffer, range));
-    // Whatever is there must be overwritten.
+    // The old contents must be overwritten.
     let mut y = upload(backend, &vec![7.0; elements]);
     backend
         .spmm(&on_device, x_view, base_view, factors, view_mut(&mut y, 0..elements))
@@ -32,8 +32,8 @@ fn spmm<B: Backend>(
 }
 
 /// The graphs: one user and one item; nodes without neighbours; a hub with 30 % of all edges in
-/// many segments, alone and with self-loops; rows of exactly one and just over one segment; one of
-/// segments that are longer than others.
+/// many segments, alone and with self-loops; a row of exactly one segment, and of one entry more; a
+/// row of longer segments.
 fn graphs() -> Vec<(&'static str, Graph)> {
     let full = |users: usize| {
         let pairs =
@@ -81,7 +81,7 @@ fn agrees_with_the_cpu_on_every_graph() {
     });
 }
 
-/// Horner's rule needs x and base in one buffer, and its result in place of nothing else.
+/// Horner's rule passes one buffer as x and base, and another one for the result.
 #[test]
 fn x_may_be_the_base() {
     on_device(|cuda| {
@@ -98,7 +98,8 @@ fn x_may_be_the_base() {
     });
 }
 
-/// Rows too many for a cache have their columns done in parts, the last of which is narrower here.
+/// A matrix too large for a cache is multiplied some columns at a time; the last part is narrower
+/// here.
 #[test]
 fn columns_are_done_in_parts() {
     on_device(|cuda| {

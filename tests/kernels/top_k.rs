@@ -8,7 +8,7 @@ use bm3_engine::graph::Graph;
 
 use crate::check::{graph, numbers, on_device, upload};
 
-/// The lists by sorting every score, each the fused sum over the columns in their order.
+/// The lists by sorting every score; a score is the fused sum over the columns in their order.
 fn sorted(graph: &Graph, predicted: &[f32], width: usize, users: &[u32], k: usize) -> TopK {
     let mut lists =
         TopK { k, items: vec![TopK::NO_ITEM; users.len() * k], scores: vec![0.0; users.len() * k] };
@@ -20,7 +20,7 @@ fn sorted(graph: &Graph, predicted: &[f32], width: usize, users: &[u32], k: usiz
                 let products = row(user as usize).iter().zip(row(graph.users() + item as usize));
                 (products.fold(0.0f32, |sum, (a, b)| a.mul_add(*b, sum)), item)
             })
-            // As in the CPU backend, these are no scores.
+            // As in the CPU backend, these are not scores.
             .filter(|(score, _)| *score > f32::NEG_INFINITY)
             .collect();
         scores.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap().then(a.1.cmp(&b.1)));
@@ -32,7 +32,7 @@ fn sorted(graph: &Graph, predicted: &[f32], width: usize, users: &[u32], k: usiz
     lists
 }
 
-/// Whether `found` has for each of `asked` the list that `expected` has of that user.
+/// Asserts that `found` gives each user of `asked` her list in `expected`.
 #[track_caller]
 fn is_repeated(found: &TopK, expected: &TopK, asked: &[u32]) {
     let k = expected.k;
@@ -55,10 +55,11 @@ fn top_k(cuda: &Cuda, graph: &Graph, predicted: &[f32], users: &[u32], k: usize)
 #[test]
 fn lists_have_the_order_and_the_bits_of_a_full_sort() {
     on_device(|cuda| {
-        // One user and item; fewer items than K; a block's users and one more; many items, so that
-        // candidates are cut several times; every size of candidate room; d of whole and broken
-        // depths; so many users that slices have several tiles, with a first cut by groups of items and
-        // without; a slice of more keys than registers hold, whose number is odd; two steps of columns.
+        // One user and item; fewer items than K; a block's users and one more; so many items that
+        // candidates are cut several times; every size of candidate room; d of whole and partial
+        // depths; so many users that slices have several tiles, with and without a first cut by
+        // groups of items; a slice with more keys than registers hold, in an odd number; two steps
+        // of columns.
         for (users, items, width, k) in [
             (1, 1, 4, 1),
             (3, 5, 12, 20),
@@ -74,11 +75,11 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
             (9, 1067, 4, 300),
             (70, 200, 132, 20),
         ] {
-            // Of the many users' case, one kind of graph is enough.
+            // One kind of graph is enough for the case with many users.
             for self_loops in [false, true].into_iter().take(if users > 1000 { 1 } else { 2 }) {
                 let graph = graph(users as u64, users, items, 3 * users, self_loops);
                 let predicted = numbers(4, (users + items) * width);
-                // In an order of their own, one twice.
+                // In another order, with one user twice.
                 let mut asked: Vec<u32> = (0..users as u32).rev().collect();
                 asked.push(0);
                 let found = top_k(cuda, &graph, &predicted, &asked, k);
@@ -89,14 +90,15 @@ fn lists_have_the_order_and_the_bits_of_a_full_sort() {
     });
 }
 
-/// Every user is asked for so often that items are not sliced, in groups of two tiles and the last
-/// tile broken; some know so much that candidates run over, or that few groups are left.
+/// Every user is asked for so often that items are not sliced, in groups of two tiles with a
+/// partial last tile. Some users know so many items that candidates overflow, or that few groups
+/// are left.
 #[test]
 fn a_first_cut_by_groups_of_items_loses_none() {
     on_device(|cuda| {
         let (users, items, width, k) = (50, 4300, 8, 10);
         let mut predicted = numbers(4, (users + items) * width);
-        // Every other user's scores are negative, less than those of rows of zeros.
+        // Every other user's scores are negative, below those of rows of zeros.
         predicted[users * width..].iter_mut().for_each(|value| *value = value.abs());
         for row in predicted[..users * width].chunks_mut(width).step_by(2) {
             row.iter_mut().for_each(|value| *value = -value.abs());
@@ -104,7 +106,7 @@ fn a_first_cut_by_groups_of_items_loses_none() {
         let nobody = Graph::new(&bm3_engine::data::Pairs::default(), users, items, false);
         let once: Vec<u32> = (0..users as u32).collect();
         let ranked = sorted(&nobody, &predicted, width, &once, items);
-        // Users know their best items, from 0 to 196, and the last one all but ten, so that few groups
+        // Users know their best 0 to 196 items, and the last one all but ten, so that few groups
         // are left.
         let known = |user: u32| if user == 49 { items - 10 } else { 4 * user as usize };
         let pairs = once.iter().flat_map(|&user| {
@@ -121,8 +123,8 @@ fn a_first_cut_by_groups_of_items_loses_none() {
     });
 }
 
-/// Items that differ by less than halves can tell, by about as much, and by some more: the tensor
-/// cores' order is not that of the scores.
+/// Items whose scores differ by less than halves can resolve, by about as much, and by some more:
+/// the tensor cores order them differently.
 #[test]
 fn scores_closer_than_halves_are_told_apart() {
     on_device(|cuda| {
@@ -150,14 +152,14 @@ fn scores_closer_than_halves_are_told_apart() {
     });
 }
 
-/// Many items in slices that have no first cut, so that candidates are compacted on the way.
+/// Many items in slices without a first cut, so that candidates are compacted on the way.
 #[test]
 fn close_scores_are_told_apart_on_the_way() {
     on_device(|cuda| {
         let (items, width, k) = (34_000, 4, 60);
         let graph = graph(1, 3, items, 1, false);
         let noise = numbers(4, (3 + items) * width);
-        // Eight users a warp: what is left of one must not run over into the next.
+        // Eight users a warp: leftovers of one must not reach the next.
         let asked: Vec<u32> = (0..32).map(|row| row % 3).collect();
         for apart in [1e-5, 0.006] {
             let mut predicted = noise.clone();
@@ -170,12 +172,12 @@ fn close_scores_are_told_apart_on_the_way() {
     });
 }
 
-/// Rows of which halves lose as much as they can: of the best items and of the user where they meet
-/// nearly half a step of their mantissa each is cut off, of all others as much is added.
+/// Rows for which halves lose the most: rounding cuts off nearly half a step of the mantissa where
+/// the best items meet the user, and adds as much to all others.
 #[test]
 fn the_most_that_halves_lose_is_allowed_for() {
     on_device(|cuda| {
-        // With a first cut; and without one, and candidates that are compacted on the way.
+        // With a first cut; and without one, so that candidates are compacted on the way.
         for (items, width, k) in [(700, 132, 1), (700, 32, 2), (67_000, 72, 17)] {
             let graph = graph(1, 1, items, 1, false);
             let (below, above) = (1.0 + 0.99 / 2048.0, 1.0 + 1.01 / 2048.0);
@@ -188,10 +190,12 @@ fn the_most_that_halves_lose_is_allowed_for() {
                 let row = &mut predicted[(1 + item) * width..][..width];
                 if best.contains(&item) {
                     row[..half].fill(below);
-                    // 2e-5 of a column's product are what they have less than the others.
+                    // Outweighs the 2e-5 per column that their products lack compared with the
+                    // others.
                     row[width - 1] = 3e-5 * half as f32;
                 } else {
-                    // The first ones are far from the largest, so that more than they are looked at.
+                    // The first third scores far below the largest, so that more items have to be
+                    // looked at.
                     let scale = if item < items / 3 { 1.0 / 1024.0 } else { 1.0 };
                     row[half..].fill(above * scale);
                 }
@@ -204,8 +208,8 @@ fn the_most_that_halves_lose_is_allowed_for() {
     });
 }
 
-/// Rows whose products or their sums are no numbers, or beyond what halves and their sums can hold:
-/// no item is lost by way of them, and what is no score is not listed.
+/// Rows whose products or sums are not numbers, or exceed what halves and their sums can hold: they
+/// lose no other item, and an item without a score is not listed.
 #[test]
 fn rows_far_from_one_are_ranked() {
     on_device(|cuda| {
@@ -263,7 +267,7 @@ fn equal_scores_go_by_the_lower_item() {
     });
 }
 
-/// A user whose items all come before the next user's first one: that one is no item of this user.
+/// A user whose items all precede the next user's first one, which must not be masked for her.
 #[test]
 fn a_user_keeps_the_next_users_items() {
     on_device(|cuda| {
@@ -276,13 +280,13 @@ fn a_user_keeps_the_next_users_items() {
     });
 }
 
-/// A product too small for f32 is a zero with its sign; zeros of both signs go by the item.
+/// A product too small for f32 is a signed zero; zeros of both signs are equal and go by the item.
 #[test]
 fn zeros_of_both_signs_are_equal() {
     on_device(|cuda| {
         let pairs = bm3_engine::data::Pairs { users: vec![0], items: vec![9] };
         let graph = Graph::new(&pairs, 1, 10, false);
-        // As wide as a block's columns: none is padded, so no +0 is added to a product's -0.
+        // As wide as a block's columns: without padding, no +0 is added to a product's -0.
         let width = 16;
         let mut predicted = vec![1e-30; 11 * width];
         for item in (0..10).step_by(2) {
@@ -300,7 +304,7 @@ fn scores_that_ascend_with_the_items_are_all_taken_in() {
         let (items, width) = (67_000, 4);
         let graph = graph(1, 3, items, 1, false);
         let mut predicted = vec![1.0; (3 + items) * width];
-        // Users whose scores are not each other's.
+        // Users with scores of their own.
         predicted[width..2 * width].fill(2.0);
         predicted[2 * width..3 * width].fill(3.0);
         for item in 0..items {
@@ -326,7 +330,7 @@ fn a_user_who_knows_every_item_has_an_empty_list() {
     });
 }
 
-/// Three slices of which each leaves fewer keys than K, and all together as well.
+/// Three slices that have fewer keys than K each, and together.
 #[test]
 fn a_user_who_knows_most_items_has_a_short_list() {
     on_device(|cuda| {

@@ -1,5 +1,5 @@
-//! `watch.cuh`: what was the first not to be finite, as `adam.cu`, `adam_rows.cu` and `watch_losses`
-//! see it, and the CPU backend's twin of each.
+//! `watch.cuh`: the first number that is not finite, as `adam.cu`, `adam_rows.cu` and
+//! `watch_losses` see it, and the CPU backend's twin of each.
 
 use bm3_engine::backend::{AdamStep, Backend, BatchRooms, view};
 use bm3_engine::batch::Batch;
@@ -28,8 +28,8 @@ macro_rules! on_both {
     }};
 }
 
-/// What is seen in dense steps with these constants and gradients, of a half of the elements after the
-/// other, and of losses that are `sums`.
+/// The failure in dense steps with these constants and gradients, each half of the elements in
+/// turn, and with loss sums of `sums`.
 fn dense<B: Backend<Real = f32>>(
     backend: &B,
     history: &[AdamStep],
@@ -44,7 +44,7 @@ fn dense<B: Backend<Real = f32>>(
     for (step, gradients) in gradients.iter().enumerate() {
         let batch = backend.upload_batch(Batch::new(&[0], &[0]), step as u32 + 1).unwrap();
         let gradients = upload(backend, gradients);
-        // The later part first: the smaller element is kept, whoever comes first.
+        // The later half first: the smaller element is kept, in either order.
         let middle = (elements / 2).next_multiple_of(4);
         for range in [middle..elements, 0..middle] {
             let [p, m, v] = [&mut p, &mut m, &mut v];
@@ -71,14 +71,14 @@ fn gradients_that_are_not_finite_are_seen_where_they_are() {
         };
         let see = |steps: &[Vec<f32>]| dense(backend, &history(3), steps, &[1.0; 3]);
         assert_eq!(see(&[good.clone(), good.clone()]), None);
-        // Each of a thread's four elements, of threads of the first block and the last.
+        // Each of a thread's four elements, in threads of the first block and the last.
         for element in [0, 1, 2, 3, 4, 1021, 1196, 1199] {
             for value in [NAN, INFINITE, -INFINITE, 1e21] {
                 let found = see(&[good.clone(), with(&[(element, value)])]);
                 assert_eq!(found, in_dense(2, element / 4 * 4), "{element}: {value}");
             }
         }
-        // Large, and its share of v is a number still.
+        // Large, but its contribution to v is still finite.
         assert_eq!(see(&[with(&[(5, 1e19)])]), None);
         // The first of several steps, and the first element of a step.
         let bad = [with(&[(900, NAN), (40, INFINITE), (44, NAN)]), with(&[(0, NAN)])];
@@ -119,7 +119,7 @@ fn the_first_loss_term_that_is_not_finite_is_kept_and_goes_before_gradients() {
     });
 }
 
-/// What is seen in one step of the rows of two modalities, whose dz these are.
+/// The failure in one step of the rows of two modalities with these dz.
 fn rows<B: Backend<Real = f32>>(
     backend: &B,
     dz: &[Vec<f32>; 2],
@@ -140,7 +140,7 @@ fn rows<B: Backend<Real = f32>>(
         let mut features = backend.trained_features(state, columns).unwrap();
         let room = batch.rooms().items * width;
         let mut dz = dz.clone();
-        // What the batch does not fill is nobody's.
+        // Rows that the batch does not fill are ignored.
         dz.resize(room, NAN);
         let dz = upload(backend, &dz);
         let (dz, weight) = (view(&dz, 0..room), view(&weight, 0..width * columns));
@@ -172,7 +172,7 @@ fn rows_that_are_not_finite_are_seen_where_they_are() {
         let bad = with(&[80, 17, 18], 1e30);
         assert_eq!(rows(backend, &[good.clone(), bad.clone()], 0.01), seen(1, 35));
         assert_eq!(rows(backend, &[with(&[70], NAN), bad], 0.01), seen(0, 141));
-        // Moved too far by a gradient that is fine.
+        // A finite gradient that moves parameters too far.
         assert_eq!(rows(backend, &[good.clone(), good.clone()], 1e39), seen(0, 1));
     });
 }

@@ -1,4 +1,4 @@
-//! Items without interactions: the model's own, and those that are added after training.
+//! Items without interactions: the model's own, and those added after training.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ fn cold_items_are_found_by_their_features() {
                 let error = recommender.score_cold_items(&others).unwrap_err().to_string();
                 assert!(error.contains("not the features that the model was trained"), "{error}");
             }
-            // Until then a cold item says nothing about who has it, unless she has nothing else.
+            // Until then a cold item says nothing about its user, unless she has nothing else.
             let of = |recommender: &Recommender, items: &[u32]| {
                 list(&recommender.search(&[Query::items(items).with_seen()], 40).unwrap(), 0)
             };
@@ -43,10 +43,10 @@ fn cold_items_are_found_by_their_features() {
             // A user prefers the cold item of her group.
             let first = |user| recommender.rank(Query::user(user), &cold, 1).unwrap()[0].item;
             let of_group = (0..60).filter(|&user| first(user) % 4 == user % 4).count();
-            // By chance a quarter of them would, 15 ± 3.
+            // By chance a quarter would, 15 ± 3.
             assert!(of_group >= 28, "{of_group}");
 
-            // Added by its features, an item has the row that it would have as one of the model's.
+            // An item added by its features has the row that it would have as one of the model's.
             let again = rows_of(&dataset.modalities, &[17, 31]);
             assert_eq!(recommender.add_items(&again).unwrap(), 40..42);
             assert_eq!(recommender.items(), 42);
@@ -55,7 +55,7 @@ fn cold_items_are_found_by_their_features() {
             assert_eq!((row(40), row(41)), (row(17), row(31)));
             let found = recommender.top_k(5, 42).unwrap();
             let place = |item| found.iter().position(|found| found.item == item).unwrap();
-            // Equal scores: the lower number is first.
+            // Equal scores: the lower number comes first.
             assert_eq!(place(40), place(17) + 1);
             assert_eq!(recommender.similar_items(40, 1).unwrap()[0].item, 17);
             let new_user = recommender.search(&[Query::items(&[40])], 3).unwrap();
@@ -64,7 +64,7 @@ fn cold_items_are_found_by_their_features() {
     }
 }
 
-/// Items that are added change nothing about what those of the model say of who has them.
+/// Adding items does not change what the model's own items say about their users.
 #[test]
 fn added_items_leave_the_models_own_cold_ones_as_they_are() {
     let dataset = without_items(&[12, 17]);
@@ -83,7 +83,8 @@ fn added_items_leave_the_models_own_cold_ones_as_they_are() {
             40..42
         );
         assert_eq!(ask(&recommender), before);
-        // The added ones have rows by their features: they say something, beside such as do not.
+        // Added items have rows by their features, so they count in a history, unlike the model's
+        // cold ones.
         let lists = |items: &[u32]| recommender.search(&[Query::items(items)], 9).unwrap();
         let own_left_out = Query::items(&[40]).excluding(&[17]);
         assert!(lists(&[40, 17]) == recommender.search(&[own_left_out], 9).unwrap());
@@ -93,7 +94,8 @@ fn added_items_leave_the_models_own_cold_ones_as_they_are() {
     }
 }
 
-/// On a real data set: a tenth of the items without any interaction, found again by their features.
+/// On a real data set: a tenth of the items lose all interactions and are found again by their
+/// features.
 #[test]
 fn cold_items_of_a_real_data_set_are_found() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/lfm2k");
@@ -129,7 +131,7 @@ fn cold_items_of_a_real_data_set_are_found() {
         by_chance += 20.0 / candidates.len() as f64;
         count += 1.0;
     }
-    // Nobody knows how popular they would be: by popularity is by chance.
+    // Their popularity is unknown, so ranking by it is ranking by chance.
     let (recall, by_chance) = (recall / count, by_chance / count);
     println!("Recall@20 of hidden items: {recall:.3}, by chance {by_chance:.3}");
     assert!(recall > 2.5 * by_chance, "{recall} {by_chance}");

@@ -1,5 +1,5 @@
-//! Serving: lists are those of the definition, whatever way they are asked for, on the CPU and through
-//! the CUDA kernels; and training from a program leaves what the program `bm3-engine` leaves.
+//! Serving: lists follow the definition, however they are asked for, on the CPU and through the
+//! CUDA kernels; and training through the library leaves what the program `bm3-engine` leaves.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -33,7 +33,7 @@ fn trained(dataset: &Dataset, config: TrainConfig) -> Model {
     Trainer::new(config).fit(dataset).unwrap().model.unwrap()
 }
 
-/// The CPU, and the emulated (or real) GPU where there is one.
+/// The CPU, and the emulated (or real) GPU if there is one.
 fn devices() -> Vec<Device> {
     let gpu = emulator::cuda().map(Device::Gpu);
     std::iter::once(Device::Cpu(Cpu::new())).chain(gpu).collect()
@@ -44,7 +44,7 @@ fn recommenders(model: &Model) -> Vec<Recommender> {
     devices().into_iter().map(on).collect()
 }
 
-/// A list by the definition: all items' products, those left out removed, sorted.
+/// A list by the definition: all items' products, without those left out, sorted.
 fn by_definition(
     recommender: &Recommender,
     row: &[f32],
@@ -66,7 +66,7 @@ fn by_definition(
     scores
 }
 
-/// Items are those expected but where f32 cannot tell their scores apart.
+/// Asserts the expected items, except where f32 cannot tell their scores apart.
 fn assert_list(found: &[u32], scores: &[f64], expected: &[(u32, f64)], d: usize) {
     assert_eq!(found.len(), expected.len());
     for ((item, score), (expected_item, expected_score)) in found.iter().zip(scores).zip(expected) {
@@ -126,7 +126,7 @@ fn lists_have_the_bits_of_those_that_training_measures() {
         let measured = model.record().test.clone().unwrap();
         assert_eq!(Some(test.recall[1]), measured.recall_at(20));
 
-        // The same of pairs; user 60 is not there.
+        // The same by pairs; user 60 does not exist.
         let split = &dataset.test;
         let of_pairs =
             |position: usize| vec![split.users[position]; split.items_of(position).len()];
@@ -150,7 +150,7 @@ fn lists_have_the_bits_of_those_that_training_measures() {
     }
 }
 
-/// Rows that somebody holds stay as they were when items are added.
+/// Rows held by a caller stay as they were when items are added.
 #[test]
 fn held_rows_do_not_change() {
     let dataset = groups();
@@ -219,7 +219,7 @@ fn a_new_user_is_the_weighted_mean_of_her_items_rows() {
         assert_list(&ids, &scores, &expected, d);
         let reordered = [25, 9, 1];
         assert!(recommender.search(&[Query::items(&reordered)], 10).unwrap() == found);
-        // Users of a group like its items: those of another make another list.
+        // Items of a group lead to items of that group.
         let of_group = |group: u32| -> usize {
             let items: Vec<u32> = (0..5).map(|n| 4 * n + group).collect();
             let list = recommender.search(&[Query::items(&items)], 4).unwrap();
@@ -325,7 +325,7 @@ fn callers_at_the_same_time_get_their_own_lists() {
     }
 }
 
-/// A child has its parent's recommender, and neither its GPU nor the thread that works with it.
+/// A child has its parent's recommender, but neither its GPU nor the thread that works with it.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_forked_process_is_told_that_the_gpu_is_not_its_own() {
@@ -334,10 +334,10 @@ fn a_forked_process_is_told_that_the_gpu_is_not_its_own() {
         let is_gpu = matches!(device, Device::Gpu(_));
         let before = recommender.top_k(1, 5).unwrap();
         let new = rows_of(&groups().modalities, &[3]);
-        // SAFETY: the child calls nothing but what is tested here, and ends at once.
+        // SAFETY: the child calls only what is tested here, and ends at once.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            // SAFETY: it ends the child where that waits for what never comes.
+            // SAFETY: only ends the child if it waits for ever.
             unsafe { libc::alarm(20) };
             let is_told =
                 |error: bm3_engine::Error| error.to_string().contains("load the model in this one");
@@ -349,13 +349,13 @@ fn a_forked_process_is_told_that_the_gpu_is_not_its_own() {
                         && recommender.add_items(&new).is_err_and(is_told)
                 }
             };
-            // The device itself stays: what the driver does in a child is the driver's.
+            // The device itself is not dropped: what the driver does in a child is not tested here.
             drop(recommender);
-            // SAFETY: nothing is to be done at the end of this process.
+            // SAFETY: nothing has to be done at the end of this process.
             unsafe { libc::_exit(if right { 0 } else { 1 }) };
         }
         let mut status = 0;
-        // SAFETY: the child is ours, and nobody else waits for it.
+        // SAFETY: the child is ours, and nothing else waits for it.
         assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
         assert_eq!(status, 0, "ended by signal {}", status & 127);
         assert_eq!(recommender.top_k(1, 5).unwrap(), before);
@@ -390,7 +390,7 @@ fn what_serves_can_be_shared_by_threads() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Of any k and any exclusions, a list is the beginning of the whole one without them.
+    /// For any k and any exclusions, a list is the beginning of the whole list without them.
     #[test]
     fn lists_are_beginnings(
         user in 0u32..60, k in 1usize..45, excluded in prop::collection::vec(0u32..40, 0..50)

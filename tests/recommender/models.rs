@@ -1,4 +1,4 @@
-//! Models, their files, and the runs that they are of.
+//! Models, their files, and their runs.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ fn models_come_back_from_their_files_to_the_bit() {
         back.save(&again).unwrap();
         assert!(std::fs::read(&path).unwrap() == std::fs::read(&again).unwrap());
 
-        // Trained in memory, or kept in a directory: one model.
+        // Training in memory or in a directory gives the same model.
         let run = directory.path().join(format!("run-{freeze_features}"));
         let kept = Trainer::new(config).directory(&run).fit(&dataset).unwrap();
         let in_run = std::fs::read(run.join("model.safetensors")).unwrap();
@@ -70,7 +70,7 @@ fn training_can_be_stopped_from_the_callback_and_resumed() {
     let (rest, whole) = (rest.model.unwrap(), whole.model.unwrap());
     assert_eq!(rest.parameter("user_embedding"), whole.parameter("user_embedding"));
 
-    // An observer is told of every step, and stops by the flag.
+    // An observer sees every step, and can stop the run by the flag.
     struct Steps(Vec<(u64, u64, u64)>, Arc<AtomicBool>);
     impl Observer for &mut Steps {
         fn step(&mut self, epoch: u64, step: u64, steps: u64) {
@@ -85,7 +85,8 @@ fn training_can_be_stopped_from_the_callback_and_resumed() {
     assert_eq!((part.records.len(), steps.0.last().map(|last| last.0)), (1, Some(2)));
     assert_eq!(count, steps.0.len() as u64);
 
-    // The settings kept are those of the run, and go on with it; another's are not replaced.
+    // A resumed run updates its kept settings; a run with other settings is refused and replaces
+    // nothing.
     let kept = || std::fs::read_to_string(run.join("config.toml")).unwrap();
     assert!(kept().contains("epochs = 8\n"));
     let longer = TrainConfig { epochs: 9, ..config() };
@@ -103,11 +104,11 @@ fn training_can_be_stopped_from_the_callback_and_resumed() {
     let error = Trainer::new(other.clone()).directory(&left).fit(&dataset).unwrap_err();
     assert!(error.to_string().contains("a run is already here, or its config.toml"), "{error}");
     assert_eq!(std::fs::read(left.join("config.toml")).unwrap(), settings);
-    // One that is to go on where there is nothing begins.
+    // Resuming where there is nothing starts a run.
     let new = Trainer::new(other).resume(directory.path().join("new")).fit(&dataset).unwrap();
     assert_eq!(new.summary.epochs, 9);
 
-    // A flag that is up before anything was done.
+    // The flag is set before anything is done.
     let stop = Arc::new(AtomicBool::new(true));
     let none = Trainer::new(config()).stop_when(stop.clone()).fit(&dataset).unwrap();
     assert!(none.model.is_none() && none.records.is_empty());
@@ -115,7 +116,7 @@ fn training_can_be_stopped_from_the_callback_and_resumed() {
     assert!(Trainer::new(config()).threads(0).fit(&dataset).unwrap_err().is_input());
 }
 
-/// A model goes on with its file when that is replaced, and refuses one that is changed in place.
+/// A model keeps its file when the path is replaced, and refuses a file that is changed in place.
 #[test]
 fn a_model_whose_file_is_changed_in_place_says_so() {
     let dataset = without_items(&[12]);
@@ -125,7 +126,7 @@ fn a_model_whose_file_is_changed_in_place_says_so() {
     model.save(&path).unwrap();
     let loaded = Arc::new(Model::load(&path).unwrap());
     let mut recommender = Recommender::new(loaded.clone()).unwrap();
-    // Replaced, also by itself: the file it has is as it was.
+    // Replaced, even by the model itself: its own file is as it was.
     trained(&dataset, TrainConfig { epochs: 2, ..config() }).save(&path).unwrap();
     assert_eq!(loaded.features(0).unwrap(), model.features(0).unwrap());
     let loaded = {
@@ -140,7 +141,7 @@ fn a_model_whose_file_is_changed_in_place_says_so() {
     for length in [0, bytes.len() / 2, bytes.len()] {
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_len(length as u64).unwrap();
-        // A clock may not tell two writes in a row apart.
+        // A clock may not tell apart two writes in a row.
         file.set_modified(newer).unwrap();
         let changed = |error: bm3_engine::Error| {
             let is_changed = matches!(&error, bm3_engine::Error::Data(DataError::Changed { .. }));
@@ -151,11 +152,11 @@ fn a_model_whose_file_is_changed_in_place_says_so() {
         changed(recommender.score_cold_items(&[]).unwrap_err());
         assert!(!copy.exists());
     }
-    // What is in memory answers on.
+    // What is in memory still answers.
     assert_eq!(recommender.top_k(0, 3).unwrap().len(), 3);
 }
 
-/// A file whose interactions cannot be is refused, before anything is made of them.
+/// A file with impossible interactions is refused before they are used.
 #[test]
 fn interactions_of_a_file_are_looked_at() {
     let directory = tempfile::tempdir().unwrap();

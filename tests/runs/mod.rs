@@ -1,4 +1,4 @@
-//! A small data set and runs of the program on it, for tests of what becomes of a run directory.
+//! A small data set and program runs on it, for tests of run directories.
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
@@ -10,7 +10,7 @@ use bm3_engine::philox::{Purpose, Stream};
 
 const EPOCHS: usize = 12;
 
-/// A data set that is read in no time, and an unbroken run on it.
+/// A data set that takes no time to read, and an uninterrupted run on it.
 pub struct Scene {
     pub directory: tempfile::TempDir,
     pub whole: PathBuf,
@@ -37,7 +37,7 @@ impl Scene {
         self.directory.path().join(name)
     }
 
-    /// `train`, or `train --resume` where the run has begun.
+    /// `train`, or `train --resume` if the run has begun.
     pub fn command(&self, run: &Path) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"));
         command.env("CUDA_VISIBLE_DEVICES", "").env_remove("RUST_LOG");
@@ -59,7 +59,7 @@ impl Scene {
         self.command(run).envs(fault.map(|fault| ("BM3_TEST_FAULT", fault))).output().unwrap()
     }
 
-    /// The run has ended: it is the unbroken one.
+    /// Asserts that a finished run equals the uninterrupted one.
     pub fn check(&self, run: &Path) {
         for name in ["model.safetensors", "state.safetensors"] {
             assert!(numbers(&self.whole.join(name)) == numbers(&run.join(name)), "{name} differs");
@@ -71,8 +71,8 @@ impl Scene {
     }
 }
 
-/// Some users of two tastes, items of two kinds, one modality. Without a validation split every epoch
-/// is the best one so far, so that every checkpoint has a model to write.
+/// Users of two tastes, items of two kinds, one modality. There is no validation split, so every
+/// epoch is the best so far and every checkpoint writes a model.
 pub fn write_data(data: &Path) {
     let (users, items, columns) = (24u32, 16u32, 6u32);
     let stream = Stream::new(3, Purpose::Initial, 0, 0);
@@ -98,7 +98,7 @@ pub fn write_data(data: &Path) {
     fs::write(data.join("text_feat.npy"), npy).unwrap();
 }
 
-/// What a safetensors file holds after its header, which has wall times.
+/// The tensors of a safetensors file, without its header, which holds wall times.
 pub fn numbers(path: &Path) -> Vec<u8> {
     let bytes = fs::read(path).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;

@@ -1,4 +1,4 @@
-//! The talk of a run, line by line.
+//! What a run reports, line by line.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use bm3_engine::run::{StopReason, Summary};
 
 use super::{Best, STOPPING_LENGTH};
 
-/// What is trained, on what, where and into which directory.
+/// The data set, the number of parameters, the device and the run's directory.
 pub fn start(run: &RunStart) -> Vec<String> {
     let modalities: Vec<String> =
         run.modalities.iter().map(|(name, width)| format!("{name} ({width})")).collect();
@@ -63,7 +63,7 @@ pub fn epoch(record: &EpochRecord, best: Option<Best>) -> String {
     line
 }
 
-/// Why and after how much work the run ended.
+/// Why the run ended, and after how much work.
 pub fn end(summary: &Summary) -> String {
     let why = match summary.stopped_by {
         StopReason::Patience => "stopped early",
@@ -80,7 +80,7 @@ pub fn end(summary: &Summary) -> String {
     )
 }
 
-/// What to do about a continued run that had `earlier` epochs and trained no further one.
+/// Advice for a continued run that had `earlier` epochs and trained no more.
 pub fn nothing_left(summary: &Summary, earlier: u64) -> Option<String> {
     if earlier == 0 || summary.epochs > earlier {
         return None;
@@ -102,7 +102,7 @@ pub fn share(value: f64) -> String {
     }
 }
 
-/// Seconds as people say them.
+/// A duration for people, as in `1 min 1 s`.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
 pub fn duration(seconds: f64) -> String {
     if seconds < 10.0 {

@@ -1,4 +1,4 @@
-//! Training, as it is seen: on a terminal, in a log, by a program, or not at all.
+//! Progress of training: on a terminal, in a log, for a program, or not shown.
 
 mod lines;
 mod sweep;
@@ -30,7 +30,7 @@ pub enum Face {
 }
 
 impl Face {
-    /// What the flags and the terminal, or its absence, suggest.
+    /// Chooses by the flags and by whether standard error is a terminal.
     pub fn choose(json: bool, quiet: bool) -> Self {
         match (json, quiet) {
             (true, _) => Self::Json,
@@ -68,7 +68,7 @@ struct Checkpoint<'a> {
     path: &'a Path,
 }
 
-/// Shows a run's records, and in the end its metrics.
+/// Shows a run's records, and at the end its metrics.
 pub struct Reporter {
     face: Face,
     /// Standard output: data.
@@ -77,10 +77,10 @@ pub struct Reporter {
     talk: Box<dyn Write>,
     terminal: Option<Terminal>,
     best: Option<Best>,
-    /// The epochs that were there when the run was continued.
+    /// Epochs trained before the run was continued.
     earlier: u64,
-    /// The first failure to write; nothing is written after it. Training goes on, since the run's
-    /// own files do not depend on who watches.
+    /// The first failure to write; nothing is written after it. Training goes on: the run's own
+    /// files do not depend on this reporter.
     failure: Option<io::Error>,
 }
 
@@ -97,7 +97,7 @@ impl Reporter {
     /// Says how the run ended, and prints its metrics on standard output.
     ///
     /// # Errors
-    /// The first failure to write of this reporter's life.
+    /// The first failure to write that this reporter met.
     pub fn finish(mut self, summary: &Summary) -> anyhow::Result<()> {
         if let Some(terminal) = self.terminal.take() {
             terminal.clear();
@@ -137,7 +137,7 @@ impl Reporter {
         self.keep_failure(written);
     }
 
-    /// A line of talk. That nobody can be told is no failure of the run.
+    /// Prints a line of talk; a failure to print it does not fail the run.
     fn say(&mut self, line: &str) {
         let _ = writeln!(self.talk, "{line}");
     }
@@ -153,7 +153,7 @@ impl Observer for Reporter {
     fn start(&mut self, run: &RunStart) {
         self.earlier = run.first_epoch.saturating_sub(1);
         if let Some(directory) = run.directory.as_ref().filter(|_| run.first_epoch > 1) {
-            // Only for show: without them the best epoch is that of this process.
+            // For display only: without them, the best epoch is the best of this process.
             let earlier = read_records(directory, run.first_epoch - 1).unwrap_or_default();
             self.best = earlier.iter().rev().find_map(Best::of);
         }

@@ -1,4 +1,4 @@
-//! A sweep, as it is seen: several runs at once.
+//! Progress of a sweep: several runs at once.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use super::lines::{duration, share};
 use super::{Best, Face, STOPPING_LENGTH};
 use crate::cli::sweep_table::{describe, results_table};
 
-/// One line of `--json`; what is not of one run has no `run`.
+/// One line of `--json`; events of the whole sweep have no `run`.
 #[derive(Serialize)]
 struct Line<'a, T> {
     event: &'static str,
@@ -25,7 +25,7 @@ struct Line<'a, T> {
     fields: &'a T,
 }
 
-/// Shows what the runs of a sweep do, and in the end how they compare.
+/// Shows what a sweep's runs do, and at the end how they compare.
 pub struct SweepReporter {
     face: Face,
     state: Mutex<State>,
@@ -36,7 +36,7 @@ struct State {
     data: Box<dyn Write + Send>,
     /// Standard error: talk.
     talk: Box<dyn Write + Send>,
-    /// Runs that have come to an end, and all of them.
+    /// Runs that have ended, out of `all`.
     done: usize,
     all: usize,
     best: HashMap<String, Best>,
@@ -45,7 +45,7 @@ struct State {
     failure: Option<io::Error>,
 }
 
-/// A line for each run that goes on, and one for all.
+/// A bar for each run in progress, and one for the sweep.
 struct Bars {
     all: MultiProgress,
     sweep: ProgressBar,
@@ -68,7 +68,7 @@ impl SweepReporter {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says what begins: `waiting` of `all` runs.
+    /// Announces the sweep: `waiting` of `all` runs are still to train.
     pub fn begin(
         &self,
         directory: &SweepDirectory,
@@ -116,14 +116,14 @@ impl SweepReporter {
         }
     }
 
-    /// Prints how the runs compare on standard output.
+    /// Prints a comparison of the runs on standard output.
     ///
     /// # Errors
-    /// The first failure to write of this reporter's life.
+    /// The first failure to write that this reporter met.
     pub fn finish(self, results: &Results, directory: &SweepDirectory) -> anyhow::Result<()> {
         let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Some(bars) = state.bars.take() {
-            // Lines that cannot be cleared stay.
+            // If the bars cannot be cleared, they stay.
             let _ = bars.all.clear();
         }
         let open = results.count("interrupted") + results.count("waiting");
@@ -160,7 +160,7 @@ impl State {
         self.keep_failure(written);
     }
 
-    /// A line of talk. That nobody can be told is no failure.
+    /// Prints a line of talk; a failure to print it is ignored.
     fn say(&mut self, line: &str) {
         match &self.bars {
             Some(bars) => {
@@ -178,7 +178,7 @@ impl State {
         }
     }
 
-    /// A run has come to an end, in these words.
+    /// Counts a run as ended and reports it in these words.
     fn ended(&mut self, run: &str, words: &str) {
         self.done += 1;
         let count = format!("{:>width$}", self.done, width = self.all.to_string().len());
@@ -280,7 +280,7 @@ impl Bars {
     fn new(runs: usize) -> Self {
         let all = MultiProgress::new();
         let sweep = all.add(ProgressBar::new(runs as u64));
-        // The template is a constant; should indicatif ever refuse it, its own bar is shown.
+        // The template is a constant; if indicatif ever refuses it, its default bar is shown.
         if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} runs") {
             sweep.set_style(style.progress_chars("━╸─"));
         }

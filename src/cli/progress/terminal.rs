@@ -14,13 +14,13 @@ use super::{Best, STOPPING_LENGTH};
 const TEMPLATE: &str = "{prefix} {wide_bar} {pos}/{len}  {msg}";
 
 /// The progress of a run on a terminal; indicatif draws it on standard error, at most 20 times a
-/// second, and without colours where NO_COLOR is set.
+/// second, and without colours if NO_COLOR is set.
 pub struct Terminal {
     bar: ProgressBar,
     epochs: u64,
     patience: u64,
     best: Option<Best>,
-    /// Where counting towards an early stop began, as long as there is no best epoch.
+    /// The epoch from which patience is counted while there is no best epoch.
     first_epoch: u64,
     /// The epoch whose steps the bar shows.
     shown: u64,
@@ -34,7 +34,7 @@ pub struct Terminal {
 impl Terminal {
     pub fn new(run: &RunStart, best: Option<Best>) -> Self {
         let bar = ProgressBar::new(0);
-        // The template is a constant; should indicatif ever refuse it, its own bar is shown.
+        // The template is a constant; if indicatif ever refuses it, its default bar is shown.
         if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
             bar.set_style(style.progress_chars("━╸─"));
         }
@@ -95,13 +95,13 @@ impl Terminal {
         parts.join("  ")
     }
 
-    /// The last epoch there will be unless a later one is the best.
+    /// The last epoch to be trained, unless a later one becomes the best.
     fn last_epoch(&self) -> u64 {
         let counted_from = self.best.map_or(self.first_epoch.saturating_sub(1), |best| best.epoch);
         counted_from.saturating_add(self.patience).saturating_add(1).min(self.epochs)
     }
 
-    /// Leaves the lines to what is printed next.
+    /// Clears the lines for what is printed next.
     pub fn clear(self) {
         self.bar.finish_and_clear();
     }

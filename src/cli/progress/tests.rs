@@ -8,7 +8,7 @@ use bm3_engine::run::StopReason;
 
 use super::*;
 
-/// A writer whose bytes can be looked at.
+/// A writer whose bytes can be inspected.
 #[derive(Clone, Default)]
 struct Kept(Rc<RefCell<Vec<u8>>>);
 
@@ -27,7 +27,7 @@ impl Write for Kept {
     }
 }
 
-/// A pipe that nobody reads.
+/// A pipe whose reader is gone.
 struct Closed;
 
 impl Write for Closed {
@@ -64,7 +64,7 @@ fn record(epoch: u64, recall: f64, best: bool) -> EpochRecord {
     }
 }
 
-/// A run of two epochs; its data and its talk.
+/// Reports a run of two epochs and returns the data and the talk.
 fn shown(face: Face) -> (String, String) {
     let (data, talk) = (Kept::default(), Kept::default());
     let mut reporter = Reporter::on(face, Box::new(data.clone()), Box::new(talk.clone()));

@@ -1,4 +1,4 @@
-//! Raw interactions in columns: Parquet and Arrow IPC, where the feature `parquet` is built in.
+//! Raw interactions in columns, Parquet and Arrow IPC, if built with the feature `parquet`.
 
 #[cfg(feature = "parquet")]
 mod read;
@@ -13,7 +13,7 @@ pub(super) use read::read;
 
 use crate::{Error, Result};
 
-/// The form of a file that is no text.
+/// The format of a file that is not text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ColumnarFormat {
     /// Apache Parquet.
@@ -34,7 +34,7 @@ impl fmt::Display for ColumnarFormat {
 }
 
 impl ColumnarFormat {
-    /// What a file's first bytes say; `None` for one that may be text.
+    /// The format that a file's first bytes show; `None` if it may be text.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be read.
@@ -46,14 +46,14 @@ impl ColumnarFormat {
         Ok(match first.as_slice() {
             [b'P', b'A', b'R', b'1', ..] => Some(Self::Parquet),
             b"ARROW1" => Some(Self::ArrowFile),
-            // What a message of a stream begins with; in UTF-8 there are no such bytes.
+            // The start of a stream's message; these bytes do not occur in UTF-8.
             [0xff, 0xff, 0xff, 0xff, ..] => Some(Self::ArrowStream),
             _ => None,
         })
     }
 }
 
-/// Without the feature there is only to say how to get it.
+/// Without the feature, only says how to get it.
 #[cfg(not(feature = "parquet"))]
 pub(super) fn read(
     format: ColumnarFormat,

@@ -1,4 +1,4 @@
-//! Reading of Parquet and Arrow IPC tables, a batch of rows at a time.
+//! Reads Parquet and Arrow IPC tables, a batch of rows at a time.
 
 use std::fmt::{Display, Write};
 use std::fs::File;
@@ -26,21 +26,21 @@ use crate::{Error, Result};
 /// Rows read at a time.
 const ROWS: usize = 1 << 16;
 
-/// What ids may be.
+/// The types that ids may have.
 const AN_ID: &str = "text or whole numbers";
-/// What ratings and times may be.
+/// The types that ratings and times may have.
 const A_NUMBER: &str = "numbers, dates or times";
 
 type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
 
-/// Reads the columns that are wanted and no others.
+/// Reads only the columns that are wanted.
 ///
 /// # Errors
-/// A file that is not whole, a column that is missing or of a type that cannot be what it is wanted
-/// for, and the first row without what it needs.
+/// For a truncated or corrupt file, a column that is missing or of an unsuitable type, and the
+/// first row without a value that it needs.
 pub fn read(format: ColumnarFormat, options: &TableOptions, needs: Needs) -> Result<Table> {
-    // Apache's readers believe some of the offsets in a file, and panic where they are wrong. What
-    // a panic could leave half done is dropped with it.
+    // Apache's readers trust some of the offsets in a file, and panic if they are wrong. Whatever a
+    // panic leaves half done is dropped with it.
     catch_unwind(AssertUnwindSafe(|| read_columns(format, options, needs))).unwrap_or_else(
         |panic| {
             let message = panic.downcast_ref::<String>().map(String::as_str);
@@ -75,7 +75,7 @@ fn read_columns(format: ColumnarFormat, options: &TableOptions, needs: Needs) ->
         let column = |index: usize| {
             let place = wanted.iter().position(|&other| other == index);
             let array = place.and_then(|place| batch.columns().get(place));
-            // The readers keep the order of the file, in which `wanted` is.
+            // The readers keep the columns in the order of the file, and `wanted` is sorted.
             array.ok_or_else(|| broken(format, options, &"a batch lacks a column"))
         };
         let optional = |index: Option<usize>| {
@@ -93,7 +93,7 @@ fn read_columns(format: ColumnarFormat, options: &TableOptions, needs: Needs) ->
     Ok(Table { users: users.names, items: items.names, rows })
 }
 
-/// The schema of the whole file, and its rows with the columns `wanted`.
+/// The schema of the whole file, and the batches of its `wanted` columns.
 fn open(
     format: ColumnarFormat,
     options: &TableOptions,
@@ -133,7 +133,7 @@ fn broken(format: ColumnarFormat, options: &TableOptions, problem: &dyn Display)
     PrepareError::BrokenTable { path: options.path.clone(), format, problem }.into()
 }
 
-/// The message of a reader, on one line.
+/// The first line of a reader's message.
 fn excerpt_of(problem: &dyn Display) -> String {
     problem.to_string().lines().next().unwrap_or_default().chars().take(200).collect()
 }
@@ -200,7 +200,7 @@ impl Reader<'_> {
         PrepareError::ColumnType { path, column, what, found, expected }.into()
     }
 
-    /// The positions of a column's ids, which are trimmed as those of text are.
+    /// The positions of a column's ids, which are trimmed as in text files.
     fn ids(
         &self,
         (column, array): Column<'_>,
@@ -242,7 +242,7 @@ impl Reader<'_> {
         Ok(positions)
     }
 
-    /// A column's numbers; where they are `needed`, in every row.
+    /// A column's numbers; if `needed`, every row must have one.
     fn numbers(
         &self,
         column: Option<Column<'_>>,
@@ -253,7 +253,7 @@ impl Reader<'_> {
         let Some(mut numbers) = numbers_of(array) else {
             return match needed {
                 true => Err(self.bad_type(column, what, array, A_NUMBER)),
-                // Found by its name, and not asked for.
+                // It was found by a usual name, and is not needed.
                 false => Ok(None),
             };
         };
@@ -271,7 +271,7 @@ impl Reader<'_> {
     }
 }
 
-/// The values themselves of a column that numbers its distinct ones (a category of pandas).
+/// The plain values of a dictionary column (a category of pandas).
 fn without_dictionary(array: &ArrayRef) -> Option<ArrayRef> {
     match array.as_any_dictionary_opt() {
         None => Some(array.clone()),
