@@ -47,7 +47,7 @@ fn kernels(root: &Path, out: &Path) {
         Ok(None) => {
             println!(
                 "cargo::warning=no nvcc: building without CUDA kernels, for the CPU alone \
-                 (README, GPU, says how to get it; searched: {})",
+                 (README, GPU, says how to get it; then build with BM3_REQUIRE_CUDA=1; searched: {})",
                 nvcc::SEARCHED
             );
             nvcc::Compiled::nothing(out)

@@ -292,6 +292,27 @@ impl TensorFile {
         Ok(values)
     }
 
+    /// [`TensorFile::arena`] of parameters, which a sound file has no NaN or infinity among.
+    ///
+    /// # Errors
+    /// Its errors, and [`Error::RunFile`] naming the tensor and what it has.
+    pub fn finite_arena<T: Real>(&self, prefix: &str, layout: &Layout) -> Result<Vec<T>> {
+        let values: Vec<T> = self.arena(prefix, layout)?;
+        for tensor in &layout.tensors {
+            let bad = values[tensor.range.clone()].iter().find(|value| !value.to_f64().is_finite());
+            if let Some(bad) = bad {
+                let problem = format!(
+                    "tensor `{prefix}{}` has {}, a finite number expected; the file is damaged: \
+                     give a copy of it from before",
+                    tensor.name,
+                    bad.to_f64()
+                );
+                return Err(Error::run_file(self.path(), problem));
+            }
+        }
+        Ok(values)
+    }
+
     /// Refuses a file in which a tensor is missing or has another shape.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 //! signal and asks here which file it was (`src/cli/signals.rs`). Within the file's last page the
 //! missing part reads as zeros instead; [`MappedFile::is_unchanged`] detects that.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::{Deref, Range};
 use std::os::raw::c_char;
@@ -32,11 +32,19 @@ impl MappedFile {
     /// # Errors
     /// The system's errors; [`io::ErrorKind::IsADirectory`] for a directory.
     pub fn open(path: &Path) -> io::Result<Self> {
+        let is_regular = |metadata: &Metadata| {
+            if metadata.is_dir() {
+                return Err(io::ErrorKind::IsADirectory.into());
+            }
+            let problem = "it is no regular file, and cannot be mapped";
+            let refused = || io::Error::new(io::ErrorKind::InvalidInput, problem);
+            metadata.is_file().then_some(()).ok_or_else(refused)
+        };
+        // Before it is opened: a pipe would wait for its writer.
+        is_regular(&std::fs::metadata(path)?)?;
         let file = File::open(path)?;
         let metadata = file.metadata()?;
-        if metadata.is_dir() {
-            return Err(io::ErrorKind::IsADirectory.into());
-        }
+        is_regular(&metadata)?;
         // SAFETY: the map is read-only, and its bytes are only ever taken as plain numbers. Our own
         // files are replaced by renaming, never changed in place; the module's comment says what
         // happens if another program changes a file nonetheless.

@@ -1,5 +1,7 @@
 //! The memory of a training run, counted before it starts.
 
+use serde::Serialize;
+
 use crate::Result;
 use crate::config::{FeatureStorage, Propagation, TrainConfig};
 use crate::cuda::{self, Placement, StoredType};
@@ -9,7 +11,7 @@ use crate::graph::Graph;
 use crate::train::{STOPPING_LENGTH, layout};
 
 /// One entry of a [`MemoryPlan`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MemoryLine {
     /// What the memory is for.
     pub what: String,

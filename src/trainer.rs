@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::backend::Backend;
 use crate::config::{
     ConfigFile, DeviceChoice, FeatureStorage, RunConfig, RunSettings, TrainConfig, TrainSettings,
+    check_threads,
 };
 use crate::data::Dataset;
 use crate::device::Device;
@@ -170,9 +171,7 @@ impl Trainer {
     ) -> Result<Trained> {
         let mut train = || self.train(dataset, &mut observer, stop);
         let Some(threads) = self.threads else { return train() };
-        if threads == 0 {
-            return Err(Error::setting("threads", "0 found, a number from 1 expected"));
-        }
+        check_threads(threads).map_err(|problem| Error::setting("threads", problem))?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         pool.map_err(|error| Error::setting("threads", format!("{threads}: {error}")))?
             .install(train)

@@ -99,7 +99,7 @@ fn runs_of_the_library_are_runs() {
     let found: serde_json::Value =
         serde_json::from_str(&output(&["inspect", path(&run), "--json"])).unwrap();
     assert_eq!(found["settings"]["embedding_size"], 8);
-    assert_eq!(found["best model"]["epoch"], 2);
+    assert_eq!(found["best_model"]["epoch"], 2);
     output(&["recommend", "--model", path(&run)]);
     output(&["report", path(&run)]);
     program(&["evaluate", "--model", path(&run)])

@@ -184,6 +184,13 @@ fn mistakes_in_the_table_name_the_line() {
     Raw::new(TABLE).refused(core, &["no interaction is left", "5 read", "--k-core"]);
     let missing = |options: &mut PrepareOptions| options.table.path = "missing.csv".into();
     Raw::new(TABLE).refused(missing, &["missing.csv: cannot read"]);
+    // Quotes that are left open: at the end, in the header, and up to the next one.
+    let open = "has a quote that is not closed up to the file's end";
+    Raw::new("user_id,item_id\na,b\nc,\"d\ne,f\ng,h\n").refused(|_| {}, &["line 3", open]);
+    Raw::new("user_id,item_id\na,b\nc,\"d").refused(|_| {}, &["line 3", open]);
+    Raw::new("user_id,item_id,\"text\na,b,c\n").refused(|_| {}, &["line 1", open]);
+    Raw::new("user_id,item_id\na,\"b\nc,d\ne,\"f\n")
+        .refused(|_| {}, &["line 2", "an id of the item that goes over several lines"]);
     let invalid = Raw::new(TABLE);
     fs::write(invalid.path("raw.csv"), b"user_id,item_id\n\xff\xfe,b\n").unwrap();
     invalid.refused(|_| {}, &["line 2", "not UTF-8"]);

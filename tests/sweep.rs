@@ -323,7 +323,7 @@ fn a_sweep_goes_on_as_it_was_begun_or_not_at_all() {
         .assert()
         .success()
         .stderr(contains("4 runs, 3 of them finished before; one at a time"))
-        .stderr(contains("4/4 layers=2,seed=999: all epochs trained: 1 epochs"));
+        .stderr(contains("4/4 layers=2,seed=999: all epochs trained: 1 epoch,"));
 
     let file = setting.run("sweep.json");
     let text = fs::read_to_string(&file).unwrap();

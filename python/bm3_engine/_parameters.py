@@ -31,6 +31,13 @@ SETTINGS = (
 PLACES = ("feature_storage", "device_memory", "device", "threads")
 
 
+def _differ(value: Any, default: Any) -> bool:
+    """Whether a parameter is not the default; any sequence may hold the list lengths."""
+    if isinstance(default, tuple):
+        return list(value) != list(default)
+    return type(value) is not type(default) or bool(value != default)
+
+
 class Parameters:
     """Holds the parameters, each as an attribute of its own name, as it was given."""
 
@@ -131,7 +138,7 @@ class Parameters:
         given = {
             name: value
             for name, value in self.get_params().items()
-            if type(value) is not type(default[name]) or value != default[name]
+            if _differ(value, default[name])
         }
         inside = ", ".join(f"{name}={value!r}" for name, value in given.items())
         return f"{type(self).__name__}({inside})"

@@ -110,17 +110,17 @@ fn inspect_run(directory: &Path) -> Result<Value> {
         "progress": state.map(|state| json!({
             "epochs": state.epoch,
             "steps": state.step,
-            "evaluations since the best": state.evaluations_since_best,
-            "last epoch": state.last,
+            "evaluations_since_best": state.evaluations_since_best,
+            "last_epoch": state.last,
         })),
-        "best model": model.map(|model| json!({
+        "best_model": model.map(|model| json!({
             "epoch": model.epoch,
             "valid": model.valid,
             "test": model.test,
         })),
-        "ended by": summary.as_ref().map(|summary| summary.stopped_by),
-        "seconds in training": summary.as_ref().map(|summary| summary.train_seconds),
-        "seconds in evaluation": summary.as_ref().map(|summary| summary.evaluate_seconds),
+        "stopped_by": summary.as_ref().map(|summary| summary.stopped_by),
+        "train_seconds": summary.as_ref().map(|summary| summary.train_seconds),
+        "evaluate_seconds": summary.as_ref().map(|summary| summary.evaluate_seconds),
     }))
 }
 
@@ -173,8 +173,8 @@ fn inspect_data(directory: &Path) -> Result<Value> {
         "train": dataset.train.users.len(),
         "valid": { "users": dataset.valid.users.len(), "interactions": dataset.valid.items.len() },
         "test": { "users": dataset.test.users.len(), "interactions": dataset.test.items.len() },
-        "training interactions of a user": degrees(&dataset.train.users, dataset.users),
-        "training interactions of an item": degrees(&dataset.train.items, dataset.items),
+        "training_interactions_of_a_user": degrees(&dataset.train.users, dataset.users),
+        "training_interactions_of_an_item": degrees(&dataset.train.items, dataset.items),
         "modalities": modalities,
         "warnings": dataset.warnings,
     }))

@@ -1,6 +1,7 @@
 //! Item lists and their output formats: CSV, JSON lines, `.npy`.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use bm3_engine::backend::TopK;
@@ -23,6 +24,9 @@ pub struct ListArguments {
     /// Write to this file: .csv, .jsonl or .npy [default: CSV on standard output]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Write over a file that is no list
+    #[arg(long)]
+    pub overwrite: bool,
     /// Write the scores too
     #[arg(long)]
     pub scores: bool,
@@ -74,6 +78,8 @@ pub struct ListRequest {
     pub top_k: usize,
     /// The file; `None` for standard output.
     pub out: Option<PathBuf>,
+    /// Whether a file that is no list may be written over.
+    pub overwrite: bool,
     /// The file's format.
     pub format: ListFormat,
     /// Whether to write the scores too.
@@ -102,6 +108,7 @@ impl ListArguments {
             format: self.out.as_deref().map_or(Ok(ListFormat::Csv), ListFormat::of)?,
             top_k: self.top_k,
             out: self.out.clone(),
+            overwrite: self.overwrite,
             scores: self.scores,
             cold_items: self.cold_items,
             external_ids: self.external_ids,
@@ -128,10 +135,28 @@ impl ListRequest {
             let mut stdout = std::io::stdout().lock();
             return self.text(&mut stdout, Path::new(STANDARD_OUTPUT), whose, names, answer);
         };
+        self.check_replaced(path)?;
         if self.format == ListFormat::Npy {
             return self.npy(path, whose, answer);
         }
         files::write_atomic(path, |writer| self.text(writer, path, whose, names, answer))
+    }
+
+    /// Refuses to write over a file that holds something else than lists of its form.
+    fn check_replaced(&self, path: &Path) -> Result<()> {
+        let beginning = match self.format {
+            ListFormat::Csv => format!("{},rank,{}", self.kind.word(), self.found()).into_bytes(),
+            ListFormat::Jsonl => format!("{{\"{}\":", self.kind.word()).into_bytes(),
+            ListFormat::Npy => b"\x93NUMPY".to_vec(),
+        };
+        if self.overwrite || is_absent_or_begins(path, &beginning)? {
+            return Ok(());
+        }
+        let problem = format!(
+            "{} holds something else; add --overwrite to write over it, or give another file",
+            path.display()
+        );
+        Err(Error::setting("--out", problem))
     }
 
     fn text(
@@ -245,6 +270,7 @@ impl ListRequest {
         }
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let scores_path = path.with_file_name(format!("{stem}_scores.npy"));
+        self.check_replaced(&scores_path)?;
         let wrong = |error| Error::io(&scores_path, "write", error);
         // Both files are complete before either gets its name.
         files::write_atomic(path, |items| {
@@ -258,6 +284,21 @@ impl ListRequest {
             })
         })
     }
+}
+
+/// Whether there is no such file, an empty one, one that begins so, or no regular one.
+fn is_absent_or_begins(path: &Path, beginning: &[u8]) -> Result<bool> {
+    let wrong = |error| Error::io(path, "read", error);
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(wrong(error)),
+        Ok(metadata) if !metadata.is_file() => return Ok(true),
+        Ok(_) => {}
+    }
+    let mut found = Vec::new();
+    let file = File::open(path).map_err(wrong)?;
+    file.take(beginning.len() as u64).read_to_end(&mut found).map_err(wrong)?;
+    Ok(found.is_empty() || found == beginning)
 }
 
 #[cfg(test)]

@@ -32,9 +32,12 @@ mod table;
 mod train;
 mod version;
 
+use std::error::Error as _;
 use std::io::{self, IsTerminal};
+use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 use std::process::ExitCode;
 
+use clap::error::ContextKind;
 use clap::{ArgAction, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -120,7 +123,7 @@ const FIXED_BY_A_RUN: [&str; 21] = [
 /// Parses the command line, runs the command and returns its exit code.
 pub fn main() -> ExitCode {
     signals::install();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse().map_err(with_expectation) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version arrive here too, with exit code 0. If they cannot be printed, there
@@ -157,6 +160,28 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// The error of a number that is none, with what was expected in the place of Rust's words for it.
+fn with_expectation(error: clap::Error) -> clap::Error {
+    let Some(source) = error.source() else { return error };
+    let expected = if let Some(problem) = source.downcast_ref::<ParseIntError>() {
+        match problem.kind() {
+            IntErrorKind::PosOverflow => "a smaller number",
+            _ => "a whole number from 0",
+        }
+    } else if source.is::<ParseFloatError>() {
+        "a number"
+    } else {
+        return error;
+    };
+    let context = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let (flag, value) = (context(ContextKind::InvalidArg), context(ContextKind::InvalidValue));
+    let message = format!(
+        "invalid value '{value}' for '{flag}': {expected} expected\n\n\
+         For more information, try '--help'.\n"
+    );
+    clap::Error::raw(error.kind(), message)
 }
 
 /// Sends the library's events to standard error: warnings, and more with `-v` or `RUST_LOG`.
@@ -209,11 +234,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {
     match threads {
         None => Ok(()),
-        Some(0) => {
-            let problem = "0 found, a number from 1 expected";
-            Err(bm3_engine::Error::setting("--threads", problem).into())
-        }
         Some(threads) => {
+            bm3_engine::config::check_threads(threads)
+                .map_err(|problem| bm3_engine::Error::setting("--threads", problem))?;
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
             Ok(())
         }

@@ -15,7 +15,12 @@ pub const STANDARD_OUTPUT: &str = "standard output";
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    Ok(written.map_err(|error| Error::io(Path::new(STANDARD_OUTPUT), "write", error))?)
+    Ok(written.map_err(unwritten)?)
+}
+
+/// The error that standard output, or standard error beside it, could not be written.
+pub fn unwritten(error: io::Error) -> Error {
+    Error::io(Path::new(STANDARD_OUTPUT), "write", error)
 }
 
 /// Prints one JSON value on a line of its own.
@@ -39,6 +44,24 @@ pub fn bytes(bytes: u64) -> String {
         value /= 1000.0;
     }
     format!("{value:.1} TB")
+}
+
+/// A number of things, as in `1 epoch` and `1,425 items`.
+pub fn counted(number: usize, thing: &str) -> String {
+    format!("{} {thing}{}", grouped(number), if number == 1 { "" } else { "s" })
+}
+
+/// Digits in groups of three.
+pub fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// Whether an error comes from a pipe whose reader is gone.

@@ -12,9 +12,12 @@ use bm3_engine::with_backend;
 
 use super::backend;
 use super::output;
+use super::progress::Face;
 
-/// Prints a run's settings and its memory plan, as TOML with comments; writes no file.
-pub fn print(config: &RunConfig, talks: bool) -> anyhow::Result<()> {
+/// Prints a run's settings and its memory plan, as TOML with comments or as a JSON object; writes no
+/// file.
+pub fn print(config: &RunConfig, face: Face) -> anyhow::Result<()> {
+    let talks = face != Face::Quiet;
     let mut device = backend::open(config.device, talks)?;
     if config.train.freeze_features {
         let choice = config.train.feature_type;
@@ -26,6 +29,7 @@ pub fn print(config: &RunConfig, talks: bool) -> anyhow::Result<()> {
     }
     let graph = graph(&dataset, &config.train);
     let mut text = config.to_toml()?;
+    let mut free_memory = None;
     let plan = match &device {
         Device::Cpu(_) => MemoryPlan::on_cpu(&dataset, &graph, &config.train),
         Device::Gpu(backend) => {
@@ -33,11 +37,27 @@ pub fn print(config: &RunConfig, talks: bool) -> anyhow::Result<()> {
             let storage = config.feature_storage;
             let limit = config.device_memory.map(|size| size.0);
             let plan = MemoryPlan::on_gpu(&dataset, &graph, &config.train, storage, free, limit)?;
+            free_memory = Some(free);
             push(&mut text, &format!("Memory of {}", backend.describe()), &plan.device);
             text.push_str(&verdict(plan.device_total(), free, total, limit));
             plan
         }
     };
+    if face == Face::Json {
+        return output::print_json(&serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "config": config,
+            "device": device.describe(),
+            "memory": {
+                "device": plan.device,
+                "device_bytes": plan.device_total(),
+                "free_device_bytes": free_memory,
+                "host": plan.host,
+                "host_bytes": plan.host_total(),
+                "mapped_bytes": plan.mapped,
+            },
+        }));
+    }
     let title = if plan.device.is_empty() { "Memory" } else { "Memory of the host" };
     push(&mut text, title, &plan.host);
     // Writing to a string does not fail.

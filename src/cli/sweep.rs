@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bm3_engine::backend::Backend;
-use bm3_engine::config::{Axis, ConfigFile, RunConfig, RunSettings, TrainSettings, seeds};
+use bm3_engine::config::{
+    Axis, ConfigFile, RunConfig, RunSettings, TrainSettings, check_threads, seeds,
+};
 use bm3_engine::data::Dataset;
 use bm3_engine::device::Device;
 use bm3_engine::sweep::{self, Outcome, Plan, PlannedRun, Results, Room, Sweep, SweepDirectory};
@@ -130,6 +132,16 @@ pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
     if request.dry_run {
         let waiting: Vec<&PlannedRun> = request.runs.iter().collect();
         let (room, _) = room(device, &request.plan, &waiting, &datasets, request.jobs)?;
+        if request.face == Face::Json {
+            let run =
+                |run: &PlannedRun| serde_json::json!({"name": run.name, "config": run.config});
+            let runs: Vec<_> = request.runs.iter().map(run).collect();
+            return output::print_json(&serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "runs": runs,
+                "jobs": room.lanes.jobs,
+            }));
+        }
         return output::print(&sweep_table::preview(&request.runs, &room));
     }
     let interrupted = interrupt::install()?;
@@ -292,8 +304,8 @@ fn adopt(base: &mut RunConfig, given: &RunSettings) -> Result<()> {
     base.device_memory = given.device_memory.or(base.device_memory);
     base.threads = given.threads.or(base.threads);
     base.checkpoint_seconds = given.checkpoint_seconds.unwrap_or(base.checkpoint_seconds);
-    if base.threads == Some(0) {
-        return Err(Error::setting("--threads", "0 found, a number from 1 expected"));
+    if let Some(threads) = base.threads {
+        check_threads(threads).map_err(|problem| Error::setting("--threads", problem))?;
     }
     Ok(())
 }

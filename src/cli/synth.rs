@@ -6,6 +6,7 @@ use bm3_engine::synth::{self, SynthOptions};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::output::{counted, grouped};
 use super::prepare::FeatureType;
 
 /// Make a data set of a known shape, to try things out and to measure speed
@@ -113,15 +114,21 @@ pub fn run(arguments: &SynthArguments) -> anyhow::Result<()> {
     let [train, valid, test] = sizes.pairs;
     let modality = |(name, columns): (&str, usize)| match columns {
         0 => String::new(),
-        columns => format!("; {name} ({columns})"),
+        columns => format!("{name} ({columns})"),
     };
+    let modalities = [modality(("image", sizes.image)), modality(("text", sizes.text))];
+    let modalities: Vec<String> =
+        modalities.into_iter().filter(|modality| !modality.is_empty()).collect();
     eprintln!(
-        "{}: {} users, {} items, {train} training, {valid} validation, {test} test pairs{}{}",
+        "{}: {}, {}, {} training, {} validation, {} test pairs{}{}",
         arguments.out.display(),
-        sizes.users,
-        sizes.items,
-        modality(("image", sizes.image)),
-        modality(("text", sizes.text))
+        counted(sizes.users, "user"),
+        counted(sizes.items, "item"),
+        grouped(train),
+        grouped(valid),
+        grouped(test),
+        if modalities.is_empty() { "" } else { "; " },
+        modalities.join(", "),
     );
     Ok(())
 }

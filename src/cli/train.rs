@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bm3_engine::config::{ConfigFile, RunConfig, RunSettings, TrainSettings};
 use bm3_engine::records::Observer;
-use bm3_engine::run::{CONFIG, RunDirectory, StopReason, Summary};
+use bm3_engine::run::{CONFIG, RunDirectory, STATE, StopReason, Summary};
+use bm3_engine::sweep::SWEEP;
 use bm3_engine::train::{FitOptions, check_saved, fit};
 use bm3_engine::{Error, Result, with_backend};
 
@@ -108,7 +109,7 @@ pub fn run(arguments: &TrainArguments) -> anyhow::Result<()> {
     }
     super::use_threads(request.config.threads)?;
     if request.dry_run {
-        return plan::print(&request.config, request.face != Face::Quiet);
+        return plan::print(&request.config, request.face);
     }
     let interrupted = interrupt::install()?;
     let mut reporter = Reporter::new(request.face);
@@ -145,15 +146,37 @@ fn request(arguments: &TrainArguments) -> Result<(TrainRequest, Vec<String>)> {
 fn continued(directory: &Path, arguments: &TrainArguments) -> Result<RunConfig> {
     let path = directory.join(CONFIG);
     if !path.is_file() {
-        let problem = format!(
-            "no run to continue: there is no {CONFIG} in it, so that nothing was trained here yet; \
-             start the run with --data and --out"
-        );
+        let problem = if !directory.is_dir() {
+            "no run to continue: there is no such directory; start the run with --data and --out"
+                .to_owned()
+        } else if directory.join(SWEEP).is_file() {
+            "no run to continue, but a sweep: continue it with `bm3-engine sweep --resume`"
+                .to_owned()
+        } else if directory.join(STATE).is_file() {
+            format!(
+                "its {CONFIG} is missing, which says how it was trained; put it back, or start \
+                 again with --data and --out"
+            )
+        } else {
+            format!(
+                "no run to continue: there is no {CONFIG} in it, so that nothing was trained here \
+                 yet; start the run with --data and --out"
+            )
+        };
         return Err(Error::run_file(directory, problem));
     }
     let ConfigFile { train, run, .. } = ConfigFile::read(&path)?;
     // Flags that the run fixes are refused with --resume, so whatever is given may change.
-    RunConfig::new(&arguments.train.clone().or(train), &arguments.run.clone().or(run))
+    let config =
+        RunConfig::new(&arguments.train.clone().or(train), &arguments.run.clone().or(run))?;
+    if !config.data.exists() && arguments.run.data.is_none() {
+        let problem = format!(
+            "its data, {}, are not there any more; say where they are with --data",
+            config.data.display()
+        );
+        return Err(Error::run_file(directory, problem));
+    }
+    Ok(config)
 }
 
 /// Creates the [`default_directory`] of a data set's name, with `-2`, `-3` and so on appended if
@@ -218,8 +241,8 @@ fn train(
         if dataset.valid.users.is_empty() {
             eprintln!(
                 "warning: there are no validation interactions (x_label 1): nothing stops training \
-                 early, all {} epochs are trained and the last one is kept; set --epochs, or split \
-                 the interactions with --split",
+                 early, up to epoch {}, which is kept; set --epochs, or split the interactions with \
+                 --split",
                 config.train.epochs
             );
         }

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 use super::value::{Problem, Value};
-use super::{FeatureSource, ModalityChoice, RunSettings, SplitRatio, TrainSettings};
+use super::{FeatureSource, ModalityChoice, RunSettings, SplitRatio, TrainSettings, check_threads};
 
 /// All of our own keys, in snake case.
 pub(super) const KEYS: &[&str] = &[
@@ -73,9 +73,7 @@ pub(super) fn assign(
         "device_memory" => run.device_memory = Some(value.word()?.parse()?),
         "threads" => {
             let threads = value.integer()?;
-            if threads == 0 {
-                return Err("0 found, a number from 1 expected".to_owned());
-            }
+            check_threads(threads)?;
             run.threads = Some(threads);
         }
         "out" => run.out = Some(value.text()?.into()),

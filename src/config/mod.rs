@@ -280,6 +280,21 @@ pub fn check_lengths(lengths: &[usize]) -> Result<(), String> {
     Ok(())
 }
 
+/// The most CPU threads that may be asked for: many more than any processor has only wait for each other.
+pub const MAX_THREADS: usize = 4096;
+
+/// Checks a number of CPU threads: 1 to [`MAX_THREADS`].
+///
+/// # Errors
+/// What was found and what was expected.
+pub fn check_threads(threads: usize) -> Result<(), String> {
+    match threads {
+        1..=MAX_THREADS => Ok(()),
+        0 => Err("0 found, a number from 1 expected".to_owned()),
+        more => Err(format!("{more} found, at most {MAX_THREADS} expected")),
+    }
+}
+
 fn expect(flag: &str, found: impl std::fmt::Display, holds: bool, expected: &str) -> Result<()> {
     if holds {
         return Ok(());

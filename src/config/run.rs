@@ -9,7 +9,7 @@ use super::feature_source::AsSetting;
 use super::value::Value;
 use super::{
     ByteSize, ConfigFile, DeviceChoice, FeatureSource, FeatureStorage, ModalityChoice, RunSettings,
-    SplitRatio, TrainConfig, TrainSettings, keys,
+    SplitRatio, TrainConfig, TrainSettings, check_threads, keys,
 };
 use crate::data::{self, DatasetOptions};
 use crate::run::CONFIG;
@@ -72,8 +72,8 @@ impl RunConfig {
             }
             features.push(source.resolve("--feature")?);
         }
-        if run.threads == Some(0) {
-            return Err(Error::setting("--threads", "0 found, a number from 1 expected"));
+        if let Some(threads) = run.threads {
+            check_threads(threads).map_err(|problem| Error::setting("--threads", problem))?;
         }
         let mut train_config = TrainConfig::default();
         train.apply(&mut train_config);
@@ -160,8 +160,25 @@ impl RunConfig {
     /// # Errors
     /// [`Error::Setting`] for a path that is not Unicode, which TOML cannot hold.
     pub fn to_toml(&self) -> Result<String> {
-        let table = toml::to_string(self)
-            .map_err(|error| Error::setting("--data", format!("cannot be kept: {error}")))?;
+        let table = toml::to_string(self).map_err(|error| {
+            let init = self.init.as_deref().map(|path| ("--init", path));
+            let files = self.features.iter().flat_map(|source| &source.files);
+            let mut paths = [("--data", self.data.as_path())]
+                .into_iter()
+                .chain(init)
+                .chain(files.map(|file| ("--feature", file.path.as_path())));
+            match paths.find(|(_, path)| path.to_str().is_none()) {
+                Some((flag, path)) => {
+                    let problem = format!(
+                        "{} is not UTF-8, as a run's {CONFIG} has to be; rename it, or give a \
+                         symbolic link to it",
+                        path.display()
+                    );
+                    Error::setting(flag, problem)
+                }
+                None => Error::setting("--data", format!("cannot be kept: {error}")),
+            }
+        })?;
         Ok(format!(
             "# The settings of a run of bm3-engine {}. To repeat it:\n\
              #     bm3-engine train --config {}\n\n{table}",

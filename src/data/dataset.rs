@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::feature_file::FeatureFile;
 use super::features::FeatureMatrix;
-use super::folder::{check_name, feature_files, interactions_file};
+use super::folder::{check_name, feature_files, interactions_file, without_features};
 use super::graphs::Graphs;
 use super::inter::{self, Interactions, LARGEST_ID, absurd_id};
 use super::{DataError, SplitRatio};
@@ -192,6 +192,9 @@ impl Dataset {
             Self::assemble(&name, train, [&valid, &test], (0, 0), modalities, progress)?;
         warnings.append(&mut dataset.warnings);
         dataset.warnings = warnings;
+        if dataset.modalities.is_empty() && options.modalities.is_none() {
+            dataset.warnings.push(without_features(directory)?);
+        }
         tracing::info!(
             folder = %directory.display(),
             users = dataset.users,

@@ -91,6 +91,29 @@ pub(super) fn feature_files(
     Ok(files)
 }
 
+/// The warning that a folder has no features, with the files that might have been meant.
+pub(super) fn without_features(directory: &Path) -> Result<String, DataError> {
+    let is_table = |path: &PathBuf| {
+        let ending = path.extension().unwrap_or_default();
+        ["npy", "npz", "safetensors"].iter().any(|known| ending.eq_ignore_ascii_case(known))
+    };
+    let mut found: Vec<String> = entries(directory)?
+        .into_iter()
+        .filter(is_table)
+        .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    let found = match found.is_empty() {
+        true => String::new(),
+        false => format!("; found {}, which --feature NAME=FILE takes", found.join(", ")),
+    };
+    Ok(format!(
+        "{}: has no features, NAME{FEATURES} for each modality{found}; the model learns from \
+         interactions alone (--modalities none, where that is meant)",
+        directory.display()
+    ))
+}
+
 /// The characters that [`is_modality_name`] allows.
 pub(crate) const MODALITY_NAMES: &str = "ASCII letters, digits, `_` and `-`";
 

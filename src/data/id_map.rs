@@ -1,5 +1,6 @@
 //! The original ids of users and items, kept beside a data set.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result, files};
@@ -107,6 +108,15 @@ fn read(path: &Path, number_name: &str) -> Result<Vec<String>> {
             return Err(broken(line, format!("the number {number} is there twice")));
         }
     }
+    let mut seen = HashSet::new();
+    for record in &records {
+        let id = record.get(id_column).unwrap_or_default();
+        if !seen.insert(id) {
+            let line = record.position().map_or(0, csv::Position::line);
+            let id = super::excerpt(id.as_bytes());
+            return Err(broken(line, format!("the id \"{id}\" is there twice")));
+        }
+    }
     // As many numbers as slots and none repeated: every slot is taken.
     Ok(ids.into_iter().flatten().collect())
 }
@@ -126,7 +136,12 @@ mod tests {
             users in prop::collection::vec("[ -~\t\n\"é\u{4e2d}]{1,8}", 0..6),
             items in prop::collection::vec(".{1,6}", 0..6)
         ) {
-            let maps = IdMaps { users, items };
+            let distinct = |mut ids: Vec<String>| {
+                ids.sort();
+                ids.dedup();
+                ids
+            };
+            let maps = IdMaps { users: distinct(users), items: distinct(items) };
             let directory = tempfile::tempdir().unwrap();
             maps.write(directory.path()).unwrap();
             prop_assert_eq!(IdMaps::read(directory.path()).unwrap(), Some(maps));
@@ -151,6 +166,7 @@ mod tests {
             ("asin\titemID\nB01\t1\n", "line 2: the number is \"1\"; expected one from 0 to 0"),
             ("asin\titemID\nB01\t0\nB02\t0\n", "line 3: the number 0 is there twice"),
             ("asin\titemID\nB01\tx\n", "line 2: the number is \"x\""),
+            ("asin\titemID\nB01\t1\nB01\t0\n", "line 3: the id \"B01\" is there twice"),
         ] {
             std::fs::write(&items, text).unwrap();
             let error = IdMaps::read(directory.path()).unwrap_err().to_string();

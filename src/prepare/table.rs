@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 
 use super::columnar::{self, ColumnarFormat};
@@ -60,8 +60,15 @@ impl Table {
     /// Reads a file, as text unless its first bytes show another format. A rating or a time that is
     /// needed must have a column and a number in it.
     pub fn read(options: &TableOptions, needs: Needs) -> Result<Self> {
-        let table = match ColumnarFormat::of(&options.path)? {
-            None => Self::read_text(options, needs)?,
+        let source = Source::open(&options.path)?;
+        let table = match ColumnarFormat::of(&source.head) {
+            None => Self::read_text(source, options, needs)?,
+            // Such a file is not read from its beginning to its end.
+            Some(format) if !options.path.is_file() => {
+                let problem = format!("is {format} and no regular file; save it as one first");
+                let path = options.path.clone();
+                return Err(PrepareError::Malformed { path, line: 1, problem }.into());
+            }
             Some(format) => {
                 let has_none = |flag, what: &str| {
                     let problem = format!("{format} has {what} of its own; leave the flag out");
@@ -82,17 +89,15 @@ impl Table {
         Ok(table)
     }
 
-    fn read_text(options: &TableOptions, needs: Needs) -> Result<Self> {
+    fn read_text(source: Source, options: &TableOptions, needs: Needs) -> Result<Self> {
         let path = &options.path;
-        let delimiter = match options.delimiter {
-            Some(delimiter) => delimiter,
-            None => guess_delimiter(path)?,
-        };
+        let delimiter = options.delimiter.unwrap_or_else(|| guess_delimiter(&source.head));
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(delimiter)
             .has_headers(options.has_header)
-            .from_path(path)
-            .map_err(|error| csv_error(path, error))?;
+            // The end's mark is a record of its own.
+            .flexible(true)
+            .from_reader(source.until_end());
         let columns = {
             let names: Vec<String> = if options.has_header {
                 let header = reader.byte_headers().map_err(|error| csv_error(path, error))?;
@@ -105,8 +110,28 @@ impl Table {
         let (mut users, mut items) = (Ids::default(), Ids::default());
         let mut rows = Vec::new();
         let mut record = csv::StringRecord::new();
-        while reader.read_record(&mut record).map_err(|error| csv_error(path, error))? {
+        let mut expected = reader.has_headers().then(|| reader.headers().map_or(0, |h| h.len()));
+        loop {
+            let malformed = |line: u64, problem: String| {
+                Err(PrepareError::Malformed { path: path.clone(), line, problem }.into())
+            };
+            if !reader.read_record(&mut record).map_err(|error| csv_error(path, error))? {
+                // The header has taken the mark for a part of it.
+                return malformed(1, OPEN_QUOTE.to_owned());
+            }
             let line = record.position().map_or(0, csv::Position::line);
+            if record.len() == 1 && &record[0] == END {
+                break;
+            }
+            if record.iter().next_back().is_some_and(|field| field.ends_with(END)) {
+                return malformed(line, OPEN_QUOTE.to_owned());
+            }
+            let columns_before = *expected.get_or_insert(record.len());
+            if record.len() != columns_before {
+                let problem =
+                    format!("has {} columns; the lines before have {columns_before}", record.len());
+                return malformed(line, problem);
+            }
             let field = |column: usize, what: &'static str| {
                 record.get(column).map(str::trim).filter(|field| !field.is_empty()).ok_or_else(
                     || {
@@ -138,9 +163,20 @@ impl Table {
                     }),
                 }
             };
+            let id = |column: usize, what: &'static str| {
+                let id = field(column, what)?;
+                if id.contains('\n') {
+                    let problem = format!(
+                        "has an id of the {what} that goes over several lines; close the quote \
+                         before it, or write one quote in a field as two"
+                    );
+                    return Err(PrepareError::Malformed { path: path.clone(), line, problem });
+                }
+                Ok(id)
+            };
             rows.push(Interaction {
-                user: users.position(field(columns.user, "user")?),
-                item: items.position(field(columns.item, "item")?),
+                user: users.position(id(columns.user, "user")?),
+                item: items.position(id(columns.item, "item")?),
                 rating: number(columns.rating, "rating", needs.rating)?,
                 time: number(columns.time, "time", needs.every_time)?,
             });
@@ -240,16 +276,45 @@ fn simplify(name: &str) -> String {
 }
 
 /// The most frequent separator of the first line.
-fn guess_delimiter(path: &Path) -> Result<u8> {
-    let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
-    let mut line = Vec::new();
-    BufReader::new(file)
-        .read_until(b'\n', &mut line)
-        .map_err(|error| Error::io(path, "read", error))?;
+fn guess_delimiter(line: &[u8]) -> u8 {
     let count = |delimiter: u8| line.iter().filter(|&&byte| byte == delimiter).count();
     // Ties go to the last: tabs are hardly ever part of a field.
     let best = [b' ', b'|', b';', b',', b'\t'].into_iter().max_by_key(|&d| count(d));
-    Ok(best.filter(|&best| count(best) > 0).unwrap_or(b','))
+    best.filter(|&best| count(best) > 0).unwrap_or(b',')
+}
+
+/// What is wrong with a line that ends with the file.
+const OPEN_QUOTE: &str = "has a quote that is not closed up to the file's end";
+
+/// What follows a text's last line: a record by itself, or the end of a field whose quote is open. The
+/// control character separates records; no id has it.
+const END: &str = "\u{1e}";
+
+/// A file that is opened once, because a pipe gives its bytes only once.
+struct Source {
+    /// The first line, or its beginning: enough to tell the format and the separator.
+    head: Vec<u8>,
+    rest: BufReader<File>,
+}
+
+impl Source {
+    /// The longest first line that is looked at as a whole.
+    const LONGEST: u64 = 1 << 20;
+
+    fn open(path: &Path) -> Result<Self> {
+        let read = || {
+            let mut rest = BufReader::new(File::open(path)?);
+            let mut head = Vec::new();
+            (&mut rest).take(Self::LONGEST).read_until(b'\n', &mut head)?;
+            Ok(Self { head, rest })
+        };
+        read().map_err(|error| Error::io(path, "read", error))
+    }
+
+    /// All bytes, and [`END`].
+    fn until_end(self) -> impl Read {
+        Cursor::new(self.head).chain(self.rest).chain("\n".as_bytes()).chain(END.as_bytes())
+    }
 }
 
 fn csv_error(path: &Path, error: csv::Error) -> Error {
@@ -257,10 +322,6 @@ fn csv_error(path: &Path, error: csv::Error) -> Error {
     let problem = error.to_string();
     match error.into_kind() {
         csv::ErrorKind::Io(source) => Error::io(path, "read", source),
-        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            let problem = format!("has {len} columns; the lines before have {expected_len}");
-            PrepareError::Malformed { path: path.to_owned(), line, problem }.into()
-        }
         csv::ErrorKind::Utf8 { .. } => {
             let problem = "is not UTF-8; convert the file".to_owned();
             PrepareError::Malformed { path: path.to_owned(), line, problem }.into()

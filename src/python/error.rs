@@ -84,14 +84,11 @@ fn with_parameters(message: &str) -> String {
         shown.push_str(before);
         match &flag[..end] {
             name if begins && name.starts_with(|first: char| first.is_ascii_lowercase()) => {
-                shown.push_str(
-                    match name {
-                        "out" => "directory",
-                        name => name,
-                    }
-                    .replace('-', "_")
-                    .as_str(),
-                );
+                shown.push_str(&match name {
+                    "out" => "directory".to_owned(),
+                    "resume" => "resume=True and directory".to_owned(),
+                    name => name.replace('-', "_"),
+                });
             }
             other => {
                 shown.push_str("--");

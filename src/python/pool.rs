@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::config::check_threads;
 use crate::{Error, Result};
 
 /// A pool that is made when there is work, anew in each process.
@@ -24,8 +25,8 @@ static SHARED: Mutex<Made> = Mutex::new(None);
 impl Pool {
     /// A pool of this many threads, at least 1; `None` takes all of the machine's.
     pub fn new(threads: Option<usize>) -> Result<Self> {
-        if threads == Some(0) {
-            return Err(Error::setting("threads", "0 found, a number from 1 expected"));
+        if let Some(threads) = threads {
+            check_threads(threads).map_err(|problem| Error::setting("threads", problem))?;
         }
         Ok(Self { threads, made: Mutex::new(None) })
     }

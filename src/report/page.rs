@@ -118,7 +118,8 @@ fn legend(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
     if others > 0 {
         let _ = writeln!(
             text,
-            "<span><i class=\"swatch other\"></i>{others} others, lower in validation Recall@20</span>"
+            "<span><i class=\"swatch other\"></i>{others} other{}, lower in validation Recall@20</span>",
+            if others == 1 { "" } else { "s" }
         );
     }
     text.push_str("</div>\n");

@@ -43,8 +43,11 @@ impl<'a, B: Backend> Run<'a, B> {
     ) -> Result<Self> {
         let Saved { file, state, records } = Saved::open(&identity, directory)?;
         let arena = |prefix: &str| file.arena(prefix, &layout);
-        let dense =
-            DenseState { parameters: arena("")?, first: arena(FIRST)?, second: arena(SECOND)? };
+        let dense = DenseState {
+            parameters: file.finite_arena("", &layout)?,
+            first: arena(FIRST)?,
+            second: arena(SECOND)?,
+        };
         let features = feature_sources(dataset, config, |index, modality| {
             let name = layout.modalities[index].features_name();
             let shape = [dataset.items, modality.features.columns()];

@@ -30,6 +30,7 @@ def test_parameters_are_kept_as_they_are_given():
     model = BM3(layers=2, top_k=lengths)
     assert model.get_params()["top_k"] is lengths and sorted(model.get_params()) == sorted(names)
     assert repr(model) == "BM3(layers=2, top_k=[3, 20])" and repr(BM3()) == "BM3()"
+    assert repr(BM3(top_k=[5, 10, 20, 50])) == "BM3()"
     assert model.set_params(dropout=0.25, device="cpu") is model
     assert (model.dropout, model.device, model.layers) == (0.25, "cpu", 2)
     with pytest.raises(ValueError, match="lairs: there is no such parameter; there are emb"):

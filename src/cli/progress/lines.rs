@@ -6,6 +6,7 @@ use bm3_engine::records::{EpochRecord, RunStart};
 use bm3_engine::run::{StopReason, Summary};
 
 use super::{Best, STOPPING_LENGTH};
+use crate::cli::output::{counted, grouped};
 
 /// The data set, the number of parameters, the device and the run's directory.
 pub fn start(run: &RunStart) -> Vec<String> {
@@ -15,10 +16,10 @@ pub fn start(run: &RunStart) -> Vec<String> {
         if modalities.is_empty() { "no modalities".to_owned() } else { modalities.join(", ") };
     let mut lines = vec![
         format!(
-            "{}: {} users, {} items, {} training, {} validation, {} test pairs; {modalities}",
+            "{}: {}, {}, {} training, {} validation, {} test pairs; {modalities}",
             run.dataset,
-            grouped(run.users),
-            grouped(run.items),
+            counted(run.users, "user"),
+            counted(run.items, "item"),
             grouped(run.train_pairs),
             grouped(run.valid_pairs),
             grouped(run.test_pairs),
@@ -72,9 +73,9 @@ pub fn end(summary: &Summary) -> String {
     };
     let best = summary.best_epoch.map_or(String::new(), |epoch| format!(", best epoch {epoch}"));
     format!(
-        "{why}: {} epochs, {} steps{best}; {} training, {} evaluating",
-        summary.epochs,
-        summary.steps,
+        "{why}: {}, {}{best}; {} training, {} evaluating",
+        counted(summary.epochs as usize, "epoch"),
+        counted(summary.steps as usize, "step"),
         duration(summary.train_seconds),
         duration(summary.evaluate_seconds),
     )
@@ -115,27 +116,15 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// Digits in groups of three.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn numbers_as_people_read_them() {
-        assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(999), "999");
+        assert_eq!(counted(0, "epoch"), "0 epochs");
+        assert_eq!(counted(1, "epoch"), "1 epoch");
+        assert_eq!(counted(999, "item"), "999 items");
         assert_eq!(grouped(1_254_441), "1,254,441");
         assert_eq!(share(0.0812), ".0812");
         assert_eq!(share(1.0), "1.0000");

@@ -12,6 +12,7 @@ use bm3_engine::run::{Summary, read_records};
 use bm3_engine::train::STOPPING_LENGTH;
 use serde::Serialize;
 
+use super::output;
 use super::table::metrics_table;
 pub use sweep::SweepReporter;
 use terminal::Terminal;
@@ -123,7 +124,7 @@ impl Reporter {
         }
         let flushed = self.data.flush();
         self.keep_failure(flushed);
-        self.failure.map_or(Ok(()), |error| Err(error.into()))
+        self.failure.map_or(Ok(()), |error| Err(output::unwritten(error).into()))
     }
 
     fn event<T: Serialize>(&mut self, event: &'static str, fields: &T) {

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::lines::{duration, share};
 use super::{Best, Face, STOPPING_LENGTH};
+use crate::cli::output::{self, counted};
 use crate::cli::sweep_table::{describe, results_table};
 
 /// One line of `--json`; events of the whole sweep have no `run`.
@@ -144,7 +145,7 @@ impl SweepReporter {
         }
         let flushed = state.data.flush();
         state.keep_failure(flushed);
-        state.failure.map_or(Ok(()), |error| Err(error.into()))
+        state.failure.map_or(Ok(()), |error| Err(output::unwritten(error).into()))
     }
 }
 
@@ -268,8 +269,8 @@ fn end(summary: &Summary) -> String {
     };
     let best = summary.best_epoch.map_or(String::new(), |epoch| format!(", best epoch {epoch}"));
     format!(
-        "{why}: {} epochs{best}{}{}; {}",
-        summary.epochs,
+        "{why}: {}{best}{}{}; {}",
+        counted(summary.epochs as usize, "epoch"),
         recall(&summary.valid, "valid"),
         recall(&summary.test, "test"),
         duration(summary.train_seconds + summary.evaluate_seconds),

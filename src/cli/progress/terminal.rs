@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! epoch 12/1000 ━━━━━━━━━━━━━━━━━━╸━━━━━━━━━ 31/58  109 steps/s
-//! loss 1.2345  Recall@20 .0807  best .0812 at epoch 9  ends by epoch 30, in 10 s
+//! loss 1.2345  Recall@20 .0807  best .0812 at epoch 9  until epoch 30 at least, 10 s
 //! ```
 
 use bm3_engine::records::{EpochRecord, RunStart};
@@ -91,7 +91,9 @@ impl Terminal {
         let last = self.last_epoch();
         let seconds = record.train_seconds + record.evaluate_seconds;
         let left = last.saturating_sub(record.epoch) as f64 * seconds;
-        parts.push(format!("ends by epoch {last}, in {}", duration(left)));
+        // A later epoch may be the best, and training then goes on.
+        let at_least = if last < self.epochs { " at least" } else { "" };
+        parts.push(format!("until epoch {last}{at_least}, {}", duration(left)));
         parts.join("  ")
     }
 
@@ -127,7 +129,7 @@ mod tests {
         };
         assert_eq!(
             terminal.describe(&record),
-            "loss 1.2345  best .0812 at epoch 9  ends by epoch 30, in 14 s"
+            "loss 1.2345  best .0812 at epoch 9  until epoch 30 at least, 14 s"
         );
         terminal.best = Some(Best { epoch: 90, recall: 0.1 });
         assert_eq!(terminal.last_epoch(), 100);

@@ -4,14 +4,12 @@
 mod read;
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 
 #[cfg(feature = "parquet")]
 pub(super) use read::read;
 
-use crate::{Error, Result};
+#[cfg(not(feature = "parquet"))]
+use crate::Result;
 
 /// The format of a file that is not text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,21 +33,14 @@ impl fmt::Display for ColumnarFormat {
 
 impl ColumnarFormat {
     /// The format that a file's first bytes show; `None` if it may be text.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when it cannot be read.
-    pub(super) fn of(path: &Path) -> Result<Option<Self>> {
-        let mut first = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(6).read_to_end(&mut first))
-            .map_err(|error| Error::io(path, "read", error))?;
-        Ok(match first.as_slice() {
+    pub(super) fn of(first: &[u8]) -> Option<Self> {
+        match first {
             [b'P', b'A', b'R', b'1', ..] => Some(Self::Parquet),
-            b"ARROW1" => Some(Self::ArrowFile),
+            [b'A', b'R', b'R', b'O', b'W', b'1', ..] => Some(Self::ArrowFile),
             // The start of a stream's message; these bytes do not occur in UTF-8.
             [0xff, 0xff, 0xff, 0xff, ..] => Some(Self::ArrowStream),
             _ => None,
-        })
+        }
     }
 }
 
