@@ -1,9 +1,10 @@
-// One Adam step of dense parameters (SPEC section 5): of n elements, from `begin` to `end` (both
-// multiples of 4) of their arenas.
+// One Adam step on n dense parameters (SPEC section 5): elements `begin` to `end` (multiples of 4)
+// of their arenas.
 //
-// The constants are those of the batch's step in `schedule`, which has the constants of every step.
-// Outputs: parameters, first and second moments, updated in place; watch: the step, where one of
-// these is not finite (watch.cuh; v is not where g is not). Ownership: one thread, four elements.
+// `schedule` holds the constants of every step; this kernel uses those of the batch's step.
+// Outputs: parameters, first and second moments, updated in place; watch: the step and element / 4
+// of a p or v that is not finite (watch.cuh; v is not where g is not). Ownership: one thread, four
+// elements.
 // Bytes: 28 n (p, m, v read and written, g read). Flops: about 18 n. Bound: memory.
 #include "adam.cuh"
 #include "batch.cuh"

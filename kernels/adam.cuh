@@ -1,12 +1,12 @@
-// One element's step of Adam (SPEC section 5), shared by the dense and the row-wise update so that
+// One Adam step of one element (SPEC section 5). The dense and the row-wise update share it, so
 // both have the same bits:
 //
 //   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //   p = p - step_size m / (sqrt(v) root_factor + epsilon)
 //
-// nvcc's root and division look at their operands and branch for rare ones, and elements between
-// whose branches a thread goes wait for each other. Where all operands are known to be plain, the
-// same steps without the branches have the same bits, and elements overlap.
+// nvcc's root and division branch for rare operands, which keeps a thread's elements from
+// overlapping. For plain operands, within the bounds below, the same steps without branches have
+// the same bits and let elements overlap.
 #pragma once
 #include "common.cuh"
 #include "watch.cuh"
@@ -20,14 +20,13 @@ static const float ADAM_EPSILON = 1e-8f;
 
 __device__ __forceinline__ void adam_moments(float gradient, float& first, float& second) {
     const float beta1 = 0.9f, beta2 = 0.999f;
-    // 1 - beta in double, then rounded: as the CPU backend and PyTorch have it.
+    // 1 - beta in double, then rounded, as in the CPU backend and PyTorch.
     const float rest1 = static_cast<float>(1.0 - 0.9), rest2 = static_cast<float>(1.0 - 0.999);
     first = fmaf(beta1, first, rest1 * gradient);
     second = fmaf(beta2, second, rest2 * gradient * gradient);
 }
 
-// The moments' part of adam_move_plain's bounds: m from 2^-83 to 2^40 or their negatives, v from
-// 2^-100 to 2^30.
+// The bounds of adam_move_plain on the moments: |m| from 2^-83 to 2^40, v from 2^-100 to 2^30.
 __device__ __forceinline__ bool adam_is_small(float first, float second) {
     return fabsf(first) <= 0x1p40f && second <= 0x1p30f;
 }
@@ -36,26 +35,26 @@ __device__ __forceinline__ bool adam_is_large(float first, float second) {
     return fabsf(first) >= 0x1p-83f && second >= 0x1p-100f;
 }
 
-// Whether the moments are large after up to 64 steps without a gradient, too: b1^64 is 2^-9.73 and
-// b2^64 2^-0.1. Small they stay in any case.
+// Whether the moments stay large for up to 64 steps without a gradient: b1^64 is 2^-9.73 and b2^64
+// is 2^-0.1. They stay small in any case.
 __device__ __forceinline__ bool adam_stays_large(float first, float second) {
     return fabsf(first) >= 0x1p-73f && second >= 0x1p-99f;
 }
 
-// The constants' part of the bounds.
+// The bounds of adam_move_plain on the constants.
 __device__ __forceinline__ bool adam_is_plain(AdamStep step) {
     return step.step_size >= 0x1p-17f && step.step_size <= 0x1p20f && step.root_factor >= 0.0f
         && step.root_factor <= 32.0f;
 }
 
-// What p moves by.
+// The amount to subtract from p.
 __device__ __forceinline__ float adam_move(AdamStep step, float first, float second) {
     return step.step_size * first / fmaf(sqrtf(second), step.root_factor, ADAM_EPSILON);
 }
 
-// The same within the bounds above. The numerator is then between 2^-100 and 2^60, the denominator
-// between 1e-8 and 2^21, and remainders, of some 2^-48 of the numerator at least, are multiples of
-// 2^-149: exact.
+// The same within the bounds above. The numerator is then between 2^-100 and 2^60 and the
+// denominator between 1e-8 and 2^21. Remainders are at least some 2^-48 of the numerator, so they
+// are multiples of 2^-149: exact.
 __device__ __forceinline__ float adam_move_plain(AdamStep step, float first, float second) {
     float near = near_reciprocal_root(second);
     float root = second * near, half = 0.5f * near;
@@ -74,7 +73,7 @@ __device__ __forceinline__ void adam_update(AdamStep step, float gradient, float
     parameter -= adam_move(step, first, second);
 }
 
-// Four elements' steps.
+// Steps of four elements.
 __device__ __forceinline__ void adam_update4(AdamStep step, const float (&gradient)[4],
                                              float (&parameter)[4], float (&first)[4],
                                              float (&second)[4]) {
@@ -97,8 +96,8 @@ __device__ __forceinline__ void adam_update4(AdamStep step, const float (&gradie
     }
 }
 
-// Whether an element is as it should be after its step. A gradient that is not finite, or whose
-// square is not, shows in v; all else that can go wrong in p.
+// Whether an element is finite after its step. v shows a gradient that is not finite, or whose
+// square is not; p shows everything else that can go wrong.
 __device__ __forceinline__ bool adam_is_finite(float parameter, float second) {
     return is_finite(parameter) && is_finite(second);
 }

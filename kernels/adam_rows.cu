@@ -1,39 +1,40 @@
 // Adam on trained raw features, exactly and by rows (SPEC section 5).
 //
-// A row of E whose gradient is zero still moves under dense Adam, by a function of its own (m, v,
-// t) alone. So a row is left alone until a batch needs it; then adam_replay applies, to each
-// element, the very function that a dense sweep would have applied at each missed step, with g = 0
-// (touched[i] is the step up to which row i is current, 0: never moved), and adam_rows the step
-// with gradient dE = dz W.
+// Under dense Adam a row of E with a zero gradient still moves, by a function of its own (m, v, t)
+// alone. So a row is left alone until a batch needs it. Then adam_replay applies to each element
+// the very function that a dense sweep would have applied at each missed step, with g = 0, and
+// adam_rows applies the step with gradient dE = dz W. touched[i] is the step up to which row i is
+// current; 0: never moved.
 //
-// Shapes: E, m, v rows x D_m; the batch's n items; dz n x d; W d x D_m; schedule: the constants of
-// every step. Without a batch adam_replay brings all rows up to step `last`, with one its rows up to
-// the step before the batch's; `ahead` of the next batch those of its rows that are not the batch's
-// up to the batch's step, in which their gradient is zero, too.
-// Outputs: E, m, v, touched of those rows, in place; watch of the modality: step and row, where an
-// element of them is not finite (watch.cuh).
-// Ownership: adam_replay, a block a part of a row, four elements a thread: 48 bytes on their way for
-// each thread. A row that missed hundreds of steps holds the others up the less the shorter its
-// parts are; each of them has a number of its own in `touched`, rows x parts. adam_rows, a block a
-// tile of 64 rows x 64 columns, whose gradient never leaves the multiprocessor (tile.cuh); a thread
-// has four times as much on its way.
-// Bytes: 24 n D_m each; adam_replay nothing where no step was missed. Flops: 14 n D_m for each
-// missed step; 6 n D_m d in TF32. Bound: memory.
+// Shapes: E, m, v rows x D_m; touched rows x parts; the batch's n items; dz n x d; W d x D_m;
+// schedule: the constants of every step.
+// Rows that adam_replay brings up to date: without a batch, all, to step `last`; with one, its
+// rows, to the step before it; if `ahead`, the next batch's rows that are not in this one, to this
+// batch's step, where their gradient is zero too.
+// Outputs: E, m, v, touched of those rows, in place; watch of the modality: the step and row of an
+// element that is not finite (watch.cuh).
+// Ownership: adam_replay: a block owns a part of a row, a thread four elements, with 48 bytes in
+// flight. Parts are short so that a row that missed hundreds of steps holds the others up less;
+// each has its own number in `touched`. adam_rows: a block owns a tile of 64 rows x 64 columns,
+// whose gradient never leaves the multiprocessor (tile.cuh); a thread has four times as much in
+// flight.
+// Bytes: 24 n D_m each; adam_replay none where no step was missed. Flops: 14 n D_m for each missed
+// step; 6 n D_m d in TF32. Bound: memory.
 #include "adam.cuh"
 #include "tile.cuh"
 
 // Columns of a part: four for each thread of a block.
 static const u32 PART = 512;
-// Steps that are replayed before it is looked again whether all numbers are plain: adam_stays_large
-// tells of no more.
+// Steps replayed between two checks that all numbers are plain: adam_stays_large vouches for no
+// more.
 static const u32 REPLAYED_AT_ONCE = 64;
 
 static __device__ __forceinline__ u32 part_of(u32 row, u32 columns, u32 column) {
     return row * ((columns + PART - 1) / PART) + column / PART;
 }
 
-// Four elements' steps without a gradient, if all numbers are plain from the first to the last; else
-// nothing.
+// Replays four elements' steps without a gradient and returns true, if all numbers are plain from
+// the first step to the last; otherwise changes nothing.
 static __device__ __forceinline__ bool replay_plain(const AdamStep* schedule, u32 step, u32 end,
                                                     float (&value)[4], float (&first)[4],
                                                     float (&second)[4]) {
@@ -70,7 +71,7 @@ static __device__ __forceinline__ bool replay_plain(const AdamStep* schedule, u3
     return plain;
 }
 
-// With fewer registers than so many blocks leave, nvcc has the four elements go through the same ones
+// More blocks would leave fewer registers, and nvcc would reuse the same ones for the four elements
 // in turn.
 static const u32 REPLAY_BLOCKS = 8;
 
@@ -92,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(PART / 4, REPLAY_BLOCKS) adam_repla
     u32 column = PART * blockIdx.y + 4 * threadIdx.x;
     u32* part = touched + part_of(row, columns, column);
     u32 current = *part;
-    // Every thread has read the part's step before one of them moves it on.
+    // Every thread must read the part's step before one of them updates it.
     __syncthreads();
     if (current == 0 || current >= last) {
         return;
@@ -107,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(PART / 4, REPLAY_BLOCKS) adam_repla
     Quad quad(columns, column);
     float value[4], first[4], second[4];
     quad.read(values + place, value);
-    // Behind the row's end they are plain.
+    // Past the row's end they are 1, which is plain.
     quad.read(firsts + place, first, 1.0f);
     quad.read(seconds + place, second, 1.0f);
     while (current < last) {
@@ -129,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(PART / 4, REPLAY_BLOCKS) adam_repla
     quad.write(seconds + place, second);
 }
 
-// Quads that a thread of adam_rows has on their way.
+// Quads that a thread of adam_rows has in flight.
 static const u32 ADAM_AT_ONCE = 4;
 
 extern "C" __global__ void __launch_bounds__(128) adam_rows(
@@ -171,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(128) adam_rows(
             if (!out.is_there[i]) {
                 continue;
             }
-            // Behind the row's end all are zeros, and stay.
+            // Past the row's end all numbers are zeros and stay zeros.
             adam_update4(constants, out.sums[i], value[i], first[i], second[i]);
             bool finite = true;
 #pragma unroll

@@ -1,10 +1,10 @@
-// The batch of the step at hand, in device memory: so that the same launches, captured once, serve
-// every step of an epoch.
+// The batch of the current step, in device memory, so that launches captured once serve every step
+// of an epoch.
 #pragma once
 #include "common.cuh"
 
-// `Batch` of src/batch.rs: every distinct user and item of the pairs once, ascending, and with whom
-// each is paired, in the order of the pairs; and the items of the batch that comes next.
+// `Batch` of src/batch.rs: each distinct user and item of the pairs once, ascending, with its
+// partners in the order of the pairs; and the items of the next batch.
 struct Batch {
     const u32* users;
     const u32* items;
@@ -16,11 +16,10 @@ struct Batch {
     u32 item_count;             // n_i
     u32 pairs;                  // |B|
     u32 step;                   // the optimiser's step, from 1
-    u32 number;                 // its number in the epoch, from 0
-    u32 next_item_count;        // of the next batch, 0 where none is known
+    u32 number;                 // the batch's number in the epoch, from 0
+    u32 next_item_count;        // of the next batch; 0 if none is known
     const u32* next_items;      // its distinct items, ascending
 
-    // Whether an item is one of the batch's.
     __device__ __forceinline__ bool has_item(u32 item) const {
         u32 low = 0, high = item_count;
         while (low < high) {
@@ -35,11 +34,11 @@ struct Batch {
     }
 };
 
-// Batches whose raw features may be on the device at once, when they are streamed there.
+// Batches whose streamed raw features may be on the device at once.
 static const u32 FEATURE_SLOTS = 3;
 
-// The rows of the batch's raw features in a table: those of its items, or, streamed, those that the
-// host has put them in, `room` places a slot.
+// The table rows that hold the batch's raw features: its items' rows or, if features are streamed,
+// the rows where the host put them, `room` places per slot.
 __device__ __forceinline__ const u32* feature_rows(const Batch& batch, const u32* places,
                                                    u32 room) {
     return places == nullptr ? batch.items : places + batch.number % FEATURE_SLOTS * room;
@@ -47,35 +46,35 @@ __device__ __forceinline__ const u32* feature_rows(const Batch& batch, const u32
 
 // Lines of features in a tile of a product (tile.cuh).
 static const u32 FEATURE_LINES = 128;
-// Blocks that a projection is cut into, one for each multiprocessor of a large GPU. A constant, so
-// that sums have one order on every GPU.
+// Blocks of a projection, one for each multiprocessor of a large GPU. A constant, so that sums have
+// the same order on every GPU.
 static const u32 PROJECTION_BLOCKS = 132;
 
-// The tiles of the projection of the batch's items, `column_tiles` of them side by side.
+// Tiles of the projection of the batch's items, `column_tiles` of them side by side.
 __device__ __forceinline__ u32 projection_tiles(const Batch& batch, u32 column_tiles) {
     return column_tiles * ((batch.item_count + FEATURE_LINES - 1) / FEATURE_LINES);
 }
 
-// How many slices it is cut into, `most` at most.
+// Slices that this projection is cut into, at most `most`.
 __device__ __forceinline__ u32 projection_slices(const Batch& batch, u32 column_tiles, u32 most) {
     u32 tiles = projection_tiles(batch, column_tiles);
     u32 wanted = PROJECTION_BLOCKS / (tiles > 0 ? tiles : 1);
     return wanted < 1 ? 1 : wanted < most ? wanted : most;
 }
 
-// The rows that a batch computes lie in blocks: the users', the items', then the items' of each
-// modality. A block has room for as many rows as any batch of the run may need; a batch fills its
-// beginning. Both rooms are multiples of a tile's lines.
+// A batch computes rows in blocks: users, items, then the items in each modality. A block has room
+// for as many rows as any batch of the run may need; a batch fills its beginning. Both rooms are
+// multiples of a tile's lines.
 struct Rooms {
     u32 users;
     u32 items;
 
-    // 0: the users' block; 1: the items'; 2 + m: that of modality m.
+    // 0: users; 1: items; 2 + m: modality m.
     __device__ __forceinline__ u32 block(u32 row) const {
         return row < users ? 0 : 1 + (row - users) / items;
     }
 
-    // The position within its block.
+    // A row's position within its block.
     __device__ __forceinline__ u32 position(u32 row) const {
         return row < users ? row : (row - users) % items;
     }
@@ -85,7 +84,7 @@ struct Rooms {
         return position(row) < (row < users ? batch.user_count : batch.item_count);
     }
 
-    // The first row of the block after that of `row`.
+    // The first row of the block after the one with `row`.
     __device__ __forceinline__ u32 next_block(u32 row) const {
         return row < users ? users : row - position(row) + items;
     }

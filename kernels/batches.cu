@@ -1,18 +1,19 @@
-// The batches of an epoch, all of them at once (SPEC section 7): consecutive pairs of the epoch's
-// order, |B| at a time, each arranged as src/batch.rs does it.
+// All batches of an epoch at once (SPEC section 7): consecutive pairs of the epoch's order, |B| at
+// a time, each batch arranged as in src/batch.rs.
 //
-//   batch_keys      of each position p of the order: (its batch, its user or item), and p
-//   (a stable sort by these, see epoch_order.cu: batches keep their places, as all but the last
-//   have |B| pairs; within a batch equal ids come together, in the order of the pairs)
+//   batch_keys      for each position p of the order: the key (batch, user or item), and p
+//   (a stable sort by key follows, see epoch_order.cu: batches keep their places, since all but
+//   the last have |B| pairs; in a batch equal ids come together, in the order of the pairs)
 //   batch_lists     the distinct ids of each batch, ascending, the bounds of their pairs, and each
 //                   position's place among the ids
-//   batch_partners  of each pair, in a side's order: the place of its other side
-//   next_batch      the batch of the next step: where its lists lie, and how long they are; also where
-//                   the items of the one after it do
+//   batch_partners  for each pair, in one side's order: the place of its other side
+//   next_batch      the batch of the next step: where its lists lie and how long they are, and
+//                   the items of the batch after it
 //
-// Shapes: P pairs; ids of P, bounds of P / |B| (|B| + 1), places and partners of P; counts P / |B|.
-// Outputs: `=`. Ownership: one thread a pair; batch_lists, a block a batch, 256 pairs at a time.
-// Determinism: a pair's place is a count of those before it. Bytes: 60 P for both sides, and the
+// Shapes: P pairs; ids P; bounds P / |B| (|B| + 1); places and partners P; counts P / |B|.
+// Outputs: `=`. Ownership: a thread owns a pair; in batch_lists a block owns a batch, 256 pairs at
+// a time.
+// Determinism: a pair's place is a count of the ids before it. Bytes: 60 P for both sides, plus the
 // sorts. Flops: none. Bound: memory, or latency below a million pairs.
 #include "batch.cuh"
 
@@ -42,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_lists(
     u32 start = blockIdx.x * batch_size;
     u32 stop = start + batch_size < pairs ? start + batch_size : pairs;
     u32* own_bounds = bounds + static_cast<u64>(blockIdx.x) * (batch_size + 1);
-    // How many ids there are before this round's pairs.
+    // Ids before this round's pairs.
     u32 before = 0;
     for (u32 first = start; first < stop; first += THREADS) {
         u32 index = first + threadIdx.x;
@@ -64,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_lists(
                 own_bounds[place] = index - start;
             }
         }
-        // All have read the warps' counts before the next round writes them.
+        // All must read the warps' counts before the next round writes them.
         __syncthreads();
     }
     if (threadIdx.x == 0) {
@@ -82,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(256) batch_partners(
     }
 }
 
-// One thread. cursor: the number of the next batch of the epoch, and of the step before it.
+// One thread. cursor: the next batch's number in the epoch, and the last step's number.
 extern "C" __global__ void __launch_bounds__(32) next_batch(
     const u32* __restrict__ users, const u32* __restrict__ items,
     const u32* __restrict__ user_offsets, const u32* __restrict__ items_of_users,

@@ -1,24 +1,24 @@
-// Dropout, cosines, every loss term and all their gradients in one pass (SPEC sections 2 (4), 3, 4).
+// Dropout, cosines, every loss term and all gradients in one pass (SPEC sections 2 (4), 3, 4).
 //
 // For each online row a (a predictor output) with targets t_1 .. t_n (rows of x after dropout):
 //
 //   cosines: sum_j a.t_j / (max(|a|, e) max(|t_j|, e))
 //   gradient = -w / |B| (S - (a.S / |a|^2) a) / |a|,  S = sum_j t_j / max(|t_j|, e)
 //
-// since the cosines of one online row need only S. A user's targets are its items' rows and the
-// other way round, in the order of the pairs; a modality row's are its item's row of H_i (align)
-// and itself (mask), counted once for each pair of the item.
+// An online row's cosines need only S. A user's targets are its items' rows and vice versa, in the
+// order of the pairs; a modality row's targets are its item's row of H_i (align) and itself (mask),
+// counted once for each pair of the item.
 //
 // Shapes: x and predicted R x d, in blocks: users, items, the items in each modality (batch.cuh).
 // Outputs: predicted `=` its gradient, zero in rows that the batch does not fill; cosines (R x 2)
-// `=` in those that it fills; loss_terms: losses `+=`.
-// Ownership: a group of lanes owns an online row and keeps it, S, up to three targets at hand and the
-// next ones in registers; a target's mask is drawn again by whoever reads it (Philox of seed, step,
-// tensor, row, column / 4), so neither mask nor dropped row nor cosine matrix exists in memory.
+// `=` in rows that it fills; loss_terms: losses `+=`.
+// Ownership: a group of lanes owns an online row. It holds that row, S, up to three current targets
+// and the next ones in registers. Every reader of a target draws its mask anew (Philox of seed,
+// step, tensor, row, column / 4), so memory holds no mask, no dropped row and no cosine matrix.
 // Determinism: targets are added in the order of the pairs; loss_terms sums in f64 by a fixed tree.
-// Bytes: R d (4 + 4 + 4) and 4 d for each pair and side, from L2. Flops: about 6 d a pair and side,
-// 12 d a row, a quarter of a Philox (10 rounds) a target element. Bound: integer arithmetic of the
-// draws where there is dropout, else L2.
+// Bytes: R d (4 + 4 + 4), and 4 d per pair and side, from L2. Flops: about 6 d per pair and side,
+// 12 d per row, a quarter of a Philox (10 rounds) per target element. Bound: integer arithmetic of
+// the draws with dropout, L2 without.
 #include "batch.cuh"
 #include "philox.cuh"
 #include "watch.cuh"
@@ -28,17 +28,18 @@ namespace loss_detail {
 static const float COSINE_EPSILON = 1e-8f;
 static const u32 LOSS_THREADS = 256;
 
-// What of the elements of a target is kept.
+// Which elements of a target are kept.
 struct Mask {
     u32 mode;  // 0: all; 1: as drawn; 2: as given.
     u64 seed;
     u32 threshold;    // A word below it drops its element.
     float scale;      // 1 / (1 - p)
-    const u8* given;  // Kept elements of H_u, H_i and each Z_m, one byte each.
+    const u8* given;  // A byte per element of H_u, H_i and each Z_m: 0 drops it.
     u32 users;
     u32 items;
 
-    // Columns column .. column + 3 of a row of tensor 0 (H_u), 1 (H_i), 2 + m (Z_m), as drawn.
+    // Columns column .. column + 3 of a row of tensor 0 (H_u), 1 (H_i) or 2 + m (Z_m) under a drawn
+    // mask.
     __device__ __forceinline__ float4 drawn(float4 value, u32 step, u32 tensor, u32 row,
                                             u32 column) const {
         Words words = Stream(seed, DROPOUT, step, tensor).words(row, column / 4);
@@ -48,7 +49,7 @@ struct Mask {
                            words.word[3] < threshold ? 0.0f : scale * value.w);
     }
 
-    // The same, as given.
+    // The same under the given mask.
     __device__ __forceinline__ float4 as_given(float4 value, u32 tensor, u32 row, u32 column,
                                                u32 width) const {
         u64 first = tensor == 0 ? row : users + static_cast<u64>(items) * (tensor - 1) + row;
@@ -58,7 +59,7 @@ struct Mask {
     }
 };
 
-// A row of d columns over the lanes of a group: lane q has columns 4 (q + i lanes), QUADS of them.
+// A row of d columns over a group's lanes: lane q has QUADS quads, at columns 4 (q + i lanes).
 template <u32 QUADS>
 struct Row {
     float4 quads[QUADS];
@@ -98,13 +99,13 @@ struct Row {
     }
 };
 
-// Makes targets their unit rows after dropout, zeros where everything was dropped. Several at a
-// time: each is a chain of instructions that wait for each other.
+// Turns targets into their unit rows after dropout, or into zeros where everything was dropped.
+// Several at a time, since each is a chain of dependent instructions.
 template <u32 QUADS, u32 COUNT>
 __device__ __forceinline__ void make_units(Row<QUADS> (&targets)[COUNT], const Mask& mask, u32 step,
                                            const u32 (&tensors)[COUNT], const u32 (&rows)[COUNT],
                                            const Group& group, u32 width) {
-    // Zeros beyond the last column are zeros after dropout.
+    // Zeros past the last column are still zeros after dropout.
     auto each_quad = [&](auto apply) {
 #pragma unroll
         for (u32 n = 0; n < COUNT; ++n) {
@@ -140,11 +141,10 @@ __device__ __forceinline__ void make_units(Row<QUADS> (&targets)[COUNT], const M
     }
 }
 
-// The targets of a user or an item: the rows of whom it is paired with, one after the other.
+// The targets of a user or an item: the rows of its partners, in the order of the pairs.
 template <u32 QUADS>
 struct Targets {
-    // Of how many targets the unit rows are made at the same time: of more, many registers would be
-    // spilled.
+    // Targets turned into unit rows at the same time: more would spill many registers.
     static const u32 AT_ONCE = QUADS == 1 ? 3 : 4 / QUADS;
 
     const u32* paired;
@@ -153,7 +153,7 @@ struct Targets {
     u32 count;
     u32 tensor;
 
-    // Where those from `first` on lie; where there is none, the first of all.
+    // The targets' positions from `first` on; past the last target 0, which is safe to read.
     template <u32 COUNT>
     __device__ __forceinline__ void find(u32 first, u32 (&position)[COUNT]) const {
 #pragma unroll
@@ -162,7 +162,7 @@ struct Targets {
         }
     }
 
-    // Their rows, and their ids for the mask.
+    // Loads the targets' rows, and their ids for the mask.
     template <u32 COUNT>
     __device__ __forceinline__ void bring(const u32 (&position)[COUNT],
                                           Row<QUADS> (&targets)[COUNT], u32 (&id)[COUNT],
@@ -192,8 +192,8 @@ struct Targets {
         }
     }
 
-    // The sum of their unit rows, in their order. While some are masked the next ones are on their
-    // way, and where the ones after those lie.
+    // The sum of the unit rows, in their order. While some targets are masked, the next ones are in
+    // flight, and so are the positions of the ones after those.
     __device__ __forceinline__ Row<QUADS> sum(const Mask& mask, u32 step, const Group& group,
                                               u32 width) const {
         Row<QUADS> sum = {};
@@ -236,8 +236,8 @@ __device__ __forceinline__ void bootstrap_loss(const Batch& batch, Rooms rooms, 
                                                u32 width, const Group& group, float cl_weight,
                                                const Mask& mask, const float* x, float* predicted,
                                                double* cosines) {
-    // Rooms are multiples of a warp's groups, which therefore return, and take one of the two ways
-    // below, all alike. A row that is not filled goes along as the block's first, without targets.
+    // Rooms are multiples of a warp's groups, so a warp's groups all return or all take the same
+    // branch below. An unfilled row is treated as the block's first row, without targets.
     u32 index = group.index();
     if (index >= rows) {
         return;
@@ -299,7 +299,7 @@ __device__ __forceinline__ void bootstrap_loss(const Batch& batch, Rooms rooms, 
     }
 
     if (norm < COSINE_EPSILON) {
-        // The cosine divides by epsilon there: a linear function.
+        // Here the cosine divides by epsilon: a linear function.
         factor /= COSINE_EPSILON;
     } else {
         float inverse = 1.0f / norm;
@@ -326,14 +326,14 @@ __device__ __forceinline__ void bootstrap_loss(const Batch& batch, Rooms rooms, 
                                            Group(lanes), cl_weight, mask, x, predicted, cosines); \
     }
 
-// Up to 128, 256 and 512 columns. A batch of 2048 pairs and two modalities is up to 512 blocks with
-// 64 columns, of which it fills some three quarters: all at once on 132 multiprocessors that have
-// three each.
+// Up to 128, 256 and 512 columns. With 64 columns, a batch of 2048 pairs and two modalities has up
+// to 512 blocks and fills some three quarters of them: all run at once on 132 multiprocessors with
+// three blocks each.
 BOOTSTRAP_LOSS(1, 3)
 BOOTSTRAP_LOSS(2, 2)
 BOOTSTRAP_LOSS(4, 1)
 
-// losses[term] += 1 - (sum of the term's cosines) / |B|; one block a term: ui, iu, then align and
+// losses[term] += 1 - (sum of the term's cosines) / |B|; one block per term: ui, iu, then align and
 // mask of each modality.
 extern "C" __global__ void __launch_bounds__(256) loss_terms(
     const Batch* __restrict__ batch, u32 user_room, u32 item_room,
@@ -354,9 +354,9 @@ extern "C" __global__ void __launch_bounds__(256) loss_terms(
     }
 }
 
-// The first of a step's loss terms that is not finite (watch.cuh), once all were added: sums stay as
-// they are once they are not finite, so that the first step that sees one is the step that made it
-// so. One thread; 8 bytes a term.
+// Notes the first loss term that is not finite (watch.cuh), once a step's terms were added. A sum
+// that is not finite stays so: the first step that sees one is the step that caused it. One thread;
+// 8 bytes per term.
 extern "C" __global__ void __launch_bounds__(32) watch_losses(
     const Batch* __restrict__ batch, const double* __restrict__ losses, u32 terms, u64* watch) {
     if (threadIdx.x > 0) {

@@ -1,10 +1,10 @@
-// The candidates of a user's list in top_k.cu: how those that have no place in it are told.
+// The candidates for a user's list in top_k.cu, and how items without a place in it are ruled out.
 //
-// The tensor cores find s', which is near the score s: |s' - s| <= e (top_k.cu). Of the items seen so
-// far K have s' of at least b, the K-th best s', so K have scores of at least b - e, and an item of s'
-// < b - 2 e has no place in the list. Nor has one of s' < s_K - e, where s_K is the K-th best score.
-// Such an item is dropped; `cut` is the largest of these bounds so far. A key of s' that has become
-// one of s is still within e of it.
+// The tensor cores compute s', near the score s: |s' - s| <= e (top_k.cu). Let b be the K-th best
+// s' so far. K items have s' >= b and so scores of at least b - e; an item with s' < b - 2 e has no
+// place in the list. Neither has one with s' < s_K - e, where s_K is the K-th best score. Such
+// items are dropped; `cut` is the largest of these bounds so far. Keys of s may mix with keys of
+// s', since both are within e of the score.
 #pragma once
 #include "halves.cuh"
 #include "keys.cuh"
@@ -13,12 +13,12 @@ namespace ranking {
 
 using halves::INFINITE;
 
-// Keys that a lane looks for among masked items at a time.
+// Keys that a lane looks up among the masked items at a time.
 static const u32 CHECKED = 4;
-// Quads of a row that a lane has on their way, and keys of a lane that are counted one by one.
+// Quads of a row that a lane has in flight, and group maxima that it counts at a time.
 static const u32 AT_ONCE = 8;
 
-// The neighbours of a row, which ascend: what its list leaves out.
+// A row's neighbours, ascending: the items that its list leaves out.
 struct Masked {
     const u32* neighbours;
     u32 low;
@@ -26,8 +26,8 @@ struct Masked {
     // The node of item 0.
     u32 first_node;
 
-    // The warp makes keys of masked items NO_KEY; how many of them there are. CHECKED keys of a
-    // lane are looked up side by side: each look depends on the one before.
+    // The warp replaces the keys of masked items with NO_KEY and returns their number. A lane looks
+    // up CHECKED keys side by side, since each step of a search depends on the one before.
     __device__ __forceinline__ u32 drop(u64* keys, u32 count) const {
         u32 dropped = 0;
         if (low == high) {
@@ -70,7 +70,7 @@ struct Masked {
     }
 };
 
-// A user's row, and what is asked of the items.
+// A user's row, and the parameters of its search.
 struct Query {
     const float* row;
     // The rows of all items.
@@ -80,7 +80,7 @@ struct Query {
     float error;
     Masked masked;
 
-    // The score as a list holds it: a sum in the order of the columns.
+    // The score in lists: a sum in the order of the columns.
     __device__ __forceinline__ float score(u32 item) const {
         const float* other = items + static_cast<u64>(item) * width;
         float score = 0.0f;
@@ -103,8 +103,8 @@ struct Query {
         return score;
     }
 
-    // The warp makes keys of scores out of `count` keys of s', sorts them, and keeps the K best: how
-    // many there are. As in the CPU backend, NaN and minus infinity are no scores.
+    // The warp turns `count` keys of s' into keys of scores, sorts them, keeps the K best and
+    // returns their number. As in the CPU backend, NaN and minus infinity are not scores.
     __device__ __forceinline__ u32 score_all(u64* keys, u32 count) const {
         u32 lane = threadIdx.x % 32;
         u32 scores = 0;
@@ -126,8 +126,8 @@ struct Query {
 };
 
 // The warp drops those of a user's `count` candidates that are masked or have no place in the list,
-// and raises `cut`; how many are left, sorted. They are the K best, with their scores, if more than
-// `most` would be left otherwise.
+// raises `cut` and returns the number left, sorted. If that would exceed `most`, only the K best
+// are left, with their scores.
 static __device__ __noinline__ u32 compact(u64* keys, u32 count, u32 most, const Query& query,
                                     float& cut) {
     u32 lane = threadIdx.x % 32;
@@ -137,7 +137,7 @@ static __device__ __noinline__ u32 compact(u64* keys, u32 count, u32 most, const
     u32 kept = count - query.masked.drop(keys, count);
     __syncwarp();
     if (most == 0 && count <= 2 * k + 128) {
-        // To score these takes no longer than to sort them once more.
+        // Scoring these takes no longer than sorting them once more.
         return query.score_all(keys, count);
     }
     sort_keys(keys, count);
@@ -161,12 +161,12 @@ static __device__ __noinline__ u32 compact(u64* keys, u32 count, u32 most, const
     return kept;
 }
 
-// Groups of a slice's items, for a first cut: where K groups without a masked item have an s' of at
-// least b each, K items have. The groups are so many that the K best items are seldom two of one.
+// Groups of a slice's items, for a first cut: if K groups without a masked item each have an s' of
+// at least b, so do K items. The groups are so many that two of the K best items seldom share one.
 struct Groups {
-    // None, if they would be too few.
+    // 0 if there would be too few.
     u32 count;
-    // A group has every fourth pair of the items of so many tiles.
+    // A group has every fourth pair of the items of this many tiles.
     u32 tiles;
 
     __device__ __forceinline__ Groups(u32 all_tiles, u32 k, u32 most) {
@@ -180,11 +180,11 @@ struct Groups {
         return 4 * (item / tile_items / tiles) + item % 8 / 2;
     }
 
-    // The warp finds the K-th largest of the groups' largest s', or one that some K / 16 more reach.
-    // What is masked is not above any number, and minus infinity is reached by all.
+    // The warp finds the K-th largest of the groups' maxima, or a bound that at most K / 16 more
+    // groups reach. A group with a masked item has minus infinity, which all groups reach.
     __device__ __forceinline__ float kth_largest(const float* maxima, u32 k) const {
         u32 lane = threadIdx.x % 32;
-        // At least K are not below `reached`, and fewer than K are not below `missed`.
+        // At least K maxima are not below `reached`, and fewer than K are not below `missed`.
         u32 reached = ascending(-INFINITE), missed = ascending(INFINITE) + 1;
         while (missed - reached > 1) {
             u32 middle = reached + (missed - reached) / 2;

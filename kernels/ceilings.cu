@@ -1,12 +1,13 @@
-// What the device does at most, to set kernels' figures against: a copy, fused multiply-adds in f32,
-// and TF32 products on the tensor cores.
+// The device's maximum rates, to compare kernels with: a copy, fused multiply-adds in f32, and TF32
+// products on the tensor cores.
 //
 //   copy_ceiling      to_i = from_i
 //   multiply_ceiling  chains of x = a x + b in registers
 //   tensor_ceiling    chains of d = d + a b on the tensor cores, see multiply_tf32
 //
-// Outputs: to `=`; of the others one number a thread, so that none of it can be left out, `=`.
-// Bytes: 8 n. Flops: 2 CHAINS rounds, and 16 * 8 * 8 * 2 TILES rounds a warp.
+// Outputs: `to` `=`; of the others, one number per thread `=`, so that no work can be optimised
+// away.
+// Bytes: 8 n. Flops: 2 CHAINS rounds per thread; 16 * 8 * 8 * 2 TILES rounds per warp.
 #include "common.cuh"
 
 namespace ceilings_detail {

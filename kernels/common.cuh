@@ -1,10 +1,10 @@
-// What every kernel shares: types, the few device functions that are not plain C++, small sums.
+// What all kernels share: types, the few device functions that are not plain C++, small sums.
 //
-// The same sources are compiled by nvcc and, for the tests, by a host compiler against
-// tests/emulator/emulator.h, which gives each function below that holds inline PTX a plain twin.
+// nvcc compiles the sources for GPUs. For the tests a host compiler compiles the same sources
+// against tests/emulator/emulator.h, which has a plain twin of each function below with inline PTX.
 //
 // All kernels are compiled without contraction of a * b + c (nvcc: -fmad=false, host:
-// -ffp-contract=off): where one rounding is wanted the source says fmaf. So a kernel's arithmetic
+// -ffp-contract=off): where one rounding is wanted, the source says fmaf. So a kernel's arithmetic
 // is the same on every device, and the same as the CPU backend's wherever the order is.
 #pragma once
 
@@ -25,8 +25,8 @@ template <class T> struct identity {
 // An object in the block's shared memory; the emulator poisons it before each block.
 #define SHARED(object, name) __shared__ typename identity<object>::type name
 
-// The block's shared memory whose bytes a launch asks for (src/cuda/kernels.rs): where 48 KB, the most
-// that the source may ask for, are too few.
+// Shared memory of a size that the launch gives (src/cuda/kernels.rs), for kernels that need more
+// than the 48 KB that a source may declare.
 #define SHARED_AT_LAUNCH(object, name)        \
     extern __shared__ float4 shared_words[]; \
     identity<object>::type& name = *reinterpret_cast<identity<object>::type*>(shared_words)
@@ -52,7 +52,7 @@ __device__ __forceinline__ u32 to_halves(float first, float second) {
     return bits;
 }
 
-// 1 / x and 1 / sqrt(x) of a normal x, nearly: where nvcc's own division and root begin.
+// Approximations of 1 / x and 1 / sqrt(x) for a normal x: where nvcc's own division and root begin.
 __device__ __forceinline__ float near_reciprocal(float x) {
     float value;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
@@ -65,9 +65,9 @@ __device__ __forceinline__ float near_reciprocal_root(float x) {
     return value;
 }
 
-// d (16 x 8) += a (16 x 8) b (8 x 8) on the tensor cores. With g = lane / 4 and t = lane % 4 a
-// lane holds a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b: (t, g), (t + 4, g);
-// d: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+// d (16 x 8) += a (16 x 8) b (8 x 8) on the tensor cores. With g = lane / 4 and t = lane % 4, a
+// lane holds a: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b: (t, g), (t + 4, g); d: (g, 2t),
+// (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
 __device__ __forceinline__ void multiply_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     asm volatile(
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
@@ -76,9 +76,9 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const u32 (&a)[4], 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// d (16 x 8) += a (16 x 16) b (16 x 8) on the tensor cores, of half-precision numbers, two in a word.
-// A lane holds of k = 2t and 2t + 1, and then of both and 8, a: rows g and g + 8; b: column g; and d
-// as above.
+// d (16 x 8) += a (16 x 16) b (16 x 8) on the tensor cores, with a and b in half precision, two
+// numbers to a word. A lane holds, for k = 2t, 2t + 1, then 2t + 8, 2t + 9, a: rows g, g + 8; b:
+// column g; and d as above.
 __device__ __forceinline__ void multiply_halves(float (&d)[4], const u32 (&a)[4],
                                                 const u32 (&b)[2]) {
     asm volatile(
@@ -88,10 +88,10 @@ __device__ __forceinline__ void multiply_halves(float (&d)[4], const u32 (&a)[4]
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Begins to copy BYTES bytes, 4 or 16, from device memory to shared memory, or zeros where
-// `is_there` is false. Both addresses are multiples of BYTES. The thread goes on; the copy is done
-// after the wait_copies that covers its group, and seen by other threads after a barrier. Pieces of
-// 16 bytes ask the L2 cache for the 128 around them, of which the neighbours are copied next.
+// Begins to copy BYTES bytes, 4 or 16, from device memory to shared memory, or zeros if `is_there`
+// is false. Both addresses are multiples of BYTES. The copy is done after the wait_copies that
+// covers its group, and visible to other threads after a barrier. A piece of 16 bytes prefetches
+// the 128 around it into the L2 cache, since its neighbours are copied next.
 template <u32 BYTES>
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool is_there) {
     static_assert(BYTES == 4 || BYTES == 16, "see above");
@@ -107,7 +107,7 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool is_t
     }
 }
 
-// Makes a group of the copies begun since the last call: of none, too.
+// Makes a group of the copies begun since the last call, even of none.
 __device__ __forceinline__ void commit_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -118,13 +118,13 @@ __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" :: "n"(YOUNGEST) : "memory");
 }
 
-// Four numbers that another multiprocessor may have written since the kernel began: from the L2
-// cache, which all share.
+// Reads four numbers from the L2 cache, which all multiprocessors share: another one may have
+// written them since the kernel began.
 __device__ __forceinline__ float4 load4_shared(const float* address) {
     return __ldcg(reinterpret_cast<const float4*>(address));
 }
 
-// The four words of the lane whose number differs in `distance`; all lanes of a warp ask together.
+// The four words of lane `lane ^ distance`; all lanes of a warp call it together.
 __device__ __forceinline__ void exchange4(const u64 (&words)[4], u32 distance, u64 (&theirs)[4]) {
 #pragma unroll
     for (u32 n = 0; n < 4; ++n) {
@@ -155,8 +155,8 @@ __device__ __forceinline__ void load4(const float* address, float (&numbers)[4])
     numbers[3] = quad.w;
 }
 
-// Four numbers of a row from `column` on, or as many as are left of its `columns`: read and written
-// at once where all rows begin at multiples of 16 bytes.
+// Up to four numbers of a row of `columns`, from `column` on: read and written at once if all rows
+// begin at multiples of 16 bytes.
 struct Quad {
     bool at_once;
     u32 count;
@@ -164,7 +164,7 @@ struct Quad {
     __device__ __forceinline__ Quad(u32 columns, u32 column)
         : at_once(columns % 4 == 0), count(columns - column < 4 ? columns - column : 4) {}
 
-    // `nothing` where there is nothing.
+    // Numbers past the row's end read as `nothing`.
     __device__ __forceinline__ void read(const float* address, float (&numbers)[4],
                                          float nothing = 0.0f) const {
         if (at_once) {
@@ -213,27 +213,27 @@ __device__ __forceinline__ float dot4(float4 a, float4 b, float c) {
     return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, c))));
 }
 
-// Work that `lanes` neighbouring lanes of a warp share (a power of two up to 32).
+// A group of `lanes` neighbouring lanes of a warp (a power of two up to 32) that share work.
 //
-// Whoever hears other lanes asks together with its whole warp: groups of a warp go the same way,
-// and one that has nothing left to do goes along. A mask of the group's lanes alone would let them
-// part, but the compiler cannot know it: it has the warp compare masks before each exchange, which
-// takes several times as long as the exchange.
+// A whole warp exchanges together: its groups take the same branches, and a group with nothing left
+// to do goes along. A mask of the group's lanes alone would let groups part, but the compiler
+// cannot know that mask, and has the warp compare masks before each exchange, which takes several
+// times as long as the exchange.
 struct Group {
     u32 lanes;
-    // Which of them this thread is.
+    // This thread's place among them.
     u32 lane;
 
     __device__ __forceinline__ explicit Group(u32 lanes)
         : lanes(lanes), lane(threadIdx.x % lanes) {}
 
-    // The group this thread belongs to, counted over the whole grid.
+    // This thread's group, counted over the whole grid.
     __device__ __forceinline__ u32 index() const {
         return (blockIdx.x * blockDim.x + threadIdx.x) / lanes;
     }
 
-    // The sum over the group's lanes, the same bits in each of them: x + y is commutative, so
-    // that both partners of an exchange round alike.
+    // The sum over the group's lanes, with the same bits in each: x + y is commutative, so both
+    // partners of an exchange round alike.
     __device__ __forceinline__ float sum(float value) const {
 #pragma unroll
         for (u32 distance = 16; distance > 0; distance /= 2) {
@@ -244,12 +244,12 @@ struct Group {
         return value;
     }
 
-    // What one of the group's lanes has, or, beyond the last one, another of the warp's.
+    // The value of one of the group's lanes or, past the last, of another lane of the warp.
     __device__ __forceinline__ u32 from(u32 value, u32 lane_of_group) const {
         return __shfl_sync(ALL_LANES, value, (threadIdx.x - lane + lane_of_group) % 32);
     }
 
-    // The largest that the warp's groups have, each of whose lanes has the same.
+    // The largest of the warp's groups' values; a group's lanes all have its value.
     __device__ __forceinline__ u32 most(u32 value) const {
 #pragma unroll
         for (u32 distance = 1; distance < 32; distance *= 2) {
@@ -262,7 +262,7 @@ struct Group {
     }
 };
 
-// The sum over a block of THREADS threads, in a fixed order, given to thread 0 (others get 0).
+// The sum over a block of THREADS threads, in a fixed order, returned to thread 0 (others get 0).
 // `scratch` may be used again after the next barrier.
 template <u32 THREADS>
 __device__ __forceinline__ double block_sum(double value, double (&scratch)[THREADS]) {

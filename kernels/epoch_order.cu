@@ -1,17 +1,18 @@
 // The order in which an epoch visits the training pairs (SPEC section 7): the pairs sorted by 64
-// random bits each, keyed by (seed, epoch, pair); ties by position.
+// random bits each, drawn for (seed, epoch, pair); ties by position.
 //
-// A radix sort of (key, pair) by eight digits of eight bits, from the lowest; each pass is stable,
-// so equal keys keep their order and the outcome is that of a stable sort: no order is left open.
+// A radix sort of (key, pair) by eight digits of eight bits, lowest first. Each pass is stable, so
+// equal keys keep their order and the outcome is fully determined.
 //
 //   order_keys     keys and pairs 0 .. n - 1
 //   radix_count    counts[digit][block]: how many of a block's 2048 keys have each digit
-//   radix_offsets  counts become the places of their first keys: an exclusive sum over all of them
-//   radix_move     every key to its place
+//   radix_offsets  turns counts into the places of their first keys: an exclusive sum over all
+//   radix_move     moves every key to its place
 //
-// Outputs: `=`. Ownership: a block 2048 consecutive keys, a warp 256 of them, 32 at a time in order.
-// Bytes: 8 passes of 12 n read twice and written once. Flops: none. Bound: memory, or latency below
-// a million pairs.
+// Outputs: `=`. Ownership: a block owns 2048 consecutive keys, a warp 256 of them, 32 at a time in
+// order.
+// Bytes: 8 passes, each 8 n read to count, then 12 n read and written to move. Flops: none. Bound:
+// memory, or latency below a million pairs.
 #include "philox.cuh"
 
 namespace order_detail {
@@ -25,7 +26,7 @@ struct Counts {
     u32 of_warp[WARPS][DIGITS];
 };
 
-// Counts each warp's digits; threads of a warp meet at every 32 keys.
+// Counts the digits of each warp's keys.
 __device__ __forceinline__ void count_digits(const u64* keys, u32 count, u32 shift,
                                              Counts& counts) {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -64,8 +65,8 @@ extern "C" __global__ void __launch_bounds__(256) radix_count(
     counts[threadIdx.x * gridDim.x + blockIdx.x] = sum;
 }
 
-// One block of 256 threads over digits x blocks counts: each thread sums a run of them, the runs'
-// sums are scanned, and each thread writes its run's places.
+// One block of 256 threads over digits x blocks counts: each thread sums a run of them, the block
+// scans the runs' sums, and each thread writes its run's places.
 extern "C" __global__ void __launch_bounds__(256) radix_offsets(u32* __restrict__ counts,
                                                                 u32 length) {
     using namespace order_detail;
@@ -98,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(256) radix_move(
     using namespace order_detail;
     SHARED(Counts, shared);
     count_digits(keys, count, shift, shared);
-    // Counts become places: those of the block, then of the warps before in it.
+    // Turns counts into places: the block's, then each warp's after the warps before it.
     u32 place = offsets[threadIdx.x * gridDim.x + blockIdx.x];
     for (u32 warp = 0; warp < WARPS; ++warp) {
         u32 here = shared.of_warp[warp][threadIdx.x];
@@ -112,12 +113,12 @@ extern "C" __global__ void __launch_bounds__(256) radix_move(
         u32 index = start + lane;
         bool exists = index < count;
         u64 key = exists ? keys[index] : 0;
-        // No key has digit 256: lanes without one keep to themselves.
+        // Lanes without a key get digit 256, which no key has.
         u32 digit = exists ? static_cast<u32>(key >> shift) & (DIGITS - 1) : DIGITS;
         u32 peers = __match_any_sync(0xffffffffu, digit);
         u32 before = static_cast<u32>(__popc(peers & ((1u << lane) - 1)));
         u32 target = exists ? shared.of_warp[warp][digit] + before : 0;
-        // All have read their digit's place before the first of them moves it on.
+        // All must read their digit's place before the first of them advances it.
         __syncwarp();
         if (exists) {
             if (before == 0) {

@@ -1,8 +1,9 @@
-// The batch's rows of the node matrix: rows_r = nodes_{node(r)}, node(r) = users[r] in the users'
-// block, then U + items[r - room] in the items'.
+// Gathers the batch's rows of the node matrix: rows_r = nodes_{node(r)}, where node(r) = users[r]
+// in the users' block and U + items[r - room] in the items'.
 //
-// Shapes: nodes N x d, rows (users' and items' room) x d. Outputs: the rows that the batch fills `=`.
-// Ownership: one thread, four columns. Bytes: 8 d (n_u + n_i). Bound: latency; a few hundred KB a
+// Shapes: nodes N x d, rows (users' and items' room) x d. Outputs: the rows that the batch fills
+// `=`.
+// Ownership: one thread, four columns. Bytes: 8 d (n_u + n_i). Bound: latency; a few hundred KB per
 // batch.
 #include "batch.cuh"
 

@@ -1,17 +1,18 @@
-// Items' rows as the tensor cores read them when they score (top_k.cu).
+// Item rows in half precision, which the tensor cores read when they score (top_k.cu).
 //
 //   largest = max over rows of |row|;   halves = f16(row scale(largest)), see halves.cuh
 //
-// Shapes: rows n x d; halves n x d', d' the next multiple of 8, with zeros beyond d: a row is copied
+// Shapes: rows n x d; halves n x d', d' the next multiple of 8, with zeros past d: rows are copied
 // in pieces of 16 bytes.
-// Outputs: largest `max`, it begins as 0; halves `=`.
-// Ownership: largest_norm, 16 lanes a row, blocks in turn; half_rows, a thread for 8 columns.
-// Determinism: a maximum does not depend on who comes first.
+// Outputs: largest, a maximum that begins as 0; halves `=`.
+// Ownership: largest_norm: 16 lanes own a row, and blocks take rows in turn; half_rows: a thread
+// owns 8 columns.
+// Determinism: a maximum does not depend on the order of its operands.
 // Bytes: 4 n d; 4 n d + 2 n d'. Flops: 2 n d; n d.
-// Bound: memory, and what it takes to launch them.
+// Bound: memory, and the launches themselves.
 #include "halves.cuh"
 
-// A NaN counts as infinite. As bits, norms have the order that they have as numbers.
+// A NaN counts as infinite. Norms sort the same as bits and as numbers.
 extern "C" __global__ void __launch_bounds__(256) largest_norm(const float* __restrict__ rows,
                                                                u32 count, u32 width,
                                                                u32* __restrict__ largest) {

@@ -1,8 +1,8 @@
-// Rows as halves, for the tensor cores to score items with (top_k.cu).
+// Half-precision rows, for the tensor cores to score items with (top_k.cu).
 //
-// Rows are scaled by a power of two, their users' by one of each row and items' by one of all, so
-// that the largest norm is at least 1 and less than 2: no half overflows, and what is lost of small
-// numbers is at most 2^-25.
+// Rows are scaled by a power of two, one for each user's row and one for all item rows, so that the
+// largest norm is at least 1 and less than 2. Then no half overflows, and small numbers lose at
+// most 2^-25.
 #pragma once
 #include "common.cuh"
 
@@ -10,8 +10,8 @@ namespace halves {
 
 static const float INFINITE = __builtin_huge_valf();
 
-// The scale of rows whose largest norm is `norm`, and what undoes it; whether products of two scales
-// are numbers far from overflow. Where they are not the scale is 1, and halves mean nothing.
+// The scale of rows whose largest norm is `norm`, and `back`, which undoes it. Returns whether the
+// products of two scales are far from overflow; if not, the scale is 1 and halves mean nothing.
 __device__ __forceinline__ bool scale_of(float norm, float& scale, float& back) {
     u32 exponent = __float_as_uint(norm) >> 23;
     bool is_near = exponent > 127 - 60 && exponent < 127 + 60;
@@ -21,7 +21,7 @@ __device__ __forceinline__ bool scale_of(float norm, float& scale, float& back) 
     return is_near;
 }
 
-// The sum of a row's squares, by 16 lanes; of a row that is not there, 0.
+// The sum of a row's squares, by 16 lanes; 0 for a null row.
 __device__ __forceinline__ float square_of(const float* row, u32 width) {
     Group lanes(16);
     float square = 0.0f;

@@ -3,11 +3,12 @@
 //   uniform: bound (2 u - 1)
 //   normal:  deviation sqrt(-2 ln(1 - u)) cos(2 pi v), Box and Muller
 //
-// Outputs: values (n) `=`. Ownership: one thread an element. Bytes: 4 n. Flops: about 60 n in f64.
+// Outputs: values (n) `=`. Ownership: one thread, one element. Bytes: 4 n. Flops: about 60 n in
+// f64.
 // Bound: f64 arithmetic; once a run.
 // The logarithm and the cosine are series in plain f64 additions, multiplications and divisions,
-// operation for operation those of src/philox.rs, so that a run starts from the same bits on every
-// device; their error, some 1e-16, is far below the rounding to f32.
+// operation for operation those of src/philox.rs, so a run starts from the same bits on every
+// device. Their error, some 1e-16, is far below the rounding to f32.
 #include "philox.cuh"
 
 namespace initial_detail {
@@ -38,7 +39,8 @@ __device__ __forceinline__ double logarithm(double x) {
     return exponent * 0.6931471805599453 + 2.0 * s * sum;
 }
 
-// cos(2 pi u), u in [0, 1): the nearest quarter turn off, then a Taylor series within pi / 4.
+// cos(2 pi u), u in [0, 1): a Taylor series within pi / 4, after the nearest quarter turn is taken
+// off.
 __device__ __forceinline__ double cosine_of_turn(double u) {
     double quarters = floor(4.0 * u + 0.5);
     double x = (4.0 * u - quarters) * 1.5707963267948966;

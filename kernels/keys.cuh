@@ -1,18 +1,18 @@
-// Keys of scored items, and their order: that of lists (SPEC section 9).
+// Keys of scored items, which sort in the order of lists (SPEC section 9).
 //
-// A key is 64 bits: the score, so that higher ones come first, then the item. Keys of a user are
-// different from each other, so sorted keys do not depend on the order in which they came.
+// A key is 64 bits: the score, so that higher ones come first, then the item. A user's keys are all
+// different, so sorted keys do not depend on the order in which they came.
 #pragma once
 #include "common.cuh"
 
 namespace ranking {
 
-// Pairs of keys that a lane has read before it exchanges the first.
+// Pairs of keys that a lane reads before it exchanges the first.
 static const u32 PAIRS = 4;
 static const u32 NO_ITEM = 0xffffffffu;
 static const u64 NO_KEY = ~0ull;
 
-// Numbers as bits in their order, and back. -0 counts as 0.
+// The bits of a number, such that they sort like numbers; number_of is the inverse. -0 counts as 0.
 __device__ __forceinline__ u32 ascending(float number) {
     u32 bits = __float_as_uint(number + 0.0f);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -36,14 +36,12 @@ __device__ __forceinline__ u64 of_two(u64 a, u64 b, bool smaller) {
     return (a < b) == smaller ? a : b;
 }
 
-// HELD keys of each lane, at places HELD lane to HELD lane + HELD - 1, which the warp sorts in
-// registers.
+// Keys that the warp sorts in registers: a lane holds places HELD lane to HELD lane + HELD - 1.
 template <u32 HELD>
 struct Held {
     u64 keys[HELD];
 
-    // Keys that are `distance` apart become sorted, pair by pair: ascending where `ascends` says so
-    // of the first one.
+    // Sorts each pair of keys `distance` apart: ascending if `ascends` says so for the first one.
     template <class Ascends>
     __device__ __forceinline__ void order_pairs(u32 distance, Ascends ascends) {
 #pragma unroll
@@ -56,11 +54,11 @@ struct Held {
         }
     }
 
-    // Runs ascend and descend in turn; the last one, of all, ascends. The loops stay loops:
-    // unrolled, their instructions would not fit into what a multiprocessor keeps of them.
+    // Runs ascend and descend in turn; the last one, of all keys, ascends. The outer loops are not
+    // unrolled: their code would not fit into a multiprocessor's instruction cache.
     __device__ __forceinline__ void sort() {
         u32 lane = threadIdx.x % 32;
-        // Runs of a lane's own keys but the last, which do not depend on the lane.
+        // Runs within a lane except the last; their direction does not depend on the lane.
 #pragma unroll
         for (u32 run = 2; run < HELD; run *= 2) {
 #pragma unroll
@@ -70,7 +68,7 @@ struct Held {
         }
 #pragma unroll 1
         for (u32 run = 1; run <= 32; run *= 2) {
-            // Runs of so many lanes' keys.
+            // Runs of `run` lanes' keys.
             bool ascend = (lane & run) == 0;
 #pragma unroll 1
             for (u32 lanes = run / 2; lanes > 0; lanes /= 2) {
@@ -96,7 +94,7 @@ struct Held {
         }
     }
 
-    // The warp sorts `count` keys, at most 32 HELD, in their places.
+    // The warp sorts `count` keys, at most 32 HELD, in place.
     static __device__ __forceinline__ void sort(u64* all, u32 count) {
         u32 lane = threadIdx.x % 32;
         Held held;
@@ -119,8 +117,8 @@ struct Held {
     }
 };
 
-// The warp sorts `count` keys that all lanes see, NO_KEY last: in registers, or where they are too
-// many in their room, a power of two. Not inlined: most tiles pass it by.
+// The warp sorts `count` keys that all lanes see, NO_KEY last: in registers or, if they are too
+// many, in place, with room for a power of two. Not inlined, since most tiles skip it.
 static __device__ __noinline__ void sort_keys(u64* keys, u32 count) {
     if (count <= 32 * 4) {
         Held<4>::sort(keys, count);
@@ -147,7 +145,7 @@ static __device__ __noinline__ void sort_keys(u64* keys, u32 count) {
 #pragma unroll
                 for (u32 i = 0; i < PAIRS; ++i) {
                     u32 pair = first + 32 * i;
-                    // Instead of pairs beyond the last one, the first is exchanged again: alike.
+                    // Past the last pair the first one is exchanged again, with the same result.
                     pair = pair < end / 2 ? pair : first;
                     left[i] = 2 * pair - (pair & (distance - 1));
                     a[i] = keys[left[i]];

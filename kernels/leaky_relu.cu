@@ -1,8 +1,8 @@
 // LeakyReLU of slope 0.2, the activation of the paper's form of propagation (SPEC section 2, (2)).
 //
 //   leaky_relu           y = y < 0 ? 0.2 y : y, in place
-//   leaky_relu_backward  dt = y <= 0 ? 0.2 dy : dy, in the place of dy; the activation keeps the
-//                        sign, so y tells the slope that its argument had
+//   leaky_relu_backward  dt = y <= 0 ? 0.2 dy : dy, over dy; the activation keeps the sign, so y
+//                        tells the slope at its argument
 //
 // Outputs: y, dt `=`. Ownership: one thread, four elements of n (a multiple of 4). Bytes: 8 n and
 // 12 n. Bound: memory.

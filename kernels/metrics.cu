@@ -1,12 +1,12 @@
 // Ranking metrics from lists (SPEC section 9), in f64: recall, NDCG, precision and MAP of each user
 // at each list length, and their sums over the users.
 //
-// Shapes: lists n_l x K; a split of n users with list rows `positions`, their wanted items sorted
-// (repeats kept: they count in n, not in hits) at offsets; lengths n_k; gains[r] = 1 / log2(r + 2)
-// of rank r from 0; ideals[n] = the sum of the first n gains.
+// Shapes: lists n_l x K; a split of n users with list rows `positions` and sorted wanted items at
+// `offsets` (a repeat counts as wanted, not as a hit); lengths n_k; gains[r] = 1 / log2(r + 2) of
+// rank r from 0; ideals[n] = the sum of the first n gains.
 // Outputs: user_metrics: values n x n_k x 4 `=`; sum_metrics: sums n_k x 4 `=`.
-// Ownership: a warp a user: its lanes look the ranks up together, then each lane adds up one
-// length, hit by hit in the order of the ranks. sum_metrics: a block a column, a fixed tree.
+// Ownership: a warp owns a user: its lanes look the ranks up together, then each lane adds up one
+// length, hit by hit in the order of the ranks. sum_metrics: a block sums a column by a fixed tree.
 // Bytes: n (4 K + 4 wanted + 32 n_k). Flops: few. Bound: latency.
 #include "common.cuh"
 

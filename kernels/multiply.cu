@@ -5,19 +5,20 @@
 //   multiply_plain        c (n x m) = x (n x k) w (k x m)               dx = da W_p; a layer's x W
 //   multiply_gradient     c (m x k) = y^T (y: n x m) x (n x k)          dW_p = da^T x; dW = x^T dt
 //
-// The n rows are all that there are, or, with a batch, those that it fills in its rooms: y is zero
-// in the others, and x a number.
-// Outputs: c `=`; of multiply_gradient with more than one slice of the n rows, slice s of `out`
-// (m x k each) `=`, and sum_slices adds them in order.
-// Ownership: a block, a tile of 64 x 64 elements of c (tile.cuh).
-// Bytes: operands and c once for each 64 lines of the other one. Flops: 2 n m k, times 3 in TF32.
+// The n rows are all rows or, with a batch, those that it fills in its rooms; in the others y is
+// zero and x is finite.
+// Outputs: c `=`; if multiply_gradient cuts the n rows into several slices, slice s of `out` (m x k
+// each) `=`, and sum_slices adds them in order.
+// Ownership: a block owns a tile of 64 x 64 elements of c (tile.cuh).
+// Bytes: each operand once for each 64 lines of the other one, c once. Flops: 2 n m k, times 3 in
+// TF32.
 // Bound: memory for m = k = 64.
 #include "tile.cuh"
 
 namespace multiply_detail {
 
-// Whether the batch, if there is one, fills no row of this block's tile: it fills the beginnings of
-// rooms, which are multiples of a tile.
+// Whether there is a batch and it fills no row of this block's tile: a batch fills the beginnings
+// of rooms, which are multiples of a tile.
 __device__ __forceinline__ bool is_unfilled(const Batch* batch, Rooms rooms, tile::Place at) {
     return batch != nullptr && !rooms.filled(*batch, at.tile_a * tile::NARROW);
 }

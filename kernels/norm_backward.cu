@@ -6,8 +6,8 @@
 //
 // Shapes: nodes and gradient N x d, the first U rows the users'. Outputs: gradient `=`, one loss
 // `+=`.
-// Determinism: block b of norm_squares owns elements [b, b + 1) * CHUNK of one half whatever the
-// grid, sums in f64 by a fixed tree, and norm_scales adds the blocks' sums in a fixed order.
+// Determinism: whatever the grid, block b of norm_squares owns elements [b, b + 1) * CHUNK of one
+// half and sums in f64 by a fixed tree; norm_scales adds the blocks' sums in a fixed order.
 // Bytes: N d (4 + 4 + 4). Flops: 3 N d. Bound: memory (L2 for the second read).
 #include "common.cuh"
 
@@ -16,7 +16,7 @@ static const u32 THREADS = 256;
 static const u32 CHUNK = 8192;
 }  // namespace norm_detail
 
-// One block: the sum of squares of a chunk. Blocks below `user_blocks` have chunks of the users.
+// One block: the sum of squares of a chunk. Blocks below `user_blocks` take the users' chunks.
 extern "C" __global__ void __launch_bounds__(256) norm_squares(
     const float* __restrict__ nodes, u64 user_elements, u64 elements, u32 user_blocks,
     double* __restrict__ sums) {
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(256) norm_scales(
         for (u32 block = start + threadIdx.x; block < stop; block += norm_detail::THREADS) {
             sum += sums[block];
         }
-        // The scratch of the first half has been read before the second one is written.
+        // All must read the first half's scratch before the second half overwrites it.
         __syncthreads();
         norms[half] = sqrt(block_sum<norm_detail::THREADS>(sum, scratch));
         if (threadIdx.x == 0) {

@@ -1,23 +1,24 @@
-// The operands of a product on the tensor cores: their tiles, copied from device memory to shared
-// memory, and read from there as the numbers that a lane multiplies.
+// The operands of a product on the tensor cores: their tiles are copied from device memory to
+// shared memory, where each lane reads the numbers that it multiplies.
 //
-// A tile is LINES lines of DEPTH numbers, or with rows along the lines DEPTH rows of LINES numbers.
-// It lies in shared memory as it does in device memory: halves as halves, rows without gaps.
+// A tile is LINES lines of DEPTH numbers or, if rows run along the lines, DEPTH rows of LINES
+// numbers. Its layout in shared memory is that of device memory: halves as halves, rows without
+// gaps.
 //
-// Which numbers a lane multiplies is free, as long as both operands agree on k. It is chosen for
-// wide reads: of a warp's 32 lines four, and of DEPTH the four k from 4 t on, with t = lane % 4.
-// Where the depth runs along a row these are 16 bytes of each of four rows, and eight lanes, which
-// are served together, read 128 bytes side by side. Where it does not, they are 16 bytes of each of
-// four rows as well, with the four lines side by side; there the pieces of a row change places, by
-// an exclusive or with 2 t, so that eight lanes, in four rows, read from all 32 banks. Of halves: 8
+// A lane may multiply any numbers, as long as both operands agree on k. The choice makes reads
+// wide: a lane takes four of a warp's 32 lines, and of DEPTH the four k from 4 t on, with t = lane
+// % 4. If the depth runs along a row, these are 16 bytes of each of four rows, and eight lanes,
+// which are served together, read 128 bytes side by side. If not, they are again 16 bytes of each
+// of four rows, now with the four lines side by side. There the pieces of a row are permuted by an
+// exclusive or with 2 t, so that eight lanes, in four rows, read from all 32 banks. For halves: 8
 // bytes, 16 lanes.
 #pragma once
 #include "batch.cuh"
 
 namespace tile {
 
-// A step's depth: two products of the tensor cores. Each step costs a barrier, and its sums are
-// added.
+// The depth of a step: two products of the tensor cores. Each step costs a barrier and the addition
+// of its sums.
 static const u32 DEPTH = 16;
 
 struct F32 {
@@ -28,7 +29,7 @@ struct F32 {
     }
 };
 
-// Numbers of two bytes; Half::to_float makes the lower two of its argument's a float.
+// Numbers of two bytes; Half::to_float makes a float of its argument's lower two.
 template <class Half>
 struct Halves {
     typedef u16 Stored;
@@ -74,9 +75,9 @@ struct Operand {
     const u32* ids;
     u32 lines;
     u32 columns;
-    // The rows that this thread copies next, and the columns that they have: none, where there is no
-    // row. Of rows along the depth only their numbers: a number that was asked for in one step is
-    // there in the next, whereas an address would have to be waited for at once.
+    // The rows that this thread copies next and where their columns end: 0 if there is no row. Of
+    // rows along the depth only `numbers` is used: a number requested in one step has arrived by
+    // the next, whereas computing an address would wait for it at once.
     const Stored* rows[PIECES];
     u32 numbers[PIECES];
     u32 ends[PIECES];
@@ -84,7 +85,7 @@ struct Operand {
     __device__ __forceinline__ Operand(const Stored* values, const u32* ids, u32 lines, u32 columns)
         : values(values), ids(ids), lines(lines), columns(columns) {}
 
-    // Where a number of a tile lies, in bytes.
+    // The place of a number in a tile, in bytes.
     static __device__ __forceinline__ u32 place(u32 row, u32 column) {
         u32 bytes = column * SIZE;
         return row * ROW * SIZE + (ALONG ? bytes : bytes ^ row / 4 % 4 * 32);
@@ -100,12 +101,12 @@ struct Operand {
         }
     }
 
-    // Where a row begins; any place, if it is not there.
+    // Where a row begins; any valid address if there is no row.
     __device__ __forceinline__ const Stored* begin(u32 i) const {
         return values + (ends[i] == 0 ? 0 : static_cast<u64>(numbers[i]) * columns);
     }
 
-    // Before the first step: the rows of lines are the same in all of them.
+    // Called before the first step: rows along the lines are the same in all steps.
     __device__ __forceinline__ void find_lines(u32 first_line, u32 end_k) {
         if (ALONG) {
             find_rows(first_line, lines, end_k);
@@ -116,14 +117,15 @@ struct Operand {
         }
     }
 
-    // Before each step: the numbers of its rows are then there when its copies begin.
+    // Called ahead of each step, so that the numbers of its rows have arrived when its copies
+    // begin.
     __device__ __forceinline__ void find_depth(u32 first_k, u32 end_k) {
         if (!ALONG) {
             find_rows(first_k, end_k, lines);
         }
     }
 
-    // Begins to copy the tile of the rows that were found, with zeros where there is nothing.
+    // Begins to copy the tile of the rows that were found, with zeros past their ends.
     __device__ __forceinline__ void copy(u8* tile, u32 first_line, u32 first_k) const {
 #pragma unroll
         for (u32 i = 0; i < PIECES; ++i) {
@@ -134,7 +136,7 @@ struct Operand {
         }
     }
 
-    // In the widest pieces at whose multiples all rows begin and end, parts of rows too.
+    // Copies in the widest pieces to which all rows, and parts of rows, are aligned.
     __device__ __forceinline__ void copy_piece(u8* to, const Stored* row, u32 column,
                                                u32 end) const {
         if (columns % PIECE == 0) {
@@ -152,12 +154,13 @@ struct Operand {
         }
     }
 
-    // The line, of a warp's 32, of the q-th number of four that `group` = lane / 4 multiplies.
+    // The line, among a warp's 32, of the q-th of the four numbers that `group` = lane / 4
+    // multiplies.
     static __device__ __forceinline__ u32 line(u32 q, u32 group) {
         return ALONG ? 8 * q + group : 4 * group + q;
     }
 
-    // numbers[q][e] is that of line(q, group) of the warp's, and of k = 4 in_group + e.
+    // numbers[q][e] is the number of the warp's line(q, group) at k = 4 in_group + e.
     static __device__ __forceinline__ void read(const u8* tile, u32 first_line, u32 group,
                                                 u32 in_group, float (&numbers)[4][4]) {
 #pragma unroll

@@ -1,4 +1,4 @@
-// Philox4x32-10, draw for draw the one of src/philox.rs (SPEC sections 6 and 7).
+// Philox4x32-10, draw for draw as in src/philox.rs (SPEC sections 6 and 7).
 #pragma once
 #include "common.cuh"
 

@@ -1,21 +1,22 @@
 // The projection of the batch's items (SPEC section 2, (1)): z = E[items] W^T + b.
 //
-// Shapes: E rows x D_m in f32, f16 or bf16, by item or at `places`; n items in room for `rows`; W
-// d x D_m, b d, z rows x d.
-// Outputs: with one slice z `=`, its first n rows; with more, those of slice s of `out` (rows x d
-// each) `=` the products of that slice's columns, which sum_slices adds in order, with the bias.
-// Ownership: a block, a tile of 128 items x 64 columns of z (tile.cuh).
+// Shapes: E rows x D_m in f32, f16 or bf16, by item or at `places`; n items in room for `rows`; W d
+// x D_m, b d, z rows x d.
+// Outputs: with one slice, the first n rows of z `=`; with more, the first n rows of slice s of
+// `out` (rows x d each) `=` the products of that slice's columns, and sum_slices adds them in
+// order, with the bias.
+// Ownership: a block owns a tile of 128 items x 64 columns of z (tile.cuh).
 // Bytes: n D_m sizeof E once for each 64 columns of z; from L2, d D_m 4 once for each 128 items,
 // and 4 n d written for each slice. Flops: 2 n D_m d, times 3 in TF32 for f32 features, 2 for f16
 // and bf16.
-// Bound: memory and the tensor cores alike, for d = 64: of 1500 f32 rows of 4096 numbers, 24.6 MB
-// are 7.3 us at 3.35 TB/s, and 2.4 Gflop in TF32 7.8 us at the 322 Tflop/s that mma.sync was
-// measured to reach; of halves 3.7 us and 5.2 us. Measured on an H200: 22.7 us, a third of that
-// rate (benches/RESULTS.md); instructions bind, see tile.cuh.
-// Why: a batch has some 12 tiles and D_m = 4096 columns, too few blocks for a GPU: the depth is
-// cut into slices, as many as give each multiprocessor one block of 8 warps (projection_slices):
-// more would write more. The host knows the room for items alone; how many there are is the
-// batch's.
+// Bound: memory and the tensor cores alike, for d = 64: 1500 f32 rows of 4096 numbers are 24.6 MB,
+// 7.3 us at 3.35 TB/s, and 2.4 Gflop in TF32, 7.8 us at the 322 Tflop/s measured for mma.sync; for
+// halves 3.7 us and 5.2 us. Measured on an H200: 22.7 us, a third of that rate
+// (benches/RESULTS.md); instructions bind, see tile.cuh.
+// Why slices: a batch has some 12 tiles, too few blocks for a GPU, and D_m = 4096 columns. So the
+// depth is cut into as many slices as give each multiprocessor one block of 8 warps
+// (projection_slices); more would write more. The host knows only the room for items; their number
+// is in the batch.
 #include "tile.cuh"
 
 namespace project_detail {
@@ -28,7 +29,7 @@ __device__ __forceinline__ void project(const Batch& batch, u32 rows,
                                         float* out) {
     typedef tile::Product<Format, true, tile::WIDE, tile::F32, true, tile::NARROW> Product;
     SHARED(typename Product::Shared, shared);
-    // Blocks that have something to do come first, so that each multiprocessor gets one of them.
+    // Blocks with work come first, so that each multiprocessor gets one of them.
     u32 tiles_b = (width + tile::NARROW - 1) / tile::NARROW;
     u32 tiles = projection_tiles(batch, tiles_b);
     u32 slices = projection_slices(batch, tiles_b, most_slices);

@@ -1,10 +1,10 @@
 // The gradient of a projection's weight (SPEC section 4): dW = dz^T E[items].
 //
-// Shapes: dz rows x d, of which the batch's n items fill the first; E rows x D_m in f32, f16 or
-// bf16, by item or at `places`; dW d x D_m.
+// Shapes: dz rows x d, whose first n rows are the batch's items; E rows x D_m in f32, f16 or bf16,
+// by item or at `places`; dW d x D_m.
 // Outputs: with one slice dW `=`; with more, slice s of `out` (d x D_m each) `=` the products of
-// that slice's items, which sum_slices adds in order.
-// Ownership: a block, a tile of 64 rows x 128 columns of dW (tile.cuh).
+// that slice's items, and sum_slices adds them in order.
+// Ownership: a block owns a tile of 64 rows x 128 columns of dW (tile.cuh).
 // Bytes: n D_m sizeof E once for each 64 rows of dW; from L2, n d 4 once for each 128 columns, and
 // 4 d D_m written for each slice. Flops: 2 n D_m d, times 3 in TF32 for f32 features, 2 for f16 and
 // bf16.

@@ -1,9 +1,9 @@
-// The batch's gradient rows, added to their nodes: nodes_{node(r)} += rows_r (SPEC section 4).
+// Adds the batch's gradient rows to their nodes: nodes_{node(r)} += rows_r (SPEC section 4).
 //
-// Shapes: rows (users' and items' room) x d, of those that the batch fills; nodes N x d. Outputs:
+// Shapes: rows (users' and items' room) x d, read where the batch fills them; nodes N x d. Outputs:
 // nodes `+=`.
 // Determinism: the batch holds every user and item once (src/batch.rs), and bootstrap_loss summed
-// the pairs of each in order, so each row of `nodes` has one owner and no order is left to decide.
+// the pairs of each in order, so each row of `nodes` has one owner and one addition.
 // Ownership: one thread, four columns. Bytes: 12 d (n_u + n_i). Bound: latency.
 #include "batch.cuh"
 

@@ -2,24 +2,25 @@
 //
 //   y_i = neighbours * s_i * sum_j s_j x_j + (base + [i >= U] item_base) * b_i
 //
-// Shapes: x, b, y are N x d, of which a launch has `columns` columns from the addresses on. Â is
-// symmetric and its value on an edge is s_i s_j, so no value array exists, and the backward pass is
-// this kernel applied to the gradient.
+// Shapes: x, b, y are N x d; a launch computes `columns` columns, from the given addresses on. Â is
+// symmetric with value s_i s_j on an edge, so no value array exists, and the backward pass is this
+// kernel applied to the gradient.
 // Outputs: y `=`.
-// Ownership: the host cuts the rows into segments of at most 32 neighbours, or of as many as there
-// are segments (src/cuda/spmm.rs), so that a hub with a third of all edges is work for many groups,
-// and adding their sums is not the longer work. A group of lanes owns a segment; a row of one
-// segment is written at once. The segments of a longer row leave their sums in `partial`, and the
-// group that does so last, which `arrived` tells, adds them in the order of the segments: whoever
-// adds them, their sum has the same bits. Longer rows' segments come first, so that much is left to
-// do beside when the last of them are added. `arrived` is zero before and after.
+// Ownership: the host cuts rows into segments of at most 32 neighbours or, in a longer row, of
+// about as many as the row has segments (src/cuda/spmm.rs). So a hub with a third of all edges is
+// work for many groups, and adding their sums takes no longer than each of them. A group of lanes
+// owns a segment. A row of one segment is written at once. The segments of a longer row leave their
+// sums in `partial`, and the last group to do so, which `arrived` tells, adds them. Longer rows'
+// segments come first, so that other work is left while the last of them are added. `arrived` is
+// zero before and after.
+// Determinism: a row's sums are added in the order of its segments, whichever group does it.
 // Bytes: E (4d + 8) gathered, mostly from L2, N (8d + 24) from memory, and 8d for each segment of a
 // longer row. Flops: 2 E d + 2 N d.
-// Bound: L2 bandwidth while x's columns fit there, HBM beyond: so the host has wide or many rows'
-// columns done in parts (src/cuda/spmm.rs).
+// Bound: L2 bandwidth while x's columns fit there, HBM beyond, so the host computes the columns of
+// wide or many rows in parts (src/cuda/spmm.rs).
 // Mapping: lane q of a group holds columns 4q to 4q + 3, so a neighbour's row is one coalesced
-// read. Each lane brings the id and the scale of a neighbour of its own, and the group hears of
-// them: for 16 lanes two latencies in 16 neighbours; then their rows, AT_ONCE at a time.
+// read. Each lane loads the id and the scale of one neighbour and passes them to the group: 16
+// lanes wait two latencies for 16 neighbours, then for the rows, AT_ONCE at a time.
 #include "common.cuh"
 
 struct Segment {
@@ -27,7 +28,7 @@ struct Segment {
     u32 start;     // Into `neighbours`.
     u32 length;
     u32 slot;      // Row of `partial`, or NO_SLOT.
-    u32 long_row;  // Its row among the long ones.
+    u32 long_row;  // The row's index among the long ones.
 };
 
 struct LongRow {
@@ -37,13 +38,13 @@ struct LongRow {
 };
 
 static const u32 NO_SLOT = 0xffffffffu;
-// Rows in flight, of neighbours and of partial sums: nvcc 13.0 makes of eight parts twice four.
+// Rows in flight, of neighbours and of partial sums: nvcc 13.0 turns eight parts into twice four.
 static const u32 AT_ONCE = 4;
 static const u32 PARTS_AT_ONCE = 8;
 
 namespace spmm_detail {
 
-// A row's scaled sum, and what it takes from the base.
+// A row's scaled sum plus its share of the base.
 __device__ __forceinline__ float4 add_base(
     float4 sum, const float* base, float base_factor, float item_base_factor, u32 row, u32 users,
     u64 place) {
@@ -54,8 +55,8 @@ __device__ __forceinline__ float4 add_base(
     return fma4(factor, load4(base + place), sum);
 }
 
-// The sum of `count` rows of `width` numbers that follow each other, in their order; other
-// multiprocessors wrote them.
+// The sum of `count` consecutive rows of `width` numbers, in their order; other multiprocessors
+// wrote them.
 __device__ __forceinline__ float4 sum_parts(const float* parts, u32 count, u32 width) {
     float4 sum = zero4();
     for (u32 first = 0; first < count; first += PARTS_AT_ONCE) {
@@ -83,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
     float base_factor, float item_base_factor) {
     Group group(lanes);
     u32 index = group.index();
-    // A group without a segment goes along with its warp.
+    // A group without a segment stays with its warp.
     bool is_there = index < segment_count;
     Segment segment = segments[is_there ? index : 0];
     const u32* ids = neighbours + segment.start;
@@ -101,8 +102,8 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
         const float* x_column = x + (has_columns ? column : 0);
         float4 sum = zero4();
         for (u32 first = 0; first < longest; first += lanes) {
-            // Where there is no neighbour, the first row is read and not added: a read that depends
-            // on it would have to be waited for before the next.
+            // Without a neighbour, row 0 is read but not added: a conditional read would have to
+            // finish before the next one.
             u32 id = 0;
             float scale = 0.0f;
             if (first + group.lane < length) {
@@ -135,14 +136,14 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
         }
     }
 
-    // Groups of a warp ask together.
+    // All groups of a warp vote together.
     if (__ballot_sync(ALL_LANES, is_part) == 0) {
         return;
     }
     LongRow row = long_rows[is_part ? segment.long_row : 0];
-    // What all lanes wrote is there for the first one, and with its fence for the device, before it
-    // says so; what others wrote before they said so is there for it, and then for all lanes. A
-    // shuffle orders no memory.
+    // The barrier makes all lanes' writes visible to the first lane, whose fence makes them visible
+    // to the device before it counts them. The second fence and barrier make other groups' counted
+    // writes visible to that lane, then to all lanes. A shuffle orders no memory.
     __syncwarp();
     u32 before = 0;
     if (is_part && group.lane == 0) {

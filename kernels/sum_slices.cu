@@ -1,15 +1,15 @@
 // Sums over slices and rows, in a fixed order.
 //
 //   sum_slices     out_e = sum_s slices_{s, e} (+ bias_{e mod width})
-//   column_slices  slice_c = sum over rows [c, c + 1) * ROWS of x, the bias gradients' first half
+//   column_slices  slice_c = sum over rows [c, c + 1) * ROWS of x, a bias gradient's first half
 //
-// Shapes: slices n_s x elements; of a projection (column_tiles > 0) as many slices as it was cut
-// into, and the rows of its batch's items (the others stay as they are); x rows x width, of which,
-// with a batch, its items' count too.
-// Outputs: `=`. Ownership: `lanes` neighbouring lanes an element, each of every lanes-th slice, or
-// one thread a column.
-// Bytes: 4 (n_s + 1) elements; 4 rows width. Bound: memory, or latency where few: a thread has
-// SLICES_AT_ONCE slices on their way, and several share an element where slices are many.
+// Shapes: slices n_s x elements; for a projection (column_tiles > 0) as many slices as it was cut
+// into, and the rows of the batch's items (the others stay as they are); x rows x width or, with a
+// batch, as many rows as it has items.
+// Outputs: `=`. Ownership: `lanes` neighbouring lanes own an element, each lane every lanes-th
+// slice; in column_slices a thread owns a column.
+// Bytes: 4 (n_s + 1) elements; 4 rows width. Bound: memory, or latency where elements are few: a
+// thread has SLICES_AT_ONCE slices in flight, and several share an element if slices are many.
 #include "batch.cuh"
 
 namespace sum_detail {

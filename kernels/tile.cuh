@@ -4,23 +4,23 @@
 //
 // Accuracy: an operand in f32 is split into two TF32 numbers, big + small, which hold 22 of its 24
 // bits; big * big + big * small + small * big leaves out terms below 2^-22 of the product. f16 and
-// bf16 operands are TF32 numbers already: no split, no loss. The tensor cores add with less than
-// f32's rounding, so their sums run over DEPTH products only and are then added in f32.
-// Determinism: each element of c is one thread's, its products added in a fixed order.
-// Mapping: a warp has 32 x 32 elements. Steps of DEPTH pass through a ring of stages in shared
-// memory: while one is multiplied the next STAGES - 1 are on their way there, and one barrier a
-// step says that a stage has arrived and that the one before it may be filled anew.
+// bf16 operands are TF32 numbers already: no split, no loss. The tensor cores add less accurately
+// than f32, so their sums run over DEPTH products only and are then added in f32.
+// Determinism: a thread owns each element of c and adds its products in a fixed order.
+// Mapping: a warp owns 32 x 32 elements. Steps of DEPTH pass through a ring of stages in shared
+// memory: while one is multiplied, the next STAGES - 1 are in flight. One barrier per step tells
+// that a stage has arrived and that the one before it may be refilled.
 //
-// Two sizes of tile. 64 x 64, 4 warps, for small weights: several blocks share a multiprocessor.
-// 128 x 64, 8 warps, for features: each line of weights serves 128 rows of features, which halves
-// what the L2 cache delivers beside them. Of four stages of 8 KB of f32 features and 4 KB of
-// weights, 48 KB, three are on their way: 24 KB of features a multiprocessor, where a latency of
-// 700 ns asks for 18 KB at 3.35 TB/s and for 25 KB at 4.8 TB/s; of halves six stages, five times 4
-// KB.
-// Per step and block of 128 x 64: 384 products of 16 x 8 x 8 for f32 features, 96 for each quarter
-// of a multiprocessor, in some 600 cycles at the 322 Tflop/s that mma.sync was measured to reach on
-// an H200. The quarter's two warps issue 268 instructions each meanwhile, 48 of them products, and
-// take 1300 cycles: too few warps to hide what instructions wait for. That binds, not memory.
+// There are two sizes of tile. 64 x 64, 4 warps, for small weights: several blocks share a
+// multiprocessor. 128 x 64, 8 warps, for features: each line of weights serves 128 rows of
+// features, which halves what else the L2 cache delivers. Four stages of 8 KB of f32 features and 4
+// KB of weights take 48 KB. Three are in flight, 24 KB of features per multiprocessor; a latency of
+// 700 ns needs 18 KB at 3.35 TB/s and 25 KB at 4.8 TB/s. Halves have six stages, with five times 4
+// KB in flight.
+// Per step, a block of 128 x 64 has 384 products of 16 x 8 x 8 for f32 features, 96 for each
+// quarter of a multiprocessor, which take some 600 cycles at the 322 Tflop/s measured for mma.sync
+// on an H200. The quarter's two warps issue 268 instructions each, 48 of them products, and take
+// 1300 cycles: too few warps to hide the latency of instructions. That binds, not memory.
 #pragma once
 #include "operand.cuh"
 
@@ -31,8 +31,8 @@ static const u32 NARROW = 64;
 static const u32 WIDE = FEATURE_LINES;
 static const u32 WARP_LINES = 32;
 
-// The operands of a tile of LINES_A x LINES_B, and what of shared memory it takes: 48 KB for 8
-// warps, half of that for 4.
+// The operands of a tile of LINES_A x LINES_B, and its shared memory: 48 KB for 8 warps, half of
+// that for 4.
 template <class FormatA, bool ALONG_A, u32 LINES_A, class FormatB, bool ALONG_B, u32 LINES_B>
 struct Product {
     static const u32 WARPS_B = LINES_B / WARP_LINES;
@@ -40,8 +40,9 @@ struct Product {
     typedef Operand<FormatA, ALONG_A, LINES_A, THREADS> A;
     typedef Operand<FormatB, ALONG_B, LINES_B, THREADS> B;
     static const u32 STAGES = THREADS * 192 / (A::BYTES + B::BYTES);
-    // Of a row of the finished tile: lanes that write together write to different banks, but where
-    // the depth runs along neither's rows two by two to the same: counted, not measured.
+    // The stride of the finished tile's rows. Lanes that write together write to different banks,
+    // except if the depth runs along neither operand's rows: then pairs share a bank (counted, not
+    // measured).
     static const u32 OUT_ROW = LINES_B + (ALONG_B ? 8 : 4);
 
     struct alignas(16) Stage {
@@ -54,10 +55,10 @@ struct Product {
     };
 };
 
-// A number as one TF32 number, or as the sum of two: the nearest one and, of the rest's 12 bits,
-// the upper 11. The cores ignore the 13 bits that TF32 has not. In three instructions;
-// cvt.rna.tf32, which asks about infinities, takes four for each part. A NaN, which the addition
-// may turn into a number, is still one in `small`.
+// A number as one TF32 number, or as the sum of two: the nearest one and the upper 11 of the
+// remaining 12 bits. The cores ignore the 13 bits that TF32 lacks. This takes three instructions;
+// cvt.rna.tf32, which checks for infinities, takes four for each part. The addition may turn a NaN
+// into a number, but `small` is still a NaN.
 template <bool EXACT>
 __device__ __forceinline__ void split(float value, u32& big, u32& small) {
     big = __float_as_uint(value);
@@ -69,7 +70,7 @@ __device__ __forceinline__ void split(float value, u32& big, u32& small) {
     }
 }
 
-// The products of 32 x 8 and 8 x 32 numbers, added to `sums`.
+// Adds the products of 32 x 8 and 8 x 32 numbers to `sums`.
 __device__ __forceinline__ void multiply_all(float (&sums)[2][4][4], const u32 (&a)[2][4],
                                              const u32 (&b)[4][2]) {
 #pragma unroll
@@ -81,7 +82,7 @@ __device__ __forceinline__ void multiply_all(float (&sums)[2][4][4], const u32 (
     }
 }
 
-// The products of one DEPTH of the operands in shared memory, added to `totals`: of the lines of a
+// Adds the products of one DEPTH of the operands in shared memory to `totals`, for the lines of a
 // and b from `first_a` and `first_b` on.
 template <class A, class B>
 __device__ __forceinline__ void multiply_step(const u8* tile_a, const u8* tile_b, u32 first_a,
@@ -109,7 +110,7 @@ __device__ __forceinline__ void multiply_step(const u8* tile_a, const u8* tile_b
                                 small_a[i][part]);
             }
         }
-        // Eight products lie between two of the same sums, for which the second would wait.
+        // Eight products lie between two of the same sums, so that the second need not wait.
         if (!A::EXACT) {
             multiply_all(sums, small_a, big_b);
         }
@@ -139,8 +140,8 @@ struct Depth {
     __device__ __forceinline__ u32 after(u32 k) const { return k + DEPTH; }
 };
 
-// The same over the rows of a batch, without the steps that it leaves unfilled. Rows beyond the
-// last one that is filled, in its step, are read: they hold numbers times zeros.
+// The same over the rows of a batch, without the steps that it leaves unfilled. In the last filled
+// step, rows past the last filled one are read too: finite numbers times zeros.
 struct FilledDepth {
     const Batch& batch;
     Rooms rooms;
@@ -157,8 +158,8 @@ struct FilledDepth {
     __device__ __forceinline__ u32 after(u32 k) const { return from(k + DEPTH); }
 };
 
-// Parts of a finished tile that a thread has: of each a line of a, four lines of b, of which the
-// first one is named, and their sums; and whether there are such lines.
+// Parts of a finished tile that a thread has: for each, a line of a, the first of four lines of b,
+// whether these lines exist, and the four sums.
 template <u32 COUNT>
 struct Out {
     u32 rows[COUNT];
@@ -167,14 +168,14 @@ struct Out {
     float sums[COUNT][4];
 };
 
-// Which tile a block has, and of which slice of the depth.
+// A block's tile and slice of the depth.
 struct Place {
     u32 tile_a;
     u32 tile_b;
     u32 slice;
 };
 
-// Grid: x over tiles, those of b's lines side by side, y over slices. x alone is long enough for as
+// Grid: x over tiles, those of b's lines side by side; y over slices. Only x is large enough for as
 // many lines as a model may have nodes.
 template <class Product>
 __device__ __forceinline__ Place place_in_grid(u32 lines_b) {
@@ -182,7 +183,8 @@ __device__ __forceinline__ Place place_in_grid(u32 lines_b) {
     return Place{blockIdx.x / side_by_side, blockIdx.x % side_by_side, blockIdx.y};
 }
 
-// The block's tile over a depth, given to take(Out<AT_ONCE>) until all of it was.
+// Computes the block's tile over a depth and passes all of it to take(Out<AT_ONCE>), piece by
+// piece.
 template <class Product, u32 AT_ONCE, class Over, class Take>
 __device__ __forceinline__ void multiply(typename Product::A& a, typename Product::B& b,
                                          const Over& depth, const Place& at,
@@ -221,7 +223,7 @@ __device__ __forceinline__ void multiply(typename Product::A& a, typename Produc
     u32 free_stage = Product::STAGES - 1;
     for (; on_their_way > 0; --on_their_way) {
         wait_copies<Product::STAGES - 2>();
-        // Everyone's copies to this stage are done, and everyone has read the one before it.
+        // All threads' copies to this stage are done, and all have read the one before it.
         __syncthreads();
         copy_step(free_stage);
         multiply_step<A, B>(shared.stages[stage].a, shared.stages[stage].b, warp_a, warp_b, totals);
@@ -229,7 +231,7 @@ __device__ __forceinline__ void multiply(typename Product::A& a, typename Produc
         stage = stage + 1 == Product::STAGES ? 0 : stage + 1;
     }
 
-    // By way of shared memory, so that threads side by side write numbers side by side.
+    // Sums pass through shared memory, so that neighbouring threads write neighbouring numbers.
     __syncthreads();
     u32 group = threadIdx.x % 32 / 4;
     u32 in_group = threadIdx.x % 4;
@@ -272,8 +274,8 @@ __device__ __forceinline__ void multiply(typename Product::A& a, typename Produc
     }
 }
 
-// The tile of a slice, at its place in that slice of `out`, plus the bias of each column where there
-// is one. A slice of `out` has room for `rows` rows.
+// Writes the tile of a slice to its place in that slice of `out`, plus the bias of each column if
+// there is one. A slice of `out` has room for `rows` rows.
 template <class Product, class Over>
 __device__ __forceinline__ void multiply_slice(typename Product::A& a, typename Product::B& b,
                                                const Over& depth, const Place& at,
@@ -300,7 +302,7 @@ __device__ __forceinline__ void multiply_slice(typename Product::A& a, typename 
     });
 }
 
-// The part of a depth that one of `slices` slices has, in whole steps.
+// The part of a depth that belongs to one of `slices` slices, in whole steps.
 __device__ __forceinline__ Depth slice_of(u32 depth, u32 slice, u32 slices) {
     u32 slice_depth = ((depth + slices - 1) / slices + DEPTH - 1) / DEPTH * DEPTH;
     u32 start = slice * slice_depth;

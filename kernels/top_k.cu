@@ -1,42 +1,44 @@
 // The K best items of each user (SPEC sections 2 (10), 9), without a matrix of scores.
 //
-//   score(u, i) = p(H_u)[u] . p(H_i)[i], items of u's training pairs left out; higher scores first,
-//   ties by lower item id.
+//   score(u, i) = p(H_u)[u] . p(H_i)[i], without the items of u's training pairs; higher scores
+//   first, ties by lower item id.
 //
 // Shapes: predicted N x d, ids n_u users, lists n_u x K; K at most 1024; largest and item_halves as
 // half_rows.cu leaves them for the items; keys of slices n_u x slices x K.
-// Outputs: items and scores `=`; NO_ITEM where a list is short. Of few users each has the items cut
-// into slices, for more blocks: top_k then leaves each slice's best keys for top_k_merge.
+// Outputs: items and scores `=`; NO_ITEM where a list is short. If users are few, the items are cut
+// into slices, for more blocks: top_k then leaves each slice's best keys to top_k_merge.
 //
-// Lists hold scores in f32, sums by fused multiply-adds in the order of the columns: the CPU
+// Lists hold scores in f32, summed by fused multiply-adds in the order of the columns: the CPU
 // backend's bits. The tensor cores only tell which items can have a place in a list, from halves of
 // both rows. Their sum s' is near the score s:
 //
 //   |s' - s| <= e = (2^-10 (1 + 2^-7) + 2^-22 d) |p(H_u)[u]| max over i of |p(H_i)[i]|
 //
-// For a half is within 2^-11 of a number, so a product of two is within 2^-10 + 2^-22 of the
-// product, and the sum of the products' magnitudes is at most that of the norms (Cauchy and
-// Schwarz). The cores add sixteen products to a sum in steps of four or more, and may cut each number
-// of a step at 2^-23 of the largest: 24 of them, 1.5 2^-23 d in all. The sum that the list holds
-// rounds d times, 2^-24 d: together 2^-22 d. What is left of 2^-17 covers what a step of few columns
-// cuts beside, numbers so small that a half is within 2^-25 of them (halves.cuh scales the norms to 1
-// and more: 2^-25 4 sqrt(d), d at most 512), and the roundings of the norms, of e and of the cuts.
-// One item of a norm far above all others makes e as large, and the lists slow. Where norms are so far from 1 that products might
-// overflow or vanish, e is infinite, and every item is a candidate.
+// A half is within 2^-11 of its number, so a product of two is within 2^-10 + 2^-22 of the exact
+// one, and the magnitudes of the products add up to at most the product of the norms (Cauchy and
+// Schwarz). The cores add sixteen products to a sum in steps of four or more, and may cut each
+// number of a step at 2^-23 of the largest: 24 of them, 1.5 2^-23 d in all. The sum that the list
+// holds rounds d times, 2^-24 d: together 2^-22 d. The rest of 2^-17 covers further cuts in a step
+// of few columns, numbers so small that a half is within 2^-25 of them (halves.cuh scales the norms
+// to at least 1: 2^-25 4 sqrt(d), d at most 512), and the roundings of the norms, of e and of the
+// cuts.
+// One item with a norm far above all others makes e large and the lists slow. If norms are so far
+// from 1 that products might overflow or vanish, e is infinite, and every item is a candidate.
 //
-// A block passes its slice's items twice. First it notes the largest s' of each of some groups of
-// items, whose K-th largest gives a first cut (candidates.cuh); where the groups would be too few
-// there is none. Then it appends the items that pass the cut to their users' candidates in shared
-// memory: of lists of 50 some 60. When those may run over, they are compacted and the cut rises. In
-// the end their scores decide.
+// A block passes over its slice's items twice. First it notes the largest s' of each of several
+// groups of items; the K-th largest of these gives a first cut (candidates.cuh), unless there would
+// be too few groups. Then it appends the items that pass the cut to their users' candidates in
+// shared memory: some 60 for a list of 50. Candidates that may overflow their room are compacted,
+// and the cut rises. In the end their scores decide.
 //
-// Ownership: a block scores WARPS users_per_warp users against ITEMS items at a time; a user is one
-// warp's, and no other warp waits while its candidates are compacted.
-// Determinism: the order in which lanes append candidates is not fixed, but keys are unique, and
-// sorted; which items are candidates beside those of the list depends on nothing else either.
-// Bytes: 4 I d a block from L2, n_u d 4 + 8 n_u K from memory, and 16 n_u K for each of several
+// Ownership: a block scores WARPS users_per_warp users against ITEMS items at a time; a warp owns
+// its users, and no other warp waits while it compacts their candidates.
+// Determinism: lanes append candidates in no fixed order, but keys are unique and sorted, and
+// nothing else depends on that order: not even which items are candidates.
+// Bytes: 4 I d per block from L2, n_u d 4 + 8 n_u K from memory, and 16 n_u K for each of several
 // slices. Flops: 4 n_u I d on the tensor cores, and some 2.5 n_u K d in f32.
-// Bound: what a multiprocessor issues, with eight warps: the tensor cores would need a quarter of it.
+// Bound: what a multiprocessor issues, with eight warps: the tensor cores would need a quarter of
+// it.
 #include "candidates.cuh"
 
 namespace top_k_detail {
@@ -45,24 +47,25 @@ using namespace ranking;
 
 static const u32 WARPS = 4;
 static const u32 THREADS = 32 * WARPS;
-// The most users of a warp: the lines of a product of the tensor cores.
+// The most users of a warp: the lines of a tensor-core product.
 static const u32 OWN = 16;
 static const u32 ITEMS = 64;
 // Columns that pass through shared memory at a time, in parts of 32: two products of the cores.
 static const u32 DEPTH = 64;
 static const u32 PARTS = DEPTH / 32;
 static const u32 STAGES = 2;
-// Items between two looks at whether a user's candidates have room for as many more.
+// Items between two checks that a user's candidates have room for as many more.
 static const u32 ARRIVALS = 32;
 // Candidates of a warp's users.
 static const u32 KEYS = 2048;
 
 struct alignas(16) Shared {
-    // Eight lanes, which are served together, read 16 bytes each of two items: of all banks.
+    // Eight lanes, which are served together, read 16 bytes each of two items, from all banks.
     u16 items[STAGES][PARTS][ITEMS][32];
-    // Or, while the items are passed for the first time, the largest s' of a user's groups.
+    // Candidates or, in the first pass over the items, the largest s' of a user's groups.
     u64 keys[WARPS][KEYS];
-    // Of each user: the cut, and what it and s' are to be multiplied by; e; how many candidates.
+    // For each user: the cut, the factor that scales it and s' back, e, and the number of
+    // candidates.
     float cuts[WARPS][OWN];
     float scales[WARPS][OWN];
     float errors[WARPS][OWN];
@@ -70,11 +73,11 @@ struct alignas(16) Shared {
 };
 static_assert(sizeof(Shared) == 82944, "src/cuda/ranking.rs asks for as much at a launch");
 
-// The next columns of the slice's items, on their way from memory to shared memory.
+// The copies of the slice's items to shared memory, DEPTH columns at a time.
 struct Copies {
     const u16* items;
     u32 width;
-    // Where the next ones begin.
+    // Where the next copy begins.
     u32 item;
     u32 column;
     u32 end;
@@ -98,17 +101,17 @@ struct Copies {
                 item += ITEMS;
             }
         }
-        // A group a step, be it empty, so that the groups to wait for are the same in each.
+        // Every step commits a group, even an empty one, so that all can wait for the same number.
         commit_copies();
     }
 };
 
-// Two of a warp's users, lane / 4 and 8 after it, as the lane's products need them.
+// The two users that a lane multiplies: its warp's lane / 4 and lane / 4 + 8.
 struct Users {
-    // Null where there is none.
+    // Null if there is no such user.
     const float* rows[2];
     float scales[2];
-    // The columns of a step: of each part the words of two products.
+    // The columns of a step: for each part, the words of two products.
     u32 words[PARTS][2][4];
 
     __device__ __forceinline__ void bring(u32 first, u32 width) {
@@ -128,9 +131,9 @@ struct Users {
         }
     }
 
-    // The products of a stage's columns, added to s' of the two users and of items 8 j + 2 (lane % 4)
-    // and the next one. Which columns meet in a product is free: a lane multiplies the eight from 8
-    // (lane % 4) on.
+    // Adds the products of a stage's columns to s' of the two users and of items 8 j + 2 (lane % 4)
+    // and the next one. Any columns may meet in a product: a lane multiplies the eight from 8 (lane
+    // % 4) on.
     __device__ __forceinline__ void multiply(const u16 (&items)[PARTS][ITEMS][32],
                                              float (&scores)[ITEMS / 8][4]) const {
         u32 lane = threadIdx.x % 32;
@@ -142,7 +145,7 @@ struct Users {
                 const u16* eight = items[part][8 * j + lane / 4] + 8 * (lane % 4);
                 item[j] = *reinterpret_cast<const uint4*>(eight);
             }
-            // Eight products lie between two of the same sums, for which the second would wait.
+            // Eight products lie between two of the same sums, so that the second need not wait.
 #pragma unroll
             for (u32 j = 0; j < ITEMS / 8; ++j) {
                 multiply_halves(scores[j], words[part][0], {item[j].x, item[j].y});
@@ -155,7 +158,7 @@ struct Users {
     }
 };
 
-// The largest s' of two users, of `count` times eight items.
+// Updates the largest s' of two users with those of `count` times eight items.
 __device__ __forceinline__ void largest_of(const float (&scores)[ITEMS / 8][4], u32 first, u32 count,
                                            float (&largest)[2]) {
 #pragma unroll
@@ -169,7 +172,7 @@ __device__ __forceinline__ void largest_of(const float (&scores)[ITEMS / 8][4], 
 
 }  // namespace top_k_detail
 
-// Two blocks share a multiprocessor, for want of shared memory: registers need not be spared.
+// Shared memory limits a multiprocessor to two blocks, so registers need not be saved.
 extern "C" __global__ void __launch_bounds__(128, 2) top_k(
     const float* __restrict__ predicted, const u32* __restrict__ ids, u32 id_count, u32 all_users,
     u32 items, u32 slice_items, u32 width, const u32* __restrict__ offsets,
@@ -205,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) top_k(
             float error = (0x1.02p-10f + 0x1p-22f * static_cast<float>(width)) * norm * *largest;
             shared.errors[warp][user] = is_near ? error : INFINITE;
             shared.scales[warp][user] = back * item_back;
-            // Of a user that is not there nothing passes.
+            // Nothing passes the cut of a user that does not exist.
             cuts[user] = user < users ? -INFINITE : INFINITE;
             counts[user] = 0;
         }
@@ -213,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) top_k(
     __syncwarp();
     Users own;
     float scales[2];
-    // Of an infinite e: s' means nothing, and may be a NaN.
+    // Set if e is infinite: s' then means nothing, and may be a NaN.
     bool takes_all[2];
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
@@ -223,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) top_k(
         own.scales[i] = item_back / scales[i];
     }
 
-    // The tiles from `first` to before `last`, scored one after the other.
+    // Scores the tiles of items [first, last) one after the other.
     auto score_tiles = [&](u32 first, u32 last, auto take) {
         Copies copies{item_halves, (width + 7) / 8 * 8, first, 0, last};
 #pragma unroll
@@ -237,7 +240,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) top_k(
             float scores[ITEMS / 8][4] = {};
             for (u32 column = 0; column < width; column += DEPTH) {
                 wait_copies<STAGES - 2>();
-                // Everyone's copies to this stage are done, and everyone has read the one before it.
+                // All threads' copies to this stage are done, and all have read the one before it.
                 __syncthreads();
                 copies.begin(shared, stage == 0 ? STAGES - 1 : stage - 1);
                 own.multiply(shared.items[stage], scores);

@@ -1,13 +1,13 @@
-// The lists of few users from what top_k left of each slice of the items.
+// The lists of few users, merged from what top_k left of each slice of the items.
 //
 //   list(u) = the K smallest of the keys of u's slices
 //
 // Shapes: slice_keys n_u x slices x K, ascending within a slice, NO_KEY where it had no more items;
 // `count` = slices K; lists n_u x K.
 // Outputs: items and scores `=`; NO_ITEM where a list is short.
-// Ownership: a block is a warp and has one user. Keys below the K-th best so far are appended to its
-// candidates, of which there is room for `capacity`, a power of two and at least K + 128; when they may
-// run over they are sorted and cut to K.
+// Ownership: a block is one warp and owns one user. It appends keys below the K-th best so far to
+// the candidates, which have room for `capacity`, a power of two and at least K + 128; before they
+// may overflow they are sorted and cut to K.
 // Bytes: 8 n_u count and 8 n_u K. Bound: latency, of the sorts.
 #include "keys.cuh"
 
@@ -15,10 +15,10 @@ namespace top_k_merge_detail {
 
 // Keys that a warp reads at a time.
 static const u32 MERGED = 128;
-// Of lists of 1024.
+// The capacity for lists of 1024.
 static const u32 ROOM = 2048;
 
-// Appends the keys of those of the warp's lanes that have one.
+// Appends the keys of the lanes that have one.
 __device__ __forceinline__ void append(u64* keys, u32& count, bool has_key, u64 key) {
     u32 lanes = __ballot_sync(ALL_LANES, has_key);
     if (has_key) {

@@ -3,9 +3,9 @@
 
     python3 tests/emulator/coverage.py KERNELS COUNTERS.gcda ...
 
-A line of a template or a macro counts as run when any of its instances ran. What was never compiled
-has no counter, so every function of the sources must have been: an unused template is an error, too.
-Lines under `#ifndef BM3_EMULATOR` are the GPU's alone and do not count.
+A line of a template or a macro counts as run when any of its instances ran. Code that was never
+compiled has no counter, so every function must be compiled: an unused template is an error, too.
+Lines under `#ifndef BM3_EMULATOR` are for the GPU alone and do not count.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import sys
 
 
 def gcov(counters):
-    """What gcov says of each counter file, as its JSON has it."""
+    """Yields the entries `files` of gcov's JSON for each counter file."""
     command = [os.environ.get("GCOV", "gcov"), "--json-format", "--stdout"]
     for path in counters:
         result = subprocess.run([*command, path.name], cwd=path.parent, capture_output=True, text=True)
@@ -30,7 +30,7 @@ def gcov(counters):
 
 
 def emulated_lines(text):
-    """The numbered lines of a source that the emulator compiles, outside of macros' definitions."""
+    """Yields the numbered source lines that the emulator compiles, except macro definitions."""
     hidden = continued = False
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("#ifndef BM3_EMULATOR"):
@@ -44,7 +44,7 @@ def emulated_lines(text):
 
 
 def functions(text):
-    """The first and the last line of the heads of a source's functions, up to the bodies."""
+    """Yields the first and the last line of each function's head, up to the body."""
     start = None
     for number, line in emulated_lines(text):
         if start is None and re.search(r"\b__(device|global)__\b", line):
@@ -55,7 +55,7 @@ def functions(text):
 
 
 def ranges(numbers):
-    """`3-5, 9` of 3, 4, 5, 9."""
+    """Turns 3, 4, 5, 9 into `3-5, 9`."""
     parts = []
     for number in sorted(numbers):
         if parts and parts[-1][1] == number - 1:

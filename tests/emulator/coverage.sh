@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Which lines of kernels/ run in tests: prints a table and fails below 100 %.
+# Prints a table of the lines of kernels/ that run in tests; fails below 100 %.
 #
 #   tests/emulator/coverage.sh [TARGET ...]      test targets [kernels golden]
 #
-# Inline functions that nothing calls are compiled all the same, to count as lines that never run.
-# A C++ compiler of GCC is needed, and its gcov (GCOV names another).
+# Inline functions that nothing calls are compiled too, so that they count as lines that never run.
+# Needs GCC's C++ compiler and its gcov (GCOV names another).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -12,10 +12,10 @@ programs=$(python3 tests/emulator/test_binaries.py "$@")
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
-# Counters of all threads and processes are added up: atomically, and in files of one place.
+# All threads and processes add to the same counters: atomically, and in files of one folder.
 export BM3_EMULATOR_FOLDER=$folder
 export BM3_EMULATOR_FLAGS="-O0 --coverage -fprofile-update=atomic -fprofile-filter-files=.*/kernels/.* -fkeep-inline-functions"
-# The cases that every checkout has.
+# Only the cases that every checkout has.
 export BM3_GOLDEN_DIR=tests/golden
 export GCOV_PREFIX=$folder/counters GCOV_PREFIX_STRIP=99
 for program in $programs; do

@@ -1,21 +1,21 @@
-// The part of the CUDA driver's interface that bm3-engine uses, with the emulator behind it: built
-// as libcuda.so, it is what cudarc loads in tests. Programs under test do not know of it.
+// The part of the CUDA driver's interface that bm3-engine uses, with the emulator behind it. Tests
+// build it as libcuda.so, which cudarc loads; the programs under test do not know of it.
 //
-// It is stricter than a GPU. Work that is asked for on a stream is not done until somebody waits
-// for it, so a host that reads or reuses memory too early sees it. Fresh and freed memory holds NaN
-// patterns between guard words. An error is sticky, as on a GPU, until the context is gone.
+// It is stricter than a GPU. The work of a stream is not done until something waits for it, which
+// exposes a host that reads or reuses memory too early. Fresh and freed memory holds NaN patterns
+// between guard words. As on a GPU, an error is sticky until the context is gone.
 //
-// The environment, or bm3_emulator_set in a test's own process, changes what it pretends to be:
-//   BM3_EMULATOR_DEVICES         how many GPUs there are [1]
+// The environment, or bm3_emulator_set in a test's own process, changes what it emulates:
+//   BM3_EMULATOR_DEVICES         number of GPUs [1]
 //   BM3_EMULATOR_DRIVER          the CUDA version that the driver supports [13000]
 //   BM3_EMULATOR_CAPABILITY      compute capability [90]
 //   BM3_EMULATOR_MEMORY          bytes of a GPU's memory [2^40]
-//   BM3_EMULATOR_ORDER           which order blocks and threads run in, see scheduler.h [0]
-//   BM3_EMULATOR_STREAMS         when the work of streams that are made now is done: "late", when
-//                                somebody waits for it, or "early", as soon as it is asked for, or,
-//                                in a graph, before that of others [late]
-//   BM3_EMULATOR_FAIL            a function's name: the call of it that BM3_EMULATOR_FAIL_AT counts
-//                                to (from 1) fails [none]
+//   BM3_EMULATOR_ORDER           the order in which blocks and threads run, see scheduler.h [0]
+//   BM3_EMULATOR_STREAMS         when streams made from now on do their work: "late", when
+//                                something waits for it, or "early", as soon as it is submitted
+//                                or, in a graph, before the work of other streams [late]
+//   BM3_EMULATOR_FAIL            a function, of which call BM3_EMULATOR_FAIL_AT (from 1) fails
+//                                [none]
 
 #include <unistd.h>
 
@@ -66,7 +66,7 @@ using emulator::Launch;
 
 const uint32_t GUARD = 0xfee1dead;
 #ifdef __SANITIZE_ADDRESS__
-// AddressSanitizer has its own, which see reads too.
+// AddressSanitizer has its own guards, which catch reads too.
 const size_t GUARD_BYTES = 0;
 #else
 const size_t GUARD_BYTES = 256;
@@ -75,9 +75,9 @@ using emulator::POISON;
 
 struct Work {
     std::function<CUresult()> run;
-    // Done even when work before it has failed.
+    // Done even if work before it has failed.
     bool always = false;
-    // In a graph: the work of another of its streams, so far, instead of `run`.
+    // In a graph: instead of `run`, waits for the work of `stream` up to `position`.
     bool waits = false;
     size_t stream = 0;
     unsigned long long position = 0;
@@ -85,40 +85,40 @@ struct Work {
 
 struct Queue {
     std::deque<Work> work;
-    // How much was asked for, and how much of it is done, since the beginning.
+    // Pieces of work submitted, and done, since the beginning.
     unsigned long long asked = 0;
     unsigned long long done = 0;
-    // Whether its work is done as soon as may be, or as late.
+    // Whether its work is done as early as possible; otherwise as late.
     bool early = false;
 };
 
-// The work of the streams that were recorded together; the first is that where it began.
+// The work of streams that were recorded together; the recording began on the first.
 struct Graph {
     std::deque<Queue> queues;
     bool broken = false;
 };
 
 struct Stream : Queue {
-    // What records it, and its number there.
+    // The recording that it is part of, if any, and its number there.
     std::shared_ptr<Graph> capture;
     size_t recorded_as = 0;
 };
 
 struct Event {
-    // How much of its stream's work was asked for when it was recorded.
+    // How much work its stream had been given when the event was recorded.
     Stream* stream = nullptr;
     unsigned long long position = 0;
     // The recording that it is part of, if any, and its stream's number there.
     std::weak_ptr<Graph> capture;
     bool captured = false;
     size_t recorded_as = 0;
-    // When its stream came so far, for those that ask.
+    // When its stream reached it, for cuEventElapsedTime.
     std::shared_ptr<double> reached;
 };
 
 struct Function {
     const emulator::Kernel* kernel;
-    // What a launch may ask for beside what the kernel declares.
+    // The most shared memory that a launch may ask for in addition to what the kernel declares.
     unsigned most_shared = 48 * 1024;
 };
 
@@ -162,11 +162,11 @@ unsigned long long number(const char* name, const char* standard) {
 
 size_t total_memory() { return number("BM3_EMULATOR_MEMORY", "1099511627776"); }
 
-// The error that the call of a function has to begin with, if any.
+// The error with which this call of a function must fail, if any.
 CUresult begin(const char* function) {
     Driver& all = driver();
     if (all.process != getpid()) {
-        // A forked process has no driver: it can ask what there is, and whatever else it calls ends it.
+        // A forked process has no driver: queries fail, and any other call kills the process.
         for (const char* asks : {"cuInit", "cuDriver", "cuDeviceGet"}) {
             if (strncmp(function, asks, strlen(asks)) == 0) {
                 return CUDA_ERROR_NOT_INITIALIZED;
@@ -181,7 +181,7 @@ CUresult begin(const char* function) {
                 return CUDA_ERROR_OUT_OF_MEMORY;
             }
             if (name.find("Synchronize") != std::string::npos) {
-                // What was waited for has failed, and nothing after it is done.
+                // The awaited work has failed, so nothing after it is done.
                 all.sticky = CUDA_ERROR_UNKNOWN;
             }
             return CUDA_ERROR_UNKNOWN;
@@ -196,7 +196,7 @@ CUresult begin(const char* function) {
         return error;                                              \
     }
 
-// Of calls that a failed context refuses.
+// For calls that a failed context refuses.
 #define BEGIN_IN_CONTEXT()                      \
     BEGIN();                                    \
     if (driver().sticky != CUDA_SUCCESS) {      \
@@ -209,7 +209,7 @@ CUresult fail(const std::string& text) {
     return CUDA_ERROR_LAUNCH_FAILED;
 }
 
-// Does a stream's work up to a position; in a graph, where it is part of one.
+// Does the work of a queue up to a position; `graph` is the one that it is part of, if any.
 CUresult catch_up(Queue& queue, unsigned long long position, Graph* graph = nullptr) {
     while (queue.done < position && !queue.work.empty()) {
         Work work = std::move(queue.work.front());
@@ -243,8 +243,8 @@ CUresult ask(Stream& stream, std::function<CUresult()> run, bool always = false)
     return ask(stream, std::move(work));
 }
 
-// Does the work of a graph: that of early streams, with another one to begin each time, then the first
-// one's, and of the others' what is waited for.
+// Does the work of a graph: all work of early streams, beginning with another one each time, then
+// the first stream's and the work of others that it waits for.
 CUresult run_graph(Graph& graph) {
     static size_t begins = 0;
     ++begins;
@@ -257,7 +257,7 @@ CUresult run_graph(Graph& graph) {
     return catch_up(graph.queues[0], graph.queues[0].asked, &graph);
 }
 
-// Whether the first stream of a graph waits, by and by, for all of the others' work.
+// Whether the first stream of a graph waits, directly or indirectly, for all work of the others.
 bool is_joined(Graph graph) {
     for (Queue& queue : graph.queues) {
         for (Work& work : queue.work) {
@@ -269,13 +269,13 @@ bool is_joined(Graph graph) {
     return std::all_of(graph.queues.begin(), graph.queues.end(), is_done);
 }
 
-// Breaks what records a stream, which must not do something else meanwhile.
+// Breaks the recording that a stream is part of, during which it must not do anything else.
 CUresult unsupported(Stream& stream) {
     stream.capture->broken = true;
     return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
 
-// Whether bytes from `address` on lie in one allocation.
+// Whether `bytes` bytes from `address` on lie in one allocation.
 bool is_allocated(const std::map<char*, size_t>& all, const char* address, size_t bytes) {
     auto after = all.upper_bound(const_cast<char*>(address));
     if (after == all.begin()) {
@@ -332,7 +332,8 @@ CUresult run_kernel(const emulator::Kernel* kernel, dim3 grid,
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Settings of a test that has the driver in its own process; an empty value is the standard one.
+// Changes a setting, for tests with the driver in their own process; an empty value restores the
+// default.
 void bm3_emulator_set(const char* name, const char* value) {
     std::lock_guard<std::recursive_mutex> lock(driver().mutex);
     if (*value == 0) {
@@ -343,13 +344,13 @@ void bm3_emulator_set(const char* name, const char* value) {
     driver().calls.clear();
 }
 
-// Forgets a failure, as a new process would.
+// Clears a failure, as a new process would.
 void bm3_emulator_recover() {
     std::lock_guard<std::recursive_mutex> lock(driver().mutex);
     driver().sticky = CUDA_SUCCESS;
 }
 
-// Bytes of device memory in use; with the work of all streams done.
+// Bytes of device memory in use, once the work of all streams is done.
 unsigned long long bm3_emulator_used() {
     std::lock_guard<std::recursive_mutex> lock(driver().mutex);
     for (Stream* stream : driver().streams) {
@@ -402,7 +403,7 @@ CUresult cuGetErrorString(CUresult error, const char** text) {
             *text = "out of memory";
             break;
         case CUDA_ERROR_LAUNCH_FAILED:
-            // What really happened, for the test that looks.
+            // What really happened, for tests that read it.
             *text = driver().failure.c_str();
             break;
         case CUDA_ERROR_INVALID_IMAGE:
@@ -498,7 +499,7 @@ CUresult cuDeviceGetDefaultMemPool(void** pool, CUdevice) {
     return CUDA_SUCCESS;
 }
 
-// Bytes that the pool has of the device's memory: it keeps what was freed, while there is other.
+// Device memory that the pool holds: it keeps freed memory while there is more.
 static size_t reserved() {
     return std::max(driver().used, std::min(driver().most_used, total_memory()));
 }
@@ -521,7 +522,7 @@ CUresult cuMemPoolSetAttribute(void*, int, void*) {
 
 CUresult cuModuleLoadData(Module** module, const void* image) {
     BEGIN_IN_CONTEXT();
-    // The words that a fatbin begins with, or those of a test that has none.
+    // The first word of a fatbin, or the image that tests pass instead.
     const uint32_t fatbin = 0xba55ed50;
     if (memcmp(image, &fatbin, 4) != 0 && memcmp(image, "none", 4) != 0) {
         return CUDA_ERROR_INVALID_IMAGE;
@@ -565,7 +566,7 @@ CUresult cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, si
     return CUDA_SUCCESS;
 }
 
-// Of the attributes there is the one that engines set: the most shared memory that a launch asks for.
+// Supports the one attribute that engines set: the most shared memory that a launch may ask for.
 CUresult cuFuncSetAttribute(Function* function, int attribute, int value) {
     BEGIN();
     const int max_dynamic_shared_size_bytes = 8;
@@ -613,7 +614,7 @@ CUresult cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
             return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
         }
         if (!stream->capture) {
-            // The stream takes part in the recording from here on.
+            // The stream joins the recording here.
             stream->capture = capture;
             stream->recorded_as = capture->queues.size();
             capture->queues.emplace_back();
@@ -704,7 +705,7 @@ CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, Stream* stream) {
     }
     Driver& all = driver();
     if (all.used + bytes > total_memory()) {
-        // A GPU would wait for memory that is being given back, too, on whatever stream.
+        // A GPU, too, would wait for memory that any stream is about to free.
         for (Stream* other : all.streams) {
             catch_up(*other, other->asked);
         }
@@ -736,7 +737,7 @@ CUresult cuMemFreeAsync(CUdeviceptr address, Stream* stream) {
         return fail("memory is given back that was not allocated");
     }
     if (stream->capture) {
-        // A graph gives back only what it has allocated.
+        // A graph frees only memory that it allocated.
         return unsupported(*stream);
     }
     std::function<CUresult()> run = [start] {
@@ -784,7 +785,7 @@ CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void* source, size_t byt
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (is_allocated(driver().host_memory, from, bytes)) {
-        // Page-locked memory is read when the copy is made.
+        // Page-locked memory is read when the copy runs.
         return ask(*stream, [to, from, bytes] {
             memcpy(to, from, bytes);
             return CUDA_SUCCESS;
@@ -832,7 +833,7 @@ CUresult cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, un
                         unsigned block_x, unsigned block_y, unsigned block_z,
                         unsigned shared, Stream* stream, void** parameters, void**) {
     BEGIN_IN_CONTEXT();
-    // As a GPU has it: only x goes further.
+    // A GPU's limits: only x may exceed 65535.
     if (grid_x > 0x7fffffff || grid_y > 0xffff || grid_z > 0xffff
         || shared > function->most_shared) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -858,7 +859,7 @@ CUresult cuStreamBeginCapture_v2(Stream* stream, int) {
 }
 
 CUresult cuStreamEndCapture(Stream* stream, Graph** graph) {
-    // Over in any case, also when it fails, and for all streams that took part.
+    // The recording ends for all its streams, even if this call fails.
     std::shared_ptr<Graph> captured = stream->capture;
     for (Stream* other : driver().streams) {
         if (other->capture == captured) {

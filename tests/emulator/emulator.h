@@ -1,12 +1,13 @@
-// CUDA's words for a host compiler, so that the very kernels of kernels/ run in tests.
+// CUDA's language for a host compiler, so that tests run the very sources of kernels/.
 //
 // A block's threads are fibers of one host thread. Each runs until a meeting point (a barrier, a
-// shuffle, a vote, a matrix product), where it waits for those it must meet; scheduler.cpp resumes
-// them, and driver.cpp speaks to programs as the CUDA driver does. Between meeting points a thread
-// runs alone, so the order in which threads run is the emulator's to choose: tests run kernels in
-// several orders, and a result that depends on the order betrays a missing barrier. Shared and device memory start as NaN patterns, so that a
-// number nobody wrote is seen. Device memory is plain memory between guard words; out-of-bounds
-// accesses and undefined behaviour are left to AddressSanitizer and UBSan builds.
+// shuffle, a vote, a matrix product) and waits there for the others; scheduler.cpp resumes them,
+// and driver.cpp talks to programs as the CUDA driver does. Between meeting points a thread runs
+// alone, so the emulator chooses the order of threads. Tests run kernels in several orders: a
+// result that depends on the order betrays a missing barrier. Shared and device memory start as NaN
+// patterns, which reveal reads of unwritten numbers. Device memory is plain memory between guard
+// words; builds with AddressSanitizer and UBSan find out-of-bounds accesses and undefined
+// behaviour.
 #pragma once
 
 #include <cmath>
@@ -44,7 +45,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return float4{x,
 
 namespace emulator {
 
-// What threads meet for. Those of a warp must name the same meeting.
+// Why threads meet. Lanes of a warp must give the same reason.
 enum class Meeting : uint32_t {
     None,
     Block,
@@ -56,11 +57,11 @@ enum class Meeting : uint32_t {
     HalfProduct,
 };
 
-// The most words that a thread brings to a meeting of its warp: the fragments of a matrix product,
-// those of a, b and d.
+// The most words that a thread brings to a meeting of its warp: a matrix product's fragments of a,
+// b and d.
 const unsigned WORDS = 10;
 
-// Where a thread lies in its block, and a block in its grid.
+// A thread's place in its block, and a block's in its grid.
 struct ThreadPlace {
     uint3 index;
     unsigned number;
@@ -70,8 +71,8 @@ struct BlockPlace {
     dim3 size, grid;
 };
 
-// Those of the thread that runs on this host thread. Kernels ask for them at every step: plain
-// pointers, which need neither a call nor a look whether they have begun to be.
+// The places of the thread that runs on this host thread. Kernels ask for them at every step: plain
+// pointers need neither a call nor a check that they are initialised.
 extern __thread const ThreadPlace* this_thread;
 extern __thread const BlockPlace* this_block;
 
@@ -83,21 +84,21 @@ inline unsigned lane() { return this_thread->number % 32; }
 
 // Waits for all live threads of the block.
 void meet_block();
-// Brings `count` words to a meeting of the lanes of `mask`; returns what everyone of the warp
-// brought to the last one they came to.
+// Brings `count` words to a meeting of the lanes of `mask`; returns what each lane of the warp
+// brought to its last meeting.
 typedef uint32_t Brought[WORDS];
 const Brought* meet_warp(Meeting meeting, unsigned mask, const uint32_t* words, unsigned count);
 
-// Copies to shared memory that a thread begins, makes groups of, and waits for: nothing is copied
-// before the wait, and what lies at `to` is poisoned at once. So whoever reads a copy too early, or
-// has it written over what is still read, reads poison.
+// Asynchronous copies to shared memory: a thread begins them, groups them and waits for them. `to`
+// is poisoned at once and filled only by the wait, so a thread that reads a copy too early, or
+// still needs what it overwrites, reads poison.
 void begin_copy(void* to, const void* from, unsigned bytes, bool is_there);
 void commit_copies();
 void wait_copies(unsigned youngest);
 
-// The block's shared object of a place in the source, made and poisoned when first asked for.
+// The block's shared object of a place in the source, created and poisoned on first use.
 void* shared_object(const void* place, size_t bytes, size_t alignment);
-// The same of the bytes that the launch asks for, which must be as many.
+// The same for memory of a size that the launch gives, which must be `bytes`.
 void* shared_at_launch(const void* place, size_t bytes, size_t alignment);
 
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -221,7 +222,7 @@ inline double __longlong_as_double(long long bits) {
     return value;
 }
 
-// Blocks run side by side.
+// Blocks run in parallel.
 inline unsigned atomicAdd(unsigned* address, unsigned value) {
     return __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);
 }
@@ -246,7 +247,7 @@ inline unsigned long long atomicMin(unsigned long long* address, unsigned long l
 
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
-// The twins of the functions that only a GPU has, or that hold inline PTX, in common.cuh.
+// Twins of the functions in common.cuh that only a GPU has or that hold inline PTX.
 
 inline float4 load4_shared(const float* address) {
     return *reinterpret_cast<const float4*>(address);
@@ -275,13 +276,13 @@ inline float half_to_float(unsigned short half) {
     return emulator::float_of(sign | (exponent + 112) << 23 | mantissa << 13);
 }
 
-// Rounds to 10 bits of mantissa, halves away from zero; NaN and infinities stay.
+// Rounds to 10 bits of mantissa, ties away from zero; NaN and infinities stay.
 inline uint32_t to_tf32(float value) {
     uint32_t bits = emulator::bits_of(value);
     return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;
 }
 
-// Rounds to the nearest half, halves to even; what is too large becomes infinite.
+// Rounds to the nearest half, ties to even; numbers that are too large become infinite.
 inline uint32_t to_half(float value) {
     uint32_t sign = emulator::bits_of(value) >> 16 & 0x8000;
     float magnitude = std::fabs(value);
@@ -294,7 +295,7 @@ inline uint32_t to_half(float value) {
     if (magnitude < 0x1p-14f) {
         return sign | static_cast<uint32_t>(std::nearbyint(magnitude * 0x1p24f));
     }
-    // A carry goes into the exponent, as it must.
+    // A carry goes into the exponent, as it should.
     uint32_t bits = emulator::bits_of(magnitude) - (112u << 23);
     return sign | (bits + 0xfff + (bits >> 13 & 1)) >> 13;
 }
@@ -313,7 +314,8 @@ inline void multiply(emulator::Meeting meeting, float (&d)[4], const uint32_t (&
                      const uint32_t (&b)[2]) {
     uint32_t words[emulator::WORDS] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     memcpy(words + 6, d, sizeof d);
-    // The warp's product is computed once, when all of it has come: see multiply in scheduler.cpp.
+    // The warp's product is computed once, when all its lanes have come: see multiply in
+    // scheduler.cpp.
     const emulator::Brought* brought =
         emulator::meet_warp(meeting, 0xffffffffu, words, emulator::WORDS);
     memcpy(d, brought[emulator::lane()] + 6, sizeof d);

@@ -1,4 +1,4 @@
-// Fibers: stacks that are switched by hand, a few nanoseconds a switch on x86-64 and AArch64.
+// Fibers: stacks switched by hand, in a few nanoseconds each, on x86-64 and AArch64.
 #pragma once
 
 #include <cstddef>
@@ -36,7 +36,7 @@ struct Fiber {
     ~Fiber() { free(stack); }
 };
 
-// Saves the callee's registers on the stack of `from` and takes those of `to`.
+// Saves the callee-saved registers on the stack of `from` and restores those of `to`.
 extern "C" void bm3_switch_stack(void** from, void* to);
 
 #if defined(__x86_64__)
@@ -63,7 +63,7 @@ bm3_switch_stack:
     ret
 .size bm3_switch_stack, .-bm3_switch_stack
 )");
-// Six registers, then the address to return to; one word keeps the stack aligned as after a call.
+// Six registers, then the return address; one more word keeps the stack aligned as after a call.
 const size_t SAVED_WORDS = 8;
 const size_t RETURN_WORD = 6;
 #elif defined(__aarch64__)
@@ -109,13 +109,13 @@ const size_t RETURN_WORD = 11;
 
 thread_local Fiber* bm3_leaving = nullptr;
 
-// Where a fiber starts: tells AddressSanitizer that the switch is over.
+// Called first after a switch to `fiber`: tells AddressSanitizer that the switch is over.
 inline void arrived(Fiber& fiber) {
 #ifdef BM3_ASAN
     const void* bottom = nullptr;
     size_t bytes = 0;
     __sanitizer_finish_switch_fiber(fiber.fake_stack, &bottom, &bytes);
-    // The stack that was left; only the scheduler's is not known otherwise.
+    // Notes the stack that was left if it is the scheduler's: only that is not known otherwise.
     if (bm3_leaving->stack == nullptr) {
         bm3_leaving->bottom = bottom;
         bm3_leaving->bytes = bytes;
@@ -133,7 +133,7 @@ inline void fiber_main() {
     bm3_main();
 }
 
-// Leaves `from`, for good when it has ended, and goes on with `to`.
+// Leaves `from`, for good if it has ended, and continues `to`.
 inline void switch_fiber(Fiber& from, Fiber& to, bool ended) {
     bm3_leaving = &from;
     bm3_arriving = &to;
@@ -146,7 +146,7 @@ inline void switch_fiber(Fiber& from, Fiber& to, bool ended) {
     arrived(from);
 }
 
-// Makes `fiber` run `main` when it is next switched to; its stack is kept from use to use.
+// Makes `fiber` run `main` when it is next switched to; its stack is reused.
 inline void start_fiber(Fiber& fiber, void (*main)()) {
     if (fiber.stack == nullptr) {
         fiber.stack = static_cast<char*>(malloc(STACK_BYTES));
@@ -158,7 +158,7 @@ inline void start_fiber(Fiber& fiber, void (*main)()) {
     fiber.bytes = STACK_BYTES;
     fiber.fake_stack = nullptr;
 #ifdef BM3_ASAN
-    // What an earlier fiber that never returned left behind.
+    // An earlier fiber that never returned left poison behind.
     __asan_unpoison_memory_region(fiber.stack, STACK_BYTES);
 #endif
     bm3_main = main;

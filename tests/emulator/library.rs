@@ -1,9 +1,9 @@
-//! Builds the emulator's `libcuda.so`: each kernel's source, the scheduler and the driver is an object
-//! of its own, compiled once for what it is made of.
+//! Builds the emulator's `libcuda.so`. Each kernel source, the scheduler and the driver is an
+//! object of its own, compiled once for the same sources and flags.
 //!
 //! Environment: `CXX` names the compiler [c++]; `BM3_EMULATOR_FLAGS` adds flags (sanitizers,
-//! coverage); `BM3_KERNELS` names another folder of kernels; `BM3_EMULATOR_FOLDER` another folder for
-//! what is not built yet.
+//! coverage); `BM3_KERNELS` names another folder of kernels; `BM3_EMULATOR_FOLDER` names another
+//! folder for new builds.
 
 use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
@@ -17,7 +17,7 @@ use std::{env, fs, thread};
 
 use bm3_engine::cuda::KERNEL_NAMES;
 
-/// The library's path; `None`, with the reason printed, without a C++ compiler.
+/// The library's path. Prints why and returns `None` if there is no C++ compiler.
 pub fn build() -> Option<PathBuf> {
     let compiler = Compiler::new();
     if Command::new(&compiler.program).arg("--version").output().is_err() {
@@ -54,12 +54,12 @@ impl Compiler {
             "-Wall",
             "-Wextra",
             "-Wno-unknown-pragmas",
-            // A kernel's roundings are those its source says, as with nvcc's -fmad=false.
+            // Roundings are those in a kernel's source, as with nvcc's -fmad=false.
             "-ffp-contract=off",
             "-pthread",
             "-DBM3_EMULATOR",
             "-fvisibility=hidden",
-            // Thread-local variables are a register and an offset away, not a call.
+            // Makes thread-local variables a register and an offset away, not a call.
             "-ftls-model=initial-exec",
         ]
         .map(str::to_owned)
@@ -67,7 +67,7 @@ impl Compiler {
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2")
         {
-            // Else each fmaf is a call.
+            // Otherwise each fmaf is a call.
             flags.extend(["-mfma", "-mavx2"].map(str::to_owned));
         }
         let extra = env::var("BM3_EMULATOR_FLAGS").unwrap_or_default();
@@ -83,7 +83,7 @@ impl Compiler {
     fn run(&self, building: &Path, arguments: &[&OsStr]) {
         let mut command = Command::new(&self.program);
         command.args(&self.flags).arg("-I").arg(&self.sources).args(arguments);
-        // A sanitizer's library is loaded for the tests, not for the compiler.
+        // LD_PRELOAD names a sanitizer's library for the tests, not for the compiler.
         command.current_dir(building).env_remove("LD_PRELOAD");
         let output = command.output().expect("the compiler runs");
         let said = String::from_utf8_lossy(&output.stderr);
@@ -91,7 +91,7 @@ impl Compiler {
         assert!(said.is_empty(), "the emulator compiles with warnings:\n{said}");
     }
 
-    /// All objects of the library, compiled side by side.
+    /// All objects of the library, compiled in parallel.
     fn objects(&self) -> Vec<PathBuf> {
         let units = self.units();
         let next = AtomicUsize::new(0);
@@ -102,7 +102,7 @@ impl Compiler {
             }
             compiled
         };
-        // Not on Rayon's threads: those may wait for the library already.
+        // Not on Rayon's threads, which may already wait for the library.
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let mut objects: Vec<PathBuf> = thread::scope(|scope| {
             let workers: Vec<_> = (0..threads).map(|_| scope.spawn(compile)).collect();
@@ -131,7 +131,7 @@ impl Compiler {
 
     fn object(&self, unit: &Unit) -> PathBuf {
         let header = self.sources.join("emulator.h");
-        // In the order they are met, wherever they lie.
+        // In order of inclusion. Paths are not hashed: a copy in another folder is the same object.
         let mut files = Vec::new();
         for file in [&header, &unit.source] {
             self.add_included(file, &mut files);
@@ -161,7 +161,7 @@ impl Compiler {
         })
     }
 
-    /// A source and what it includes of ours, with what that includes.
+    /// Adds a source and our files that it includes, directly or indirectly.
     fn add_included(&self, source: &Path, files: &mut Vec<PathBuf>) {
         if !files.iter().any(|file| file == source) {
             files.push(source.to_owned());
@@ -178,8 +178,8 @@ impl Compiler {
         }
     }
 
-    /// The path of a file in a folder of its own, which `fill` makes unless it is there. Others may be
-    /// making the same: each in a folder of its own, the first to finish wins.
+    /// The path of a file in a folder of its own, which `fill` makes unless it exists. Others may
+    /// be making the same: each works in a folder of its own, and the first to finish wins.
     fn make_once(&self, name: &str, file: &str, hash: u64, fill: impl FnOnce(&Path)) -> PathBuf {
         let folder = format!("emulator-{name}-{hash:016x}");
         let standard = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -202,13 +202,13 @@ impl Compiler {
     }
 }
 
-/// A source that is compiled by itself, and the kernels it defines.
+/// A source compiled into an object of its own, and the kernels it defines.
 struct Unit {
     source: PathBuf,
     kernels: Vec<&'static str>,
 }
 
-/// The kernels that a source defines, by name or, in a macro, by the name up to its last part.
+/// The kernels that a source defines, by name or, in a macro, by the name without its last part.
 fn kernels_of(source: &str) -> Vec<&'static str> {
     let is_defined = |name: &&str| {
         let family = name.rsplit_once('_').map_or(*name, |(family, _)| family);

@@ -1,7 +1,7 @@
 //! A GPU for tests: the CUDA driver's interface with an emulator behind it, which runs the sources
 //! of `kernels/` compiled by a host compiler; or, with `BM3_TEST_GPU=1`, the real GPU 0.
 //!
-//! What the emulator is built with, and where, is the environment's to say: see [`library`].
+//! The environment says how and where the emulator is built: see [`library`].
 #![allow(dead_code, reason = "each test uses a part")]
 
 pub mod library;
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bm3_engine::cuda::{Capability, Cuda, CudaVersion, Device, Kernels};
 
-/// Runs a body for each backend, named as a function that makes one.
+/// Runs a body once for each backend; `$backend` is a function that makes the backend.
 #[allow(unused_macros, reason = "each test uses a part")]
 macro_rules! on_each_backend {
     ($backend:ident => $body:expr) => {{
@@ -27,13 +27,13 @@ macro_rules! on_each_backend {
     }};
 }
 
-/// Whether tests run on the machine's own GPU.
+/// Whether tests run on the machine's GPU.
 pub fn on_gpu() -> bool {
     std::env::var_os("BM3_TEST_GPU").is_some_and(|value| value == "1")
 }
 
-/// A device for a test; `None`, with the reason printed, where neither a GPU was asked for nor a
-/// C++ compiler is there to build the emulator.
+/// A device for a test. Prints why and returns `None` if no GPU was asked for and there is no C++
+/// compiler to build the emulator with.
 pub fn device() -> Option<Arc<Device>> {
     if on_gpu() {
         let kernels = Kernels::embedded();
@@ -48,7 +48,7 @@ pub fn cuda() -> Option<Cuda> {
     device().map(Cuda::new)
 }
 
-/// What stands for compiled kernels on the emulator, which has its own.
+/// A stand-in for compiled kernels: the emulator has its own.
 pub fn kernels() -> Kernels {
     Kernels {
         image: b"none".into(),
@@ -58,14 +58,14 @@ pub fn kernels() -> Kernels {
     }
 }
 
-/// The emulator's library, loaded into this process in the driver's place.
+/// The emulator's library, loaded into this process in place of the driver.
 pub fn emulator() -> Option<&'static Emulator> {
     static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
     EMULATOR.get_or_init(|| library::build().map(|path| Emulator::load(&path))).as_ref()
 }
 
-/// The emulator, for a test that changes what a device has; `None`, with the reason printed, on a GPU
-/// or without a C++ compiler.
+/// The emulator, for a test that changes the device. Prints why and returns `None` on a GPU or
+/// without a C++ compiler.
 pub fn changeable() -> Option<&'static Emulator> {
     if on_gpu() {
         println!("skipped: what a GPU has cannot be changed");
@@ -74,13 +74,13 @@ pub fn changeable() -> Option<&'static Emulator> {
     emulator()
 }
 
-/// One test at a time changes what the device of this process has, or counts it.
+/// Lets only one test at a time change this process's device, or read its counters.
 pub fn alone() -> Alone {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     Alone { _held: ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner) }
 }
 
-/// What a test holds while it is [`alone`]; the next one has a device with as much memory as ever.
+/// Held by a test while it is [`alone`]; dropping it restores the device's memory size.
 pub struct Alone {
     _held: MutexGuard<'static, ()>,
 }
@@ -97,19 +97,19 @@ impl Drop for Alone {
 
 pub struct Emulator {
     library: libloading::Library,
-    /// Where `libcuda.so` lies, for programs started with `LD_LIBRARY_PATH`.
+    /// The folder of `libcuda.so`, for programs started with `LD_LIBRARY_PATH`.
     pub folder: PathBuf,
 }
 
 impl Emulator {
     fn load(path: &Path) -> Self {
-        // SAFETY: our own library, whose initialisers register kernels and nothing else. Its name,
-        // libcuda.so, is now taken: cudarc gets this one.
+        // SAFETY: our own library, whose initialisers only register kernels. It takes the name
+        // libcuda.so, so cudarc gets this one.
         let library = unsafe { libloading::Library::new(path) }.expect("the emulator loads");
         Self { library, folder: path.parent().expect("it lies in a folder").to_owned() }
     }
 
-    /// Sets what `driver.cpp` lists; an empty value is the standard one.
+    /// Sets one of the variables listed in `driver.cpp`; an empty value restores the default.
     pub fn set(&self, name: &str, value: &str) {
         let (name, value) = (CString::new(name).unwrap(), CString::new(value).unwrap());
         type Set = unsafe extern "C" fn(*const i8, *const i8);
@@ -120,7 +120,7 @@ impl Emulator {
         }
     }
 
-    /// Forgets a failure of the device.
+    /// Clears a failure of the device.
     pub fn recover(&self) {
         // SAFETY: the function has this type.
         unsafe {
@@ -140,7 +140,7 @@ impl Emulator {
     }
 
     fn count(&self, name: &[u8]) -> u64 {
-        // SAFETY: the functions that count have this type.
+        // SAFETY: all functions that count have this type.
         unsafe {
             let count = self.library.get::<unsafe extern "C" fn() -> u64>(name);
             count.expect("the function")()

@@ -3,27 +3,27 @@
 
     python3 tests/emulator/planted.py [--target NAME ...] [--jobs N] [WORD ...]
 
-With words: only the bugs whose file, kernel, kind and description contain each of them. The bugs of
-a source lie in planted/SOURCE.toml:
+Words select the bugs whose file, kernel, kind and description contain each of them. The bugs of a
+source are in planted/SOURCE.toml:
 
     tests = ["adam"]              # names of tests to try first
     [[bug]]
     kernel = "adam"               # or, in a header, what its functions are for
     kind = "off by one"
     bug = "a thread past the end works"
-    old = 'if (index >= elements)'    # found exactly once in the source, so that no entry outlives it
+    old = 'if (index >= elements)'    # occurs once in the source, so that no entry goes stale
     new = 'if (index > elements)'
     tests = ["dense"]             # optional: as above, for this bug
-    orders = [1]                  # optional: which BM3_EMULATOR_ORDER may show it [0, 1, 2]
+    orders = [1]                  # optional: values of BM3_EMULATOR_ORDER that may show it [0, 1, 2]
     sanitize = true               # optional: only sanitizers can see it
 
-    [[harmless]]                  # a barrier without which no test can fail
+    [[harmless]]                  # a barrier whose absence no test can show
     text = '...'
     why = "..."
 
-Before any bug is planted the list itself is checked: every kernel has a bug, every source three,
-and every barrier is removed by one of kind `missing barrier`, or is harmless. A test that fails, a
-crash and a hang count as caught. A copy that does not compile does not: its entry is wrong.
+Before any bug is planted, the list itself is checked: every kernel has a bug, every source three,
+and every barrier is either removed by a bug of kind `missing barrier` or listed as harmless. A bug
+is caught by a failing test, a crash or a hang. A copy that does not compile has a wrong entry.
 """
 
 import argparse
@@ -67,14 +67,14 @@ class Bug:
 
 
 def barriers(text, part):
-    """Where a part of a source, found exactly once in it, has barriers in the source."""
+    """The offsets in a source of the barriers in `part`, which must occur exactly once in it."""
     if text.count(part) != 1:
         raise ValueError(f"found {text.count(part)} times in the source, not once: {part!r}")
     return {text.index(part) + match.start() for match in BARRIER.finditer(part)}
 
 
 def read_bugs():
-    """All bugs, and what is wrong with the list."""
+    """Returns all bugs, and the problems of the list."""
     bugs, problems = [], []
     for path in sorted(KERNELS.glob("*.cu*")):
         text = path.read_text()
@@ -110,15 +110,15 @@ def read_bugs():
 
 
 def kill(process):
-    # Whoever it started goes with it.
+    # The whole group: the processes that it started must end, too.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def run(command, environment, seconds):
-    """What a test program says of one run: None when all is well, or what caught the bug.
+    """Runs a test program; returns what caught the bug, or None if all tests pass.
 
-    It need not end: the first test that fails is enough."""
+    The first test that fails ends the run."""
     process = subprocess.Popen(command, cwd=test_binaries.ROOT, env=os.environ | environment, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     hung = threading.Event()
@@ -159,9 +159,9 @@ class Harness:
         return run([*command, *filters], environment, seconds)
 
     def measure(self, bugs):
-        """Runs every target with the kernels as they are: what fails then says nothing of a bug.
+        """Runs every target without a bug: all tests must pass, and their times set the limits.
 
-        What is compiled here is not compiled again where a bug leaves it alone."""
+        Sources compiled here are not compiled again for bugs that leave them alone."""
         for target in self.programs:
             for order in ORDERS:
                 begin = time.monotonic()
@@ -187,7 +187,7 @@ class Harness:
             source.write_text(source.read_text().replace(bug.old, bug.new))
             environment = {"BM3_KERNELS": str(kernels), "BM3_EMULATOR_FOLDER": folder}
             caught = None
-            # The tests of this kernel first; names that no test of a target has cost nothing.
+            # This kernel's tests first; a target without tests of these names costs nothing.
             for target, names, order in ((target, names, order) for names in (bug.tests, [])
                                          for order in bug.orders for target in self.programs):
                 caught = self.attempt(target, order, names, bug.sanitize, environment, self.limits[target])

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Runs test targets with AddressSanitizer and UndefinedBehaviorSanitizer in the emulator and the
-# kernels: reads and writes outside of a buffer, use after it was given back, undefined arithmetic.
+# kernels: they catch accesses outside of a buffer, use after free and undefined arithmetic.
 #
 #   tests/emulator/sanitize.sh [TARGET ...] [-- ARGUMENT ...]
 #
-# Without a target: those that hold the kernels to other implementations. Arguments are the test programs' own: names of tests.
-# The test programs themselves are not instrumented, so the sanitizers' libraries are loaded before
-# them. BM3_KERNELS names other kernels, as always.
+# The default targets compare the kernels with other implementations. Arguments go to the test
+# programs: names of tests. The test programs themselves are not instrumented, so the sanitizers'
+# libraries are loaded before them. BM3_KERNELS names other kernels, as always.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -23,8 +23,8 @@ undefined=$("$compiler" -print-file-name=libubsan.so)
 
 sanitizers="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 export BM3_EMULATOR_FLAGS="-O1 $sanitizers ${BM3_EMULATOR_FLAGS:-}"
-# The driver's state lives as long as its process: no leak. The compiler, which tests start, is run
-# under the same settings, and has its own ways.
+# The driver's state lives as long as its process, which is no leak. Tests also start the compiler
+# under these settings, and it may leak.
 export ASAN_OPTIONS=detect_leaks=0:exitcode=99
 export UBSAN_OPTIONS=print_stacktrace=1:exitcode=99
 for program in $programs; do

@@ -21,7 +21,7 @@ namespace {
 
 const unsigned LANES = 32;
 
-// A copy to shared memory that a thread has begun, of zeros where `from` is null, and its group.
+// A copy to shared memory in flight, and its group; of zeros if `from` is null.
 struct Copy {
     char* to;
     const char* from;
@@ -36,16 +36,16 @@ struct Thread {
     unsigned count = 0;
     uint32_t words[WORDS];
     std::vector<Copy> copies;
-    // The group of the copies that are begun next.
+    // The group of the next copies.
     unsigned group = 0;
     bool done = false;
 };
 
-// What the lanes of a warp brought to the last meeting that each of them was part of.
+// What each lane of a warp brought to its last meeting.
 struct Exchange {
     Brought words[LANES];
-    // Meetings of the whole warp, by turns: who comes to the next one may be ahead of who has yet to
-    // read what was brought to the last.
+    // Meetings of the whole warp, in alternate buffers: a lane may come to the next one before
+    // another has read what was brought to the last.
     Brought whole[2][LANES];
     unsigned turn = 0;
 };
@@ -55,11 +55,11 @@ struct SharedObject {
     size_t bytes;
 };
 
-// What one host thread runs blocks with.
+// The state of a host thread that runs blocks.
 struct Machine {
     Launch launch;
     BlockPlace block;
-    // The first `count` are the block's; the others wait for a larger block.
+    // The first `count` are the block's; the others are spare, for larger blocks.
     std::vector<Thread> threads;
     unsigned count = 0;
     std::vector<Exchange> exchanges;
@@ -69,8 +69,8 @@ struct Machine {
     std::string failure;
 };
 
-// A plain pointer, since threads ask for it at every step: an object with a constructor would be
-// looked for each time.
+// A plain pointer, since threads ask for it at every step: an object with a constructor would need
+// a check each time.
 thread_local Machine* current = nullptr;
 
 struct Range {
@@ -80,7 +80,6 @@ struct Range {
     Thread* end() const { return last; }
 };
 
-// The threads of the block.
 Range block_threads() {
     return Range{current->threads.data(), current->threads.data() + current->count};
 }
@@ -108,7 +107,7 @@ const char* name_of(Meeting meeting) {
     return names[static_cast<unsigned>(meeting)];
 }
 
-// Lets all live threads go on when all of them wait at the block's barrier.
+// Resumes all live threads if all of them wait at the block's barrier; returns whether it did.
 bool resolve_block() {
     bool any = false;
     for (Thread& thread : block_threads()) {
@@ -125,11 +124,11 @@ bool resolve_block() {
     return any;
 }
 
-// The numbers of a fragment's word: one that the cores read 19 bits of, or two halves.
+// The numbers in a word of a fragment: one, of which the cores read 19 bits, or two halves.
 void numbers_of(uint32_t word, float (&numbers)[1]) { numbers[0] = float_of(word & ~0x1fffu); }
 
 void numbers_of(uint32_t word, float (&numbers)[2]) {
-    // Of all halves, since products ask for hundreds each.
+    // A table of all halves, since each product asks for hundreds.
     static const std::vector<float> all = [] {
         std::vector<float> numbers(1 << 16);
         for (unsigned half = 0; half < numbers.size(); ++half) {
@@ -141,8 +140,8 @@ void numbers_of(uint32_t word, float (&numbers)[2]) {
     numbers[1] = all[word >> 16];
 }
 
-// d (16 x 8) += a (16 x 8 W) b (8 W x 8) of the fragments that a warp brought, of W numbers a word:
-// see common.cuh for who holds what.
+// d (16 x 8) += a (16 x 8 W) b (8 W x 8) on the fragments that a warp brought, with W numbers to a
+// word; common.cuh tells which lane holds what.
 template <unsigned W>
 void multiply(Brought* brought) {
     float a[16][8 * W], b[8 * W][8], d[16][8];
@@ -178,7 +177,7 @@ void multiply(Brought* brought) {
 
 const unsigned EVERYONE = 0xffffffffu;
 
-// Lets a warp go on whose lanes all wait for one and the same meeting of everyone.
+// Resumes a warp if all its lanes wait for the same meeting of everyone; returns whether it did.
 bool resolve_whole_warp(Thread* lanes, Exchange& exchange) {
     Meeting meeting = lanes[0].waits_for;
     if (meeting < Meeting::Warp) {
@@ -201,7 +200,8 @@ bool resolve_whole_warp(Thread* lanes, Exchange& exchange) {
     return true;
 }
 
-// Lets those lanes of a warp go on whose whole mask waits for the same.
+// Resumes those lanes of a warp whose whole mask waits for the same meeting; returns whether there
+// were any, or a failure.
 bool resolve_warp(unsigned warp) {
     Thread* lanes = &current->threads[warp * LANES];
     unsigned present = current->count - warp * LANES;
@@ -255,7 +255,7 @@ class Workers {
         return *workers;
     }
 
-    // Runs `work` on every worker, or on this thread where there is little to do.
+    // Runs `work` on every worker, or on this thread if there is one block.
     void run(const std::function<void()>& work, size_t blocks) {
         if (blocks == 1) {
             work();
@@ -309,13 +309,13 @@ unsigned turn_of(unsigned position, unsigned count) {
         case 1:
             return count - 1 - position;
         default:
-            // 7919 is a prime above every count, so this visits each of them once.
+            // 7919 is a prime above every count, so this visits each position once.
             return static_cast<unsigned>((position * 7919ull + current->launch.order) % count);
     }
 }
 
-// Runs a warp until each of its threads has ended or waits for what this warp alone cannot give;
-// whether a thread is left.
+// Runs a warp until each of its threads has ended or waits for other warps; returns whether a
+// thread is left.
 bool run_warp(unsigned warp) {
     Thread* lanes = &current->threads[warp * LANES];
     unsigned present = std::min(LANES, current->count - warp * LANES);
@@ -470,7 +470,7 @@ void* shared_object(const void* place, size_t bytes, size_t alignment) {
         for (const auto& entry : current->shared) {
             all += entry.second.bytes;
         }
-        // What a launch may ask for on every GPU that the kernels are compiled for.
+        // The most that a launch may ask for on every GPU that the kernels are compiled for.
         size_t most = current->launch.shared > 0 ? 99 * 1024 : 48 * 1024;
         if (all > most) {
             fail("the block wants %zu bytes of shared memory of at most %zu", all, most);
@@ -507,7 +507,7 @@ std::string run(const Launch& launch) {
     std::atomic<size_t> next{0};
     std::mutex mutex;
     std::string failure;
-    // Blocks run in any order and side by side on a GPU.
+    // As on a GPU, blocks run in any order and in parallel.
     auto work = [&]() {
         if (current == nullptr) {
             current = new Machine();

@@ -9,7 +9,7 @@
 
 namespace emulator {
 
-// What memory that nobody wrote holds: NaN in every floating-point type, and a huge index.
+// What unwritten memory holds: NaN in every floating-point type, and a huge index.
 const int POISON = 0xff;
 
 struct Kernel {
@@ -18,21 +18,21 @@ struct Kernel {
     std::vector<size_t> sizes;
 };
 
-// The kernel of a name, or null.
+// The kernel of this name, or null.
 const Kernel* find_kernel(const std::string& name);
 
 struct Launch {
     const Kernel* kernel;
     dim3 grid;
     dim3 block;
-    // Bytes of shared memory beside what the kernel declares.
+    // Bytes of shared memory in addition to what the kernel declares.
     unsigned shared;
     void** arguments;
-    // Which of several orders blocks and threads run in.
+    // The order in which blocks and threads run, see turn_of in scheduler.cpp.
     unsigned order;
 };
 
-// Runs all blocks; returns what went wrong, or nothing.
+// Runs all blocks; returns what went wrong, or an empty string.
 std::string run(const Launch& launch);
 
 }  // namespace emulator

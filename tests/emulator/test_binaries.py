@@ -3,8 +3,8 @@
 
     python3 tests/emulator/test_binaries.py [--release] [TARGET ...]
 
-Without a target: those that hold the kernels to other implementations. The programs can then run
-without cargo, which would have their environment for itself, too.
+The default targets compare the kernels with other implementations. The programs can then run
+without cargo, to which their environment would apply, too.
 """
 
 import argparse
@@ -18,7 +18,7 @@ TARGETS = ["kernels", "golden"]
 
 
 def build(targets, release=False):
-    """The programs of test targets, by the target's name."""
+    """Builds test targets; returns their programs by target name."""
     command = ["cargo", "test", "--locked", "--no-run", "--message-format=json-render-diagnostics"]
     command += ["--release"] if release else []
     command += [argument for target in targets for argument in ("--test", target)]
