@@ -192,6 +192,40 @@ fn a_run_that_fails_is_named_and_the_others_go_on() {
         .stdout(contains("\"event\":\"failed\",\"run\":\"learning-rate=1e+30,seed=999\""));
 }
 
+/// Which modalities are used can be tried, too, with one copy of the data, with and without a split by
+/// seed.
+#[test]
+fn modalities_are_compared() {
+    for split in [&[][..], &["--split", "0.8,0.1,0.1"]] {
+        let setting = Setting::new();
+        let common = [&["--epochs", "3", "--embedding-size", "16"][..], split].concat();
+        let grid = ["--grid", "modalities=image,text+image,none", "--seeds", "3,5"];
+        let said = setting.sweep(&[&common[..], &grid].concat()).assert().success();
+        let said = String::from_utf8(said.get_output().stderr.clone()).unwrap();
+        assert!(said.contains("tiny: 6 runs;"), "{said}");
+        for (value, own) in [("image", "image"), ("text+image", "image,text"), ("none", "none")] {
+            for seed in ["3", "5"] {
+                let name = format!("modalities={value},seed={seed}");
+                let alone = format!("alone {name}");
+                let own = ["--modalities", own, "--seed", seed];
+                setting.train(&alone, &[&common[..], &own].concat());
+                assert_same_run(&setting.run(&name), &setting.path(&alone));
+            }
+        }
+        let results = setting.results();
+        let configurations = results["configurations"].as_array().unwrap();
+        assert!(configurations.iter().all(|configuration| configuration["finished"] == 2));
+        let again = program(&["sweep", "--resume", &setting.text("sweep"), "--json"]).assert();
+        let again = String::from_utf8(again.success().get_output().stdout.clone()).unwrap();
+        assert_eq!(again.matches("\"event\":\"kept\"").count(), 6, "{again}");
+    }
+    let setting = Setting::new();
+    let missing = ["--grid", "modalities=image,audio"];
+    setting.sweep(&missing).assert().code(2).stderr(contains("audio_feat.npy and no --feature"));
+    let both = ["--grid", "modalities=image,text", "--modalities", "text"];
+    setting.sweep(&both).assert().code(2).stderr(contains("--modalities gives it one"));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_sweep_killed_again_and_again_ends_with_the_same_runs() {

@@ -422,6 +422,16 @@ fn the_program_sweeps_on_a_gpu() {
     for name in [MODEL, STATE] {
         assert!(numbers(&run, name) == numbers(Path::new(&alone), name), "{name}");
     }
+    // Runs of other modalities share the tables that they have in common.
+    let (out, alone) = (text("modalities"), text("alone text"));
+    let ablation = ["--grid", "modalities=text,image+text", "--freeze-features"];
+    program(&[&["sweep", "--out", &out][..], &common, &ablation].concat()).assert().success();
+    let own = ["--modalities", "text", "--freeze-features", "--out", &alone];
+    program(&[&["train"][..], &common, &own].concat()).assert().success();
+    let run = folder.path().join("modalities/modalities=text,seed=999");
+    for name in [MODEL, STATE] {
+        assert!(numbers(&run, name) == numbers(Path::new(&alone), name), "{name}");
+    }
     if driver.is_some() {
         // Too little for two runs, because a margin is left free.
         for (name, memory, limit) in

@@ -1,6 +1,7 @@
 //! `bm3-engine sweep`
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -34,8 +35,8 @@ use super::{FIXED_BY_A_RUN, output, sweep_table};
     "CPU threads of all runs together; results do not depend on it [default: one per core]"
 )))]
 pub struct SweepArguments {
-    /// A training setting, by its flag's name, and the values to try (may be repeated: every
-    /// combination is trained)
+    /// A training setting, by its flag's name, and the values to try, or modalities, as in
+    /// modalities=image,image+text,none (may be repeated: every combination is trained)
     #[arg(long, value_name = "KEY=VALUE,…", help_heading = "Sweep")]
     grid: Vec<String>,
     /// Train every configuration with several seeds: a count, from --seed on, or a list such as
@@ -204,7 +205,7 @@ fn request(arguments: &SweepArguments) -> Result<(SweepRequest, Vec<String>)> {
             (plan, Some(directory.clone()), Vec::new())
         }
         None => {
-            let mut grid = Axis::parse_all(&arguments.grid, &arguments.train)?;
+            let mut grid = Axis::parse_all(&arguments.grid, &arguments.train, &arguments.run)?;
             let (ConfigFile { train, run, notices }, lists) =
                 ConfigFile::read_sweep(&arguments.config, &arguments.train, &arguments.run)?;
             let (listed_seeds, lists): (Vec<Axis>, Vec<Axis>) =
@@ -220,7 +221,8 @@ fn request(arguments: &SweepArguments) -> Result<(SweepRequest, Vec<String>)> {
                                layers=1,2 (`bm3-engine train` trains one run)";
                 return Err(Error::setting("--grid", problem));
             }
-            let base = RunConfig::new(&base_settings(train, &grid)?, &run)?;
+            let (train, run_of_all) = base_settings(train, run.clone(), &grid)?;
+            let base = RunConfig::new(&train, &run_of_all)?;
             let seeds = given_seeds(arguments, listed_seeds, base.train.seed)?;
             (Plan { grid, seeds, base }, run.out, notices)
         }
@@ -239,8 +241,15 @@ fn request(arguments: &SweepArguments) -> Result<(SweepRequest, Vec<String>)> {
 
 /// The settings common to all runs, with the first value of each axis, so that they can be checked
 /// as those of a real run.
-fn base_settings(train: TrainSettings, grid: &[Axis]) -> Result<TrainSettings> {
-    grid.iter().try_fold(train, |train, axis| Ok(axis.value(0)?.or(train)))
+fn base_settings(
+    train: TrainSettings,
+    run: RunSettings,
+    grid: &[Axis],
+) -> Result<(TrainSettings, RunSettings)> {
+    grid.iter().try_fold((train, run), |(train, run), axis| {
+        let (own, own_run) = axis.value(0)?;
+        Ok((own.or(train), own_run.or(run)))
+    })
 }
 
 /// The seeds: from `--seeds`, else from a file's list, else `first` alone.
@@ -259,7 +268,8 @@ fn given_seeds(arguments: &SweepArguments, listed: Option<String>, first: u64) -
 /// Refuses a grid or seeds that differ from those of the sweep being continued.
 fn unchanged(plan: &Plan, arguments: &SweepArguments) -> Result<()> {
     if !arguments.grid.is_empty() {
-        let given = Axis::parse_all(&arguments.grid, &TrainSettings::default())?;
+        let (train, run) = (TrainSettings::default(), RunSettings::default());
+        let given = Axis::parse_all(&arguments.grid, &train, &run)?;
         let texts = |axes: &[Axis]| -> Vec<(String, String)> {
             axes.iter().map(|axis| (axis.flag(), axis.listed())).collect()
         };
@@ -310,32 +320,52 @@ fn adopt(base: &mut RunConfig, given: &RunSettings) -> Result<()> {
     Ok(())
 }
 
-/// The data of all runs: one set, or with `--split`, which draws from the seed, one per seed. All
-/// share the same features.
+/// The data of all runs: one set, or with `--split`, which draws from the seed, one per seed; of
+/// each, one for every choice of modalities. All share the same features.
 struct Datasets {
+    /// With all modalities that any run uses.
     first: Arc<Dataset>,
-    by_seed: HashMap<u64, Arc<Dataset>>,
+    by_run: HashMap<String, Arc<Dataset>>,
 }
 
 impl Datasets {
     fn open(plan: &Plan, talks: bool) -> Result<Self> {
-        let mut config = plan.base.clone();
+        let mut config = plan.data_settings()?;
         config.train.seed = plan.seeds[0];
         let first = Arc::new(backend::dataset(&config, talks)?);
-        let mut by_seed = HashMap::new();
-        if plan.base.split.is_some() {
-            for &seed in &plan.seeds[1..] {
+        // Made once, and shared by the sets that are cloned from this one.
+        first.graph(plan.base.train.self_loops);
+        let mut by_seed = HashMap::from([(config.train.seed, first.clone())]);
+        let mut by_choice: HashMap<(u64, Option<Vec<String>>), Arc<Dataset>> = HashMap::new();
+        let mut by_run = HashMap::new();
+        for run in plan.runs()? {
+            let seed = match plan.base.split {
+                Some(_) => run.config.train.seed,
+                None => plan.seeds[0],
+            };
+            if let Entry::Vacant(entry) = by_seed.entry(seed) {
                 config.train.seed = seed;
                 let mut dataset = backend::interactions(&config)?;
                 dataset.modalities.clone_from(&first.modalities);
-                by_seed.insert(seed, Arc::new(dataset));
+                entry.insert(Arc::new(dataset));
             }
+            let names = run.config.modalities.names().map(<[String]>::to_vec);
+            let dataset = by_choice.entry((seed, names.clone())).or_insert_with(|| {
+                let all = &by_seed[&seed];
+                match names {
+                    Some(names) if names.len() < all.modalities.len() => {
+                        Arc::new(all.with_modalities(&names))
+                    }
+                    _ => all.clone(),
+                }
+            });
+            by_run.insert(run.name, dataset.clone());
         }
-        Ok(Self { first, by_seed })
+        Ok(Self { first, by_run })
     }
 
     fn of(&self, run: &PlannedRun) -> Arc<Dataset> {
-        self.by_seed.get(&run.config.train.seed).unwrap_or(&self.first).clone()
+        self.by_run.get(&run.name).unwrap_or(&self.first).clone()
     }
 }
 

@@ -1,9 +1,9 @@
-//! A grid of training settings: `--grid KEY=VALUE,VALUE`.
+//! A grid of training settings and modalities: `--grid KEY=VALUE,VALUE`.
 
 use serde::{Deserialize, Serialize};
 
 use super::value::Value;
-use super::{RunSettings, TrainConfig, TrainSettings, keys};
+use super::{RunConfig, RunSettings, TrainConfig, TrainSettings, keys};
 use crate::{Error, Result};
 
 const GRID: &str = "--grid";
@@ -15,7 +15,11 @@ const MOST_SEEDS: u64 = 10_000;
 /// The most values that a settings file may list for one setting.
 const MOST_VALUES: usize = 1000;
 
-/// A training setting and the values that it takes in turn.
+/// The one setting of an axis that is not a training setting: which modalities are used. Of several
+/// modalities that are used together, the names are joined by `+`.
+const MODALITIES: &str = "modalities";
+
+/// A training setting, or the modalities, and the values that it takes in turn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Axis {
@@ -50,7 +54,8 @@ impl Axis {
         let mut axis = Self { key, values: Vec::new() };
         for word in values.split(',') {
             let word = word.trim();
-            if let Err(problem) = axis.push(&scalar(word), word) {
+            let value = if axis.key == MODALITIES { together(word) } else { scalar(word) };
+            if let Err(problem) = axis.push(&value, word) {
                 return refuse(format!("{text}: {problem}"));
             }
         }
@@ -58,9 +63,11 @@ impl Axis {
     }
 
     /// The axis of a list in a settings file; `None` for a key that is not a training setting, and
-    /// for `top_k`, whose value is a list in any case.
+    /// for those whose value is a list in any case.
     pub(super) fn of_list(key: &str, values: &[Value]) -> Option<Result<Self, String>> {
-        if key == "top_k" || !(key == "seed" || known_keys().iter().any(|known| known == key)) {
+        if ["top_k", MODALITIES].contains(&key)
+            || !(key == "seed" || known_keys().iter().any(|known| known == key))
+        {
             return None;
         }
         if values.len() > MOST_VALUES {
@@ -97,7 +104,11 @@ impl Axis {
     /// # Errors
     /// The errors of [`Axis::parse`], and [`Error::Setting`] for a repeated setting, or one to
     /// which `fixed` gives a single value.
-    pub fn parse_all(texts: &[String], fixed: &TrainSettings) -> Result<Vec<Self>> {
+    pub fn parse_all(
+        texts: &[String],
+        fixed: &TrainSettings,
+        fixed_run: &RunSettings,
+    ) -> Result<Vec<Self>> {
         let mut axes: Vec<Self> = Vec::new();
         for text in texts {
             let axis = Self::parse(text)?;
@@ -106,7 +117,7 @@ impl Axis {
                 let problem = format!("{flag} is there twice; give all its values in one list");
                 return Err(Error::setting(GRID, problem));
             }
-            if axis.is_given_by(fixed)? {
+            if axis.is_given_by(fixed, fixed_run)? {
                 let problem = format!(
                     "{flag} is to take the values {}, and --{flag} gives it one; leave one of the \
                      two out",
@@ -133,8 +144,12 @@ impl Axis {
     ///
     /// # Errors
     /// [`Error::Setting`] if the value is not valid for this setting, as in a file that was edited.
-    pub fn apply(&self, index: usize, config: &mut TrainConfig) -> Result<()> {
-        self.value(index)?.apply(config);
+    pub fn apply(&self, index: usize, config: &mut RunConfig) -> Result<()> {
+        let (train, run) = self.value(index)?;
+        train.apply(&mut config.train);
+        if let Some(modalities) = run.modalities {
+            config.modalities = modalities;
+        }
         Ok(())
     }
 
@@ -142,7 +157,7 @@ impl Axis {
     ///
     /// # Errors
     /// The errors of [`Axis::apply`].
-    pub fn value(&self, index: usize) -> Result<TrainSettings> {
+    pub fn value(&self, index: usize) -> Result<(TrainSettings, RunSettings)> {
         let value = self.values.get(index).cloned().unwrap_or_default();
         let read = serde_json::from_value::<Value>(value).map_err(|error| error.to_string());
         read.and_then(|value| self.settings(&value))
@@ -150,22 +165,27 @@ impl Axis {
     }
 
     /// Whether `settings` give this setting a value.
-    pub(super) fn is_given_by(&self, settings: &TrainSettings) -> Result<bool> {
+    pub(super) fn is_given_by(&self, train: &TrainSettings, run: &RunSettings) -> Result<bool> {
         // `or` changes nothing if the setting is already given.
-        Ok(settings.clone().or(self.value(0)?) == *settings)
+        let (own, own_run) = self.value(0)?;
+        Ok(train.clone().or(own) == *train && run.clone().or(own_run) == *run)
     }
 
     /// This setting alone, set to `value`.
-    fn settings(&self, value: &Value) -> Result<TrainSettings, String> {
-        let mut train = TrainSettings::default();
-        let is_key = keys::assign(&mut train, &mut RunSettings::default(), &self.key, value)?;
-        if is_key { Ok(train) } else { Err(format!("`{}` is not a setting", self.key)) }
+    fn settings(&self, value: &Value) -> Result<(TrainSettings, RunSettings), String> {
+        let (mut train, mut run) = (TrainSettings::default(), RunSettings::default());
+        let is_key = keys::assign(&mut train, &mut run, &self.key, value)?;
+        if is_key { Ok((train, run)) } else { Err(format!("`{}` is not a setting", self.key)) }
     }
 
     /// A value in the form of `config.toml`.
     fn typed(&self, value: &Value) -> Result<serde_json::Value, String> {
+        let (train, run) = self.settings(value)?;
+        if let Some(modalities) = run.modalities {
+            return serde_json::to_value(modalities).map_err(|error| error.to_string());
+        }
         let mut config = TrainConfig::default();
-        self.settings(value)?.apply(&mut config);
+        train.apply(&mut config);
         let fields = serde_json::to_value(&config).map_err(|error| error.to_string())?;
         match &fields[&self.key] {
             // JSON has no NaN or infinity.
@@ -179,6 +199,8 @@ impl Axis {
 pub fn word(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
+        // A choice of no modality.
+        serde_json::Value::Array(values) if values.is_empty() => "none".to_owned(),
         serde_json::Value::Array(values) => values.iter().map(word).collect::<Vec<_>>().join("+"),
         other => other.to_string(),
     }
@@ -222,11 +244,20 @@ fn scalar(word: &str) -> Value {
     word.parse().map_or_else(|_| Value::Text(word.to_owned()), Value::Float)
 }
 
-/// Every training setting except the seed.
+/// Modalities as a settings file would list them: one word, or names joined by `+`.
+fn together(word: &str) -> Value {
+    match word {
+        "all" | "none" => Value::Text(word.to_owned()),
+        names => Value::List(names.split('+').map(|name| Value::Text(name.to_owned())).collect()),
+    }
+}
+
+/// Every training setting except the seed, and the modalities.
 fn known_keys() -> Vec<String> {
     let fields = serde_json::to_value(TrainConfig::default()).unwrap_or_default();
     let fields = fields.as_object().cloned().unwrap_or_default();
-    fields.into_iter().map(|(key, _)| key).filter(|key| key != "seed").collect()
+    let settings = fields.into_iter().map(|(key, _)| key).filter(|key| key != "seed");
+    settings.chain([MODALITIES.to_owned()]).collect()
 }
 
 fn unknown(key: &str, known: &[String]) -> String {
@@ -240,13 +271,17 @@ fn unknown(key: &str, known: &[String]) -> String {
         Some((similarity, flag)) if similarity > 0.8 => {
             format!("`{written}` is not a training setting; did you mean `{flag}`?")
         }
-        _ => format!("`{written}` is not a training setting; these are {}", flags.join(", ")),
+        _ => format!(
+            "`{written}` is not a training setting, nor the modalities; there are {}",
+            flags.join(", ")
+        ),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ModalityChoice;
 
     fn problem(text: &str) -> String {
         let error = Axis::parse(text).unwrap_err();
@@ -273,17 +308,19 @@ mod tests {
             ("patience=0", "0"),
             ("top-k=5,10", "5,10"),
             ("order=file,random", "file,random"),
+            ("modalities=image,image+text,none,all", "image,image+text,none,all"),
         ] {
             let axis = Axis::parse(text).unwrap();
             assert_eq!(axis.listed(), expected, "{text}");
             for index in 0..axis.values.len() {
-                let mut config = TrainConfig::default();
+                let run = RunSettings { data: Some("/d".into()), ..RunSettings::default() };
+                let mut config = RunConfig::new(&TrainSettings::default(), &run).unwrap();
                 axis.apply(index, &mut config).unwrap();
                 let fields = serde_json::to_value(&config).unwrap();
                 assert_eq!(fields[&axis.key], axis.values[index]);
             }
         }
-        assert_eq!(known_keys().len(), 16);
+        assert_eq!(known_keys().len(), 17);
     }
 
     #[test]
@@ -292,7 +329,10 @@ mod tests {
             ("layers", "--grid: `layers` found, KEY=VALUE,VALUE expected"),
             ("layer=1,2", "--grid: `layer` is not a training setting; did you mean `layers`?"),
             ("reg_wieght=1", "`reg-wieght` is not a training setting; did you mean `reg-weight`?"),
-            ("data=a,b", "`data` is not a training setting; these are embedding-size, layers,"),
+            (
+                "data=a,b",
+                "`data` is not a training setting, nor the modalities; there are embedding-size, layers,",
+            ),
             ("seed=1,2", "`seed=1,2` found; seeds are given by --seeds"),
             ("layers=1,two", "layers=1,two: \"two\" found, a whole number from 0 expected"),
             ("layers=1,-2", "layers=1,-2: -2 found, a whole number from 0 expected"),
@@ -300,14 +340,22 @@ mod tests {
             ("dropout=nan", "dropout=nan: NaN found, a finite number expected"),
             ("order=up", "order=up: \"up\" found, `random` or `file` expected"),
             ("dropout=0.5,.50", "dropout=0.5,.50: `.50` is there twice"),
+            ("modalities=text,text", "modalities=text,text: `text` is there twice"),
+            ("modalities=text+text", "modalities=text+text: `text` is there twice"),
+            ("modalities=a text", "`a text` is not a modality's name"),
         ] {
             let problem = problem(text);
             assert!(problem.contains(expected), "{problem}");
         }
         let all = |texts: &[&str], fixed: &TrainSettings| {
             let texts: Vec<String> = texts.iter().map(|&text| text.to_owned()).collect();
-            Axis::parse_all(&texts, fixed).map_err(|error| error.to_string())
+            Axis::parse_all(&texts, fixed, &RunSettings::default())
+                .map_err(|error| error.to_string())
         };
+        let run = RunSettings { modalities: Some(ModalityChoice::All), ..RunSettings::default() };
+        let texts = ["modalities=text,none".to_owned()];
+        let both = Axis::parse_all(&texts, &TrainSettings::default(), &run).unwrap_err();
+        assert!(both.to_string().contains("--modalities gives it one"), "{both}");
         let free = TrainSettings::default();
         assert_eq!(all(&["layers=1,2", "dropout=0"], &free).unwrap().len(), 2);
         let twice = all(&["layers=1", "layers=2"], &free).unwrap_err();

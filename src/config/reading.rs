@@ -143,14 +143,14 @@ impl Reading {
         check(&self.config.train)?;
         self.lists.iter().try_for_each(|List { axis, .. }| {
             (0..axis.values.len())
-                .try_for_each(|index| check(&axis.value(index)?.or(self.config.train.clone())))
+                .try_for_each(|index| check(&axis.value(index)?.0.or(self.config.train.clone())))
         })
     }
 
     /// The settings of one run: `train` and `run`, completed from the files.
     pub fn single(mut self, train: &TrainSettings, run: &RunSettings) -> Result<ConfigFile> {
         for List { axis, error } in std::mem::take(&mut self.lists) {
-            if !axis.is_given_by(train)? {
+            if !axis.is_given_by(train, run)? {
                 return Err(error);
             }
         }
@@ -165,7 +165,7 @@ impl Reading {
     ) -> Result<(ConfigFile, Vec<Axis>)> {
         let mut axes = Vec::new();
         for List { axis, .. } in std::mem::take(&mut self.lists) {
-            if !axis.is_given_by(train)? {
+            if !axis.is_given_by(train, run)? {
                 axes.push(axis);
             }
         }

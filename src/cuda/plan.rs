@@ -6,6 +6,8 @@
 //! share (context, code) is already gone from the free memory when the first of these is allocated;
 //! the few megabytes of it that recorded steps take are not counted.
 
+use std::sync::Arc;
+
 use super::StoredType;
 use super::batches::{self, rooms_for};
 use super::dense::{COLUMN_ROWS, Tile};
@@ -179,7 +181,8 @@ pub(crate) struct Shares {
     pub best: u64,
     /// Bytes of the graph, which runs share.
     pub graph: u64,
-    /// The tables of frozen features, which runs share: modality number, stored type and bytes.
+    /// The tables of frozen features, which runs share: the address, which tells a table from others, the
+    /// stored type and bytes.
     pub tables: Vec<(usize, StoredType, u64)>,
 }
 
@@ -194,17 +197,17 @@ impl Shares {
             return Self { own, streaming: own, best, graph: graph_bytes, tables: Vec::new() };
         }
         let room = rooms(dataset, config).items;
-        let table = |(number, modality): (usize, &crate::data::Modality)| {
+        let table = |modality: &crate::data::Modality| {
             let stored = StoredType::of_run(config, &modality.features);
             let bytes = dataset.items * modality.features.columns() * stored.size();
-            (number, stored, bytes as u64)
+            (Arc::as_ptr(&modality.features).addr(), stored, bytes as u64)
         };
         Self {
             own,
             streaming: own + stream::bytes(0, room, row_bytes(dataset, config)),
             best: 0,
             graph: graph_bytes,
-            tables: dataset.modalities.iter().enumerate().map(table).collect(),
+            tables: dataset.modalities.iter().map(table).collect(),
         }
     }
 }

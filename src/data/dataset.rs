@@ -208,6 +208,15 @@ impl Dataset {
         Ok(dataset)
     }
 
+    /// The same interactions with these of its modalities only, in the same order; shares the features,
+    /// and the graphs made so far.
+    #[must_use]
+    pub fn with_modalities(&self, names: &[String]) -> Self {
+        let mut dataset = self.clone();
+        dataset.modalities.retain(|modality| names.contains(&modality.name));
+        dataset
+    }
+
     /// A data set from memory, with the same checks as for a folder.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use crate::Result;
 use crate::config::FeatureStorage;
 use crate::cuda::{Cuda, MARGIN, SPARE_SHARE, Shares, StoredType};
 use crate::data::Dataset;
+use crate::graph::Graph;
 use crate::memory::MemoryPlan;
 use crate::train::graph;
 
@@ -123,16 +124,21 @@ pub fn on_gpu(
         own = own.max(shares.own);
         streaming = streaming.max(shares.streaming);
         keeping = keeping.max(shares.own + shares.best);
-        for (modality, stored, bytes) in shares.tables {
-            tables.insert((modality, stored), bytes);
+        for (table, stored, bytes) in shares.tables {
+            tables.insert((table, stored), bytes);
         }
         graphs.insert(config.self_loops, shares.graph);
     }
-    // A split by seed gives each seed its own graphs.
-    let sets: BTreeSet<*const Dataset> =
-        runs.iter().map(|run| Arc::as_ptr(&dataset(run))).collect();
+    // A split by seed gives each seed its own graphs; other modalities do not.
+    let distinct: BTreeMap<*const Graph, u64> = runs
+        .iter()
+        .map(|run| {
+            let self_loops = run.config.train.self_loops;
+            (Arc::as_ptr(&dataset(run).graph(self_loops)), graphs[&self_loops])
+        })
+        .collect();
     let own_graph = graphs.values().copied().max().unwrap_or(0);
-    let graphs = graphs.values().sum::<u64>() * sets.len() as u64;
+    let graphs = distinct.values().sum::<u64>();
     let wanted = jobs.unwrap_or(GPU_JOBS).min(runs.len());
     let shared = graphs + tables.values().sum::<u64>();
     let cuda = cuda.sharing();

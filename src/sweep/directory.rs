@@ -165,7 +165,10 @@ impl SweepDirectory {
             return Ok(None);
         }
         let config = directory.join(CONFIG);
-        if RunConfig::read(&config)?.train != run.config.train {
+        let found = RunConfig::read(&config)?;
+        if (found.train, found.modalities)
+            != (run.config.train.clone(), run.config.modalities.clone())
+        {
             let problem = format!(
                 "has other settings than run {} of this sweep; put it back as it was, or remove \
                  the run's directory to train it again",

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Axis, RunConfig, word};
+use crate::config::{Axis, ModalityChoice, RunConfig, word};
 use crate::{Error, Result};
 
 /// What a sweep tries.
@@ -70,6 +70,25 @@ impl Plan {
         Choice(chosen.map(|(axis, index)| (axis.key.clone(), axis.values[index].clone())).collect())
     }
 
+    /// The settings with which the data of all runs are read: every modality that any of them uses.
+    pub fn data_settings(&self) -> Result<RunConfig> {
+        let mut settings = self.base.clone();
+        let mut names: Vec<String> = Vec::new();
+        for run in self.runs()? {
+            match run.config.modalities {
+                ModalityChoice::All => {
+                    settings.modalities = ModalityChoice::All;
+                    return Ok(settings);
+                }
+                ModalityChoice::Only(chosen) => names.extend(chosen),
+            }
+        }
+        names.sort();
+        names.dedup();
+        settings.modalities = ModalityChoice::Only(names);
+        Ok(settings)
+    }
+
     /// All runs, configuration by configuration.
     ///
     /// # Errors
@@ -82,7 +101,7 @@ impl Plan {
             for &seed in &self.seeds {
                 let mut config = self.base.clone();
                 for (axis, index) in self.grid.iter().zip(self.indices(configuration)) {
-                    axis.apply(index, &mut config.train)?;
+                    axis.apply(index, &mut config)?;
                 }
                 config.train.seed = seed;
                 let separator = if choice.is_empty() { "" } else { "," };
