@@ -299,18 +299,35 @@ impl TensorFile {
     pub fn finite_arena<T: Real>(&self, prefix: &str, layout: &Layout) -> Result<Vec<T>> {
         let values: Vec<T> = self.arena(prefix, layout)?;
         for tensor in &layout.tensors {
-            let bad = values[tensor.range.clone()].iter().find(|value| !value.to_f64().is_finite());
-            if let Some(bad) = bad {
-                let problem = format!(
-                    "tensor `{prefix}{}` has {}, a finite number expected; the file is damaged: \
-                     give a copy of it from before",
-                    tensor.name,
-                    bad.to_f64()
-                );
-                return Err(Error::run_file(self.path(), problem));
-            }
+            let name = format!("{prefix}{}", tensor.name);
+            self.check_finite(&name, &values[tensor.range.clone()])?;
         }
         Ok(values)
+    }
+
+    /// [`TensorFile::reals`] of parameters, among which a sound file has no NaN or infinity.
+    ///
+    /// # Errors
+    /// Its errors, and [`Error::RunFile`] naming the tensor and the number found.
+    pub fn finite_reals<T: Real>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>> {
+        let values = self.reals(name, shape)?;
+        self.check_finite(name, &values)?;
+        Ok(values)
+    }
+
+    fn check_finite<T: Real>(&self, name: &str, values: &[T]) -> Result<()> {
+        // On this thread: models are also loaded where no pool may be used, in a forked process.
+        match values.iter().find(|value| !value.to_f64().is_finite()) {
+            None => Ok(()),
+            Some(found) => {
+                let problem = format!(
+                    "tensor `{name}` has {}, a finite number expected; the file is damaged: give a \
+                     copy of it from before",
+                    found.to_f64()
+                );
+                Err(Error::run_file(self.path(), problem))
+            }
+        }
     }
 
     /// Refuses a file in which a tensor is missing or has another shape.

@@ -175,10 +175,13 @@ impl RunDirectory {
             Ok(None) => maps.write(&self.path)?,
             // A process was killed after writing the first of the two.
             Err(_) if maps.are_begun(&self.path) => maps.write(&self.path)?,
-            Err(error) => {
+            // The run goes on without them, as it did.
+            Err(error) if error.is_input() && self.has_state() => return Ok(Some(error)),
+            Err(error) if error.is_input() => {
                 let problem = format!("{error}; give another --out");
                 return Err(Error::run_file(&self.path, problem));
             }
+            Err(error) => return Err(error),
         }
         Ok(None)
     }

@@ -167,7 +167,9 @@ fn columns_go_by_name_or_number() {
 
 #[test]
 fn mistakes_in_the_table_name_the_line() {
-    Raw::new("").refused(|_| {}, &["raw.csv"]);
+    Raw::new("").refused(|_| {}, &["raw.csv", "is empty"]);
+    let headless = |options: &mut PrepareOptions| options.table.has_header = false;
+    Raw::new("").refused(headless, &["raw.csv", "is empty"]);
     Raw::new("user_id,item_id\n").refused(|_| {}, &["is empty"]);
     Raw::new("user_id,item_id\na,b\na\n").refused(|_| {}, &["line 3", "1 columns"]);
     Raw::new("user_id,item_id\na,b\n,b\n").refused(|_| {}, &["line 3", "has no user"]);
@@ -194,6 +196,11 @@ fn mistakes_in_the_table_name_the_line() {
     let invalid = Raw::new(TABLE);
     fs::write(invalid.path("raw.csv"), b"user_id,item_id\n\xff\xfe,b\n").unwrap();
     invalid.refused(|_| {}, &["line 2", "not UTF-8"]);
+    // Names of columns that nobody asks for may be in any encoding.
+    let other = Raw::new(TABLE);
+    fs::write(other.path("raw.csv"), b"user_id;item_id;Gr\xf6\xdfe\na;b;1\na;c;2\nb;b;1\n")
+        .unwrap();
+    other.prepare(|_| {}).unwrap();
 }
 
 #[test]

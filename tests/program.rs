@@ -87,6 +87,16 @@ fn a_model_is_trained_evaluated_and_asked() {
         program(&arguments).arg("--overwrite").assert().success();
         ask(out);
     }
+    // Arrays of other numbers are no lists, nor scores beside one.
+    let features = fs::read(Path::new(&data).join("text_feat.npy")).unwrap();
+    let [array, array_scores] = ["a.npy", "a_scores.npy"].map(file);
+    for (taken, free) in [(&array, &array_scores), (&array_scores, &array)] {
+        fs::write(taken, &features).unwrap();
+        let arguments = ["recommend", "--model", path(&run), "--scores", "--out", path(&array)];
+        program(&arguments).assert().code(2).stderr(contains("holds something else; add --over"));
+        assert!(fs::read(taken).unwrap() == features && !free.exists());
+        fs::remove_file(taken).unwrap();
+    }
     let lines: Vec<Value> = fs::read_to_string(&jsonl)
         .unwrap()
         .lines()
@@ -467,7 +477,7 @@ fn what_is_lost_of_a_run_says_what_to_do() {
     fs::remove_file(moved.join("image_feat.npy")).unwrap();
     let bare = ["train", "--data", path(&moved), "--epochs", "1", "--dry-run"];
     program(&bare).assert().success().stderr(contains(
-        "has no features, NAME_feat.npy for each modality; found text_features.npy",
+        "has no features, NAME_feat.npy for each modality (found text_features.npy, by other names)",
     ));
     program(&bare).args(["--modalities", "none"]).assert().success().stderr(is_empty());
     let plan: Value = serde_json::from_str(&output(&[&bare[..], &["--json"]].concat())).unwrap();

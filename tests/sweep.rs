@@ -203,7 +203,7 @@ fn modalities_are_compared() {
         let said = setting.sweep(&[&common[..], &grid].concat()).assert().success();
         let said = String::from_utf8(said.get_output().stderr.clone()).unwrap();
         assert!(said.contains("tiny: 6 runs;"), "{said}");
-        for (value, own) in [("image", "image"), ("text+image", "image,text"), ("none", "none")] {
+        for (value, own) in [("image", "image"), ("image+text", "text,image"), ("none", "none")] {
             for seed in ["3", "5"] {
                 let name = format!("modalities={value},seed={seed}");
                 let alone = format!("alone {name}");

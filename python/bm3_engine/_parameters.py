@@ -33,7 +33,7 @@ PLACES = ("feature_storage", "device_memory", "device", "threads")
 
 def _differ(value: Any, default: Any) -> bool:
     """Whether a parameter is not the default; any sequence may hold the list lengths."""
-    if isinstance(default, tuple):
+    if isinstance(default, tuple) and hasattr(value, "__iter__"):
         return list(value) != list(default)
     return type(value) is not type(default) or bool(value != default)
 

@@ -147,16 +147,29 @@ impl ListRequest {
         let beginning = match self.format {
             ListFormat::Csv => format!("{},rank,{}", self.kind.word(), self.found()).into_bytes(),
             ListFormat::Jsonl => format!("{{\"{}\":", self.kind.word()).into_bytes(),
-            ListFormat::Npy => b"\x93NUMPY".to_vec(),
+            ListFormat::Npy => npy_header(NpyElement::I64),
         };
         if self.overwrite || is_absent_or_begins(path, &beginning)? {
             return Ok(());
         }
+        Err(Self::refused(path))
+    }
+
+    /// The same of the scores beside a list: any numbers may be scores, but not beside no list.
+    fn check_scores_replaced(&self, list: &Path, scores: &Path) -> Result<()> {
+        let replaces = list.is_file() && is_absent_or_begins(scores, &npy_header(NpyElement::F32))?;
+        if self.overwrite || replaces || !scores.exists() {
+            return Ok(());
+        }
+        Err(Self::refused(scores))
+    }
+
+    fn refused(path: &Path) -> Error {
         let problem = format!(
             "{} holds something else; add --overwrite to write over it, or give another file",
             path.display()
         );
-        Err(Error::setting("--out", problem))
+        Error::setting("--out", problem)
     }
 
     fn text(
@@ -263,16 +276,16 @@ impl ListRequest {
                 npy.write_i64(&items).map_err(wrong)?;
                 scores(&top)?;
             }
-            npy.finish().map(|_| ()).map_err(wrong)
+            npy.finish().and_then(|items| items.flush()).map_err(wrong)
         };
         if !self.scores {
             return files::write_atomic(path, |items| write(items, &mut |_| Ok(())));
         }
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let scores_path = path.with_file_name(format!("{stem}_scores.npy"));
-        self.check_replaced(&scores_path)?;
+        self.check_scores_replaced(path, &scores_path)?;
         let wrong = |error| Error::io(&scores_path, "write", error);
-        // Both files are complete before either gets its name.
+        // Both files are written before either gets its name.
         files::write_atomic(path, |items| {
             files::write_atomic(&scores_path, |scores| {
                 let mut npy = NpyWriter::new(scores, NpyElement::F32, rows, k).map_err(wrong)?;
@@ -284,6 +297,20 @@ impl ListRequest {
             })
         })
     }
+}
+
+/// What `.npy` files begin with.
+const NPY: &[u8] = b"\x93NUMPY";
+
+/// How a two-dimensional array begins that [`NpyWriter`] wrote; the zeros are the header's length.
+fn npy_header(element: NpyElement) -> Vec<u8> {
+    let mut file = Vec::new();
+    // Writing to memory does not fail.
+    let _ = NpyWriter::new(&mut file, element, 0, 0);
+    let shape = file.iter().position(|&byte| byte == b'(').unwrap_or(file.len());
+    file.truncate(shape);
+    file[8..10].fill(0);
+    file
 }
 
 /// Whether there is no such file, an empty one, one that begins so, or no regular one.
@@ -298,6 +325,10 @@ fn is_absent_or_begins(path: &Path, beginning: &[u8]) -> Result<bool> {
     let mut found = Vec::new();
     let file = File::open(path).map_err(wrong)?;
     file.take(beginning.len() as u64).read_to_end(&mut found).map_err(wrong)?;
+    if beginning.starts_with(NPY) && found.len() == beginning.len() {
+        // The length of the header.
+        found[8..10].fill(0);
+    }
     Ok(found.is_empty() || found == beginning)
 }
 

@@ -284,7 +284,9 @@ fn delimiter(text: &str) -> Result<u8, String> {
     match text {
         "tab" | "\\t" => Ok(b'\t'),
         other => match other.as_bytes() {
-            &[byte] if byte.is_ascii() && byte != b'\n' && byte != b'"' => Ok(byte),
+            // Line breaks and quotes have a meaning; a record separator marks a text's end in
+            // `prepare/table.rs`.
+            &[byte] if byte.is_ascii() && !b"\n\r\"\x1e".contains(&byte) => Ok(byte),
             _ => Err("one character, or `tab`, expected".into()),
         },
     }

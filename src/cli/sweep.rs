@@ -141,6 +141,12 @@ pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
                 "version": env!("CARGO_PKG_VERSION"),
                 "runs": runs,
                 "jobs": room.lanes.jobs,
+                "memory": {
+                    "of": room.memory,
+                    "shared_bytes": room.shared,
+                    "bytes_of_each": room.each,
+                    "free_bytes": room.free,
+                },
             }));
         }
         return output::print(&sweep_table::preview(&request.runs, &room));
@@ -333,12 +339,18 @@ impl Datasets {
         let mut config = plan.data_settings()?;
         config.train.seed = plan.seeds[0];
         let first = Arc::new(backend::dataset(&config, talks)?);
-        // Made once, and shared by the sets that are cloned from this one.
-        first.graph(plan.base.train.self_loops);
+        let runs = plan.runs()?;
+        // Made once for each seed, and shared by the sets that are cloned for other modalities.
+        let make_graphs = |dataset: &Dataset| {
+            for run in &runs {
+                dataset.graph(run.config.train.self_loops);
+            }
+        };
+        make_graphs(&first);
         let mut by_seed = HashMap::from([(config.train.seed, first.clone())]);
         let mut by_choice: HashMap<(u64, Option<Vec<String>>), Arc<Dataset>> = HashMap::new();
         let mut by_run = HashMap::new();
-        for run in plan.runs()? {
+        for run in &runs {
             let seed = match plan.base.split {
                 Some(_) => run.config.train.seed,
                 None => plan.seeds[0],
@@ -347,6 +359,7 @@ impl Datasets {
                 config.train.seed = seed;
                 let mut dataset = backend::interactions(&config)?;
                 dataset.modalities.clone_from(&first.modalities);
+                make_graphs(&dataset);
                 entry.insert(Arc::new(dataset));
             }
             let names = run.config.modalities.names().map(<[String]>::to_vec);
@@ -359,7 +372,7 @@ impl Datasets {
                     _ => all.clone(),
                 }
             });
-            by_run.insert(run.name, dataset.clone());
+            by_run.insert(run.name.clone(), dataset.clone());
         }
         Ok(Self { first, by_run })
     }

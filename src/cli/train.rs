@@ -263,8 +263,9 @@ fn train(
                 );
             }
         }
+        let problem = directory.keep_ids(&config.data)?;
         config.write(&directory.file(CONFIG))?;
-        directory.keep_ids(&config.data)
+        Ok(problem)
     })?;
     if let Some(problem) = problem.filter(|_| request.face != Face::Quiet) {
         eprintln!("warning: the original ids are not kept with the run: {problem}");

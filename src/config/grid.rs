@@ -248,7 +248,12 @@ fn scalar(word: &str) -> Value {
 fn together(word: &str) -> Value {
     match word {
         "all" | "none" => Value::Text(word.to_owned()),
-        names => Value::List(names.split('+').map(|name| Value::Text(name.to_owned())).collect()),
+        names => {
+            // In one order, so that a choice that is there twice is seen.
+            let mut names: Vec<&str> = names.split('+').collect();
+            names.sort_unstable();
+            Value::List(names.into_iter().map(|name| Value::Text(name.to_owned())).collect())
+        }
     }
 }
 
@@ -342,6 +347,7 @@ mod tests {
             ("dropout=0.5,.50", "dropout=0.5,.50: `.50` is there twice"),
             ("modalities=text,text", "modalities=text,text: `text` is there twice"),
             ("modalities=text+text", "modalities=text+text: `text` is there twice"),
+            ("modalities=a+b,b+a", "modalities=a+b,b+a: `b+a` is there twice"),
             ("modalities=a text", "`a text` is not a modality's name"),
         ] {
             let problem = problem(text);

@@ -122,8 +122,8 @@ impl Cuda {
         Self { budget: Some(budget), ..self }
     }
 
-    /// Limits the GPU memory of this device and its siblings to `limit` bytes, or not at all for
-    /// `None`. What does not fit is streamed, or kept by the host, as if the GPU had no more.
+    /// Limits the GPU memory of this device, and so of all clones and siblings of this backend, to
+    /// `limit` bytes, or not at all for `None`. What does not fit is streamed, or kept by the host, as if the GPU had no more.
     pub fn limiting_memory(self, limit: Option<u64>) -> Self {
         self.device.limit_memory(limit.unwrap_or(u64::MAX));
         Self { limit, ..self }

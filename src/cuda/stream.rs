@@ -288,7 +288,7 @@ pub(super) struct Feed<'a> {
     fulls: Receiver<Result<Loaded>>,
     free: Sender<Staging>,
     /// The event after the last step that used each slot.
-    computed: [Option<CudaEvent>; SLOTS],
+    computed: [Option<OfThisProcess<CudaEvent>>; SLOTS],
 }
 
 impl Feed<'_> {
@@ -315,7 +315,7 @@ impl Feed<'_> {
     pub fn end(&mut self, number: u64) -> Result<()> {
         let computed = self.stream.device.stream().record_event(None);
         let computed = computed.map_err(|error| self.stream.failed(error))?;
-        self.computed[number as usize % SLOTS] = Some(computed);
+        self.computed[number as usize % SLOTS] = Some(OfThisProcess::new(computed));
         Ok(())
     }
 }

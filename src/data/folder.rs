@@ -105,11 +105,11 @@ pub(super) fn without_features(directory: &Path) -> Result<String, DataError> {
     found.sort();
     let found = match found.is_empty() {
         true => String::new(),
-        false => format!("; found {}, which --feature NAME=FILE takes", found.join(", ")),
+        false => format!(" (found {}, by other names)", found.join(", ")),
     };
     Ok(format!(
         "{}: has no features, NAME{FEATURES} for each modality{found}; the model learns from \
-         interactions alone (--modalities none, where that is meant)",
+         interactions alone",
         directory.display()
     ))
 }

@@ -98,19 +98,20 @@ impl Table {
             // The end's mark is a record of its own.
             .flexible(true)
             .from_reader(source.until_end());
-        let columns = {
-            let names: Vec<String> = if options.has_header {
-                let header = reader.byte_headers().map_err(|error| csv_error(path, error))?;
-                header.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect()
-            } else {
-                Vec::new()
-            };
-            Columns::find(options, &names, needs, true)?
+        let names: Vec<String> = if options.has_header {
+            let header = reader.byte_headers().map_err(|error| csv_error(path, error))?;
+            header.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect()
+        } else {
+            Vec::new()
         };
+        if names == [END] {
+            return Err(PrepareError::Empty { path: path.clone() }.into());
+        }
+        let columns = Columns::find(options, &names, needs, true)?;
         let (mut users, mut items) = (Ids::default(), Ids::default());
         let mut rows = Vec::new();
         let mut record = csv::StringRecord::new();
-        let mut expected = reader.has_headers().then(|| reader.headers().map_or(0, |h| h.len()));
+        let mut expected = options.has_header.then_some(names.len());
         loop {
             let malformed = |line: u64, problem: String| {
                 Err(PrepareError::Malformed { path: path.clone(), line, problem }.into())

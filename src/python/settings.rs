@@ -8,7 +8,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::Error;
-use crate::config::{ByteSize, DeviceChoice, FeatureStorage, TrainConfig, ascending};
+use crate::config::{
+    ByteSize, DeviceChoice, FeatureStorage, TrainConfig, ascending, check_threads,
+};
 
 /// The settings in a dictionary, checked; missing ones take their defaults.
 pub fn config(settings: &Bound<'_, PyDict>) -> PyResult<TrainConfig> {
@@ -87,7 +89,11 @@ pub fn threads(value: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
     let setting = Setting { name: "threads", value };
     match setting.take(THREADS)? {
         Some(0) => Err(setting.wrong(THREADS)),
-        threads => Ok(threads),
+        Some(threads) => match check_threads(threads) {
+            Ok(()) => Ok(Some(threads)),
+            Err(problem) => Err(Error::setting("threads", problem).into()),
+        },
+        None => Ok(None),
     }
 }
 

@@ -199,8 +199,10 @@ impl Sweep<'_> {
         let (config, dataset) = (&run.config, (self.dataset)(run));
         let resume = RunDirectory::has_begun(&path);
         let (directory, problem) = RunDirectory::begin(&path, resume, |directory| {
+            // First what may refuse: a run that is refused is left as it was.
+            let problem = directory.keep_ids(&config.data)?;
             config.write(&directory.file(CONFIG))?;
-            directory.keep_ids(&config.data)
+            Ok(problem)
         })?;
         if let Some(problem) = problem {
             tracing::warn!(%problem, run = run.name, "the original ids are not kept with the run");

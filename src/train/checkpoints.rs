@@ -5,6 +5,7 @@
 //! between renaming the state and renaming the model, the next process does the second.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::{Best, Run, Trained, feature_sources, graph};
 use crate::backend::{Backend, FeatureState};
@@ -52,7 +53,7 @@ impl<'a, B: Backend> Run<'a, B> {
             let name = layout.modalities[index].features_name();
             let shape = [dataset.items, modality.features.columns()];
             Ok(RawFeatures::Trained(FeatureState {
-                values: file.reals(&name, &shape)?,
+                values: file.finite_reals(&name, &shape)?,
                 first: file.reals(&format!("{FIRST}{name}"), &shape)?,
                 second: file.reals(&format!("{SECOND}{name}"), &shape)?,
                 touched: file.steps(&format!("{TOUCHED}{name}"), dataset.items, state.step)?,
@@ -77,9 +78,11 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok(run)
     }
 
-    /// Writes a checkpoint, if the run has a directory.
-    pub(super) fn checkpoint(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let Some(directory) = self.directory else { return Ok(()) };
+    /// Writes a checkpoint, if the run has a directory. Returns how long that took, without what
+    /// `observer` does.
+    pub(super) fn checkpoint(&mut self, observer: &mut dyn Observer) -> Result<Duration> {
+        let Some(directory) = self.directory else { return Ok(Duration::ZERO) };
+        let begun = Instant::now();
         if self.identity.config.freeze_features {
             self.dataset.check_unchanged()?;
         }
@@ -94,9 +97,10 @@ impl<'a, B: Backend> Run<'a, B> {
             files::rename(&next_model, &directory.file(run::MODEL))?;
         }
         self.saved = Some(self.step);
+        let took = begun.elapsed();
         tracing::debug!(step = self.step, path = %path.display(), "saved a checkpoint");
         observer.checkpoint(&path);
-        Ok(())
+        Ok(took)
     }
 
     /// Writes the records of the epochs so far, if the run has a directory.

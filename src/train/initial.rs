@@ -29,7 +29,7 @@ impl<'a, B: Backend> Run<'a, B> {
             let name = layout.modalities[index].features_name();
             Ok(match &initial {
                 Some(initial) if initial.file.info(&name).is_some() => {
-                    let values = initial.file.reals(&name, &shape)?;
+                    let values = initial.file.finite_reals(&name, &shape)?;
                     RawFeatures::Trained(fresh_features(values, dataset.items))
                 }
                 _ => RawFeatures::Untrained(modality.features.clone()),
@@ -39,7 +39,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let place = backend.place_features(dataset, &graph, config)?;
         let model = match &initial {
             Some(initial) => {
-                let parameters: Vec<B::Real> = initial.file.arena("", &layout)?;
+                let parameters: Vec<B::Real> = initial.file.finite_arena("", &layout)?;
                 let zeros = vec![B::Real::ZERO; parameters.len()];
                 let dense = DenseState { parameters, first: zeros.clone(), second: zeros };
                 DeviceModel::new(backend, config, layout, graph, &dense, features)?

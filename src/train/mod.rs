@@ -52,12 +52,16 @@ pub struct FitOptions<'a> {
 }
 
 impl FitOptions<'_> {
+    /// The longest interval that slow saving leads to: more must not be lost with a process.
+    const LONGEST: Duration = Duration::from_secs(600);
+
     /// The time from a checkpoint that took `took` to the next one: saving a large model to a slow
-    /// disk takes at most a twentieth of the time. An interval below a second is used as it is.
+    /// disk takes at most a twentieth of the time, as long as ten minutes between checkpoints are
+    /// enough for that. An interval below a second is used as it is.
     fn interval_after(&self, took: Duration) -> Duration {
         match self.checkpoint_interval {
             interval if interval < Duration::from_secs(1) => interval,
-            interval => interval.max(took.saturating_mul(20)),
+            interval => interval.max(took.saturating_mul(20).min(Self::LONGEST)),
         }
     }
 }
@@ -312,10 +316,8 @@ impl<'a, B: Backend> Run<'a, B> {
                 None => {}
             }
             if saved.elapsed() >= interval {
-                let begun = Instant::now();
-                self.checkpoint(observer)?;
+                interval = options.interval_after(self.checkpoint(observer)?);
                 (saved, recorded) = (Instant::now(), Instant::now());
-                interval = options.interval_after(begun.elapsed());
             } else if recorded.elapsed() >= RECORDS_INTERVAL {
                 self.write_records()?;
                 recorded = Instant::now();
@@ -527,11 +529,7 @@ mod tests {
         assert_eq!(after(30.0, 3.0), 60.0);
         // Intervals below a second stay as they are.
         assert_eq!((after(0.0, 3.0), after(0.5, 3.0)), (0.0, 0.5));
-        let longest = FitOptions {
-            initial: None,
-            resume: false,
-            checkpoint_interval: Duration::from_secs(1),
-        };
-        assert_eq!(longest.interval_after(Duration::MAX), Duration::MAX);
+        // Ten minutes at most, unless more were asked for.
+        assert_eq!((after(30.0, 100.0), after(1000.0, 100.0)), (600.0, 1000.0));
     }
 }

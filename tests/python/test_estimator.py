@@ -61,6 +61,7 @@ def test_parameters_are_kept_as_they_are_given():
         ("device", "gpu", "device: `gpu` found, `cpu`, `auto` or a GPU's number expected"),
         ("threads", 0, "threads: 0 found, a whole number from 1, or None, expected"),
         ("threads", -1, "threads: -1 found"),
+        ("threads", 4097, "threads: 4097 found, at most 4096 expected"),
         ("threads", 1.5, "threads: 1.5 found"),
         ("device_memory", "8G", "device_memory: '8G' found, bytes from 1, a size as in '8GB', '1.5GB' or"),
         ("device_memory", 0, "device_memory: 0 found"),
