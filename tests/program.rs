@@ -609,6 +609,39 @@ fn raw_ids_come_back_in_recommendations() {
     let numbered = ask(&["--users", "0", "--external-ids", "never"]);
     assert!(numbered.starts_with("user,rank,item\n0,1,"), "{numbered}");
 
+    // New users are known by what they interacted with, by either kind of id.
+    let maps = bm3_engine::data::IdMaps::read(&run).unwrap().unwrap();
+    let number = |item: &str| maps.items.iter().position(|id| id == item).unwrap();
+    let histories = folder.join("new.csv");
+    fs::write(&histories, "user,item\nzoe,thing 3\nmax,thing 8\nzoe,thing 5\n").unwrap();
+    let named = ask(&["--histories", path(&histories)]);
+    let model = bm3_engine::Model::load(&run).unwrap();
+    let recommender = bm3_engine::Recommender::new(model).unwrap();
+    let mut expected = "user,rank,item\n".to_owned();
+    for (user, items) in [("zoe", &["thing 3", "thing 5"][..]), ("max", &["thing 8"])] {
+        let items: Vec<u32> = items.iter().map(|item| number(item) as u32).collect();
+        let top = recommender.search(&[bm3_engine::Query::items(&items)], 2).unwrap();
+        for (rank, &item) in top.list(0).iter().enumerate() {
+            assert!(!items.contains(&item));
+            expected += &format!("{user},{},{}\n", rank + 1, maps.items[item as usize]);
+        }
+    }
+    assert_eq!(named, expected);
+    let lines = format!("zoe\t{}\nzoe\t{}\n", number("thing 3"), number("thing 5"));
+    fs::write(&histories, lines).unwrap();
+    let numbered = ["--histories", path(&histories), "--external-ids", "never"];
+    let numbered = ask(&[&numbered[..], &["--out", path(&folder.join("new.jsonl"))]].concat());
+    assert_eq!(numbered, "");
+    let line: Value = serde_json::from_slice(&fs::read(folder.join("new.jsonl")).unwrap()).unwrap();
+    let items = line["items"].as_array().unwrap().iter().map(|item| item.as_u64().unwrap());
+    let items: Vec<&str> = items.map(|item| maps.items[item as usize].as_str()).collect();
+    assert_eq!(line["user"], "zoe");
+    assert!(items.iter().zip(named.lines().skip(1)).all(|(item, line)| line.ends_with(item)));
+    program(&["recommend", "--model", path(&run), "--histories", path(&histories)])
+        .assert()
+        .code(2)
+        .stderr(contains("new.csv: line 1: `").and(contains("an id of the original interactions")));
+
     // Selecting by number gives the same users and items as selecting by id.
     let numbers = |file: &str, ids: &str| -> Vec<String> {
         let map = fs::read_to_string(run.join(file)).unwrap();

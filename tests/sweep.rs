@@ -215,6 +215,13 @@ fn modalities_are_compared() {
         let results = setting.results();
         let configurations = results["configurations"].as_array().unwrap();
         assert!(configurations.iter().all(|configuration| configuration["finished"] == 2));
+        let inspected = program(&["inspect", &setting.text("sweep"), "--json"]).assert().success();
+        let inspected: Value = serde_json::from_slice(&inspected.get_output().stdout).unwrap();
+        assert_eq!((&inspected["kind"], &inspected["results"]), (&"sweep".into(), &results));
+        assert_eq!(inspected["grid"]["modalities"][2], serde_json::json!([]));
+        assert_eq!(inspected["runs"][0], "modalities=image,seed=3");
+        let no_run = program(&["evaluate", "--model", &setting.text("sweep")]).assert().code(2);
+        no_run.stderr(contains("this is a sweep: name one of its runs"));
         let again = program(&["sweep", "--resume", &setting.text("sweep"), "--json"]).assert();
         let again = String::from_utf8(again.success().get_output().stdout.clone()).unwrap();
         assert_eq!(again.matches("\"event\":\"kept\"").count(), 6, "{again}");

@@ -7,16 +7,17 @@ use bm3_engine::config::{ConfigFile, RunConfig, TrainConfig};
 use bm3_engine::data::{DataError, Dataset, DatasetOptions, FeatureMatrix, Modality, SplitRatio};
 use bm3_engine::model::Model;
 use bm3_engine::run::Summary;
+use bm3_engine::sweep::{RESULTS, SWEEP, SweepDirectory};
 use bm3_engine::{Error, Result, run};
 use serde_json::{Map, Value, json};
 
 use super::output;
 
-/// Show what a run, a data set, a model or a feature file holds
+/// Show what a run, a sweep, a data set, a model or a feature file holds
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct InspectArguments {
-    /// A run's directory, a data folder, a .safetensors or a .npy file
+    /// A run's or a sweep's directory, a data folder, a .safetensors or a .npy file
     path: PathBuf,
     /// Print one JSON object instead of text
     #[arg(long)]
@@ -35,6 +36,8 @@ Examples:
 pub enum Kind {
     /// The directory of a run.
     Run,
+    /// The directory of a sweep.
+    Sweep,
     /// A folder with an `.inter` file.
     Data,
     /// A `.safetensors` file.
@@ -65,12 +68,17 @@ impl Kind {
         if [run::CONFIG, run::MODEL, run::STATE].iter().any(|name| path.join(name).is_file()) {
             return Ok(Self::Run);
         }
+        if path.join(SWEEP).is_file() {
+            return Ok(Self::Sweep);
+        }
         let entries = std::fs::read_dir(path).map_err(|error| Error::io(path, "read", error))?;
         if entries.flatten().any(|entry| ending(&entry.path(), "inter")) {
             return Ok(Self::Data);
         }
-        let problem =
-            format!("neither a run (no {}) nor a data folder (no .inter file)", run::CONFIG);
+        let problem = format!(
+            "neither a run (no {}), a sweep (no {SWEEP}) nor a data folder (no .inter file)",
+            run::CONFIG
+        );
         Err(Error::run_file(path, problem))
     }
 }
@@ -79,6 +87,7 @@ pub fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
     let path = &arguments.path;
     let found = match Kind::of(path)? {
         Kind::Run => inspect_run(path)?,
+        Kind::Sweep => inspect_sweep(path)?,
         Kind::Data => inspect_data(path)?,
         Kind::Safetensors => inspect_tensors(path)?,
         Kind::Npy => inspect_npy(path)?,
@@ -121,6 +130,29 @@ fn inspect_run(directory: &Path) -> Result<Value> {
         "stopped_by": summary.as_ref().map(|summary| summary.stopped_by),
         "train_seconds": summary.as_ref().map(|summary| summary.train_seconds),
         "evaluate_seconds": summary.as_ref().map(|summary| summary.evaluate_seconds),
+    }))
+}
+
+/// What a sweep tries, and the results so far.
+fn inspect_sweep(directory: &Path) -> Result<Value> {
+    let plan = SweepDirectory::plan(directory)?;
+    let axes = plan.grid.iter().map(|axis| (axis.key.clone(), json!(axis.values))).collect();
+    let runs: Vec<String> = plan.runs()?.into_iter().map(|run| run.name).collect();
+    let results = directory.join(RESULTS);
+    let results = std::fs::read(&results).ok();
+    let results = results.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    // Without what each run has for itself.
+    let mut settings = json!(plan.base);
+    if let Value::Object(settings) = &mut settings {
+        settings.retain(|key, _| key != "seed" && plan.grid.iter().all(|axis| axis.key != *key));
+    }
+    Ok(json!({
+        "kind": "sweep",
+        "settings": settings,
+        "grid": Value::Object(axes),
+        "seeds": plan.seeds,
+        "runs": runs,
+        "results": results,
     }))
 }
 
@@ -236,14 +268,44 @@ fn outline(text: &mut String, depth: usize, value: &Value) {
                 outline(text, depth + 1, value);
             }
             Value::String(word) => text.push_str(&format!("{indent}{key:width$}  {word}\n")),
+            // Tables of results are for programs: --json has them.
+            Value::Array(list) if list.iter().any(Value::is_object) => {}
+            Value::Number(number) if number.is_f64() => {
+                let number = short(number.as_f64().unwrap_or(f64::NAN));
+                text.push_str(&format!("{indent}{key:width$}  {number}\n"));
+            }
             other => text.push_str(&format!("{indent}{key:width$}  {other}\n")),
         }
+    }
+}
+
+/// A number in few digits, for people; --json has all of them.
+fn short(number: f64) -> String {
+    let exact = number.to_string();
+    match number.abs() {
+        _ if exact.len() <= 8 => exact,
+        0.001.. => format!("{number:.6}"),
+        _ => format!("{number:.6e}"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_short_for_people() {
+        for (number, expected) in [
+            (0.5, "0.5"),
+            (0.016_666_666_666_666_666, "0.016667"),
+            (9.814_080_604_656_235, "9.814081"),
+            (0.000_001, "0.000001"),
+            (1.234_567_89e-7, "1.234568e-7"),
+            (-2.000_000_1, "-2.000000"),
+        ] {
+            assert_eq!(short(number), expected);
+        }
+    }
 
     #[test]
     fn a_path_is_told_by_what_lies_there() {

@@ -10,6 +10,7 @@ mod completions;
 mod devices;
 mod evaluate;
 mod export;
+mod histories;
 mod inspect;
 mod interrupt;
 mod lists;

@@ -7,6 +7,7 @@ use bm3_engine::data::Dataset;
 use bm3_engine::model::Model;
 use bm3_engine::recommender::Recommender;
 use bm3_engine::run::{CONFIG, MODEL};
+use bm3_engine::sweep::SWEEP;
 use bm3_engine::{Error, Result};
 
 use super::backend;
@@ -51,8 +52,13 @@ impl ModelArguments {
     pub fn request(&self) -> Result<ModelRequest> {
         let file = if self.model.is_dir() { self.model.join(MODEL) } else { self.model.clone() };
         if !file.is_file() {
+            let sweep = match self.model.join(SWEEP).is_file() {
+                true => "; this is a sweep: name one of its runs, a directory in it",
+                false => "",
+            };
             let problem = format!(
-                "there is no such model; --model takes the directory of a run, or the {MODEL} in it"
+                "there is no such model; --model takes the directory of a run, or the {MODEL} in \
+                 it{sweep}"
             );
             return Err(Error::run_file(&file, problem));
         }

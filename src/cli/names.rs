@@ -144,6 +144,8 @@ fn read_maps(directory: &Path) -> Result<Option<IdMaps>> {
 /// The names of users and items.
 pub struct Names {
     maps: Option<IdMaps>,
+    /// The names of new users, which are asked for in place of the model's.
+    new_users: Option<Vec<String>>,
     users: usize,
     items: usize,
 }
@@ -151,7 +153,18 @@ pub struct Names {
 impl Names {
     /// Numbers only.
     pub fn numbers(model: &Model) -> Self {
-        Self { maps: None, users: model.users(), items: model.items() }
+        Self::of_numbers(model.users(), model.items())
+    }
+
+    /// The numbers of so many users and items.
+    pub fn of_numbers(users: usize, items: usize) -> Self {
+        Self { maps: None, new_users: None, users, items }
+    }
+
+    /// Names new users instead of the model's.
+    #[must_use]
+    pub fn with_new_users(self, names: Vec<String>) -> Self {
+        Self { users: names.len(), new_users: Some(names), ..self }
     }
 
     /// The maps kept with the model, if its interactions are those it was trained on; else the data
@@ -186,7 +199,7 @@ impl Names {
                 }
             }
         }
-        Ok(Self { maps, users, items })
+        Ok(Self { maps, new_users: None, users, items })
     }
 
     /// The names that `ids` asks for.
@@ -206,10 +219,39 @@ impl Names {
     }
 
     fn ids(&self, kind: Kind) -> Option<&[String]> {
-        self.maps.as_ref().map(|maps| match kind {
-            Kind::User => &*maps.users,
-            Kind::Item => &*maps.items,
-        })
+        match (kind, &self.new_users, &self.maps) {
+            (Kind::User, Some(new), _) => Some(new),
+            (Kind::User, None, maps) => maps.as_ref().map(|maps| &*maps.users),
+            (Kind::Item, _, maps) => maps.as_ref().map(|maps| &*maps.items),
+        }
+    }
+
+    fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::User => self.users,
+            Kind::Item => self.items,
+        }
+    }
+
+    /// Finds the number of a user or an item by name.
+    pub fn finder(&self, kind: Kind) -> impl Fn(&str) -> Option<u32> {
+        let count = self.count(kind);
+        let positions: Option<HashMap<&str, u32>> = self.ids(kind).map(|ids| {
+            ids.iter().enumerate().map(|(number, id)| (id.as_str(), number as u32)).collect()
+        });
+        move |id| match &positions {
+            Some(positions) => positions.get(id).copied(),
+            None => id.parse().ok().filter(|&number: &u32| (number as usize) < count),
+        }
+    }
+
+    /// What a user or an item is named by, for an error.
+    pub fn expected(&self, kind: Kind) -> String {
+        match &self.maps {
+            Some(_) => "an id of the original interactions (or --external-ids never and a number)"
+                .to_owned(),
+            None => format!("a number from 0 to {}", self.count(kind).saturating_sub(1)),
+        }
     }
 
     /// The numbers of the users or items with the given ids; all of them if none were given.
@@ -218,26 +260,13 @@ impl Names {
     /// For an unknown id, [`Error::Setting`] naming the flag it was given with, or
     /// [`Error::RunFile`] naming its file and line.
     pub fn find(&self, kind: Kind, given: Option<&GivenIds>) -> Result<Vec<u32>> {
-        let count = match kind {
-            Kind::User => self.users,
-            Kind::Item => self.items,
-        };
-        let Some(given) = given else { return Ok((0..count as u32).collect()) };
-        let positions: Option<HashMap<&str, u32>> = self.ids(kind).map(|ids| {
-            ids.iter().enumerate().map(|(number, id)| (id.as_str(), number as u32)).collect()
-        });
-        let find = |id: &String| match &positions {
-            Some(positions) => positions.get(id.as_str()).copied(),
-            None => id.parse().ok().filter(|&number: &u32| (number as usize) < count),
-        };
-        let expected = || match &self.maps {
-            Some(_) => "an id of the original interactions (or --external-ids never and a number)"
-                .to_owned(),
-            None => format!("a number from 0 to {}", count.saturating_sub(1)),
-        };
+        let Some(given) = given else { return Ok((0..self.count(kind) as u32).collect()) };
+        let find = self.finder(kind);
         let numbers = given.ids.iter().enumerate();
         numbers
-            .map(|(position, id)| find(id).ok_or_else(|| given.unknown(position, &expected())))
+            .map(|(position, id)| {
+                find(id).ok_or_else(|| given.unknown(position, &self.expected(kind)))
+            })
             .collect()
     }
 
@@ -289,7 +318,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("users.txt");
         std::fs::write(&path, "1\n\nzz\n").unwrap();
-        let names = Names { maps: None, users: 3, items: 2 };
+        let names = Names::of_numbers(3, 2);
         let find = |given: &str| {
             let given = given.parse::<Choice>().unwrap().ids("--users")?;
             names.find(Kind::User, given.as_ref())
