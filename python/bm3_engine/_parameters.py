@@ -135,10 +135,6 @@ class Parameters:
 
     def __repr__(self) -> str:
         default = Parameters().get_params()
-        given = {
-            name: value
-            for name, value in self.get_params().items()
-            if _differ(value, default[name])
-        }
+        given = {name: value for name, value in self.get_params().items() if _differ(value, default[name])}
         inside = ", ".join(f"{name}={value!r}" for name, value in given.items())
         return f"{type(self).__name__}({inside})"

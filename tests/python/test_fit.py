@@ -318,7 +318,7 @@ def test_wrong_arguments_are_refused(data, tmp_path):
         (lambda: bm3_engine.from_mmrec(tmp_path / "none"), FileNotFoundError, "none"),
         (lambda: bm3_engine.from_mmrec(tmp_path), ValueError, "has no .inter file"),
         # A command of the program stays one.
-        (lambda: bm3_engine.from_mmrec(__file__), ValueError, "`bm3-engine prepare --interactions FILE --out"),
+        (lambda: bm3_engine.from_mmrec(__file__), ValueError, "`bm3-engine prepare --interactions FILE --o"),
     ]:
         with warnings.catch_warnings(), pytest.raises(kind, match=problem):
             warnings.simplefilter("error")
