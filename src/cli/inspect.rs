@@ -7,7 +7,7 @@ use bm3_engine::config::{ConfigFile, RunConfig, TrainConfig};
 use bm3_engine::data::{DataError, Dataset, DatasetOptions, FeatureMatrix, Modality, SplitRatio};
 use bm3_engine::model::Model;
 use bm3_engine::run::Summary;
-use bm3_engine::sweep::{RESULTS, SWEEP, SweepDirectory};
+use bm3_engine::sweep::{RESULTS, RESULTS_TABLE, SWEEP, SweepDirectory};
 use bm3_engine::{Error, Result, run};
 use serde_json::{Map, Value, json};
 
@@ -85,7 +85,8 @@ impl Kind {
 
 pub fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
     let path = &arguments.path;
-    let found = match Kind::of(path)? {
+    let kind = Kind::of(path)?;
+    let mut found = match kind {
         Kind::Run => inspect_run(path)?,
         Kind::Sweep => inspect_sweep(path)?,
         Kind::Data => inspect_data(path)?,
@@ -95,6 +96,11 @@ pub fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
     if arguments.json {
         output::print_json(&found)
     } else {
+        if let (Kind::Sweep, Value::Object(found)) = (kind, &mut found) {
+            // The results are tables, for programs; for people there is results.csv.
+            found.remove("results");
+            found.insert("results".to_owned(), json!(path.join(RESULTS_TABLE)));
+        }
         let mut text = String::new();
         outline(&mut text, 0, &found);
         output::print(&text)
@@ -268,8 +274,6 @@ fn outline(text: &mut String, depth: usize, value: &Value) {
                 outline(text, depth + 1, value);
             }
             Value::String(word) => text.push_str(&format!("{indent}{key:width$}  {word}\n")),
-            // Tables of results are for programs: --json has them.
-            Value::Array(list) if list.iter().any(Value::is_object) => {}
             Value::Number(number) if number.is_f64() => {
                 let number = short(number.as_f64().unwrap_or(f64::NAN));
                 text.push_str(&format!("{indent}{key:width$}  {number}\n"));
