@@ -296,11 +296,10 @@ impl TensorFile {
     ///
     /// # Errors
     /// Its errors, and [`Error::RunFile`] naming the tensor and what it has.
-    pub fn finite_arena<T: Real>(&self, prefix: &str, layout: &Layout) -> Result<Vec<T>> {
-        let values: Vec<T> = self.arena(prefix, layout)?;
+    pub fn finite_arena<T: Real>(&self, layout: &Layout) -> Result<Vec<T>> {
+        let values: Vec<T> = self.arena("", layout)?;
         for tensor in &layout.tensors {
-            let name = format!("{prefix}{}", tensor.name);
-            self.check_finite(&name, &values[tensor.range.clone()])?;
+            self.check_finite(&tensor.name, &values[tensor.range.clone()])?;
         }
         Ok(values)
     }

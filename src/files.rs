@@ -5,7 +5,7 @@
 //! either the old file or the new one, never a part.
 
 use std::fs::{File, Permissions, TryLockError};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
 use tempfile::NamedTempFile;
@@ -47,6 +47,22 @@ pub fn write_atomic(
 /// The errors of [`write_atomic`].
 pub fn write_atomic_by_name(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     replace(path, |temporary| fill(temporary.path()))
+}
+
+/// The first `length` bytes of a file, or all if it has fewer; `None` if there is no such file.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be read.
+pub fn beginning(path: &Path, length: usize) -> Result<Option<Vec<u8>>> {
+    let wrong = |error| Error::io(path, "read", error);
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(wrong(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(length as u64).read_to_end(&mut bytes).map_err(wrong)?;
+    Ok(Some(bytes))
 }
 
 /// Fills a temporary file beside `path`, syncs it and renames it over `path`.

@@ -79,6 +79,7 @@ pub mod specification {}
 pub mod step;
 pub mod sweep;
 pub mod synth;
+pub mod text;
 pub mod train;
 pub mod trainer;
 pub mod watch;

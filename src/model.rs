@@ -85,7 +85,7 @@ impl Model {
         let graph = Arc::new(read_graph(&file, *users, *items, config, &path)?);
         // The sizes were checked against the file's bounds or tensors.
         let layout = Layout::new(config, *users, *items, modalities);
-        let parameters = file.finite_arena("", &layout)?;
+        let parameters = file.finite_arena(&layout)?;
         file.check_unchanged()?;
         let features = Features::Mapped(Arc::new(file));
         tracing::info!(path = %path.display(), users, items, "loaded a model");

@@ -267,7 +267,7 @@ fn a_full_standard_output_is_named() {
 
 #[test]
 fn a_reader_that_leaves_is_no_failure() {
-    // (`recommend` writes its lists another way: see tests/program.rs.)
+    // (`recommend` writes its lists another way: see tests/program/main.rs.)
     let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
         .args(["completions", "bash"])
         .stdout(Stdio::piped())

@@ -85,10 +85,9 @@ impl Kind {
 
 pub fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
     let path = &arguments.path;
-    let kind = Kind::of(path)?;
-    let mut found = match kind {
+    let found = match Kind::of(path)? {
         Kind::Run => inspect_run(path)?,
-        Kind::Sweep => inspect_sweep(path)?,
+        Kind::Sweep => inspect_sweep(path, arguments.json)?,
         Kind::Data => inspect_data(path)?,
         Kind::Safetensors => inspect_tensors(path)?,
         Kind::Npy => inspect_npy(path)?,
@@ -96,11 +95,6 @@ pub fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
     if arguments.json {
         output::print_json(&found)
     } else {
-        if let (Kind::Sweep, Value::Object(found)) = (kind, &mut found) {
-            // The results are tables, for programs; for people there is results.csv.
-            found.remove("results");
-            found.insert("results".to_owned(), json!(path.join(RESULTS_TABLE)));
-        }
         let mut text = String::new();
         outline(&mut text, 0, &found);
         output::print(&text)
@@ -139,14 +133,18 @@ fn inspect_run(directory: &Path) -> Result<Value> {
     }))
 }
 
-/// What a sweep tries, and the results so far.
-fn inspect_sweep(directory: &Path) -> Result<Value> {
+/// What a sweep tries, and the results so far: for a program all of them, for people where the table
+/// is.
+fn inspect_sweep(directory: &Path, for_program: bool) -> Result<Value> {
     let plan = SweepDirectory::plan(directory)?;
     let axes = plan.grid.iter().map(|axis| (axis.key.clone(), json!(axis.values))).collect();
     let runs: Vec<String> = plan.runs()?.into_iter().map(|run| run.name).collect();
-    let results = directory.join(RESULTS);
-    let results = std::fs::read(&results).ok();
-    let results = results.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    let results = match for_program {
+        true => std::fs::read(directory.join(RESULTS))
+            .ok()
+            .and_then(|text| serde_json::from_slice::<Value>(&text).ok()),
+        false => Some(json!(directory.join(RESULTS_TABLE))),
+    };
     // Without what each run has for itself.
     let mut settings = json!(plan.base);
     if let Value::Object(settings) = &mut settings {

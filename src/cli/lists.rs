@@ -1,7 +1,6 @@
 //! Item lists and their output formats: CSV, JSON lines, `.npy`.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use bm3_engine::backend::TopK;
@@ -315,16 +314,11 @@ fn npy_header(element: NpyElement) -> Vec<u8> {
 
 /// Whether there is no such file, an empty one, one that begins so, or no regular one.
 fn is_absent_or_begins(path: &Path, beginning: &[u8]) -> Result<bool> {
-    let wrong = |error| Error::io(path, "read", error);
-    match std::fs::metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
-        Err(error) => return Err(wrong(error)),
-        Ok(metadata) if !metadata.is_file() => return Ok(true),
-        Ok(_) => {}
+    // Reading a device or a pipe would take something from it.
+    if path.exists() && !path.is_file() {
+        return Ok(true);
     }
-    let mut found = Vec::new();
-    let file = File::open(path).map_err(wrong)?;
-    file.take(beginning.len() as u64).read_to_end(&mut found).map_err(wrong)?;
+    let Some(mut found) = files::beginning(path, beginning.len())? else { return Ok(true) };
     if beginning.starts_with(NPY) && found.len() == beginning.len() {
         // The length of the header.
         found[8..10].fill(0);

@@ -233,15 +233,11 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 /// # Errors
 /// [`bm3_engine::Error::Setting`] for 0 threads; when the system refuses threads.
 fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {
-    match threads {
-        None => Ok(()),
-        Some(threads) => {
-            bm3_engine::config::check_threads(threads)
-                .map_err(|problem| bm3_engine::Error::setting("--threads", problem))?;
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-            Ok(())
-        }
+    bm3_engine::config::validate_threads(threads)?;
+    if let Some(threads) = threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use bm3_engine::Error;
+use bm3_engine::text::grouped;
 
 /// The name of standard output in messages.
 pub const STANDARD_OUTPUT: &str = "standard output";
@@ -47,21 +48,8 @@ pub fn bytes(bytes: u64) -> String {
 }
 
 /// A number of things, as in `1 epoch` and `1,425 items`.
-pub fn counted(number: usize, thing: &str) -> String {
+pub fn counted(number: u64, thing: &str) -> String {
     format!("{} {thing}{}", grouped(number), if number == 1 { "" } else { "s" })
-}
-
-/// Digits in groups of three.
-pub fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Whether an error comes from a pipe whose reader is gone.

@@ -28,19 +28,14 @@ pub fn print(config: &RunConfig, face: Face) -> anyhow::Result<()> {
         backend::warn(&dataset);
     }
     let graph = graph(&dataset, &config.train);
-    let mut text = config.to_toml()?;
-    let mut free_memory = None;
-    let plan = match &device {
-        Device::Cpu(_) => MemoryPlan::on_cpu(&dataset, &graph, &config.train),
+    let limit = config.device_memory.map(|size| size.0);
+    let (plan, memory) = match &device {
+        Device::Cpu(_) => (MemoryPlan::on_cpu(&dataset, &graph, &config.train), None),
         Device::Gpu(backend) => {
             let (free, total) = backend.device().memory()?;
             let storage = config.feature_storage;
-            let limit = config.device_memory.map(|size| size.0);
             let plan = MemoryPlan::on_gpu(&dataset, &graph, &config.train, storage, free, limit)?;
-            free_memory = Some(free);
-            push(&mut text, &format!("Memory of {}", backend.describe()), &plan.device);
-            text.push_str(&verdict(plan.device_total(), free, total, limit));
-            plan
+            (plan, Some((free, total)))
         }
     };
     if face == Face::Json {
@@ -51,13 +46,18 @@ pub fn print(config: &RunConfig, face: Face) -> anyhow::Result<()> {
             "memory": {
                 "device": plan.device,
                 "device_bytes": plan.device_total(),
-                "free_device_bytes": free_memory,
-                "device_limit_bytes": config.device_memory.map(|size| size.0),
+                "free_device_bytes": memory.map(|(free, _)| free),
+                "device_limit_bytes": limit,
                 "host": plan.host,
                 "host_bytes": plan.host_total(),
                 "mapped_bytes": plan.mapped,
             },
         }));
+    }
+    let mut text = config.to_toml()?;
+    if let Some((free, total)) = memory {
+        push(&mut text, &format!("Memory of {}", device.describe()), &plan.device);
+        text.push_str(&verdict(plan.device_total(), free, total, limit));
     }
     let title = if plan.device.is_empty() { "Memory" } else { "Memory of the host" };
     push(&mut text, title, &plan.host);

@@ -32,9 +32,10 @@ Examples:
   bm3-engine recommend --model runs/baby --users users.txt --out lists.npy
   bm3-engine recommend --model runs/baby --histories new_users.csv
 
-A user's training items are left out, and the items of a new user's history. CSV has the columns user,rank,item[,score]; JSONL one object
-per user; .npy a table of item numbers with one row per user, in the order of --users (-1 where a
-list is short), with --scores also NAME_scores.npy beside NAME.npy (NaN there).";
+A user's training items are left out, and the items of a new user's history. CSV has the columns
+user,rank,item[,score]; JSONL one object per user; .npy a table of item numbers with one row per
+user, in the order of --users (-1 where a list is short), with --scores also NAME_scores.npy beside
+NAME.npy (NaN there).";
 
 pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
     let lists = arguments.lists.request(Kind::User)?;

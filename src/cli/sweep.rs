@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bm3_engine::backend::Backend;
 use bm3_engine::config::{
-    Axis, ConfigFile, RunConfig, RunSettings, TrainSettings, check_threads, seeds,
+    Axis, ConfigFile, RunConfig, RunSettings, TrainSettings, seeds, validate_threads,
 };
 use bm3_engine::data::Dataset;
 use bm3_engine::device::Device;
@@ -126,7 +126,7 @@ pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
             cpu.store_features_as(run.config.train.feature_type)?;
         }
     }
-    let datasets = Datasets::open(&request.plan, talks)?;
+    let datasets = Datasets::open(&request.plan, &request.runs, talks)?;
     if talks {
         backend::warn(&datasets.first);
     }
@@ -320,10 +320,7 @@ fn adopt(base: &mut RunConfig, given: &RunSettings) -> Result<()> {
     base.device_memory = given.device_memory.or(base.device_memory);
     base.threads = given.threads.or(base.threads);
     base.checkpoint_seconds = given.checkpoint_seconds.unwrap_or(base.checkpoint_seconds);
-    if let Some(threads) = base.threads {
-        check_threads(threads).map_err(|problem| Error::setting("--threads", problem))?;
-    }
-    Ok(())
+    validate_threads(base.threads)
 }
 
 /// The data of all runs: one set, or with `--split`, which draws from the seed, one per seed; of
@@ -331,54 +328,54 @@ fn adopt(base: &mut RunConfig, given: &RunSettings) -> Result<()> {
 struct Datasets {
     /// With all modalities that any run uses.
     first: Arc<Dataset>,
-    by_run: HashMap<String, Arc<Dataset>>,
+    by_choice: HashMap<Choice, Arc<Dataset>>,
 }
 
+/// The seed that splits the interactions, if one does, and the modalities; `None` for all.
+type Choice = (Option<u64>, Option<Vec<String>>);
+
 impl Datasets {
-    fn open(plan: &Plan, talks: bool) -> Result<Self> {
-        let mut config = plan.data_settings()?;
+    fn open(plan: &Plan, runs: &[PlannedRun], talks: bool) -> Result<Self> {
+        let mut config = plan.data_settings(runs);
         config.train.seed = plan.seeds[0];
         let first = Arc::new(backend::dataset(&config, talks)?);
-        let runs = plan.runs()?;
         // Made once for each seed, and shared by the sets that are cloned for other modalities.
         let make_graphs = |dataset: &Dataset| {
-            for run in &runs {
+            for run in runs {
                 dataset.graph(run.config.train.self_loops);
             }
         };
         make_graphs(&first);
-        let mut by_seed = HashMap::from([(config.train.seed, first.clone())]);
-        let mut by_choice: HashMap<(u64, Option<Vec<String>>), Arc<Dataset>> = HashMap::new();
-        let mut by_run = HashMap::new();
-        for run in &runs {
-            let seed = match plan.base.split {
-                Some(_) => run.config.train.seed,
-                None => plan.seeds[0],
-            };
-            if let Entry::Vacant(entry) = by_seed.entry(seed) {
+        let mut by_seed = HashMap::from([(config.split.map(|_| plan.seeds[0]), first.clone())]);
+        let mut by_choice = HashMap::new();
+        for run in runs {
+            let (seed, names) = Self::choice_of(run);
+            if let (Entry::Vacant(entry), Some(seed)) = (by_seed.entry(seed), seed) {
                 config.train.seed = seed;
                 let mut dataset = backend::interactions(&config)?;
                 dataset.modalities.clone_from(&first.modalities);
                 make_graphs(&dataset);
                 entry.insert(Arc::new(dataset));
             }
-            let names = run.config.modalities.names().map(<[String]>::to_vec);
-            let dataset = by_choice.entry((seed, names.clone())).or_insert_with(|| {
-                let all = &by_seed[&seed];
-                match names {
-                    Some(names) if names.len() < all.modalities.len() => {
-                        Arc::new(all.with_modalities(&names))
-                    }
-                    _ => all.clone(),
+            let all = &by_seed[&seed];
+            by_choice.entry((seed, names.clone())).or_insert_with(|| match names {
+                Some(names) if names.len() < all.modalities.len() => {
+                    Arc::new(all.with_modalities(&names))
                 }
+                _ => all.clone(),
             });
-            by_run.insert(run.name.clone(), dataset.clone());
         }
-        Ok(Self { first, by_run })
+        Ok(Self { first, by_choice })
     }
 
+    fn choice_of(run: &PlannedRun) -> Choice {
+        let RunConfig { split, train, modalities, .. } = &run.config;
+        (split.map(|_| train.seed), modalities.names().map(<[String]>::to_vec))
+    }
+
+    /// The data of one of the runs that they were opened for.
     fn of(&self, run: &PlannedRun) -> Arc<Dataset> {
-        self.by_run.get(&run.name).unwrap_or(&self.first).clone()
+        self.by_choice[&Self::choice_of(run)].clone()
     }
 }
 

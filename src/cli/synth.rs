@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use bm3_engine::synth::{self, SynthOptions};
+use bm3_engine::text::grouped;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::output::{counted, grouped};
+use super::output::counted;
 use super::prepare::FeatureType;
 
 /// Make a data set of a known shape, to try things out and to measure speed
@@ -112,21 +113,19 @@ pub fn run(arguments: &SynthArguments) -> anyhow::Result<()> {
     let sizes = synth::generate(&options, &arguments.out, &mut progress)?;
     bar.finish_and_clear();
     let [train, valid, test] = sizes.pairs;
-    let modality = |(name, columns): (&str, usize)| match columns {
-        0 => String::new(),
-        columns => format!("{name} ({columns})"),
-    };
-    let modalities = [modality(("image", sizes.image)), modality(("text", sizes.text))];
-    let modalities: Vec<String> =
-        modalities.into_iter().filter(|modality| !modality.is_empty()).collect();
+    let modalities: Vec<String> = [("image", sizes.image), ("text", sizes.text)]
+        .into_iter()
+        .filter(|&(_, columns)| columns > 0)
+        .map(|(name, columns)| format!("{name} ({columns})"))
+        .collect();
     eprintln!(
         "{}: {}, {}, {} training, {} validation, {} test pairs{}{}",
         arguments.out.display(),
-        counted(sizes.users, "user"),
-        counted(sizes.items, "item"),
-        grouped(train),
-        grouped(valid),
-        grouped(test),
+        counted(sizes.users as u64, "user"),
+        counted(sizes.items as u64, "item"),
+        grouped(train as u64),
+        grouped(valid as u64),
+        grouped(test as u64),
         if modalities.is_empty() { "" } else { "; " },
         modalities.join(", "),
     );

@@ -295,6 +295,15 @@ pub fn check_threads(threads: usize) -> Result<(), String> {
     }
 }
 
+/// Checks a number of CPU threads, where one was given, as [`check_threads`] does.
+///
+/// # Errors
+/// [`Error::Setting`] for `--threads`.
+pub fn validate_threads(threads: Option<usize>) -> Result<()> {
+    let checked = threads.map_or(Ok(()), check_threads);
+    checked.map_err(|problem| Error::setting("--threads", problem))
+}
+
 fn expect(flag: &str, found: impl std::fmt::Display, holds: bool, expected: &str) -> Result<()> {
     if holds {
         return Ok(());

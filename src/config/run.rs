@@ -9,7 +9,7 @@ use super::feature_source::AsSetting;
 use super::value::Value;
 use super::{
     ByteSize, ConfigFile, DeviceChoice, FeatureSource, FeatureStorage, ModalityChoice, RunSettings,
-    SplitRatio, TrainConfig, TrainSettings, check_threads, keys,
+    SplitRatio, TrainConfig, TrainSettings, keys, validate_threads,
 };
 use crate::data::{self, DatasetOptions};
 use crate::run::CONFIG;
@@ -72,9 +72,7 @@ impl RunConfig {
             }
             features.push(source.resolve("--feature")?);
         }
-        if let Some(threads) = run.threads {
-            check_threads(threads).map_err(|problem| Error::setting("--threads", problem))?;
-        }
+        validate_threads(run.threads)?;
         let mut train_config = TrainConfig::default();
         train.apply(&mut train_config);
         let config = Self {

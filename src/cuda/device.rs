@@ -126,17 +126,35 @@ impl Device {
             functions.insert(name, kernel);
         }
         tracing::info!(%gpu, kernels = functions.len(), bytes = kernels.image.len(), "opened a GPU");
-        Ok(Arc::new(Self {
+        Ok(Self::on(
+            gpu,
+            stream,
+            Arc::new(functions),
+            Arc::default(),
+            Arc::default(),
+            Arc::default(),
+        ))
+    }
+
+    fn on(
+        gpu: Gpu,
+        stream: Arc<CudaStream>,
+        kernels: Arc<HashMap<&'static str, Kernel>>,
+        allowance: Arc<Allowance>,
+        staging: Arc<StagingPool>,
+        notes: Arc<Notes>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             gpu,
             stream: OfThisProcess::new(stream),
-            kernels: OfThisProcess::new(Arc::new(functions)),
+            kernels: OfThisProcess::new(kernels),
             scratch: Mutex::default(),
-            allowance: Arc::default(),
-            staging: Arc::default(),
+            allowance,
+            staging,
             branches: Mutex::default(),
-            notes: Arc::default(),
+            notes,
             recorder: Mutex::default(),
-        }))
+        })
     }
 
     /// Whether this device belongs to a process that this one was forked from. Then the driver must
@@ -164,17 +182,8 @@ impl Device {
     fn with_stream(&self, notes: Arc<Notes>) -> Result<Arc<Self>> {
         let stream = self.stream.context().new_stream();
         let stream = stream.map_err(|error| self.failed("making a stream".to_owned(), error))?;
-        Ok(Arc::new(Self {
-            gpu: self.gpu.clone(),
-            stream: OfThisProcess::new(stream),
-            kernels: OfThisProcess::new(Arc::clone(&self.kernels)),
-            scratch: Mutex::default(),
-            allowance: self.allowance.clone(),
-            staging: self.staging.clone(),
-            branches: Mutex::default(),
-            notes,
-            recorder: Mutex::default(),
-        }))
+        let (kernels, allowance) = (Arc::clone(&self.kernels), self.allowance.clone());
+        Ok(Self::on(self.gpu.clone(), stream, kernels, allowance, self.staging.clone(), notes))
     }
 
     /// Branch `number` of this device: a sibling that is the same one each time, so that its

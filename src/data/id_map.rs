@@ -90,6 +90,7 @@ fn read(path: &Path, number_name: &str) -> Result<Vec<String>> {
             broken(error.position().map_or(0, csv::Position::line), error.to_string())
         })?;
     ids.resize(records.len(), None);
+    let mut seen = HashSet::new();
     for record in &records {
         let line = record.position().map_or(0, csv::Position::line);
         let (Some(id), Some(number)) = (record.get(id_column), record.get(number_column)) else {
@@ -107,12 +108,7 @@ fn read(path: &Path, number_name: &str) -> Result<Vec<String>> {
         if slot.replace(id.to_owned()).is_some() {
             return Err(broken(line, format!("the number {number} is there twice")));
         }
-    }
-    let mut seen = HashSet::new();
-    for record in &records {
-        let id = record.get(id_column).unwrap_or_default();
         if !seen.insert(id) {
-            let line = record.position().map_or(0, csv::Position::line);
             let id = super::excerpt(id.as_bytes());
             return Err(broken(line, format!("the id \"{id}\" is there twice")));
         }

@@ -19,7 +19,6 @@ mod tests;
 mod thin;
 mod timing;
 
-use std::io::Read;
 use std::path::Path;
 
 pub use page::{MARKER, render};
@@ -36,7 +35,8 @@ pub const REPORT: &str = "report.html";
 /// [`Error::Setting`] for `--out` when a file other than a report is in the way, unless `replaced`;
 /// [`Error::Io`].
 pub fn write(path: &Path, report: &str, replaced: bool) -> Result<()> {
-    if !replaced && !is_absent_or_report(path)? {
+    let is_other = |start: Vec<u8>| start != MARKER.as_bytes();
+    if !replaced && files::beginning(path, MARKER.len())?.is_some_and(is_other) {
         let problem = format!(
             "{} is no report; add --overwrite to write over it, or give another file",
             path.display()
@@ -44,16 +44,4 @@ pub fn write(path: &Path, report: &str, replaced: bool) -> Result<()> {
         return Err(Error::setting("--out", problem));
     }
     files::write_bytes_atomic(path, report.as_bytes())
-}
-
-fn is_absent_or_report(path: &Path) -> Result<bool> {
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
-        Err(error) => return Err(Error::io(path, "read", error)),
-    };
-    let mut start = Vec::new();
-    let read = file.take(MARKER.len() as u64).read_to_end(&mut start);
-    read.map_err(|error| Error::io(path, "read", error))?;
-    Ok(start == MARKER.as_bytes())
 }

@@ -36,19 +36,6 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A whole number with thousands separators.
-pub fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// Escapes `text` for use as HTML text or as a quoted attribute value.
 pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -106,7 +93,6 @@ mod tests {
         ] {
             assert_eq!(duration(seconds), text);
         }
-        assert_eq!([7, 1_425, 1_000_000].map(count), ["7", "1,425", "1,000,000"]);
     }
 
     proptest! {

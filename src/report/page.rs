@@ -4,10 +4,11 @@ use std::fmt::Write;
 
 use super::chart::Chart;
 use super::curves::{self, Section};
-use super::number::{count, escaped, significant};
+use super::number::{escaped, significant};
 use super::read::{ReportedRun, metric};
 use super::tables::{self, run_heading};
 use super::timing;
+use crate::text::grouped;
 use crate::train::STOPPING_LENGTH;
 
 /// The first lines of every report.
@@ -83,7 +84,7 @@ fn lead(runs: &[ReportedRun]) -> String {
     let Some((_, run)) = best else { return String::new() };
     let Some(record) = run.best() else { return String::new() };
     let epochs = run.records.last().map_or(0, |record| record.epoch);
-    let at = format!("epoch {} of {}", count(record.epoch), count(epochs));
+    let at = format!("epoch {} of {}", grouped(record.epoch), grouped(epochs));
     let value = |name, title| {
         let (split, metrics) = match &record.test {
             Some(test) => ("test", Some(test)),

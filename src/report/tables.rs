@@ -3,10 +3,11 @@
 use std::fmt::Write;
 
 use super::curves::{self, METRICS};
-use super::number::{count, duration, escaped, significant};
+use super::number::{duration, escaped, significant};
 use super::read::{ReportedRun, metric};
 use crate::records::{EpochRecord, Metrics};
 use crate::run::StopReason;
+use crate::text::grouped;
 
 /// The heading of a row: a run's colour, number and name; if there is only one run, its name.
 pub fn run_heading(run: usize, runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
@@ -31,7 +32,7 @@ pub fn overview(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
             duration(run.records.iter().map(part).fold(0.0, |all, seconds| all + seconds))
         };
         let epochs = run.records.last().map_or(0, |record| record.epoch);
-        let best = run.best().map_or("–".to_owned(), |best| count(best.epoch));
+        let best = run.best().map_or("–".to_owned(), |best| grouped(best.epoch));
         // Writing to a string does not fail.
         let _ = writeln!(
             text,
@@ -41,7 +42,7 @@ pub fn overview(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
             escaped(run.dataset().unwrap_or("–")),
             escaped(run.device().unwrap_or("–")),
             stopped_by(run),
-            count(epochs),
+            grouped(epochs),
             seconds(|record| record.train_seconds),
             seconds(|record| record.evaluate_seconds),
         );

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use super::number::{count, duration, escaped, significant};
+use super::number::{duration, escaped, significant};
 use super::read::ReportedRun;
 use super::tables::run_heading;
 use crate::profile::{Profile, ProfiledOperation};
+use crate::text::grouped;
 
 /// The operations of each run that timed them, or how to time them.
 pub fn operations(runs: &[ReportedRun], colours: &[Option<usize>]) -> String {
@@ -55,7 +56,7 @@ fn table(profile: &Profile) -> String {
          <th>share</th><th></th><th>time</th><th>calls</th><th>a call</th><th>GB/s</th>\
          <th>GFLOP/s</th></tr></thead>\n<tbody>\n",
         profile.epoch,
-        count(profile.steps),
+        grouped(profile.steps),
         escaped(&profile.device),
         duration(all),
         duration(profile.train_seconds),
@@ -77,7 +78,7 @@ fn table(profile: &Profile) -> String {
             escaped(&operation.name),
             100.0 * share,
             duration(operation.seconds),
-            count(operation.calls),
+            grouped(operation.calls),
             duration(operation.seconds / operation.calls.max(1) as f64),
             per_second(operation.bytes),
             per_second(operation.flops),

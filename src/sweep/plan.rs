@@ -70,23 +70,17 @@ impl Plan {
         Choice(chosen.map(|(axis, index)| (axis.key.clone(), axis.values[index].clone())).collect())
     }
 
-    /// The settings with which the data of all runs are read: every modality that any of them uses.
-    pub fn data_settings(&self) -> Result<RunConfig> {
-        let mut settings = self.base.clone();
-        let mut names: Vec<String> = Vec::new();
-        for run in self.runs()? {
-            match run.config.modalities {
-                ModalityChoice::All => {
-                    settings.modalities = ModalityChoice::All;
-                    return Ok(settings);
-                }
-                ModalityChoice::Only(chosen) => names.extend(chosen),
-            }
-        }
-        names.sort();
-        names.dedup();
-        settings.modalities = ModalityChoice::Only(names);
-        Ok(settings)
+    /// The settings with which the data of all `runs` are read: every modality that any of them uses.
+    pub fn data_settings(&self, runs: &[PlannedRun]) -> RunConfig {
+        let names: Option<Vec<&[String]>> =
+            runs.iter().map(|run| run.config.modalities.names()).collect();
+        let modalities = names.map_or(ModalityChoice::All, |names| {
+            let mut names = names.concat();
+            names.sort();
+            names.dedup();
+            ModalityChoice::Only(names)
+        });
+        RunConfig { modalities, ..self.base.clone() }
     }
 
     /// All runs, configuration by configuration.

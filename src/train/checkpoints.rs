@@ -45,7 +45,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let Saved { file, state, records } = Saved::open(&identity, directory)?;
         let arena = |prefix: &str| file.arena(prefix, &layout);
         let dense = DenseState {
-            parameters: file.finite_arena("", &layout)?,
+            parameters: file.finite_arena(&layout)?,
             first: arena(FIRST)?,
             second: arena(SECOND)?,
         };

@@ -39,7 +39,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let place = backend.place_features(dataset, &graph, config)?;
         let model = match &initial {
             Some(initial) => {
-                let parameters: Vec<B::Real> = initial.file.finite_arena("", &layout)?;
+                let parameters: Vec<B::Real> = initial.file.finite_arena(&layout)?;
                 let zeros = vec![B::Real::ZERO; parameters.len()];
                 let dense = DenseState { parameters, first: zeros.clone(), second: zeros };
                 DeviceModel::new(backend, config, layout, graph, &dense, features)?

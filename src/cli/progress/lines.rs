@@ -4,9 +4,10 @@ use std::fmt::Write;
 
 use bm3_engine::records::{EpochRecord, RunStart};
 use bm3_engine::run::{StopReason, Summary};
+use bm3_engine::text::grouped;
 
 use super::{Best, STOPPING_LENGTH};
-use crate::cli::output::{counted, grouped};
+use crate::cli::output::counted;
 
 /// The data set, the number of parameters, the device and the run's directory.
 pub fn start(run: &RunStart) -> Vec<String> {
@@ -18,13 +19,13 @@ pub fn start(run: &RunStart) -> Vec<String> {
         format!(
             "{}: {}, {}, {} training, {} validation, {} test pairs; {modalities}",
             run.dataset,
-            counted(run.users, "user"),
-            counted(run.items, "item"),
-            grouped(run.train_pairs),
-            grouped(run.valid_pairs),
-            grouped(run.test_pairs),
+            counted(run.users as u64, "user"),
+            counted(run.items as u64, "item"),
+            grouped(run.train_pairs as u64),
+            grouped(run.valid_pairs as u64),
+            grouped(run.test_pairs as u64),
         ),
-        format!("{} parameters, on {}", grouped(run.parameters), run.device),
+        format!("{} parameters, on {}", grouped(run.parameters as u64), run.device),
     ];
     if let Some(directory) = &run.directory {
         lines.push(format!("run {}", directory.display()));
@@ -74,8 +75,8 @@ pub fn end(summary: &Summary) -> String {
     let best = summary.best_epoch.map_or(String::new(), |epoch| format!(", best epoch {epoch}"));
     format!(
         "{why}: {}, {}{best}; {} training, {} evaluating",
-        counted(summary.epochs as usize, "epoch"),
-        counted(summary.steps as usize, "step"),
+        counted(summary.epochs, "epoch"),
+        counted(summary.steps, "step"),
         duration(summary.train_seconds),
         duration(summary.evaluate_seconds),
     )

@@ -270,7 +270,7 @@ fn end(summary: &Summary) -> String {
     let best = summary.best_epoch.map_or(String::new(), |epoch| format!(", best epoch {epoch}"));
     format!(
         "{why}: {}{best}{}{}; {}",
-        counted(summary.epochs as usize, "epoch"),
+        counted(summary.epochs, "epoch"),
         recall(&summary.valid, "valid"),
         recall(&summary.test, "test"),
         duration(summary.train_seconds + summary.evaluate_seconds),

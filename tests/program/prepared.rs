@@ -1,0 +1,206 @@
+//! From raw interactions to recommendations by their ids.
+
+use std::fs;
+
+use predicates::prelude::*;
+use predicates::str::contains;
+use serde_json::Value;
+
+use super::{output, path, program};
+
+#[test]
+fn raw_ids_come_back_in_recommendations() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = directory.path();
+    // 12 people and 9 things that all belong to a 3-core, one stray that does not, awkward ids.
+    let mut table = "person,thing,points,when\n".to_owned();
+    for user in 0..12 {
+        for item in (0..9).filter(|item| (user + item) % 3 != 0) {
+            table += &format!("\"u, {user}\",thing {item},{},{}\n", 1 + item % 5, 100 + item);
+        }
+    }
+    table += "stray,thing 0,5,1\nstray,only here,5,2\n";
+    let raw = folder.join("raw.csv");
+    fs::write(&raw, table).unwrap();
+    let ids: String = (0..9).rev().map(|item| format!("thing {item}\n")).collect();
+    fs::write(folder.join("ids.txt"), ids).unwrap();
+    // One feature: the number of the thing, with the things in reverse order.
+    let header = "{'descr': '<f8', 'fortran_order': False, 'shape': (9, 1), }";
+    let mut npy = b"\x93NUMPY\x01\x00".to_vec();
+    npy.extend((header.len() as u16).to_le_bytes());
+    npy.extend(header.as_bytes());
+    (0..9).rev().for_each(|item| npy.extend(f64::from(item).to_le_bytes()));
+    fs::write(folder.join("f.npy"), npy).unwrap();
+
+    let data = folder.join("data");
+    let (features, ids) = (
+        format!("size={}", path(&folder.join("f.npy"))),
+        format!("size={}", path(&folder.join("ids.txt"))),
+    );
+    let prepare = |extra: &[&str]| {
+        let mut command = program(&["prepare", "--interactions", path(&raw), "--out", path(&data)]);
+        command.args(["--user-column", "person", "--item-column", "thing", "--k-core", "3"]);
+        command.args(["--feature", &features, "--feature-ids", &ids]).args(extra);
+        command
+    };
+    // The k-core drops the stray, whose own thing has no features.
+    prepare(&["--min-rating", "9"]).assert().code(2).stderr(contains("--rating-column"));
+    prepare(&["--rating-column", "points", "--min-rating", "9"])
+        .assert()
+        .code(2)
+        .stderr(contains("no interaction is left"));
+    assert!(!data.exists());
+    prepare(&["--time-column", "when", "--split-method", "leave-one-out"])
+        .assert()
+        .success()
+        .stdout(contains("in the core").and(contains("12 users")));
+    prepare(&[]).assert().code(2).stderr(contains("--overwrite"));
+
+    // A pipe gives its bytes once.
+    #[cfg(unix)]
+    {
+        let piped = folder.join("piped");
+        let mut command =
+            program(&["prepare", "--interactions", "/dev/stdin", "--out", path(&piped)]);
+        command.args(["--user-column", "person", "--item-column", "thing", "--k-core", "3"]);
+        command.args(["--time-column", "when", "--split-method", "leave-one-out"]);
+        command.write_stdin(fs::read(&raw).unwrap()).assert().success();
+        for name in ["u_id_mapping.csv", "i_id_mapping.csv"] {
+            assert_eq!(fs::read(piped.join(name)).unwrap(), fs::read(data.join(name)).unwrap());
+        }
+        let own = fs::read(piped.join("piped.inter")).unwrap();
+        assert_eq!(own, fs::read(data.join("data.inter")).unwrap());
+    }
+
+    let map = fs::read_to_string(data.join("i_id_mapping.csv")).unwrap();
+    let size = bm3_engine::data::FeatureMatrix::open(&data.join("size_feat.npy")).unwrap();
+    for line in map.lines().skip(1) {
+        let (raw, number) = line.split_once('\t').unwrap();
+        let mut value = [0.0f64];
+        size.copy_row(number.parse().unwrap(), 0..1, &mut value);
+        assert_eq!(format!("thing {}", value[0]), raw);
+    }
+    let inter = fs::read_to_string(data.join("data.inter")).unwrap();
+    assert_eq!(inter.lines().count(), 1 + 12 * 6);
+    assert_eq!(inter.lines().filter(|line| line.ends_with("\t2")).count(), 12);
+
+    let run = folder.join("run");
+    output(&["train", "--data", path(&data), "--out", path(&run), "--epochs", "2", "--quiet"]);
+    // Foreign maps are left as they are. If a killed process wrote only the first map, the second
+    // is written.
+    let other = folder.join("other");
+    fs::create_dir(&other).unwrap();
+    let train = ["train", "--data", path(&data), "--out", path(&other), "--epochs", "1", "--quiet"];
+    let [users_map, items_map] =
+        ["u_id_mapping.csv", "i_id_mapping.csv"].map(|name| other.join(name));
+    for (foreign, problem) in [
+        ("user_id\tuserID\nsomebody\t0\n", "i_id_mapping.csv is missing beside it"),
+        ("no map\n", "i_id_mapping.csv is missing beside it"),
+    ] {
+        fs::write(&users_map, foreign).unwrap();
+        program(&train).assert().code(2).stderr(contains(problem).and(contains("--out")));
+        assert_eq!(fs::read_to_string(&users_map).unwrap(), foreign);
+    }
+    fs::copy(data.join("u_id_mapping.csv"), &users_map).unwrap();
+    fs::write(&items_map, "no map\n").unwrap();
+    program(&train).assert().code(2).stderr(contains("line 1").or(contains("give another --out")));
+    assert_eq!(fs::read_to_string(&items_map).unwrap(), "no map\n");
+    fs::remove_file(&items_map).unwrap();
+    output(&train);
+    assert_eq!(fs::read(&items_map).unwrap(), fs::read(data.join("i_id_mapping.csv")).unwrap());
+    let ask = |arguments: &[&str]| {
+        output(&[&["recommend", "--model", path(&run), "--top-k", "2"], arguments].concat())
+    };
+    let users = folder.join("users.txt");
+    fs::write(&users, "u, 3\nu, 4\n").unwrap();
+    let lists = ask(&["--users", path(&users)]);
+    assert!(lists.contains("\"u, 3\",1,thing "), "{lists}");
+    // The run has the ids too: those of the folder are no longer needed.
+    for name in ["u_id_mapping.csv", "i_id_mapping.csv"] {
+        assert_eq!(fs::read(run.join(name)).unwrap(), fs::read(data.join(name)).unwrap());
+        fs::remove_file(data.join(name)).unwrap();
+    }
+    assert_eq!(ask(&["--users", path(&users)]), lists);
+    let numbered = ask(&["--users", "0", "--external-ids", "never"]);
+    assert!(numbered.starts_with("user,rank,item\n0,1,"), "{numbered}");
+
+    // New users are known by what they interacted with, by either kind of id.
+    let maps = bm3_engine::data::IdMaps::read(&run).unwrap().unwrap();
+    let number = |item: &str| maps.items.iter().position(|id| id == item).unwrap();
+    let histories = folder.join("new.csv");
+    fs::write(&histories, "user,item\nzoe,thing 3\nmax,thing 8\nzoe,thing 5\n").unwrap();
+    let named = ask(&["--histories", path(&histories)]);
+    let model = bm3_engine::Model::load(&run).unwrap();
+    let recommender = bm3_engine::Recommender::new(model).unwrap();
+    let mut expected = "user,rank,item\n".to_owned();
+    for (user, items) in [("zoe", &["thing 3", "thing 5"][..]), ("max", &["thing 8"])] {
+        let items: Vec<u32> = items.iter().map(|item| number(item) as u32).collect();
+        let top = recommender.search(&[bm3_engine::Query::items(&items)], 2).unwrap();
+        for (rank, &item) in top.list(0).iter().enumerate() {
+            assert!(!items.contains(&item));
+            expected += &format!("{user},{},{}\n", rank + 1, maps.items[item as usize]);
+        }
+    }
+    assert_eq!(named, expected);
+    let lines = format!("zoe\t{}\nzoe\t{}\n", number("thing 3"), number("thing 5"));
+    fs::write(&histories, lines).unwrap();
+    let numbered = ["--histories", path(&histories), "--external-ids", "never"];
+    let numbered = ask(&[&numbered[..], &["--out", path(&folder.join("new.jsonl"))]].concat());
+    assert_eq!(numbered, "");
+    let line: Value = serde_json::from_slice(&fs::read(folder.join("new.jsonl")).unwrap()).unwrap();
+    let items = line["items"].as_array().unwrap().iter().map(|item| item.as_u64().unwrap());
+    let items: Vec<&str> = items.map(|item| maps.items[item as usize].as_str()).collect();
+    assert_eq!(line["user"], "zoe");
+    assert!(items.iter().zip(named.lines().skip(1)).all(|(item, line)| line.ends_with(item)));
+    program(&["recommend", "--model", path(&run), "--histories", path(&histories)])
+        .assert()
+        .code(2)
+        .stderr(contains("new.csv: line 1: `").and(contains("an id of the original interactions")));
+
+    // Selecting by number gives the same users and items as selecting by id.
+    let numbers = |file: &str, ids: &str| -> Vec<String> {
+        let map = fs::read_to_string(run.join(file)).unwrap();
+        let of = |id: &str| {
+            let quoted = [format!("{id}\t"), format!("\"{id}\"\t")];
+            let line = |line: &&str| quoted.iter().any(|start| line.starts_with(start));
+            map.lines().find(line).unwrap().rsplit('\t').next().unwrap().to_owned()
+        };
+        ids.lines().map(of).collect()
+    };
+    let npy = folder.join("lists.npy");
+    for (command, flag, file, ids) in [
+        ("recommend", "--users", "u_id_mapping.csv", "u, 3\nu, 11\nu, 4\n"),
+        ("similar", "--items", "i_id_mapping.csv", "thing 7\nthing 2\n"),
+    ] {
+        let given = folder.join("given.txt");
+        fs::write(&given, ids).unwrap();
+        let common = [command, "--model", path(&run), "--top-k", "2", "--out", path(&npy)];
+        output(&[&common[..], &[flag, path(&given)]].concat());
+        let of_ids = fs::read(&npy).unwrap();
+        let numbers = numbers(file, ids).join(",");
+        output(&[&common[..], &[flag, &numbers, "--external-ids", "never"]].concat());
+        assert!(of_ids == fs::read(&npy).unwrap(), "{command}");
+        // A number is not an id.
+        let wrong = [&common[..], &[flag, "0"]].concat();
+        program(&wrong).assert().code(2).stderr(contains(format!("{flag}: `0` found, an id")));
+    }
+
+    // If the maps do not fit the model, the error names their file.
+    let (users_map, items_map) = (run.join("u_id_mapping.csv"), run.join("i_id_mapping.csv"));
+    let whole = fs::read_to_string(&items_map).unwrap();
+    let head: String = whole.lines().take(3).map(|line| format!("{line}\n")).collect();
+    let broken = |reason: &str| {
+        let said = contains(reason).and(contains("or add --external-ids never"));
+        program(&["recommend", "--model", path(&run)]).assert().code(2).stderr(said);
+    };
+    fs::write(&items_map, head).unwrap();
+    broken("i_id_mapping.csv: ");
+    fs::write(&items_map, whole).unwrap();
+    fs::rename(&users_map, folder.join("aside")).unwrap();
+    broken("i_id_mapping.csv: u_id_mapping.csv is missing beside it");
+    fs::rename(folder.join("aside"), &users_map).unwrap();
+    program(&["recommend", "--model", path(&run), "--users", "nobody"])
+        .assert()
+        .code(2)
+        .stderr(contains("--users: `nobody` found"));
+}
