@@ -14,7 +14,7 @@ mod made_up;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use bm3_engine::backend::{Backend, BatchRooms, SpmmFactors, view, view_mut};
+use bm3_engine::backend::{Backend, BatchRooms, SpmmFactors, SpmmInputs, view, view_mut};
 use bm3_engine::batch::{Batch, epoch_order};
 use bm3_engine::bench::Spread;
 use bm3_engine::config::{DeviceChoice, Order, TrainConfig};
@@ -111,7 +111,8 @@ fn operations<B: Backend<Real = f32>>(
     let (x, mut y) = (backend.upload(&numbers(nodes))?, backend.zeros(nodes)?);
     let factors = SpmmFactors { neighbours: 1.0, base: 0.0, item_base: 0.0 };
     let spmm = timed(backend, arguments.repeats, calls, || {
-        backend.spmm(&graph, Some(view(&x, 0..nodes)), None, factors, view_mut(&mut y, 0..nodes))
+        let inputs = SpmmInputs { x: Some(view(&x, 0..nodes)), base: None, factors };
+        backend.spmm(&graph, inputs, view_mut(&mut y, 0..nodes))
     })?;
 
     let order = epoch_order(Order::Random, 1, 0, dataset.train.users.len());

@@ -7,7 +7,8 @@
 mod made_up;
 
 use bm3_engine::backend::{
-    AdamStep, Backend, BatchRooms, Dropout, FeatureState, LossShape, SpmmFactors, view, view_mut,
+    AdamStep, Backend, BatchRooms, Dropout, FeatureState, LossShape, SpmmFactors, SpmmInputs,
+    Updated, view, view_mut,
 };
 use bm3_engine::batch::{Batch, epoch_order};
 use bm3_engine::config::{Order, TrainConfig};
@@ -103,9 +104,32 @@ fn main() {
     let factors = SpmmFactors { neighbours: 0.5, base: 0.5, item_base: 1.0 };
     let work =
         Work { bytes: entries * (d64 * REAL + 4) + 2 * n * d64 * REAL, flops: 2 * entries * d64 };
+    let inputs = || {
+        let [x, base] = [(); 2].map(|()| Some(view(&x, 0..nodes * d)));
+        SpmmInputs { x, base, factors }
+    };
     measure(&mut group, "spmm", work, || {
-        let (x, base) = (Some(view(&x, 0..nodes * d)), Some(view(&x, 0..nodes * d)));
-        backend.spmm(&device_graph, x, base, factors, view_mut(&mut y, 0..nodes * d)).unwrap();
+        backend.spmm(&device_graph, inputs(), view_mut(&mut y, 0..nodes * d)).unwrap();
+    });
+    let schedule = vec![adam_step(1, 1e-3)];
+    let mut losses = backend.losses(&vec![0.0; shape.terms()]).unwrap();
+    let mut arenas = [(); 3].map(|()| vec![0.0; nodes * d]);
+    fn updated(arenas: &mut [Vec<f32>; 3]) -> Updated<'_, Vec<f32>> {
+        let range = 0..arenas[0].len();
+        let [parameters, first, second] = arenas;
+        Updated { parameters, first, second, range }
+    }
+    let adam = Work { bytes: 7 * n * d64 * REAL, flops: 12 * n * d64 };
+    measure(&mut group, "adam of H0", adam, || {
+        let gradients = view(&x, 0..nodes * d);
+        backend.adam(&batch, &schedule, gradients, updated(&mut arenas), &mut losses).unwrap();
+    });
+    let work = Work { bytes: work.bytes + 5 * n * d64 * REAL, flops: work.flops + adam.flops };
+    measure(&mut group, "spmm_adam", work, || {
+        let updated = updated(&mut arenas);
+        backend
+            .spmm_adam(&device_graph, inputs(), &batch, &schedule, updated, &mut losses)
+            .unwrap();
     });
     for modality in &dataset.modalities {
         let columns = modality.features.columns();
@@ -202,15 +226,6 @@ fn main() {
     measure(&mut group, "scatter_rows", work, || {
         let rows = view(&input_gradient, 0..node_rows);
         backend.scatter_rows(&device_graph, &batch, rows, view_mut(&mut y, 0..nodes * d)).unwrap();
-    });
-    let dense = train::layout(&dataset, &config).len();
-    let gradients = numbers(dense);
-    let [mut parameters, mut first, mut second] = [(); 3].map(|()| vec![0.0; dense]);
-    let work = Work { bytes: 7 * dense as u64 * REAL, flops: 12 * dense as u64 };
-    measure(&mut group, "adam", work, || {
-        let schedule = vec![adam_step(7, 1e-3)];
-        let [p, m, v] = [&mut parameters, &mut first, &mut second];
-        backend.adam(&batch, &schedule, 0..dense, &gradients, p, m, v, &mut losses).unwrap();
     });
     let evaluated = evaluate::users_of(&[&dataset.valid, &dataset.test]);
     let scores = evaluated.len() as u64 * dataset.items as u64;

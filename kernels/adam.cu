@@ -1,5 +1,5 @@
 // One Adam step on n dense parameters (SPEC section 5): elements `begin` to `end` (multiples of 4)
-// of their arenas.
+// of their arenas. `gradients` begins with the gradient of element `begin`.
 //
 // `schedule` holds the constants of every step; this kernel uses those of the batch's step.
 // Outputs: parameters, first and second moments, updated in place; watch: the step and element / 4
@@ -19,19 +19,6 @@ extern "C" __global__ void __launch_bounds__(256) adam(
         return;
     }
     AdamStep step = schedule[batch->step - 1];
-    float4 gradient = load4(gradients + index);
-    float4 parameter = load4(parameters + index);
-    float4 first = load4(firsts + index);
-    float4 second = load4(seconds + index);
-    adam_update(step, gradient.x, parameter.x, first.x, second.x);
-    adam_update(step, gradient.y, parameter.y, first.y, second.y);
-    adam_update(step, gradient.z, parameter.z, first.z, second.z);
-    adam_update(step, gradient.w, parameter.w, first.w, second.w);
-    store4(parameters + index, parameter);
-    store4(firsts + index, first);
-    store4(seconds + index, second);
-    if (!adam_is_finite(parameter.x, second.x) || !adam_is_finite(parameter.y, second.y)
-        || !adam_is_finite(parameter.z, second.z) || !adam_is_finite(parameter.w, second.w)) {
-        watch_sees(watch + 2, batch->step, static_cast<u32>(index / 4));
-    }
+    float4 gradient = load4(gradients + index - begin);
+    adam_quad(step, gradient, parameters, firsts, seconds, index, batch->step, watch);
 }

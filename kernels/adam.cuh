@@ -73,6 +73,33 @@ __device__ __forceinline__ void adam_update(AdamStep step, float gradient, float
     parameter -= adam_move(step, first, second);
 }
 
+// Whether an element is finite after its step. v shows a gradient that is not finite, or whose
+// square is not; p shows everything else that can go wrong.
+__device__ __forceinline__ bool adam_is_finite(float parameter, float second) {
+    return is_finite(parameter) && is_finite(second);
+}
+
+// A step of the four elements at `index` of their arenas. watch: see adam.cu; `number` is the
+// step's.
+__device__ __forceinline__ void adam_quad(AdamStep step, float4 gradient, float* parameters,
+                                          float* firsts, float* seconds, u64 index, u32 number,
+                                          u64* watch) {
+    float4 parameter = load4(parameters + index);
+    float4 first = load4(firsts + index);
+    float4 second = load4(seconds + index);
+    adam_update(step, gradient.x, parameter.x, first.x, second.x);
+    adam_update(step, gradient.y, parameter.y, first.y, second.y);
+    adam_update(step, gradient.z, parameter.z, first.z, second.z);
+    adam_update(step, gradient.w, parameter.w, first.w, second.w);
+    store4(parameters + index, parameter);
+    store4(firsts + index, first);
+    store4(seconds + index, second);
+    if (!adam_is_finite(parameter.x, second.x) || !adam_is_finite(parameter.y, second.y)
+        || !adam_is_finite(parameter.z, second.z) || !adam_is_finite(parameter.w, second.w)) {
+        watch_sees(watch + 2, number, static_cast<u32>(index / 4));
+    }
+}
+
 // Steps of four elements.
 __device__ __forceinline__ void adam_update4(AdamStep step, const float (&gradient)[4],
                                              float (&parameter)[4], float (&first)[4],
@@ -96,8 +123,3 @@ __device__ __forceinline__ void adam_update4(AdamStep step, const float (&gradie
     }
 }
 
-// Whether an element is finite after its step. v shows a gradient that is not finite, or whose
-// square is not; p shows everything else that can go wrong.
-__device__ __forceinline__ bool adam_is_finite(float parameter, float second) {
-    return is_finite(parameter) && is_finite(second);
-}

@@ -2,10 +2,13 @@
 //
 //   y_i = neighbours * s_i * sum_j s_j x_j + (base + [i >= U] item_base) * b_i
 //
-// Shapes: x, b, y are N x d; a launch computes `columns` columns, from the given addresses on. Â is
-// symmetric with value s_i s_j on an edge, so no value array exists, and the backward pass is this
-// kernel applied to the gradient.
-// Outputs: y `=`.
+// spmm writes y. spmm_adam takes y for the gradient of the parameters and does their Adam step
+// (adam.cuh) instead: y itself is never stored.
+//
+// Shapes: x, b, y, p, m, v are N x d; a launch computes the columns from `first_column` to
+// `end_column`. Â is symmetric with value s_i s_j on an edge, so no value array exists, and the
+// backward pass is this kernel applied to the gradient.
+// Outputs: y `=`; or p, m, v, updated in place, and watch as in adam.cu.
 // Ownership: the host cuts rows into segments of at most 32 neighbours or, in a longer row, of
 // about as many as the row has segments (src/cuda/spmm.rs). So a hub with a third of all edges is
 // work for many groups, and adding their sums takes no longer than each of them. A group of lanes
@@ -14,14 +17,15 @@
 // segments come first, so that other work is left while the last of them are added. `arrived` is
 // zero before and after.
 // Determinism: a row's sums are added in the order of its segments, whichever group does it.
-// Bytes: E (4d + 8) gathered, mostly from L2, N (8d + 24) from memory, and 8d for each segment of a
-// longer row. Flops: 2 E d + 2 N d.
+// Bytes: E (4d + 8) gathered, mostly from L2, N (8d + 24) from memory, or N (28d + 24) with Adam,
+// and 8d for each segment of a longer row. Flops: 2 E d + 2 N d, and some 18 N d with Adam.
 // Bound: L2 bandwidth while x's columns fit there, HBM beyond, so the host computes the columns of
 // wide or many rows in parts (src/cuda/spmm.rs).
 // Mapping: lane q of a group holds columns 4q to 4q + 3, so a neighbour's row is one coalesced
 // read. Each lane loads the id and the scale of one neighbour and passes them to the group: 16
 // lanes wait two latencies for 16 neighbours, then for the rows, AT_ONCE at a time.
-#include "common.cuh"
+#include "adam.cuh"
+#include "batch.cuh"
 
 struct Segment {
     u32 row;
@@ -44,16 +48,35 @@ static const u32 PARTS_AT_ONCE = 8;
 
 namespace spmm_detail {
 
-// A row's scaled sum plus its share of the base.
-__device__ __forceinline__ float4 add_base(
-    float4 sum, const float* base, float base_factor, float item_base_factor, u32 row, u32 users,
-    u64 place) {
-    if (base == nullptr) {
-        return sum;
+struct Product {
+    const Segment* segments;
+    u32 segment_count;
+    const LongRow* long_rows;
+    u32* arrived;
+    const u32* neighbours;
+    const float* scales;
+    const float* x;
+    const float* base;
+    float* partial;
+    u32 users;
+    u32 first_column;
+    u32 end_column;
+    u32 width;
+    u32 lanes;
+    float neighbour_factor;
+    float base_factor;
+    float item_base_factor;
+
+    // Four columns of y, from the sum of the row's neighbours.
+    __device__ __forceinline__ float4 finish(u32 row, u64 place, float4 sum) const {
+        sum = scale4(neighbour_factor * scales[row], sum);
+        if (base == nullptr) {
+            return sum;
+        }
+        float factor = row < users ? base_factor : base_factor + item_base_factor;
+        return fma4(factor, load4(base + place), sum);
     }
-    float factor = row < users ? base_factor : base_factor + item_base_factor;
-    return fma4(factor, load4(base + place), sum);
-}
+};
 
 // The sum of `count` consecutive rows of `width` numbers, in their order; other multiprocessors
 // wrote them.
@@ -74,32 +97,23 @@ __device__ __forceinline__ float4 sum_parts(const float* parts, u32 count, u32 w
     return sum;
 }
 
-}  // namespace spmm_detail
-
-extern "C" __global__ void __launch_bounds__(256, 5) spmm(
-    const Segment* __restrict__ segments, u32 segment_count, const LongRow* __restrict__ long_rows,
-    u32* arrived, const u32* __restrict__ neighbours, const float* __restrict__ scales,
-    const float* __restrict__ x, const float* __restrict__ base, float* __restrict__ y,
-    float* partial, u32 users, u32 columns, u32 width, u32 lanes, float neighbour_factor,
-    float base_factor, float item_base_factor) {
+// Computes a product; `use(place, y)` takes four columns of y, at `place` of its arena.
+template <class Use> __device__ __forceinline__ void multiply(const Product& product, Use use) {
+    u32 lanes = product.lanes, width = product.width, end_column = product.end_column;
     Group group(lanes);
     u32 index = group.index();
     // A group without a segment stays with its warp.
-    bool is_there = index < segment_count;
-    Segment segment = segments[is_there ? index : 0];
-    const u32* ids = neighbours + segment.start;
-    u32 length = x == nullptr || !is_there ? 0 : segment.length;
+    bool is_there = index < product.segment_count;
+    Segment segment = product.segments[is_there ? index : 0];
+    const u32* ids = product.neighbours + segment.start;
+    u32 length = product.x == nullptr || !is_there ? 0 : segment.length;
     u32 longest = group.most(length);
     bool is_part = is_there && segment.slot != NO_SLOT;
-    auto write = [&](u64 place, float4 sum) {
-        sum = scale4(neighbour_factor * scales[segment.row], sum);
-        store4(y + place, spmm_detail::add_base(sum, base, base_factor, item_base_factor,
-                                                segment.row, users, place));
-    };
-    for (u32 first_column = 0; first_column < columns; first_column += 4 * lanes) {
+    for (u32 first_column = product.first_column; first_column < end_column;
+         first_column += 4 * lanes) {
         u32 column = first_column + 4 * group.lane;
-        bool has_columns = column < columns;
-        const float* x_column = x + (has_columns ? column : 0);
+        bool has_columns = column < end_column;
+        const float* x_column = product.x + (has_columns ? column : 0);
         float4 sum = zero4();
         for (u32 first = 0; first < longest; first += lanes) {
             // Without a neighbour, row 0 is read but not added: a conditional read would have to
@@ -108,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
             float scale = 0.0f;
             if (first + group.lane < length) {
                 id = ids[first + group.lane];
-                scale = scales[id];
+                scale = product.scales[id];
             }
             for (u32 k = 0; k < lanes && first + k < longest; k += AT_ONCE) {
                 float4 row[AT_ONCE];
@@ -128,11 +142,11 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
         if (!is_there || !has_columns) {
             continue;
         }
-        u64 place = static_cast<u64>(segment.row) * width + column;
         if (is_part) {
-            store4(partial + static_cast<u64>(segment.slot) * width + column, sum);
+            store4(product.partial + static_cast<u64>(segment.slot) * width + column, sum);
         } else {
-            write(place, sum);
+            u64 place = static_cast<u64>(segment.row) * width + column;
+            use(place, product.finish(segment.row, place, sum));
         }
     }
 
@@ -140,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
     if (__ballot_sync(ALL_LANES, is_part) == 0) {
         return;
     }
-    LongRow row = long_rows[is_part ? segment.long_row : 0];
+    LongRow row = product.long_rows[is_part ? segment.long_row : 0];
     // The barrier makes all lanes' writes visible to the first lane, whose fence makes them visible
     // to the device before it counts them. The second fence and barrier make other groups' counted
     // writes visible to that lane, then to all lanes. A shuffle orders no memory.
@@ -148,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
     u32 before = 0;
     if (is_part && group.lane == 0) {
         __threadfence();
-        before = atomicAdd(arrived + segment.long_row, 1u);
+        before = atomicAdd(product.arrived + segment.long_row, 1u);
         __threadfence();
     }
     before = group.from(before, 0);
@@ -157,11 +171,47 @@ extern "C" __global__ void __launch_bounds__(256, 5) spmm(
         return;
     }
     if (group.lane == 0) {
-        arrived[segment.long_row] = 0;
+        product.arrived[segment.long_row] = 0;
     }
-    for (u32 column = 4 * group.lane; column < columns; column += 4 * lanes) {
+    for (u32 column = product.first_column + 4 * group.lane; column < end_column;
+         column += 4 * lanes) {
         u64 place = static_cast<u64>(segment.row) * width + column;
-        const float* parts = partial + static_cast<u64>(row.slot) * width + column;
-        write(place, spmm_detail::sum_parts(parts, row.segments, width));
+        const float* parts = product.partial + static_cast<u64>(row.slot) * width + column;
+        use(place, product.finish(segment.row, place, sum_parts(parts, row.segments, width)));
     }
+}
+
+}  // namespace spmm_detail
+
+extern "C" __global__ void __launch_bounds__(256, 5) spmm(
+    const Segment* __restrict__ segments, u32 segment_count, const LongRow* __restrict__ long_rows,
+    u32* arrived, const u32* __restrict__ neighbours, const float* __restrict__ scales,
+    const float* __restrict__ x, const float* __restrict__ base, float* partial, u32 users,
+    u32 first_column, u32 end_column, u32 width, u32 lanes, float neighbour_factor,
+    float base_factor, float item_base_factor, float* __restrict__ y) {
+    spmm_detail::Product product = {
+        segments, segment_count, long_rows,  arrived,    neighbours, scales,
+        x,        base,          partial,    users,      first_column, end_column,
+        width,    lanes,         neighbour_factor, base_factor, item_base_factor};
+    spmm_detail::multiply(product, [&](u64 place, float4 sum) { store4(y + place, sum); });
+}
+
+extern "C" __global__ void __launch_bounds__(256, 5) spmm_adam(
+    const Segment* __restrict__ segments, u32 segment_count, const LongRow* __restrict__ long_rows,
+    u32* arrived, const u32* __restrict__ neighbours, const float* __restrict__ scales,
+    const float* __restrict__ x, const float* __restrict__ base, float* partial, u32 users,
+    u32 first_column, u32 end_column, u32 width, u32 lanes, float neighbour_factor,
+    float base_factor, float item_base_factor, const Batch* __restrict__ batch,
+    const AdamStep* __restrict__ schedule, float* __restrict__ parameters,
+    float* __restrict__ firsts, float* __restrict__ seconds, u64 begin, u64* watch) {
+    spmm_detail::Product product = {
+        segments, segment_count, long_rows,  arrived,    neighbours, scales,
+        x,        base,          partial,    users,      first_column, end_column,
+        width,    lanes,         neighbour_factor, base_factor, item_base_factor};
+    // The step's constants are read anew for each row: kept, they would take a block's registers.
+    spmm_detail::multiply(product, [&](u64 place, float4 gradient) {
+        u32 number = batch->step;
+        AdamStep step = schedule[number - 1];
+        adam_quad(step, gradient, parameters, firsts, seconds, begin + place, number, watch);
+    });
 }

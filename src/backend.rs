@@ -58,6 +58,17 @@ pub struct SpmmFactors {
     pub item_base: f64,
 }
 
+/// What [`Backend::spmm`] computes its result from.
+#[derive(Debug)]
+pub struct SpmmInputs<'a, Buffer> {
+    /// x, N × d; without it, no neighbours are read.
+    pub x: Option<View<'a, Buffer>>,
+    /// b, N × d; 0 without it.
+    pub base: Option<View<'a, Buffer>>,
+    /// Their factors.
+    pub factors: SpmmFactors,
+}
+
 /// Which elements of the bootstrap targets are kept (SPEC §2, equation (4)).
 #[derive(Debug, Clone)]
 pub enum Dropout {
@@ -87,6 +98,21 @@ pub struct AdamStep {
     pub step_size: f64,
     /// 1 / √(1 − β₂ᵗ).
     pub root_factor: f64,
+}
+
+/// Dense parameters and their moments, of which Adam updates the elements `range`.
+///
+/// The bounds are multiples of 4; all buffers have one length.
+#[derive(Debug)]
+pub struct Updated<'a, Buffer> {
+    /// p.
+    pub parameters: &'a mut Buffer,
+    /// m.
+    pub first: &'a mut Buffer,
+    /// v.
+    pub second: &'a mut Buffer,
+    /// The elements that are updated.
+    pub range: Range<usize>,
 }
 
 /// Adam's β₁.
@@ -357,14 +383,24 @@ pub trait Backend: Clone {
 
     /// Equation (2) and its transpose: y = neighbours · Âx + (base + \[item row\] item_base) · b.
     ///
-    /// `x`, `base`, `y` (`=`): N × d. Without `x` no neighbours are read; without `base`, b is 0.
+    /// `y`: `=`, N × d.
     fn spmm(
         &self,
         graph: &Self::Graph,
-        x: Option<View<'_, Self::Buffer>>,
-        base: Option<View<'_, Self::Buffer>>,
-        factors: SpmmFactors,
+        inputs: SpmmInputs<'_, Self::Buffer>,
         y: ViewMut<'_, Self::Buffer>,
+    ) -> Result<()>;
+
+    /// [`Backend::adam`] with the result of [`Backend::spmm`] as the gradient, which is never
+    /// stored: N × d elements are updated, with the bits of the two operations one after the other.
+    fn spmm_adam(
+        &self,
+        graph: &Self::Graph,
+        inputs: SpmmInputs<'_, Self::Buffer>,
+        batch: &Self::Batch,
+        schedule: &Self::Schedule,
+        updated: Updated<'_, Self::Buffer>,
+        losses: &mut Self::Losses,
     ) -> Result<()>;
 
     /// A layer in the paper's form: y (`=`, N × d) = LeakyReLU₀.₂(x W), with W d × d as printed.
@@ -506,19 +542,14 @@ pub trait Backend: Clone {
         nodes: ViewMut<'_, Self::Buffer>,
     ) -> Result<()>;
 
-    /// Adam's step for the batch on the elements `range` of the dense parameters; its bounds are
-    /// multiples of 4, and all buffers have one length. Notes in `losses`, for
-    /// [`Backend::failure`], if an updated value is not finite.
-    #[allow(clippy::too_many_arguments, reason = "one fused operation")]
+    /// Adam's step for the batch on some elements of the dense parameters, as many as `gradients`
+    /// has. Notes in `losses`, for [`Backend::failure`], if an updated value is not finite.
     fn adam(
         &self,
         batch: &Self::Batch,
         schedule: &Self::Schedule,
-        range: Range<usize>,
-        gradients: &Self::Buffer,
-        parameters: &mut Self::Buffer,
-        first: &mut Self::Buffer,
-        second: &mut Self::Buffer,
+        gradients: View<'_, Self::Buffer>,
+        updated: Updated<'_, Self::Buffer>,
         losses: &mut Self::Losses,
     ) -> Result<()>;
 

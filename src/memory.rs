@@ -2,9 +2,8 @@
 
 use serde::Serialize;
 
-use crate::Result;
 use crate::config::{FeatureStorage, Propagation, TrainConfig};
-use crate::cuda::{self, Placement, StoredType};
+use crate::cuda::{self, FeaturePlacement, Placement, StoredType};
 use crate::data::Dataset;
 use crate::evaluate;
 use crate::graph::Graph;
@@ -45,7 +44,8 @@ impl MemoryPlan {
         let pairs = dataset.train.users.len() as u64;
         add("interactions and an epoch's order", interactions(dataset) + pairs * 20);
         add("graph", graph.entries() as u64 * 4 + graph.nodes() as u64 * (8 + REAL));
-        add("dense parameters, their gradients and two moments", 4 * dense * REAL);
+        let gradients = layout.gradients() as u64;
+        add("dense parameters, two moments and gradients", (3 * dense + gradients) * REAL);
         add("propagated nodes and their gradient", (2 + layer_buffers(config)) * nodes * REAL);
         let pairs_at_once = dataset.train.users.len().min(config.batch_size);
         let users = pairs_at_once.min(dataset.users);
@@ -62,16 +62,12 @@ impl MemoryPlan {
         add("dense parameters of the best epoch", dense * REAL);
         let users = evaluate::users_of(&[&dataset.valid, &dataset.test]).len() as u64;
         let longest = config.top_k.iter().copied().max().unwrap_or(0).max(STOPPING_LENGTH) as u64;
-        let scored = nodes * REAL + dataset.items as u64 * d * REAL;
-        add("evaluation: predicted nodes and lists", scored + users * longest * 12);
+        add("evaluation: items and lists", dataset.items as u64 * d * REAL + users * longest * 12);
         Self { host, device: Vec::new(), mapped: mapped(dataset) }
     }
 
     /// Counts for training on `dataset` with `config` on a GPU with `free` bytes free, of which the
     /// run may take `limit`.
-    ///
-    /// # Errors
-    /// As for [`crate::backend::Backend::place_features`].
     pub fn on_gpu(
         dataset: &Dataset,
         graph: &Graph,
@@ -79,8 +75,8 @@ impl MemoryPlan {
         storage: FeatureStorage,
         free: u64,
         limit: Option<u64>,
-    ) -> Result<Self> {
-        let placement = Placement::decide(dataset, graph, config, storage, free, limit)?;
+    ) -> Self {
+        let placement = Placement::decide(dataset, graph, config, storage, free, limit);
         let dense = layout(dataset, config).len() as u64;
         let mut host = Vec::new();
         let mut add = |what: &str, bytes: u64| {
@@ -97,7 +93,7 @@ impl MemoryPlan {
             let touched = dataset.modalities.len() as u64 * dataset.items as u64 * 4;
             add(what, 3 * features * REAL + touched);
         }
-        let streamed = matches!(placement, Placement::Streamed { .. });
+        let streamed = matches!(placement.features, FeaturePlacement::Streamed { .. });
         if features > 0 && !streamed {
             let tables = dataset.modalities.iter().map(|modality| &modality.features);
             let longest = tables.map(|features| StoredType::row_bytes(config, features)).max();
@@ -108,7 +104,7 @@ impl MemoryPlan {
         let wanted = (dataset.valid.items.len() + dataset.test.items.len()) as u64;
         add("evaluation: who is measured, and what is to be found", users * 24 + wanted * 4);
         let device = cuda::training_memory(dataset, graph, config, &placement);
-        Ok(Self { host, device, mapped: mapped(dataset) })
+        Self { host, device, mapped: mapped(dataset) }
     }
 
     /// The total of the process's own memory, in bytes.

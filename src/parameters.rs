@@ -59,8 +59,8 @@ impl ModalityLayout {
 /// The places of all dense parameters in one arena, so that one launch updates all that are ready
 /// at the same time.
 ///
-/// Gradients and moments have arenas of the same layout. The embeddings of users and items come
-/// first and together are H⁰, N × d.
+/// Moments have arenas of the same layout. The embeddings of users and items come first and together
+/// are H⁰, N × d. The arena of gradients begins after them: H⁰'s gradient is used as it is computed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
     /// U, the number of users.
@@ -136,10 +136,19 @@ impl Layout {
         }
     }
 
-    /// The tensors whose gradients pass through the graph: H⁰ and the W^l of the paper's
-    /// propagation.
-    pub fn graph(&self) -> Range<usize> {
-        self.nodes.start..self.propagation.last().map_or(self.nodes.end, |weight| weight.end)
+    /// The W^l of the paper's propagation.
+    pub fn propagation_weights(&self) -> Range<usize> {
+        self.nodes.end..self.propagation.last().map_or(self.nodes.end, |weight| weight.end)
+    }
+
+    /// The place of parameters after H⁰ in the arena of gradients.
+    pub fn gradient(&self, parameters: &Range<usize>) -> Range<usize> {
+        parameters.start - self.nodes.end..parameters.end - self.nodes.end
+    }
+
+    /// The length of the arena of gradients.
+    pub fn gradients(&self) -> usize {
+        self.len() - self.nodes.end
     }
 
     /// The predictor's tensors: the weight and the bias.

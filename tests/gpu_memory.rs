@@ -18,7 +18,7 @@ use bm3_engine::memory::MemoryPlan;
 use bm3_engine::records::{EpochRecord, Observer};
 use bm3_engine::run::{MODEL, RunDirectory};
 use bm3_engine::synth::{self, Shape, SynthOptions};
-use bm3_engine::train::{FitOptions, fit, graph};
+use bm3_engine::train::{FitOptions, fit, graph, layout};
 use bm3_engine::{Error, Result};
 use emulator::Emulator;
 
@@ -148,8 +148,7 @@ fn a_plan_is_what_a_run_takes() {
     ];
     for (what, dataset, config) in cases {
         let graph = graph(dataset, &config);
-        let plan = MemoryPlan::on_gpu(dataset, &graph, &config, FeatureStorage::Resident, 0, None)
-            .unwrap();
+        let plan = MemoryPlan::on_gpu(dataset, &graph, &config, FeatureStorage::Resident, 0, None);
         let plan = plan.device_total();
         let less = plan - (SLACK * plan as f64) as u64;
         for (enough, too_little, raise) in [
@@ -168,8 +167,9 @@ fn a_plan_is_what_a_run_takes() {
     }
 }
 
-/// If the device has room, a model is read from it when it is saved, not each time it is the best
-/// so far. With a byte less, trained features are read each time. Both give the same model.
+/// If the device has room, the best epoch's parameters stay there until they are saved. With a byte
+/// less, those of trained features are read each time that an epoch is the best so far; with still
+/// less, the dense ones too. All give the same model.
 #[test]
 fn the_best_epoch_stays_on_the_device_where_there_is_room() {
     let Some(emulator) = emulator::changeable() else { return };
@@ -184,32 +184,43 @@ fn the_best_epoch_stays_on_the_device_where_there_is_room() {
     let graph = graph(&dataset, &config);
     let planned = |free| {
         let storage = FeatureStorage::Resident;
-        MemoryPlan::on_gpu(&dataset, &graph, &config, storage, free, None).unwrap().device_total()
+        MemoryPlan::on_gpu(&dataset, &graph, &config, storage, free, None).device_total()
     };
     let columns: usize = dataset.modalities.iter().map(|m| m.features.columns()).sum();
     let features = (4 * dataset.items * columns) as u64;
+    let dense = 4 * layout(&dataset, &config).len() as u64;
     let (least, most) = (planned(0), planned(1 << 40));
-    assert_eq!(most, least + features);
+    assert_eq!(most, least + features + dense);
 
-    let (mut too_little, mut enough) = (0, 1 << 40);
-    while enough - too_little > 1 {
-        let middle = u64::midpoint(too_little, enough);
-        *if planned(middle) == most { &mut enough } else { &mut too_little } = middle;
-    }
-    let kept = train(emulator, &dataset, &config, Room::Memory(enough), None).unwrap();
-    let read = train(emulator, &dataset, &config, Room::Memory(too_little), None).unwrap();
+    // The least memory for which so much is planned.
+    let enough_for = |bytes: u64| {
+        let (mut too_little, mut enough) = (0, 1 << 40);
+        while enough - too_little > 1 {
+            let middle = u64::midpoint(too_little, enough);
+            *if planned(middle) >= bytes { &mut enough } else { &mut too_little } = middle;
+        }
+        enough
+    };
+    let (for_all, for_dense) = (enough_for(most), enough_for(least + dense));
+    let train =
+        |memory, left| train(emulator, &dataset, &config, Room::Memory(memory), left).unwrap();
+    let kept = train(for_all, None);
+    let [dense_kept, also_dense_kept] = [for_all - 1, for_dense].map(|memory| train(memory, None));
+    let read = train(for_dense - 1, None);
     assert!(kept.most <= most, "{} bytes of {most} planned", kept.most);
-    assert_eq!(kept.most - read.most, features, "a copy of the features, and no more");
-    assert_eq!(read.read - kept.read, features, "which is not read each time");
+    assert_eq!(kept.most - dense_kept.most, features, "a copy of the features, and no more");
+    assert_eq!(dense_kept.most - read.most, dense, "a copy of the dense parameters, and no more");
+    assert_eq!(dense_kept.read - kept.read, features, "which is not read each time");
+    assert_eq!(read.read - dense_kept.read, dense, "which is not read each time");
+    assert_eq!(also_dense_kept.read, dense_kept.read);
     assert!(kept.read < features / 4, "{} bytes read in an epoch", kept.read);
-    assert!(kept.model == read.model, "the same model");
 
-    // Others take the planned memory before it is needed, and the features no longer fit beside the
-    // other parameters.
-    let late =
-        train(emulator, &dataset, &config, Room::Memory(enough), Some(features / 2)).unwrap();
+    // Others take the planned memory before it is needed.
+    let late = train(for_all, Some(1000));
     assert_eq!(late.read, read.read, "read as where there was no room from the beginning");
-    assert!(late.model == read.model, "the same model");
+    for other in [dense_kept, also_dense_kept, read, late] {
+        assert!(other.model == kept.model, "the same model");
+    }
 }
 
 /// The driver keeps freed memory for this process: a second run finds as much memory as the first.

@@ -124,12 +124,24 @@ fn rows_that_stay(said: &str) -> usize {
 /// The memory of a GPU that has room, beside everything else, to keep the streamed features of this
 /// many items.
 fn memory_for(config: &TrainConfig, rows: u64) -> u64 {
+    bytes_for(config, rows, |bytes| (bytes, None))
+}
+
+/// The same for a limit on a large GPU.
+fn limit_for(config: &TrainConfig, rows: u64) -> u64 {
+    bytes_for(config, rows, |bytes| (1 << 40, Some(bytes)))
+}
+
+/// The least bytes with which this many rows stay, if `room` makes a GPU's free memory and a limit
+/// of them.
+fn bytes_for(config: &TrainConfig, rows: u64, room: fn(u64) -> (u64, Option<u64>)) -> u64 {
     let dataset = dataset();
     let graph = graph(&dataset, config);
     // For any memory, a plan says how many rows it would keep.
-    let kept = |free: u64| {
-        let plan = MemoryPlan::on_gpu(&dataset, &graph, config, FeatureStorage::Auto, free, None);
-        let lines = plan.unwrap().device;
+    let kept = |bytes: u64| {
+        let (free, limit) = room(bytes);
+        let storage = FeatureStorage::Auto;
+        let lines = MemoryPlan::on_gpu(&dataset, &graph, config, storage, free, limit).device;
         let line = lines.iter().find(|line| line.what.starts_with("streamed features: "));
         line.map_or(u64::MAX, |line| {
             line.what.split(' ').nth(2).and_then(|word| word.parse().ok()).expect("a number")
@@ -137,7 +149,7 @@ fn memory_for(config: &TrainConfig, rows: u64) -> u64 {
     };
     if rows == 0 {
         // With one byte more, a row would fit.
-        return memory_for(config, 1) - 1;
+        return bytes_for(config, 1, room) - 1;
     }
     let (mut low, mut high) = (0, 1 << 40);
     while low + 1 < high {
@@ -210,12 +222,14 @@ fn streamed_features_give_the_bits_of_resident_ones() {
         assert_eq!(seen[..3], [0, 40, 70]);
         assert!(seen[3] < 40, "a quarter of the room is taken where no amount was asked for");
 
-        // With a limit, as many rows stay as on a GPU of that size.
+        // Within a limit too, whose last byte is used: it counts bytes as they are asked for.
         emulator.set("BM3_EMULATOR_MEMORY", "");
-        let limit = Some(memory_for(&config, 40));
+        let limit = limit_for(&config, 40);
+        assert!(limit < memory_for(&config, 40) - (64 << 20));
         for storage in [FeatureStorage::Auto, FeatureStorage::Stream] {
             let streamed = tempfile::tempdir().unwrap();
-            let said = train_within(limit, storage, &config, streamed.path(), false, u64::MAX);
+            let said =
+                train_within(Some(limit), storage, &config, streamed.path(), false, u64::MAX);
             assert_eq!(rows_that_stay(&said.unwrap().expect("the limit leaves no room")), 40);
             assert!(model(resident.path()) == model(streamed.path()), "in a limit: bits differ");
         }

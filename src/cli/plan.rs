@@ -34,7 +34,7 @@ pub fn print(config: &RunConfig, face: Face) -> anyhow::Result<()> {
         Device::Gpu(backend) => {
             let (free, total) = backend.device().memory()?;
             let storage = config.feature_storage;
-            let plan = MemoryPlan::on_gpu(&dataset, &graph, &config.train, storage, free, limit)?;
+            let plan = MemoryPlan::on_gpu(&dataset, &graph, &config.train, storage, free, limit);
             (plan, Some((free, total)))
         }
     };

@@ -68,15 +68,12 @@ fn update<T: Real, const FUSED: bool>(
     *parameter -= constants.step_size * *first / root;
 }
 
-/// One step of all elements; returns the first element that is not finite afterwards.
-///
-/// A gradient that is not finite, or whose square is not, shows in v; every other failure in p.
+/// One step of all elements of `[parameters, first, second]`; returns the first element that is not
+/// finite afterwards.
 pub fn adam<T: Real>(
     step: AdamStep,
     gradients: &[T],
-    parameters: &mut [T],
-    first: &mut [T],
-    second: &mut [T],
+    [parameters, first, second]: [&mut [T]; 3],
 ) -> Option<usize> {
     parameters
         .par_chunks_mut(ELEMENTS_PER_TASK)
@@ -85,10 +82,22 @@ pub fn adam<T: Real>(
         .zip(gradients.par_chunks(ELEMENTS_PER_TASK))
         .enumerate()
         .filter_map(|(task, (((parameters, first), second), gradients))| {
-            let finite = update_elements(step, gradients, parameters, first, second);
-            (!finite).then(|| task * ELEMENTS_PER_TASK + first_wrong(parameters, second))
+            let wrong = update_part(step, gradients, [parameters, first, second]);
+            wrong.map(|element| task * ELEMENTS_PER_TASK + element)
         })
         .min()
+}
+
+/// [`adam`] within one task.
+///
+/// A gradient that is not finite, or whose square is not, shows in v; every other failure in p.
+pub fn update_part<T: Real>(
+    step: AdamStep,
+    gradients: &[T],
+    [parameters, first, second]: [&mut [T]; 3],
+) -> Option<usize> {
+    let finite = update_elements(step, gradients, parameters, first, second);
+    (!finite).then(|| first_wrong(parameters, second))
 }
 
 /// The first element that is not finite, given that at least one is not.

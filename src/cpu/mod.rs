@@ -29,7 +29,7 @@ pub(crate) use top_k::{ItemIndex, product};
 
 use crate::backend::{
     AdamStep, Backend, BatchRooms, Dropout, FeatureState, LossShape, Rooms, SavedFeatures,
-    SpmmFactors, TopK, View, ViewMut,
+    SpmmInputs, TopK, Updated, View, ViewMut,
 };
 use crate::batch::{Batch, EpochPlan, epoch_order, positions};
 use crate::config::{FeatureTypeChoice, TrainConfig};
@@ -67,6 +67,14 @@ impl CpuBatch {
     /// Adam's constants at this batch's step.
     fn constants(&self, schedule: &[AdamStep]) -> AdamStep {
         schedule[self.step as usize - 1]
+    }
+
+    /// Notes that the dense parameter at `wrong`, counted from `start`, is not finite after this
+    /// batch's step.
+    fn watch_dense(&self, losses: &mut CpuLosses, start: usize, wrong: Option<usize>) {
+        if let Some(element) = wrong {
+            keep_first(&mut losses.watch.dense, (self.step, ((start + element) / 4) as u32));
+        }
     }
 }
 
@@ -109,6 +117,12 @@ fn read<T>(view: View<'_, Vec<T>>) -> &[T] {
 
 fn write<T>(view: ViewMut<'_, Vec<T>>) -> &mut [T] {
     &mut view.buffer[view.range]
+}
+
+/// The elements to be updated: parameters, first and second moments.
+fn parts<T>(updated: Updated<'_, Vec<T>>) -> [&mut [T]; 3] {
+    let Updated { parameters, first, second, range } = updated;
+    [parameters, first, second].map(|buffer| &mut buffer[range.clone()])
 }
 
 /// A split, the users whose lists are to be measured, and the list lengths.
@@ -340,16 +354,35 @@ impl<T: Real> Backend for Cpu<T> {
     fn spmm(
         &self,
         graph: &CpuGraph<T>,
-        x: Option<View<'_, Vec<T>>>,
-        base: Option<View<'_, Vec<T>>>,
-        factors: SpmmFactors,
+        inputs: SpmmInputs<'_, Vec<T>>,
         y: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
-        let (n, gathered) = (y.range.len(), if x.is_some() { graph.graph.entries() } else { 0 });
+        let n = y.range.len();
+        let gathered = if inputs.x.is_some() { graph.graph.entries() } else { 0 };
         let width = n / graph.graph.nodes().max(1);
         let _timed =
             Timed::new("spmm", gathered * (width + 1) + 2 * n, 2 * gathered * width + 2 * n);
-        spmm::spmm(graph, x.map(read), base.map(read), factors, write(y));
+        spmm::Product::new(graph, inputs, n).write(write(y));
+        Ok(())
+    }
+
+    fn spmm_adam(
+        &self,
+        graph: &CpuGraph<T>,
+        inputs: SpmmInputs<'_, Vec<T>>,
+        batch: &CpuBatch,
+        schedule: &Vec<AdamStep>,
+        updated: Updated<'_, Vec<T>>,
+        losses: &mut CpuLosses,
+    ) -> Result<()> {
+        let n = updated.range.len();
+        let gathered = if inputs.x.is_some() { graph.graph.entries() } else { 0 };
+        let width = n / graph.graph.nodes().max(1);
+        let (moved, flops) = (gathered * (width + 1) + 7 * n, 2 * gathered * width + 16 * n);
+        let _timed = Timed::new("spmm_adam", moved, flops);
+        let (start, step) = (updated.range.start, batch.constants(schedule));
+        let wrong = spmm::Product::new(graph, inputs, n).update(step, parts(updated));
+        batch.watch_dense(losses, start, wrong);
         Ok(())
     }
 
@@ -551,22 +584,15 @@ impl<T: Real> Backend for Cpu<T> {
         &self,
         batch: &CpuBatch,
         schedule: &Vec<AdamStep>,
-        range: Range<usize>,
-        gradients: &Vec<T>,
-        parameters: &mut Vec<T>,
-        first: &mut Vec<T>,
-        second: &mut Vec<T>,
+        gradients: View<'_, Vec<T>>,
+        updated: Updated<'_, Vec<T>>,
         losses: &mut CpuLosses,
     ) -> Result<()> {
-        let _timed = Timed::new("adam", 7 * range.len(), 14 * range.len());
-        let start = range.start;
-        let gradients = &gradients[range.clone()];
-        let [parameters, first, second] =
-            [parameters, first, second].map(|buffer| &mut buffer[range.clone()]);
-        let wrong = adam::adam(batch.constants(schedule), gradients, parameters, first, second);
-        if let Some(element) = wrong {
-            keep_first(&mut losses.watch.dense, (batch.step, ((start + element) / 4) as u32));
-        }
+        let (start, n) = (updated.range.start, updated.range.len());
+        let _timed = Timed::new("adam", 7 * n, 14 * n);
+        let step = batch.constants(schedule);
+        let wrong = adam::adam(step, read(gradients), parts(updated));
+        batch.watch_dense(losses, start, wrong);
         Ok(())
     }
 

@@ -12,13 +12,19 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::adam::update_part;
+use super::read;
 use super::simd::{multiply_add, vectorized};
-use crate::backend::SpmmFactors;
+use crate::backend::{AdamStep, SpmmInputs};
 use crate::graph::Graph;
 use crate::real::Real;
 
 /// Tasks that the rows are divided into: enough to balance any processor, few enough to be cheap.
 const TASKS: usize = 256;
+
+/// Elements of a gradient that a task computes before it updates the parameters: some of its
+/// processor's nearest cache.
+const GRADIENTS_AT_ONCE: usize = 2048;
 
 /// Columns whose sums stay in registers while a row walks its neighbours.
 const COLUMN_BLOCK: usize = 64;
@@ -65,41 +71,108 @@ fn partition_point(nodes: usize, before: impl Fn(usize) -> bool) -> usize {
     low
 }
 
-/// See the module. `x` and `base` may be absent; `y` is overwritten.
-pub fn spmm<T: Real>(
-    graph: &CpuGraph<T>,
-    x: Option<&[T]>,
-    base: Option<&[T]>,
-    factors: SpmmFactors,
-    y: &mut [T],
-) {
-    let width = y.len() / graph.graph.nodes().max(1);
-    if width == 0 {
-        return;
+/// A product: see the module.
+pub struct Product<'a, T> {
+    graph: &'a CpuGraph<T>,
+    x: Option<&'a [T]>,
+    base: Option<&'a [T]>,
+    factors: [T; 3],
+    /// d.
+    width: usize,
+}
+
+impl<'a, T: Real> Product<'a, T> {
+    /// The product with `elements` elements.
+    pub fn new(graph: &'a CpuGraph<T>, inputs: SpmmInputs<'a, Vec<T>>, elements: usize) -> Self {
+        let SpmmInputs { x, base, factors } = inputs;
+        let factors = [factors.neighbours, factors.base, factors.item_base].map(T::from_f64);
+        let width = elements / graph.graph.nodes().max(1);
+        Self { graph, x: x.map(read), base: base.map(read), factors, width }
     }
-    let mut parts = Vec::with_capacity(graph.tasks.len());
-    let mut rest = y;
-    for rows in &graph.tasks {
-        let (part, tail) = rest.split_at_mut(rows.len() * width);
-        parts.push((rows.clone(), part));
-        rest = tail;
+
+    /// Writes the product to `y`.
+    pub fn write(&self, y: &mut [T]) {
+        self.tasks().zip(self.parts(y)).for_each(|(rows, y)| self.rows(rows, y));
     }
-    parts.into_par_iter().for_each(|(rows, y)| {
-        let users = graph.graph.users();
-        let offsets = &graph.graph.offsets()[rows.start..=rows.end];
+
+    /// Adam's step with the product as the gradient, some rows at a time, so that they are still in
+    /// the cache; returns the first of the updated elements that is not finite.
+    pub fn update(
+        &self,
+        step: AdamStep,
+        [parameters, first, second]: [&mut [T]; 3],
+    ) -> Option<usize> {
+        let [first, second] = [first, second].map(|buffer| self.parts(buffer));
+        let moments = first.zip(second);
+        let parts = self.tasks().zip(self.parts(parameters)).zip(moments);
+        let update = |((rows, parameters), (first, second)): ((Range<usize>, &mut [T]), _)| {
+            self.update_rows(rows, step, [parameters, first, second])
+        };
+        parts.filter_map(update).min()
+    }
+
+    /// [`Product::update`] for some rows, one after the other.
+    fn update_rows(
+        &self,
+        rows: Range<usize>,
+        step: AdamStep,
+        [parameters, first, second]: [&mut [T]; 3],
+    ) -> Option<usize> {
+        let width = self.width.max(1);
+        let rows_at_once = (GRADIENTS_AT_ONCE / width).max(1);
+        let elements = rows_at_once * width;
+        let mut gradients = vec![T::ZERO; elements.min(parameters.len())];
+        let moments = first.chunks_mut(elements).zip(second.chunks_mut(elements));
+        let mut wrong = None;
+        for (part, (parameters, (first, second))) in
+            parameters.chunks_mut(elements).zip(moments).enumerate()
+        {
+            let from = rows.start + part * rows_at_once;
+            let gradients = &mut gradients[..parameters.len()];
+            self.rows(from..from + parameters.len() / width, gradients);
+            let found = update_part(step, gradients, [parameters, first, second]);
+            wrong = wrong.or(found.map(|element| from * width + element));
+        }
+        wrong
+    }
+
+    /// The rows of each task.
+    fn tasks(&self) -> impl IndexedParallelIterator<Item = Range<usize>> {
+        self.graph.tasks.par_iter().cloned()
+    }
+
+    /// The parts of an N × d matrix that the tasks own.
+    fn parts<'b>(
+        &self,
+        mut rest: &'b mut [T],
+    ) -> impl IndexedParallelIterator<Item = &'b mut [T]> + use<'b, T> {
+        let part = |rows: &Range<usize>| {
+            let (part, tail) = std::mem::take(&mut rest).split_at_mut(rows.len() * self.width);
+            rest = tail;
+            part
+        };
+        self.graph.tasks.iter().map(part).collect::<Vec<_>>().into_par_iter()
+    }
+
+    /// Computes `rows`.
+    fn rows(&self, rows: Range<usize>, y: &mut [T]) {
+        if self.width == 0 {
+            return;
+        }
+        let graph = &self.graph.graph;
         rows_of_product(
-            offsets,
-            graph.graph.all_neighbours(),
-            &graph.scales,
+            &graph.offsets()[rows.start..=rows.end],
+            graph.all_neighbours(),
+            &self.graph.scales,
             rows.start,
-            users,
-            x,
-            base,
-            [factors.neighbours, factors.base, factors.item_base].map(T::from_f64),
-            width,
+            graph.users(),
+            self.x,
+            self.base,
+            self.factors,
+            self.width,
             y,
         );
-    });
+    }
 }
 
 vectorized! {

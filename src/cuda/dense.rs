@@ -338,12 +338,13 @@ pub(super) fn leaky_relu_backward(
     launch!(device, launch, [y, gradient, elements], "{elements} elements")
 }
 
-/// One Adam step on the elements `range` of the dense parameters.
+/// One Adam step on the elements `range` of the dense parameters, whose gradients are at `gradients`.
 pub(super) fn adam(
     device: &Arc<Device>,
     batch: &CudaBatch,
     schedule: Address,
-    [gradients, parameters, first, second]: [Address; 4],
+    gradients: Address,
+    [parameters, first, second]: [Address; 3],
     range: Range<usize>,
     losses: &CudaLosses,
 ) -> Result<()> {

@@ -266,6 +266,19 @@ impl Device {
     /// # Errors
     /// [`Error::DeviceOperation`] if the driver does not answer.
     pub fn memory(&self) -> Result<(u64, u64)> {
+        let (free, total) = self.memory_of_all()?;
+        let (most, left) = self.allowance.most_and_left();
+        Ok((left.min(free), most.min(total)))
+    }
+
+    /// What is left of [the limit](Device::limit_memory), if there is one, in bytes.
+    pub(super) fn left_of_limit(&self) -> Option<u64> {
+        let (most, left) = self.allowance.most_and_left();
+        (most < u64::MAX).then_some(left)
+    }
+
+    /// Free and total bytes, whatever the limit.
+    pub(super) fn memory_of_all(&self) -> Result<(u64, u64)> {
         let (free, total) = self
             .stream
             .context()
@@ -280,8 +293,7 @@ impl Device {
             // Without a pool nothing is kept.
             _ => 0,
         };
-        let (most, left) = self.allowance.most_and_left();
-        Ok((left.min(free as u64 + kept), most.min(total as u64)))
+        Ok((free as u64 + kept, total as u64))
     }
 
     /// Peak bytes in use so far, as counted by the driver.

@@ -44,6 +44,7 @@ pub const NAMES: &[&str] = &[
     "radix_offsets",
     "scatter_rows",
     "spmm",
+    "spmm_adam",
     "sum_metrics",
     "sum_slices",
     "tensor_ceiling",

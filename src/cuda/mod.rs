@@ -43,7 +43,9 @@ pub use kernels::{Capability, CudaVersion, Kernels, NAMES as KERNEL_NAMES};
 use launch::Address;
 pub use loss::CudaLosses;
 pub use memory::Memory;
-pub(crate) use plan::{MARGIN, Placement, SPARE_SHARE, Shares, training as training_memory};
+pub(crate) use plan::{
+    FeaturePlacement, MARGIN, Placement, SPARE_SHARE, Shares, training as training_memory,
+};
 pub use ranking::{CudaLists, CudaWanted, LONGEST_LIST};
 pub use schedule::CudaSchedule;
 pub(crate) use search::CudaIndex;
@@ -55,8 +57,8 @@ use stream::FeatureStream;
 
 use crate::Result;
 use crate::backend::{
-    AdamStep, Backend, Dropout, FeatureState, LossShape, SavedFeatures, SpmmFactors, TopK, View,
-    ViewMut,
+    AdamStep, Backend, Dropout, FeatureState, LossShape, SavedFeatures, SpmmInputs, TopK, Updated,
+    View, ViewMut,
 };
 use crate::batch::{Batch, EpochPlan};
 use crate::config::{FeatureStorage, FeatureTypeChoice, TrainConfig};
@@ -75,14 +77,13 @@ pub struct Cuda {
     storage: FeatureStorage,
     /// The most bytes that a run plans with, even if more are free.
     budget: Option<u64>,
-    /// The most bytes that all siblings together may use.
-    limit: Option<u64>,
     /// Data shared with the runs of siblings.
     pool: Option<Arc<Pool>>,
     /// The stream of frozen features, if not all of them are on the device.
     stream: Option<Arc<FeatureStream>>,
-    /// Whether the device has room for the best epoch's features besides those being trained.
-    keeps_best: bool,
+    /// Whether there is room for the best epoch's dense parameters, and for its trained features.
+    keeps_dense: bool,
+    keeps_features: bool,
     progress: Arc<UploadProgress>,
 }
 
@@ -94,10 +95,10 @@ impl Cuda {
             stored: None,
             storage: FeatureStorage::Auto,
             budget: None,
-            limit: None,
             pool: None,
             stream: None,
-            keeps_best: false,
+            keeps_dense: false,
+            keeps_features: false,
             progress: Arc::new(|_: &str, _, _| ()),
         }
     }
@@ -114,7 +115,7 @@ impl Cuda {
     /// [`crate::Error::DeviceOperation`].
     pub fn sibling(&self) -> Result<Self> {
         let device = self.device.sibling()?;
-        Ok(Self { device, stream: None, keeps_best: false, ..self.clone() })
+        Ok(Self { device, stream: None, keeps_dense: false, keeps_features: false, ..self.clone() })
     }
 
     /// Limits the bytes that a run plans with when it decides where its features lie.
@@ -123,10 +124,11 @@ impl Cuda {
     }
 
     /// Limits the GPU memory of this device, and so of all clones and siblings of this backend, to
-    /// `limit` bytes, or not at all for `None`. What does not fit is streamed, or kept by the host, as if the GPU had no more.
+    /// `limit` bytes, or not at all for `None`. What does not fit is streamed, or kept by the host,
+    /// as if the GPU had no more.
     pub fn limiting_memory(self, limit: Option<u64>) -> Self {
         self.device.limit_memory(limit.unwrap_or(u64::MAX));
-        Self { limit, ..self }
+        self
     }
 
     /// Places frozen features as `storage` says, instead of where there is room.
@@ -163,6 +165,20 @@ fn address_mut(view: &ViewMut<'_, Memory<f32>>) -> Address {
 fn address_in(buffer: &Memory<f32>, range: &Range<usize>) -> Address {
     assert!(range.end <= buffer.len(), "{range:?} of {buffer:?}");
     buffer.address_of(range.start)
+}
+
+/// The addresses of x and the base; null where there is none.
+fn places_of(inputs: &SpmmInputs<'_, Memory<f32>>) -> [Address; 2] {
+    [&inputs.x, &inputs.base].map(|view| view.as_ref().map_or(Address::NULL, address))
+}
+
+/// The addresses of the arenas' first elements.
+fn arenas_of(updated: &Updated<'_, Memory<f32>>) -> [Address; 3] {
+    let Updated { parameters, first, second, range } = updated;
+    [parameters, first, second].map(|buffer| {
+        assert!(range.end <= buffer.len(), "{range:?} of {buffer:?}");
+        buffer.address_of(0)
+    })
 }
 
 /// d, from the size of a matrix over all nodes.
@@ -225,6 +241,9 @@ impl Backend for Cuda {
 
     fn keep(&self, source: View<'_, Memory<f32>>) -> Result<CudaKept> {
         let View { buffer, range } = source;
+        if !self.keeps_dense {
+            return buffer.read(range).map(CudaKept::Host);
+        }
         let copy = buffer.copy(range.clone(), "parameters of the best epoch");
         CudaKept::new(copy, || buffer.read(range))
     }
@@ -306,17 +325,19 @@ impl Backend for Cuda {
         graph: &Graph,
         config: &TrainConfig,
     ) -> Result<Option<String>> {
-        let (free, _) = self.device.memory()?;
+        let (free, _) = self.device.memory_of_all()?;
         let free = self.budget.map_or(free, |budget| budget.min(free));
-        let placement = Placement::decide(dataset, graph, config, self.storage, free, self.limit)?;
-        self.stream = match &placement {
-            Placement::Resident | Placement::Trained { .. } => None,
-            Placement::Streamed { kept, room } => {
+        let limit = self.device.left_of_limit();
+        let placement = Placement::decide(dataset, graph, config, self.storage, free, limit);
+        self.stream = match &placement.features {
+            FeaturePlacement::Resident | FeaturePlacement::Trained { .. } => None,
+            FeaturePlacement::Streamed { kept, room } => {
                 let kept = kept.clone();
                 Some(Arc::new(FeatureStream::new(&self.device, dataset.items, kept, *room)?))
             }
         };
-        self.keeps_best = placement == Placement::Trained { keeps_best: true };
+        self.keeps_dense = placement.keeps_dense;
+        self.keeps_features = placement.features == FeaturePlacement::Trained { keeps_best: true };
         Ok(placement.describe(dataset, config))
     }
 
@@ -355,7 +376,7 @@ impl Backend for Cuda {
     }
 
     fn keep_features(&self, features: &CudaFeatures) -> Result<Option<CudaKept>> {
-        features.keep(self.keeps_best)
+        features.keep(self.keeps_features)
     }
 
     fn losses(&self, sums: &[f64]) -> Result<CudaLosses> {
@@ -382,14 +403,32 @@ impl Backend for Cuda {
     fn spmm(
         &self,
         graph: &RunGraph,
-        x: Option<View<'_, Memory<f32>>>,
-        base: Option<View<'_, Memory<f32>>>,
-        factors: SpmmFactors,
+        inputs: SpmmInputs<'_, Memory<f32>>,
         y: ViewMut<'_, Memory<f32>>,
     ) -> Result<()> {
         let width = width_of(graph, y.range.len());
-        let place = |view: &Option<View<'_, _>>| view.as_ref().map_or(Address::NULL, address);
-        spmm::spmm(&self.device, graph, place(&x), place(&base), factors, address_mut(&y), width)
+        let target = spmm::Target::Write(address_mut(&y));
+        spmm::spmm(&self.device, graph, places_of(&inputs), inputs.factors, &target, width)
+    }
+
+    fn spmm_adam(
+        &self,
+        graph: &RunGraph,
+        inputs: SpmmInputs<'_, Memory<f32>>,
+        batch: &CudaBatch,
+        schedule: &CudaSchedule,
+        updated: Updated<'_, Memory<f32>>,
+        losses: &mut CudaLosses,
+    ) -> Result<()> {
+        let width = width_of(graph, updated.range.len());
+        let target = spmm::Target::Adam {
+            batch,
+            schedule: schedule.address(),
+            arenas: arenas_of(&updated),
+            begin: updated.range.start as u64,
+            losses,
+        };
+        spmm::spmm(&self.device, graph, places_of(&inputs), inputs.factors, &target, width)
     }
 
     fn gcn_layer(
@@ -586,16 +625,14 @@ impl Backend for Cuda {
         &self,
         batch: &CudaBatch,
         schedule: &CudaSchedule,
-        range: Range<usize>,
-        gradients: &Memory<f32>,
-        parameters: &mut Memory<f32>,
-        first: &mut Memory<f32>,
-        second: &mut Memory<f32>,
+        gradients: View<'_, Memory<f32>>,
+        updated: Updated<'_, Memory<f32>>,
         losses: &mut CudaLosses,
     ) -> Result<()> {
-        assert!(range.end <= gradients.len(), "{range:?} of {} elements", gradients.len());
-        let places = [gradients, parameters, first, second].map(|buffer| buffer.address_of(0));
-        dense::adam(&self.device, batch, schedule.address(), places, range, losses)
+        assert_eq!(gradients.range.len(), updated.range.len(), "a gradient for each parameter");
+        let (gradients, arenas) = (address(&gradients), arenas_of(&updated));
+        let schedule = schedule.address();
+        dense::adam(&self.device, batch, schedule, gradients, arenas, updated.range, losses)
     }
 
     fn adam_rows_replay(

@@ -18,7 +18,6 @@ use super::ranking::{self, CudaWanted};
 use super::rows::norm_blocks;
 use super::schedule::room_for;
 use super::{spmm, stream};
-use crate::Result;
 use crate::backend::Rooms;
 use crate::config::{FeatureStorage, Propagation, TrainConfig};
 use crate::data::{Dataset, Split};
@@ -38,9 +37,18 @@ const STEP: u64 = 8;
 pub(crate) const SPARE_SHARE: u64 = 16;
 pub(crate) const MARGIN: u64 = 64 << 20;
 
+/// Where a run keeps what need not lie on the GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Placement {
+    /// Where its features are.
+    pub features: FeaturePlacement,
+    /// Whether the best epoch's dense parameters are kept on the GPU instead of in host memory.
+    pub keeps_dense: bool,
+}
+
 /// Where a run keeps its features.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Placement {
+pub(crate) enum FeaturePlacement {
     /// All on the GPU.
     Resident,
     /// On the GPU, because they are trained.
@@ -67,41 +75,49 @@ impl Placement {
         storage: FeatureStorage,
         free: u64,
         limit: Option<u64>,
-    ) -> Result<Self> {
-        let free = limit.map_or(free, |limit| limit.min(free));
-        let row_bytes = row_bytes(dataset, config);
-        let trained = trained_bytes(dataset, config);
-        if trained == 0 && (storage == FeatureStorage::Resident || row_bytes == 0) {
-            return Ok(Self::Resident);
-        }
+    ) -> Self {
         let others: u64 = others(dataset, graph, config).iter().map(|line| line.bytes).sum();
-        let budget = free.saturating_sub(others + others / SPARE_SHARE + MARGIN);
+        // A limit counts bytes as they are asked for: nothing need be spared of it.
+        let most = free.saturating_sub(others / SPARE_SHARE + MARGIN);
+        let budget = limit.map_or(most, |limit| limit.min(most)).saturating_sub(others);
+        let (row_bytes, trained) = (row_bytes(dataset, config), trained_bytes(dataset, config));
+        let (all, best) = ((dataset.items * row_bytes) as u64, best_bytes(dataset, config));
         if trained > 0 {
-            return Ok(Self::Trained { keeps_best: trained <= budget });
+            let keeps_best = best + trained <= budget;
+            let features = FeaturePlacement::Trained { keeps_best };
+            return Self { features, keeps_dense: best <= budget };
         }
         let room = rooms(dataset, config).items;
-        let (all, least) = ((dataset.items * row_bytes) as u64, stream::bytes(0, room, row_bytes));
-        // For a small table, a few batches take more than the whole.
-        if storage == FeatureStorage::Auto && (all <= budget || all <= least) {
-            return Ok(Self::Resident);
+        let least = stream::bytes(0, room, row_bytes);
+        let is_resident = match storage {
+            FeatureStorage::Resident => true,
+            // For a small table, a few batches take more than the whole.
+            FeatureStorage::Auto => all <= budget || all <= least,
+            FeatureStorage::Stream => row_bytes == 0,
+        };
+        if is_resident {
+            let features = FeaturePlacement::Resident;
+            return Self { features, keeps_dense: all + best <= budget };
         }
         // A user who asks for streaming but sets no limit wants the memory for something else: take
         // a quarter.
         let takes_all = storage != FeatureStorage::Stream || limit.is_some();
-        let budget = if takes_all { budget } else { budget / 4 };
-        let kept = budget.saturating_sub(least) / row_bytes as u64;
+        let for_rows = if takes_all { budget } else { budget / 4 };
+        let kept = for_rows.saturating_sub(least) / row_bytes as u64;
         let mut items: Vec<u32> = (0..dataset.items as u32).collect();
         // An item is in nearly as many batches as it has pairs.
         items.sort_by_key(|&item| {
             std::cmp::Reverse(graph.neighbours(dataset.users + item as usize).len())
         });
         items.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
-        Ok(Self::Streamed { kept: items, room })
+        // Rows that stay save more than copying a best epoch now and then costs.
+        let keeps_dense = stream::bytes(items.len(), room, row_bytes) + best <= budget;
+        Self { features: FeaturePlacement::Streamed { kept: items, room }, keeps_dense }
     }
 
     /// A message for the user, if features are streamed.
     pub fn describe(&self, dataset: &Dataset, config: &TrainConfig) -> Option<String> {
-        let Self::Streamed { kept, .. } = self else { return None };
+        let FeaturePlacement::Streamed { kept, .. } = &self.features else { return None };
         let row_bytes = row_bytes(dataset, config);
         let gigabytes = |rows: usize| (rows * row_bytes) as f64 / 1e9;
         Some(format!(
@@ -125,6 +141,11 @@ fn trained_bytes(dataset: &Dataset, config: &TrainConfig) -> u64 {
     if config.freeze_features { 0 } else { feature_values(dataset) * WORD }
 }
 
+/// Bytes of the best epoch's dense parameters.
+fn best_bytes(dataset: &Dataset, config: &TrainConfig) -> u64 {
+    train::layout(dataset, config).len() as u64 * WORD
+}
+
 /// The rooms of a run's batches.
 fn rooms(dataset: &Dataset, config: &TrainConfig) -> Rooms {
     let most = dataset.train.users.len().min(config.batch_size);
@@ -140,19 +161,22 @@ pub(crate) fn training(
 ) -> Vec<MemoryLine> {
     let mut lines = others(dataset, graph, config);
     let mut add = |what: String, bytes: u64| lines.push(MemoryLine { what, bytes });
-    match placement {
-        Placement::Trained { keeps_best } => {
+    if placement.keeps_dense {
+        add("dense parameters of the best epoch".to_owned(), best_bytes(dataset, config));
+    }
+    match &placement.features {
+        FeaturePlacement::Trained { keeps_best } => {
             if *keeps_best {
                 let bytes = trained_bytes(dataset, config);
                 add("trained features of the best epoch".to_owned(), bytes);
             }
         }
-        Placement::Streamed { kept, room } => {
+        FeaturePlacement::Streamed { kept, room } => {
             let bytes = stream::bytes(kept.len(), *room, row_bytes(dataset, config));
             let what = format!("streamed features: {} rows that stay, and batches'", kept.len());
             add(what, bytes);
         }
-        Placement::Resident => {
+        FeaturePlacement::Resident => {
             for stored in [StoredType::F32, StoredType::F16, StoredType::Bf16] {
                 let columns: usize = dataset
                     .modalities
@@ -191,7 +215,7 @@ impl Shares {
     pub fn of(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Self {
         let graph_bytes = spmm::Sizes::of(graph).shared;
         let all: u64 = others(dataset, graph, config).iter().map(|line| line.bytes).sum();
-        let own = all - graph_bytes;
+        let own = all - graph_bytes + best_bytes(dataset, config);
         if !config.freeze_features || dataset.modalities.is_empty() {
             let best = trained_bytes(dataset, config);
             return Self { own, streaming: own, best, graph: graph_bytes, tables: Vec::new() };
@@ -212,7 +236,7 @@ impl Shares {
     }
 }
 
-/// Everything that lies on the GPU except frozen features and the best epoch's trained ones.
+/// Everything that must lie on the GPU: all but frozen features and the best epoch.
 fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryLine> {
     let layout = train::layout(dataset, config);
     let (dense, nodes) = (layout.len() as u64, layout.nodes.len() as u64);
@@ -222,8 +246,8 @@ fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryL
         lines.push(MemoryLine { what: what.to_owned(), bytes });
     };
     add("the graph, cut into even work", shared + own);
-    add("dense parameters, their gradients and two moments", 4 * dense * WORD);
-    add("dense parameters of the best epoch", dense * WORD);
+    let gradients = layout.gradients() as u64;
+    add("dense parameters, two moments and gradients", (3 * dense + gradients) * WORD);
     add("propagated nodes and their gradient", (2 + layer_buffers(config)) * nodes * WORD);
     let trained = trained_bytes(dataset, config);
     if trained > 0 {
@@ -247,7 +271,7 @@ fn others(dataset: &Dataset, graph: &Graph, config: &TrainConfig) -> Vec<MemoryL
     let arranging = batches::arranging_bytes(pairs, config.order);
     add(
         "what comes and goes: the order of an epoch, or evaluation",
-        arranging.max(evaluation(dataset, config, nodes)),
+        arranging.max(evaluation(dataset, config)),
     );
     lines
 }
@@ -308,12 +332,12 @@ fn wanted(dataset: &Dataset, config: &TrainConfig) -> u64 {
     splits.map(bytes).sum()
 }
 
-/// Bytes of an evaluation: predictions, search and lists.
-fn evaluation(dataset: &Dataset, config: &TrainConfig, nodes: u64) -> u64 {
+/// Bytes of an evaluation: search and lists. Predictions lie where the nodes' gradient did.
+fn evaluation(dataset: &Dataset, config: &TrainConfig) -> u64 {
     let users = evaluate::users_of(&[&dataset.valid, &dataset.test]).len();
     let longest = measured_lengths(config).last().copied().unwrap_or(0);
     let (items, width) = (dataset.items, config.embedding_size);
-    WORD * (nodes + users as u64)
+    WORD * users as u64
         + ranking::search_bytes(users, items, width, longest)
         + 2 * WORD * (users * longest) as u64
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::batches::CudaBatch;
 use super::device::Device;
-use super::launch::{Address, Launch, blocks, launch};
+use super::launch::{Address, Arguments, Launch, blocks};
+use super::loss::CudaLosses;
 use super::memory::Memory;
 use super::shared::Shared;
 use crate::backend::SpmmFactors;
@@ -195,64 +197,90 @@ pub(super) fn lanes(width: usize) -> u32 {
     (width / 4).next_power_of_two().clamp(1, 32) as u32
 }
 
-/// [`crate::backend::Backend::spmm`]: y `=`; x and base may be null.
+/// What becomes of a product.
+pub(super) enum Target<'a> {
+    /// It is written to this address.
+    Write(Address),
+    /// It is the gradient of the parameters from element `begin` of their arenas on, which the
+    /// batch's Adam step updates.
+    Adam {
+        batch: &'a CudaBatch,
+        schedule: Address,
+        /// Parameters, first and second moments.
+        arenas: [Address; 3],
+        begin: u64,
+        losses: &'a CudaLosses,
+    },
+}
+
+/// [`crate::backend::Backend::spmm`] and [`crate::backend::Backend::spmm_adam`], for d = `width`; x
+/// and base may be null.
 pub(super) fn spmm(
     device: &Arc<Device>,
     graph: &RunGraph,
-    x: Address,
-    base: Address,
+    [x, base]: [Address; 2],
     factors: SpmmFactors,
-    y: Address,
+    target: &Target<'_>,
     width: usize,
 ) -> Result<()> {
     let users = graph.graph.users() as u32;
     let (nodes, entries) = (graph.graph.nodes() as u64, graph.graph.entries() as u64);
     let SpmmFactors { neighbours, base: base_factor, item_base } = factors;
-    let [neighbours, base_factor, item_base] =
-        [neighbours, base_factor, item_base].map(|factor| factor as f32);
     let partial = device.scratch([4 * graph.slots * width], "sums of long rows")?;
     let gathered = if x == Address::NULL { 0 } else { entries };
+    let (kernel, row_quads, row_flops) = match target {
+        Target::Write(_) => ("spmm", 2, 2),
+        Target::Adam { .. } => ("spmm_adam", 7, 18),
+    };
     let at_once = columns_at_once(graph.graph.nodes(), width);
     for first in (0..width).step_by(at_once) {
         let columns = at_once.min(width - first);
         let (row_bytes, lanes) = (4 * columns as u64, lanes(columns));
         let groups_per_block = u64::from(256 / lanes);
-        let from = |address: Address| match address {
-            Address::NULL => address,
-            Address(place) => Address(place + 4 * first as u64),
+        let launch = Launch {
+            kernel,
+            grid: [blocks(graph.segments.len() as u64, groups_per_block), 1, 1],
+            block: 256,
+            bytes: gathered * (row_bytes + 8)
+                + nodes * (row_quads * row_bytes + 24)
+                + 2 * graph.slots as u64 * row_bytes,
+            flops: (2 * gathered + row_flops * nodes) * columns as u64,
         };
-        launch!(
-            device,
-            Launch {
-                kernel: "spmm",
-                grid: [blocks(graph.segments.len() as u64, groups_per_block), 1, 1],
-                block: 256,
-                bytes: gathered * (row_bytes + 8)
-                    + nodes * (2 * row_bytes + 24)
-                    + 2 * graph.slots as u64 * row_bytes,
-                flops: 2 * (gathered + nodes) * columns as u64,
-            },
-            [
-                &graph.segments,
-                graph.segments.len() as u32,
-                &graph.long_rows,
-                &graph.arrived,
-                &graph.neighbours,
-                &graph.scales,
-                from(x),
-                from(base),
-                from(y),
-                from(partial.part(0)),
-                users,
-                columns as u32,
-                width as u32,
-                lanes,
-                neighbours,
-                base_factor,
-                item_base,
-            ],
-            "N = {nodes}, {entries} entries, {columns} of d = {width}"
-        )?;
+        let mut arguments = Arguments::default();
+        arguments
+            .with(&graph.segments)
+            .with(graph.segments.len() as u32)
+            .with(&graph.long_rows)
+            .with(&graph.arrived)
+            .with(&graph.neighbours)
+            .with(&graph.scales)
+            .with(x)
+            .with(base)
+            .with(partial.part(0))
+            .with(users)
+            .with(first as u32)
+            .with((first + columns) as u32)
+            .with(width as u32)
+            .with(lanes)
+            .with(neighbours as f32)
+            .with(base_factor as f32)
+            .with(item_base as f32);
+        match target {
+            Target::Write(y) => arguments.with(*y),
+            Target::Adam { batch, schedule, arenas, begin, losses } => {
+                let [parameters, first, second] = *arenas;
+                arguments
+                    .with(batch.record())
+                    .with(*schedule)
+                    .with(parameters)
+                    .with(first)
+                    .with(second)
+                    .with(*begin)
+                    .with(losses.watch_of_dense())
+            }
+        };
+        let sizes = format_args!("N = {nodes}, {entries} entries, {columns} of d = {width}");
+        device.launch(launch, &arguments, sizes)?;
     }
     Ok(())
 }

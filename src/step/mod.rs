@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::Result;
 use crate::backend::{
     AdamStep, BETA1, BETA2, Backend, BatchRooms, Dropout, FeatureState, LossShape, Rooms,
-    SavedFeatures, TopK, view, view_mut,
+    SavedFeatures, TopK, Updated, View, view, view_mut,
 };
 use crate::batch::Batch;
 use crate::config::{Propagation, TrainConfig};
@@ -24,6 +24,7 @@ use crate::real::Real;
 use crate::watch::Failure;
 use branches::Branches;
 pub use kept::{KeptParameters, ParameterValues};
+use propagation::last_product;
 
 /// A model on a device, with everything its training needs.
 pub struct DeviceModel<B: Backend> {
@@ -33,6 +34,7 @@ pub struct DeviceModel<B: Backend> {
     interactions: Arc<Graph>,
     graph: B::Graph,
     parameters: B::Buffer,
+    /// Gradients of the parameters after H⁰.
     gradients: B::Buffer,
     first: B::Buffer,
     second: B::Buffer,
@@ -58,7 +60,7 @@ struct StepSettings {
 struct Workspace<B: Backend> {
     /// H, N × d.
     nodes: B::Buffer,
-    /// G, N × d.
+    /// G, and in an evaluation p(H), N × d.
     node_gradient: B::Buffer,
     /// Two N × d buffers for the layers between the first and the last.
     layers: [B::Buffer; 2],
@@ -189,10 +191,7 @@ impl<B: Backend> DeviceModel<B> {
         features: Option<Vec<RawFeatures<B::Real>>>,
     ) -> Result<Self> {
         let elements = layout.nodes.len();
-        let (dense_gradients, node_gradients) = match &features {
-            Some(_) => (layout.len(), elements),
-            None => (0, 0),
-        };
+        let gradients = if features.is_some() { layout.gradients() } else { 0 };
         let features = features.unwrap_or_default();
         if features.iter().any(|source| matches!(source, RawFeatures::Frozen(_))) {
             backend.store_features_as(config.feature_type)?;
@@ -216,7 +215,7 @@ impl<B: Backend> DeviceModel<B> {
         };
         let workspace = Workspace {
             nodes: backend.zeros(elements)?,
-            node_gradient: backend.zeros(node_gradients)?,
+            node_gradient: backend.zeros(elements)?,
             layers: [backend.zeros(between)?, backend.zeros(between)?],
             neighbour_sums: zeros(printed)?,
             activations: zeros(printed)?,
@@ -233,7 +232,7 @@ impl<B: Backend> DeviceModel<B> {
             graph: backend.upload_graph(graph.clone())?,
             interactions: graph,
             parameters,
-            gradients: backend.zeros(dense_gradients)?,
+            gradients: backend.zeros(gradients)?,
             first,
             second,
             features,
@@ -320,7 +319,7 @@ impl<B: Backend> DeviceModel<B> {
     /// The same, with work that may overlap queued on branches.
     ///
     /// ```text
-    /// nodes      | H, rows of it --+-- |H| ------------+-- scatter, R G, Adam H⁰ ----+
+    /// nodes      | H, rows of it --+-- |H| ------------+-- scatter, R G and Adam H⁰ -+
     /// modalities | Z_m ------------+                   +-- dW_m, Adam E_m, Adam W_m -+
     /// the device |                 +-- p(x), loss, dx -+-- dW_p, losses, Adam W_p ---+--
     /// ahead      | rows of E_m that the next step needs, brought up to this one -----+
@@ -400,7 +399,7 @@ impl<B: Backend> DeviceModel<B> {
         for (index, modality) in layout.modalities.iter().enumerate() {
             let z_gradient = || view(&*gradient, modality_rows(index));
             let (on_modality, features) = (&branches.modalities[index], &mut features[index]);
-            let target = view_mut(gradients, modality.projection());
+            let target = view_mut(gradients, layout.gradient(&modality.projection()));
             on_modality.project_backward(batch, features, z_gradient(), target)?;
             let weight = parameter(&modality.weight);
             on_modality.adam_rows(
@@ -413,36 +412,37 @@ impl<B: Backend> DeviceModel<B> {
                 losses,
             )?;
         }
-        let target = view_mut(gradients, layout.predictor());
+        let target = view_mut(gradients, layout.gradient(&layout.predictor()));
         backend.predict_gradient(batch, output_gradient(), view(x, 0..rows), target)?;
         // The regularisation term is computed on the nodes' branch: wait for it.
         backend.after(on_nodes)?;
         backend.add_losses(shape, batch, losses)?;
         backend.watch_losses(batch, losses)?;
 
-        // Add the batch's rows to G, then compute dH⁰.
+        // Add the batch's rows to G, then compute dH⁰, all but its last product.
         let target = view_mut(node_gradient, all);
         on_nodes.scatter_rows(graph, batch, view(gradient, 0..node_rows), target)?;
         self.propagate_backward(on_nodes)?;
 
-        // §5: each branch updates the dense parameters whose gradients it computed.
-        let mut update = |branch: &B, range| {
-            branch.adam(
-                batch,
-                &self.schedule,
-                range,
-                &self.gradients,
-                &mut self.parameters,
-                &mut self.first,
-                &mut self.second,
-                &mut self.losses,
-            )
+        // §5: each branch updates the dense parameters whose gradients it computed, and H⁰ in the
+        // last product.
+        let Self { layout, graph, parameters, first, second, losses, .. } = self;
+        let (gradients, schedule) = (&self.gradients, &self.schedule);
+        let mut update = |branch: &B, range: Range<usize>| {
+            let gradient = view(gradients, layout.gradient(&range));
+            let updated = Updated { parameters, first, second, range };
+            branch.adam(batch, schedule, gradient, updated, losses)
         };
-        for (modality, branch) in self.layout.modalities.iter().zip(&branches.modalities) {
+        for (modality, branch) in layout.modalities.iter().zip(&branches.modalities) {
             update(branch, modality.projection())?;
         }
-        update(&self.backend, self.layout.predictor())?;
-        update(on_nodes, self.layout.graph())?;
+        update(&self.backend, layout.predictor())?;
+        if !layout.propagation.is_empty() {
+            update(on_nodes, layout.propagation_weights())?;
+        }
+        let inputs = last_product(&self.settings, &self.workspace, &layout.nodes);
+        let updated = Updated { parameters, first, second, range: layout.nodes.clone() };
+        on_nodes.spmm_adam(graph, inputs, batch, schedule, updated, losses)?;
         branches.join(&self.backend)?;
         if looks_ahead {
             self.backend.after(&branches.ahead)?;
@@ -450,41 +450,34 @@ impl<B: Backend> DeviceModel<B> {
         Ok(())
     }
 
-    /// p(H) for every node, N × d: scores are products of its rows (SPEC §2 (10)).
-    pub fn predict_nodes(&mut self) -> Result<B::Buffer> {
+    /// p(H) for every node, N × d: scores are products of its rows (SPEC §2 (10)). It lies where
+    /// the last step's G did.
+    fn predict_nodes(&mut self) -> Result<View<'_, B::Buffer>> {
         self.propagate(&self.backend.clone())?;
-        let elements = self.layout.nodes.len();
-        let mut predicted = self.backend.zeros(elements)?;
+        let all = || 0..self.layout.nodes.len();
+        let Workspace { nodes, node_gradient: predicted, .. } = &mut self.workspace;
         self.backend.predict(
             None,
-            view(&self.workspace.nodes, 0..elements),
+            view(nodes, all()),
             view(&self.parameters, self.layout.predictor_weight.clone()),
             view(&self.parameters, self.layout.predictor_bias.clone()),
-            view_mut(&mut predicted, 0..elements),
+            view_mut(predicted, all()),
         )?;
-        Ok(predicted)
+        Ok(view(predicted, all()))
     }
 
     /// The `k` best items for each of `users`, without their training items (SPEC §9).
     pub fn top_k(&mut self, users: &[u32], k: usize) -> Result<TopK> {
-        let predicted = self.predict_nodes()?;
-        self.top_k_of(&predicted, users, k)
-    }
-
-    /// [`DeviceModel::top_k`] from the result of [`DeviceModel::predict_nodes`], for many calls.
-    pub fn top_k_of(&self, predicted: &B::Buffer, users: &[u32], k: usize) -> Result<TopK> {
-        self.backend.read_lists(self.lists_of(predicted, users, k)?)
+        let lists = self.lists(users, k)?;
+        self.backend.read_lists(lists)
     }
 
     /// The lists of [`DeviceModel::top_k`], left on the device for [`Backend::metrics`].
     pub fn lists(&mut self, users: &[u32], k: usize) -> Result<B::Lists> {
-        let predicted = self.predict_nodes()?;
-        self.lists_of(&predicted, users, k)
-    }
-
-    fn lists_of(&self, predicted: &B::Buffer, users: &[u32], k: usize) -> Result<B::Lists> {
-        let all = 0..self.layout.nodes.len();
-        self.backend.top_k(&self.graph, view(predicted, all), users, k)
+        let backend = self.backend.clone();
+        self.predict_nodes()?;
+        let predicted = view(&self.workspace.node_gradient, 0..self.layout.nodes.len());
+        backend.top_k(&self.graph, predicted, users, k)
     }
 
     /// The sums of the loss terms over the steps since [`DeviceModel::set_losses`]: ui, iu, align
@@ -536,9 +529,18 @@ impl<B: Backend> DeviceModel<B> {
         })
     }
 
-    /// The dense gradients of the last step.
+    /// The dense gradients of the last step, in the order of [`Layout`], if nothing was done since.
+    ///
+    /// That of H⁰ is computed once more, since the step stores none.
     pub fn gradients(&self) -> Result<Vec<B::Real>> {
-        self.backend.download(view(&self.gradients, 0..self.layout.len()))
+        let Self { backend, layout, graph, .. } = self;
+        let mut of_nodes = backend.zeros(layout.nodes.len())?;
+        let target = view_mut(&mut of_nodes, 0..layout.nodes.len());
+        let inputs = last_product(&self.settings, &self.workspace, &layout.nodes);
+        backend.spmm(graph, inputs, target)?;
+        let mut gradients = backend.download(view(&of_nodes, 0..layout.nodes.len()))?;
+        gradients.extend(backend.download(view(&self.gradients, 0..layout.gradients()))?);
+        Ok(gradients)
     }
 
     /// H from the current parameters, N × d.
@@ -549,18 +551,15 @@ impl<B: Backend> DeviceModel<B> {
 
     /// [`DeviceModel::nodes`] and [`DeviceModel::predictions`], from one propagation.
     pub fn nodes_and_predictions(&mut self) -> Result<[Vec<B::Real>; 2]> {
-        let predicted = self.predict_nodes()?;
-        let all = || 0..self.layout.nodes.len();
-        Ok([
-            self.backend.download(view(&self.workspace.nodes, all()))?,
-            self.backend.download(view(&predicted, all()))?,
-        ])
+        let predictions = self.predictions()?;
+        let nodes = view(&self.workspace.nodes, 0..self.layout.nodes.len());
+        Ok([self.backend.download(nodes)?, predictions])
     }
 
-    /// [`DeviceModel::predict_nodes`], read from the device.
+    /// p(H) for every node, N × d: scores are products of its rows (SPEC §2 (10)).
     pub fn predictions(&mut self) -> Result<Vec<B::Real>> {
-        let predicted = self.predict_nodes()?;
-        self.backend.download(view(&predicted, 0..self.layout.nodes.len()))
+        let backend = self.backend.clone();
+        backend.download(self.predict_nodes()?)
     }
 
     /// Trained features and their moments, with every row brought up to the last step; `None` for

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::{DeviceModel, Workspace};
+use super::{DeviceModel, StepSettings, Workspace};
 use crate::Result;
-use crate::backend::{Backend, SpmmFactors, view, view_mut};
+use crate::backend::{Backend, SpmmFactors, SpmmInputs, view, view_mut};
 use crate::config::Propagation;
 
 impl<B: Backend> DeviceModel<B> {
@@ -14,25 +14,19 @@ impl<B: Backend> DeviceModel<B> {
         let all = 0..layout.nodes.len();
         let Workspace { nodes, layers, neighbour_sums, activations, .. } = workspace;
         match self.settings.propagation {
-            Propagation::Light => propagate_light(
-                backend,
-                graph,
-                self.settings.layers,
-                (&*parameters, layout.nodes.clone()),
-                layers,
-                (nodes, all),
-            ),
+            Propagation::Light => {
+                let (count, initial) =
+                    (self.settings.layers, || (&*parameters, layout.nodes.clone()));
+                horner(backend, graph, count, initial(), layers)?;
+                let last = horner_end(count, initial(), layers);
+                backend.spmm(graph, last, view_mut(nodes, all))
+            }
             Propagation::Gcn => {
                 let share = 1.0 / (self.settings.layers + 1) as f64;
                 let initial = || view(&*parameters, layout.nodes.clone());
                 let readout = SpmmFactors { neighbours: 0.0, base: share, item_base: 1.0 };
-                backend.spmm(
-                    graph,
-                    None,
-                    Some(initial()),
-                    readout,
-                    view_mut(nodes, all.clone()),
-                )?;
+                let inputs = SpmmInputs { x: None, base: Some(initial()), factors: readout };
+                backend.spmm(graph, inputs, view_mut(nodes, all.clone()))?;
                 for (layer, weight) in layout.propagation.iter().enumerate() {
                     let x = match layer {
                         0 => initial(),
@@ -40,7 +34,8 @@ impl<B: Backend> DeviceModel<B> {
                     };
                     let sums = &mut neighbour_sums[layer];
                     let product = SpmmFactors { neighbours: 1.0, base: 0.0, item_base: 0.0 };
-                    backend.spmm(graph, Some(x), None, product, view_mut(sums, all.clone()))?;
+                    let inputs = SpmmInputs { x: Some(x), base: None, factors: product };
+                    backend.spmm(graph, inputs, view_mut(sums, all.clone()))?;
                     let weight = view(&*parameters, weight.clone());
                     let activation = &mut activations[layer];
                     let sums = view(&*sums, all.clone());
@@ -53,44 +48,37 @@ impl<B: Backend> DeviceModel<B> {
         }
     }
 
-    /// dH⁰ (and dW^l) from G.
+    /// dH⁰ (and dW^l) from G, but for the [`last_product`].
     pub(super) fn propagate_backward(&mut self, backend: &B) -> Result<()> {
         let Self { layout, graph, parameters, gradients, workspace, .. } = self;
-        let all = 0..layout.nodes.len();
+        let all = || layout.nodes.clone();
         let Workspace { node_gradient, layers, neighbour_sums, activations, .. } = workspace;
+        let base = || view(&*node_gradient, all());
         match self.settings.propagation {
             // Â is symmetric, so the backward pass is the forward one, applied to G.
-            Propagation::Light => propagate_light(
-                backend,
-                graph,
-                self.settings.layers,
-                (&*node_gradient, all),
-                layers,
-                (gradients, layout.nodes.clone()),
-            ),
+            Propagation::Light => {
+                horner(backend, graph, self.settings.layers, (&*node_gradient, all()), layers)
+            }
             Propagation::Gcn => {
                 let share = 1.0 / (self.settings.layers + 1) as f64;
                 let [gradient, next] = layers;
-                let base = || Some(view(&*node_gradient, all.clone()));
                 let readout = SpmmFactors { neighbours: 0.0, base: share, item_base: 0.0 };
-                backend.spmm(graph, None, base(), readout, view_mut(gradient, all.clone()))?;
+                let inputs = SpmmInputs { x: None, base: Some(base()), factors: readout };
+                backend.spmm(graph, inputs, view_mut(gradient, all()))?;
                 for (layer, weight) in layout.propagation.iter().enumerate().rev() {
                     backend.gcn_layer_backward(
-                        view(&neighbour_sums[layer], all.clone()),
+                        view(&neighbour_sums[layer], all()),
                         view(&*parameters, weight.clone()),
-                        view(&activations[layer], all.clone()),
-                        view_mut(gradient, all.clone()),
-                        view_mut(next, all.clone()),
-                        view_mut(gradients, weight.clone()),
+                        view(&activations[layer], all()),
+                        view_mut(gradient, all()),
+                        view_mut(next, all()),
+                        view_mut(gradients, layout.gradient(weight)),
                     )?;
-                    let x = Some(view(&*next, all.clone()));
-                    let residual = if layer == 0 { 1.0 } else { 0.0 };
-                    let factors = SpmmFactors { neighbours: 1.0, base: share, item_base: residual };
-                    if layer == 0 {
-                        let target = view_mut(gradients, layout.nodes.clone());
-                        backend.spmm(graph, x, base(), factors, target)?;
-                    } else {
-                        backend.spmm(graph, x, base(), factors, view_mut(gradient, all.clone()))?;
+                    if layer > 0 {
+                        let factors = SpmmFactors { neighbours: 1.0, base: share, item_base: 0.0 };
+                        let x = Some(view(&*next, all()));
+                        let inputs = SpmmInputs { x, base: Some(base()), factors };
+                        backend.spmm(graph, inputs, view_mut(gradient, all()))?;
                     }
                 }
                 Ok(())
@@ -99,32 +87,62 @@ impl<B: Backend> DeviceModel<B> {
     }
 }
 
-/// y = R x for the light form, by Horner's rule (SPEC §4): R = 1/(L + 1) Σ_l Âˡ, plus the identity
-/// on item rows. R is symmetric, so it is also its own gradient.
-fn propagate_light<B: Backend>(
+/// The product that gives dH⁰ after [`DeviceModel::propagate_backward`]. `nodes` are the elements of
+/// H⁰.
+pub(super) fn last_product<'a, B: Backend>(
+    settings: &StepSettings,
+    workspace: &'a Workspace<B>,
+    nodes: &Range<usize>,
+) -> SpmmInputs<'a, B::Buffer> {
+    let Workspace { node_gradient, layers, .. } = workspace;
+    match settings.propagation {
+        Propagation::Light => horner_end(settings.layers, (node_gradient, nodes.clone()), layers),
+        Propagation::Gcn => {
+            let share = 1.0 / (settings.layers + 1) as f64;
+            SpmmInputs {
+                x: Some(view(&layers[1], nodes.clone())),
+                base: Some(view(node_gradient, nodes.clone())),
+                factors: SpmmFactors { neighbours: 1.0, base: share, item_base: 1.0 },
+            }
+        }
+    }
+}
+
+/// y = R x for the light form, by Horner's rule (SPEC §4), but for [`horner_end`]:
+/// R = 1/(L + 1) Σ_l Âˡ, plus the identity on item rows. R is symmetric, so it is also its own
+/// gradient.
+fn horner<B: Backend>(
     backend: &B,
     graph: &B::Graph,
     layers: usize,
     x: (&B::Buffer, Range<usize>),
     between: &mut [B::Buffer; 2],
-    y: (&mut B::Buffer, Range<usize>),
 ) -> Result<()> {
-    let all = 0..x.1.len();
+    let all = || 0..x.1.len();
     let x = || view(x.0, x.1.clone());
-    let share = 1.0 / (layers + 1) as f64;
-    // Swap the references, not the buffers, so that every call queues the same operations.
-    let [mut current, mut next] = between.each_mut();
     for layer in 1..layers {
-        let from = if layer == 1 { x() } else { view(&*current, all.clone()) };
+        let [even, odd] = between.each_mut();
+        let (before, target) = if layer % 2 == 1 { (even, odd) } else { (odd, even) };
+        let before = if layer == 1 { x() } else { view(&*before, all()) };
         let factors = SpmmFactors { neighbours: 1.0, base: 1.0, item_base: 0.0 };
-        backend.spmm(graph, Some(from), Some(x()), factors, view_mut(next, all.clone()))?;
-        std::mem::swap(&mut current, &mut next);
+        let inputs = SpmmInputs { x: Some(before), base: Some(x()), factors };
+        backend.spmm(graph, inputs, view_mut(target, all()))?;
     }
-    let from = match layers {
+    Ok(())
+}
+
+/// The last product of [`horner`].
+fn horner_end<'a, Buffer>(
+    layers: usize,
+    (x, range): (&'a Buffer, Range<usize>),
+    between: &'a [Buffer; 2],
+) -> SpmmInputs<'a, Buffer> {
+    let sum = match layers {
         0 => None,
-        1 => Some(x()),
-        _ => Some(view(&*current, all)),
+        1 => Some(view(x, range.clone())),
+        _ => Some(view(&between[(layers - 1) % 2], 0..range.len())),
     };
+    let share = 1.0 / (layers + 1) as f64;
     let factors = SpmmFactors { neighbours: share, base: share, item_base: 1.0 };
-    backend.spmm(graph, from, Some(x()), factors, view_mut(y.0, y.1))
+    SpmmInputs { x: sum, base: Some(view(x, range)), factors }
 }

@@ -101,7 +101,7 @@ pub fn on_cpu(
 /// there, if that does not reduce the number of runs at once.
 ///
 /// # Errors
-/// [`crate::Error::DeviceOperation`] when the driver does not answer; as [`MemoryPlan::on_gpu`].
+/// [`crate::Error::DeviceOperation`] when the driver does not answer.
 pub fn on_gpu(
     cuda: Cuda,
     storage: FeatureStorage,
@@ -119,7 +119,7 @@ pub fn on_gpu(
         let graph = graph(&dataset, config);
         let shares = Shares::of(&dataset, &graph, config);
         let resident = FeatureStorage::Resident;
-        let all = MemoryPlan::on_gpu(&dataset, &graph, config, resident, 0, None)?;
+        let all = MemoryPlan::on_gpu(&dataset, &graph, config, resident, 0, None);
         host = host.max(all.host_total());
         own = own.max(shares.own);
         streaming = streaming.max(shares.streaming);

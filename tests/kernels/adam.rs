@@ -11,7 +11,7 @@ use bm3_engine::step::{adam_step, fresh_features};
 
 use crate::check::{
     BatchCase, ROUNDING, SPLIT, close, download, ids, magnitudes, numbers, on_device, roundings,
-    upload,
+    updated, upload,
 };
 
 /// One element's step in f32, with the roundings stated in the kernel's source.
@@ -53,10 +53,10 @@ fn dense_steps_have_the_bits_of_the_formula() {
                 gradients[range.start + 1] = 1e-21;
                 gradients[range.start + 2] = 1e18;
                 let given = upload(cuda, &gradients);
-                let [p, m, v] = &mut buffers;
-                let range = range.clone();
-                cuda.adam(&batch, &schedule, range.clone(), &given, p, m, v, &mut losses).unwrap();
-                for element in range {
+                let given = view(&given, range.clone());
+                let updated = updated(&mut buffers, range.clone());
+                cuda.adam(&batch, &schedule, given, updated, &mut losses).unwrap();
+                for element in range.clone() {
                     let (m, v) = (&mut first[element], &mut second[element]);
                     update(step, gradients[element], &mut parameters[element], m, v);
                 }

@@ -1,6 +1,8 @@
 //! Inputs, and the comparison of outputs.
 
-use bm3_engine::backend::{Backend, Rooms, view};
+use std::ops::Range;
+
+use bm3_engine::backend::{Backend, Rooms, Updated, view};
 use bm3_engine::batch::{Batch, EpochPlan};
 use bm3_engine::config::Order;
 use bm3_engine::cuda::Cuda;
@@ -71,6 +73,12 @@ pub fn numbers(seed: u64, count: usize) -> Vec<f32> {
 /// Absolute values.
 pub fn magnitudes(values: &[f32]) -> Vec<f32> {
     values.iter().map(|value| value.abs()).collect()
+}
+
+/// Elements of parameters and their first and second moments, to be updated.
+pub fn updated<Buffer>(arenas: &mut [Buffer; 3], range: Range<usize>) -> Updated<'_, Buffer> {
+    let [parameters, first, second] = arenas;
+    Updated { parameters, first, second, range }
 }
 
 /// `count` ids below `end`.

@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
-use bm3_engine::backend::{Backend, SpmmFactors, view, view_mut};
+use bm3_engine::backend::{AdamStep, Backend, SpmmFactors, SpmmInputs, view, view_mut};
+use bm3_engine::batch::Batch;
 use bm3_engine::cpu::Cpu;
 use bm3_engine::graph::Graph;
+use bm3_engine::step::adam_step;
+use bm3_engine::watch::{Failure, Place};
 
-use crate::check::{close, download, graph, magnitudes, numbers, on_device, roundings, upload};
+use crate::check::{
+    close, download, graph, magnitudes, numbers, on_device, roundings, updated, upload,
+};
 
 fn spmm<B: Backend>(
     backend: &B,
@@ -23,11 +28,10 @@ fn spmm<B: Backend>(
     let (x_range, base_range) = (part(&x), part(&base));
     let x_view = x.as_ref().zip(x_range).map(|(buffer, range)| view(buffer, range));
     let base_view = base.as_ref().zip(base_range).map(|(buffer, range)| view(buffer, range));
+    let inputs = SpmmInputs { x: x_view, base: base_view, factors };
     // The old contents must be overwritten.
     let mut y = upload(backend, &vec![7.0; elements]);
-    backend
-        .spmm(&on_device, x_view, base_view, factors, view_mut(&mut y, 0..elements))
-        .expect("spmm");
+    backend.spmm(&on_device, inputs, view_mut(&mut y, 0..elements)).expect("spmm");
     download(backend, &y, elements)
 }
 
@@ -81,6 +85,98 @@ fn agrees_with_the_cpu_on_every_graph() {
     });
 }
 
+/// What an Adam step with a product as its gradient leaves: parameters, moments, and what it saw of
+/// numbers that are not finite.
+fn updated_by<B: Backend<Real = f32>>(
+    backend: &B,
+    graph: &Arc<Graph>,
+    width: usize,
+    inputs: [Option<&[f32]>; 2],
+    fused: bool,
+) -> ([Vec<f32>; 3], Option<Failure>) {
+    // Parameters lie before and after those that the product is the gradient of.
+    let (before, after, elements) = (8, 4, graph.nodes() * width);
+    let (range, all) = (before..before + elements, before + elements + after);
+    let on_device = backend.upload_graph(graph.clone()).unwrap();
+    let mut schedule = Default::default();
+    let constants: Vec<AdamStep> = (1..=2).map(|step| adam_step(step, 0.01)).collect();
+    backend.set_schedule(&mut schedule, 0, &constants).unwrap();
+    let mut losses = backend.losses(&[1.0; 3]).unwrap();
+    let values = [numbers(1, all), numbers(2, all), magnitudes(&numbers(3, all))];
+    let mut arenas = values.each_ref().map(|values| upload(backend, values));
+    let [x, base] = inputs.map(|values| values.map(|values| upload(backend, values)));
+    for step in 1..=2 {
+        let batch = backend.upload_batch(Batch::new(&[0], &[0]), step).unwrap();
+        let part = |buffer| view(buffer, 0..elements);
+        let inputs = SpmmInputs {
+            x: x.as_ref().map(part),
+            base: base.as_ref().map(part),
+            factors: SpmmFactors { neighbours: 0.5, base: 0.25, item_base: 1.0 },
+        };
+        let updated = updated(&mut arenas, range.clone());
+        if fused {
+            backend.spmm_adam(&on_device, inputs, &batch, &schedule, updated, &mut losses).unwrap();
+        } else {
+            let mut y = upload(backend, &vec![7.0; elements]);
+            backend.spmm(&on_device, inputs, view_mut(&mut y, 0..elements)).unwrap();
+            let y = view(&y, 0..elements);
+            backend.adam(&batch, &schedule, y, updated, &mut losses).unwrap();
+        }
+    }
+    let found = arenas.each_ref().map(|buffer| download(backend, buffer, all));
+    (found, backend.failure(&losses).unwrap())
+}
+
+/// The update with a product as the gradient has the bits of the product, then the update, and sees
+/// the same numbers that are not finite: on every graph, in whole rows and in parts.
+#[test]
+fn the_update_by_a_product_has_the_bits_of_both() {
+    fn check<B: Backend<Real = f32>>(backend: &B) {
+        let wide = ("columns in parts", graph(10, 21_000, 500, 3_000, false), vec![508]);
+        let graphs = graphs().into_iter().map(|(name, graph)| (name, graph, vec![4, 12, 64, 132]));
+        for (name, graph, widths) in graphs.chain([wide]) {
+            let graph = Arc::new(graph);
+            for width in widths {
+                let x = numbers(5, graph.nodes() * width);
+                let base = numbers(6, graph.nodes() * width);
+                // NaN reaches the rows of its neighbours; the last row has one of its own.
+                let (mut bad, mut bad_base) = (x.clone(), base.clone());
+                bad[width] = f32::NAN;
+                bad_base[base.len() - 2] = f32::INFINITY;
+                let cases = [
+                    [Some(&x), Some(&base)],
+                    [None, Some(&base)],
+                    [Some(&bad), Some(&base)],
+                    [Some(&x), Some(&bad_base)],
+                ];
+                // The largest is slow to emulate.
+                let first = if width == 508 { 3 } else { 0 };
+                for (case, inputs) in cases.into_iter().enumerate().skip(first) {
+                    let inputs = inputs.map(|values| values.map(Vec::as_slice));
+                    let [(apart, seen_apart), (fused, seen)] = [false, true]
+                        .map(|fused| updated_by(backend, &graph, width, inputs, fused));
+                    let bits = |values: &[f32]| -> Vec<Option<u32>> {
+                        // A NaN's bits are the processor's choice.
+                        let bits = |value: &f32| (!value.is_nan()).then(|| value.to_bits());
+                        values.iter().map(bits).collect()
+                    };
+                    for (fused, apart) in fused.iter().zip(&apart) {
+                        assert_eq!(bits(fused), bits(apart), "{name}, d = {width}, case {case}");
+                    }
+                    assert_eq!(seen, seen_apart, "{name}, d = {width}, case {case}");
+                    if case == 3 {
+                        let element = 8 + base.len() - 4;
+                        let place = Place::Dense { element };
+                        assert_eq!(seen, Some(Failure { step: 1, place }), "{name}, d = {width}");
+                    }
+                }
+            }
+        }
+    }
+    check(&Cpu::<f32>::new());
+    on_device(check);
+}
+
 /// Horner's rule passes one buffer as x and base, and another one for the result.
 #[test]
 fn x_may_be_the_base() {
@@ -92,7 +188,8 @@ fn x_may_be_the_base() {
         let device_graph = cuda.upload_graph(graph.clone()).unwrap();
         let (buffer, mut y) = (upload(cuda, &x), upload(cuda, &vec![0.0; elements]));
         let both = || Some(view(&buffer, 0..elements));
-        cuda.spmm(&device_graph, both(), both(), factors, view_mut(&mut y, 0..elements)).unwrap();
+        let inputs = SpmmInputs { x: both(), base: both(), factors };
+        cuda.spmm(&device_graph, inputs, view_mut(&mut y, 0..elements)).unwrap();
         let found = download(cuda, &y, elements);
         assert_eq!(found, spmm(cuda, &graph, 8, Some(&x), Some(&x), factors));
     });

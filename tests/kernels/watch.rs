@@ -7,7 +7,7 @@ use bm3_engine::cpu::Cpu;
 use bm3_engine::step::{adam_step, fresh_features};
 use bm3_engine::watch::{Failure, Place};
 
-use crate::check::{on_device, upload};
+use crate::check::{on_device, updated, upload};
 
 const NAN: f32 = f32::NAN;
 const INFINITE: f32 = f32::INFINITY;
@@ -39,7 +39,7 @@ fn dense<B: Backend<Real = f32>>(
     let mut schedule = Default::default();
     backend.set_schedule(&mut schedule, 0, history).unwrap();
     let elements = gradients[0].len();
-    let [mut p, mut m, mut v] = [(); 3].map(|()| upload(backend, &vec![0.5; elements]));
+    let mut arenas = [(); 3].map(|()| upload(backend, &vec![0.5; elements]));
     let mut losses = backend.losses(sums).unwrap();
     for (step, gradients) in gradients.iter().enumerate() {
         let batch = backend.upload_batch(Batch::new(&[0], &[0]), step as u32 + 1).unwrap();
@@ -47,9 +47,9 @@ fn dense<B: Backend<Real = f32>>(
         // The later half first: the smaller element is kept, in either order.
         let middle = (elements / 2).next_multiple_of(4);
         for range in [middle..elements, 0..middle] {
-            let [p, m, v] = [&mut p, &mut m, &mut v];
-            let losses = &mut losses;
-            backend.adam(&batch, &schedule, range, &gradients, p, m, v, losses).unwrap();
+            let gradients = view(&gradients, range.clone());
+            let updated = updated(&mut arenas, range);
+            backend.adam(&batch, &schedule, gradients, updated, &mut losses).unwrap();
         }
         backend.watch_losses(&batch, &mut losses).unwrap();
     }
