@@ -94,6 +94,9 @@ fn tables() -> (String, Vec<(&'static str, RecordBatch)>) {
     assert!(halves.iter().all(|&half| half < 5));
     let milliseconds: PrimitiveArray<TimestampMillisecondType> =
         (0..ROWS).map(|row| Some(time(row) * 1000)).collect();
+    let dates: Vec<String> = (0..ROWS)
+        .map(|row| format!("2020-09-13 12:26:{}", time(row) - 1_600_000_000 + 40))
+        .collect();
     let dictionary: DictionaryArray<Int32Type> = texts().collect();
     let batch = |user: ArrayRef, item: ArrayRef, rating: ArrayRef, time: ArrayRef| {
         let noise: ArrayRef = Arc::new(StringArray::from(vec!["x"; ROWS]));
@@ -126,6 +129,17 @@ fn tables() -> (String, Vec<(&'static str, RecordBatch)>) {
                 ),
                 Arc::new(ratings().map(|x| x.map(|x| x as f32)).collect::<Float32Array>()),
                 Arc::new(milliseconds.with_timezone("+00:00")),
+            ),
+        ),
+        (
+            "dates as text",
+            batch(
+                Arc::new(texts().collect::<StringArray>()),
+                Arc::new(Int64Array::from(items.clone())),
+                Arc::new(ratings().collect::<Float64Array>()),
+                Arc::new(
+                    dates.iter().map(|date| Some(date.as_str())).collect::<LargeStringArray>(),
+                ),
             ),
         ),
         (
@@ -240,6 +254,13 @@ fn what_cannot_be_read_is_named() {
     write("words.parquet", numbers(), numbers(), names());
     refused("words.parquet", &["--min-rating", "0"], "the rating's, is of type Utf8");
     folder.prepare("words.parquet", "yes", &[]).assert().success();
+    let time = Arc::new(StringArray::from(vec![Some("2020-09-13"), Some("soon")]));
+    let columns = [("user", numbers()), ("item", numbers()), ("time", time as ArrayRef)];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    folder.parquet("soon.parquet", &batch, Compression::UNCOMPRESSED);
+    let soon = "row 1 (of 0, 1, …): column `time`, the time's, is \"soon\"; expected a number, or";
+    refused("soon.parquet", &["--split-method", "time"], soon);
+    folder.prepare("soon.parquet", "yes", &[]).assert().success();
     let blank = Arc::new(StringArray::from(vec!["a", " "]));
     write("blank.parquet", blank, numbers(), floats());
     refused("blank.parquet", &[], "the user's, is empty; expected an id");

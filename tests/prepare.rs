@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use bm3_engine::data::{Dataset, DatasetOptions, FeatureFile, FeatureType, IdMaps};
 use bm3_engine::prepare::{
-    FeatureInput, MissingFeatures, PrepareOptions, PrepareSummary, SplitMethod, TableOptions,
-    prepare,
+    Delimiter, FeatureInput, MissingFeatures, PrepareOptions, PrepareSummary, SplitMethod,
+    TableOptions, prepare,
 };
 use tempfile::TempDir;
 
@@ -163,6 +163,61 @@ fn columns_go_by_name_or_number() {
         options.table.item_column = Some("that".to_owned());
     };
     raw.refused(named, &["no column for the item called `that`", "--item-column"]);
+}
+
+/// The files of MovieLens: no header, columns between two colons, and no quotes. One colon is part of
+/// an id.
+#[test]
+fn two_colons_separate_columns() {
+    let table = "ann::B::5::3\nbob::A:1::1::1\nann::A:1::4::1\nann::\"C::3::2\nbob::B::2::2\n";
+    let as_commas = table.replace("\"C", "C").replace("::", ",");
+    let headless = |options: &mut PrepareOptions| {
+        options.table.has_header = false;
+        options.table.time_column = Some("4".to_owned());
+        options.split_method = SplitMethod::Time;
+    };
+    for delimiter in [None, Some(Delimiter::DoubleColon)] {
+        let (colons, commas) = (Raw::new(table), Raw::new(&as_commas));
+        commas.prepare(headless).unwrap();
+        colons
+            .prepare(|options| {
+                headless(options);
+                options.table.delimiter = delimiter;
+            })
+            .unwrap();
+        let interactions = |raw: &Raw| fs::read_to_string(raw.path("out/mine.inter")).unwrap();
+        assert_eq!(interactions(&colons), interactions(&commas));
+        assert_eq!(maps(&colons.path("out")).items, ["B", "A:1", "\"C"]);
+    }
+    let named = "user::item::time\nann::B::2018-03-05 10:00:00\nann::A::2018-03-05 09:00:00\n";
+    Raw::new(named).prepare(|_| {}).unwrap();
+    Raw::new("ann::B\nann::A::5\n")
+        .refused(|options| options.table.has_header = false, &["line 2", "has 3 columns"]);
+    // RecBole's types follow one colon.
+    let typed = Raw::new("user_id:token\titem_id:token\nann\tB::1\n");
+    typed.prepare(|_| {}).unwrap();
+    assert_eq!(maps(&typed.path("out")).items, ["B::1"]);
+}
+
+/// Dates are times: split by them as by their seconds.
+#[test]
+fn dates_are_times() {
+    let raw = Raw::new(
+        "user_id,item_id,date\nann,B,2018-07-07 22:09:11\nann,A,2018-07-07T22:09:09Z\n\
+         ann,C,2018-07-08T00:09:10+02:00\n",
+    );
+    raw.prepare(|options| {
+        options.split_method = SplitMethod::LeaveOneOut;
+    })
+    .unwrap();
+    let text = fs::read_to_string(raw.path("out/mine.inter")).unwrap();
+    let times: Vec<&str> = text.lines().skip(1).map(|l| l.split('\t').nth(3).unwrap()).collect();
+    assert_eq!(times, ["1531001351", "1531001349", "1531001350"]);
+    let dataset = Dataset::open(&raw.path("out"), &DatasetOptions::default()).unwrap();
+    assert_eq!((dataset.test.items_of(0), dataset.valid.items_of(0)), (&[0][..], &[2][..]));
+    let expected = "expected a number, or a date as in 2026-11-28 or 2026-11-28T09:30:00Z";
+    let timed = |options: &mut PrepareOptions| options.split_method = SplitMethod::Time;
+    Raw::new("user_id,item_id,time\na,b,07/07/2018\n").refused(timed, &["line 2", expected]);
 }
 
 #[test]

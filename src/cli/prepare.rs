@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bm3_engine::config::{FeatureSource, SplitRatio};
-use bm3_engine::prepare::{self, FeatureInput, PrepareOptions, TableOptions};
+use bm3_engine::prepare::{self, Delimiter, FeatureInput, PrepareOptions, TableOptions};
 use bm3_engine::{Error, Result};
 use clap::ValueEnum;
 
@@ -30,7 +30,8 @@ pub struct PrepareArguments {
     /// Column of the rating, for --min-rating [default: found by usual names]
     #[arg(long, value_name = "COLUMN", help_heading = "Interactions")]
     rating_column: Option<String>,
-    /// Column of the time, for the split methods that need it [default: found by usual names]
+    /// Column of the time, for the split methods that need it: numbers, or dates as in 2026-11-28
+    /// or 2026-11-28T09:30:00Z [default: found by usual names]
     #[arg(long, value_name = "COLUMN", help_heading = "Interactions")]
     time_column: Option<String>,
     /// Keep only interactions rated at least this
@@ -41,9 +42,9 @@ pub struct PrepareArguments {
         help_heading = "Interactions"
     )]
     min_rating: Option<f64>,
-    /// What separates columns: one character, or `tab` [default: what the first line has]
+    /// What separates columns: one character, `tab`, or `::` [default: what the first line has]
     #[arg(long, value_name = "CHARACTER", value_parser = delimiter, help_heading = "Interactions")]
-    delimiter: Option<u8>,
+    delimiter: Option<Delimiter>,
     /// The first line is an interaction, not a header; columns go by number
     #[arg(long, help_heading = "Interactions")]
     no_header: bool,
@@ -279,15 +280,18 @@ fn name(arguments: &PrepareArguments) -> Result<String> {
     Ok(name)
 }
 
-/// Parses a column separator: one ASCII byte.
-fn delimiter(text: &str) -> Result<u8, String> {
+/// Parses a column separator.
+fn delimiter(text: &str) -> Result<Delimiter, String> {
     match text {
-        "tab" | "\\t" => Ok(b'\t'),
+        "tab" | "\\t" => Ok(Delimiter::Character(b'\t')),
+        "::" => Ok(Delimiter::DoubleColon),
         other => match other.as_bytes() {
             // Line breaks and quotes have a meaning; a record separator marks a text's end in
             // `prepare/table.rs`.
-            &[byte] if byte.is_ascii() && !b"\n\r\"\x1e".contains(&byte) => Ok(byte),
-            _ => Err("one character, or `tab`, expected".into()),
+            &[byte] if byte.is_ascii() && !b"\n\r\"\x1e".contains(&byte) => {
+                Ok(Delimiter::Character(byte))
+            }
+            _ => Err("one character, `tab` or `::` expected".into()),
         },
     }
 }
@@ -344,12 +348,13 @@ mod tests {
     }
 
     #[test]
-    fn a_delimiter_is_one_character() {
-        assert_eq!(delimiter("tab"), Ok(b'\t'));
-        assert_eq!(delimiter("\\t"), Ok(b'\t'));
-        assert_eq!(delimiter(";"), Ok(b';'));
-        assert_eq!(delimiter(" "), Ok(b' '));
-        for text in ["", "::", "é", "\"", "\n"] {
+    fn a_delimiter_is_one_character_or_two_colons() {
+        assert_eq!(delimiter("tab"), Ok(Delimiter::Character(b'\t')));
+        assert_eq!(delimiter("\\t"), Ok(Delimiter::Character(b'\t')));
+        assert_eq!(delimiter(";"), Ok(Delimiter::Character(b';')));
+        assert_eq!(delimiter(" "), Ok(Delimiter::Character(b' ')));
+        assert_eq!(delimiter("::"), Ok(Delimiter::DoubleColon));
+        for text in ["", ":::", ";;", "é", "\"", "\n"] {
             delimiter(text).unwrap_err();
         }
     }

@@ -8,6 +8,7 @@ mod columnar;
 mod features;
 mod filter;
 mod table;
+mod time;
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -19,6 +20,7 @@ use features::AlignedFeatures;
 use table::{Needs, Table};
 
 pub use columnar::ColumnarFormat;
+pub use table::Delimiter;
 
 /// Where the interactions come from and how the table is read.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +36,7 @@ pub struct TableOptions {
     /// The time's column, likewise; only needed to split by time.
     pub time_column: Option<String>,
     /// The column separator of text; guessed from the first line when absent.
-    pub delimiter: Option<u8>,
+    pub delimiter: Option<Delimiter>,
     /// Whether the first line of text names the columns.
     pub has_header: bool,
 }

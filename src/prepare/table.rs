@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 
 use super::columnar::{self, ColumnarFormat};
-use super::{Interaction, PrepareError, TableOptions};
+use super::{Interaction, PrepareError, TableOptions, time};
 use crate::data::excerpt;
 use crate::{Error, Result};
 
@@ -91,13 +91,22 @@ impl Table {
 
     fn read_text(source: Source, options: &TableOptions, needs: Needs) -> Result<Self> {
         let path = &options.path;
-        let delimiter = options.delimiter.unwrap_or_else(|| guess_delimiter(&source.head));
-        let mut reader = csv::ReaderBuilder::new()
-            .delimiter(delimiter)
-            .has_headers(options.has_header)
-            // The end's mark is a record of its own.
-            .flexible(true)
-            .from_reader(source.until_end());
+        let delimiter = options.delimiter.unwrap_or_else(|| Delimiter::guess(&source.head));
+        let mut builder = csv::ReaderBuilder::new();
+        // The end's mark is a record of its own.
+        builder.has_headers(options.has_header).flexible(true);
+        let bytes: Box<dyn Read> = match delimiter {
+            Delimiter::Character(byte) => {
+                builder.delimiter(byte);
+                Box::new(source.until_end())
+            }
+            Delimiter::DoubleColon => {
+                // Such files know no quotes.
+                builder.delimiter(FIELD_END).quoting(false);
+                Box::new(DoubleColons::new(source.until_end()))
+            }
+        };
+        let mut reader = builder.from_reader(bytes);
         let names: Vec<String> = if options.has_header {
             let header = reader.byte_headers().map_err(|error| csv_error(path, error))?;
             header.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect()
@@ -145,23 +154,22 @@ impl Table {
                     },
                 )
             };
-            let number = |column: Option<usize>, what: &'static str, needed: bool| {
+            let number = |column: Option<usize>, kind: &NumberKind, needed: bool| {
                 let Some(column) = column else { return Ok(None) };
-                let text = match field(column, what) {
+                let text = match field(column, kind.what) {
                     Ok(text) => text,
                     Err(error) if needed => return Err(error),
                     Err(_) => return Ok(None),
                 };
-                match text.parse::<f64>() {
-                    Ok(number) if number.is_finite() => Ok(Some(number)),
-                    _ if !needed => Ok(None),
-                    _ => Err(PrepareError::BadField {
+                match (kind.parse)(text) {
+                    None if needed => Err(PrepareError::BadField {
                         path: path.clone(),
                         line,
-                        what,
+                        what: kind.what,
                         found: excerpt(text.as_bytes()),
-                        expected: "a number",
+                        expected: kind.expected,
                     }),
+                    number => Ok(number),
                 }
             };
             let id = |column: usize, what: &'static str| {
@@ -178,13 +186,28 @@ impl Table {
             rows.push(Interaction {
                 user: users.position(id(columns.user, "user")?),
                 item: items.position(id(columns.item, "item")?),
-                rating: number(columns.rating, "rating", needs.rating)?,
-                time: number(columns.time, "time", needs.every_time)?,
+                rating: number(columns.rating, &RATING, needs.rating)?,
+                time: number(columns.time, &TIME, needs.every_time)?,
             });
         }
         Ok(Self { users: users.names, items: items.names, rows })
     }
 }
+
+/// A kind of number in a field.
+struct NumberKind {
+    what: &'static str,
+    parse: fn(&str) -> Option<f64>,
+    expected: &'static str,
+}
+
+const RATING: NumberKind = NumberKind {
+    what: "rating",
+    parse: |text| text.parse().ok().filter(|number: &f64| number.is_finite()),
+    expected: "a number",
+};
+
+const TIME: NumberKind = NumberKind { what: "time", parse: time::parse, expected: time::A_TIME };
 
 /// Distinct ids in order of appearance.
 #[derive(Default)]
@@ -276,12 +299,64 @@ fn simplify(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
 }
 
-/// The most frequent separator of the first line.
-fn guess_delimiter(line: &[u8]) -> u8 {
-    let count = |delimiter: u8| line.iter().filter(|&&byte| byte == delimiter).count();
-    // Ties go to the last: tabs are hardly ever part of a field.
-    let best = [b' ', b'|', b';', b',', b'\t'].into_iter().max_by_key(|&d| count(d));
-    best.filter(|&best| count(best) > 0).unwrap_or(b',')
+/// What separates the columns of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delimiter {
+    /// An ASCII character.
+    Character(u8),
+    /// `::`, as in the files of MovieLens.
+    DoubleColon,
+}
+
+impl Delimiter {
+    /// The most frequent separator of the first line.
+    fn guess(line: &[u8]) -> Self {
+        let count = |delimiter: u8| line.iter().filter(|&&byte| byte == delimiter).count();
+        // Ties go to the last: tabs are hardly ever part of a field.
+        let best = [b' ', b'|', b';', b',', b'\t'].into_iter().max_by_key(|&d| count(d));
+        let best = best.filter(|&best| count(best) > 0);
+        let double_colons = line.windows(2).filter(|two| two == b"::").count();
+        if double_colons > best.map_or(0, count) {
+            return Self::DoubleColon;
+        }
+        Self::Character(best.unwrap_or(b','))
+    }
+}
+
+/// What becomes of `::`: a control character that separates fields; no id has it.
+const FIELD_END: u8 = 0x1f;
+
+/// Replaces each `::` by one byte, because the reader of delimited text knows no longer separators.
+struct DoubleColons<R> {
+    lines: BufReader<R>,
+    /// The rest of the current line, last byte first.
+    rest: Vec<u8>,
+}
+
+impl<R: Read> DoubleColons<R> {
+    fn new(bytes: R) -> Self {
+        Self { lines: BufReader::new(bytes), rest: Vec::new() }
+    }
+}
+
+impl<R: Read> Read for DoubleColons<R> {
+    fn read(&mut self, target: &mut [u8]) -> std::io::Result<usize> {
+        if self.rest.is_empty() {
+            let mut line = Vec::new();
+            self.lines.read_until(b'\n', &mut line)?;
+            let mut bytes = line.into_iter().peekable();
+            while let Some(byte) = bytes.next() {
+                let is_separator = byte == b':' && bytes.next_if_eq(&b':').is_some();
+                self.rest.push(if is_separator { FIELD_END } else { byte });
+            }
+            self.rest.reverse();
+        }
+        let count = self.rest.len().min(target.len());
+        for byte in &mut target[..count] {
+            *byte = self.rest.pop().unwrap_or_default();
+        }
+        Ok(count)
+    }
 }
 
 /// What is wrong with a line that ends with the file.

@@ -20,7 +20,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use super::ColumnarFormat;
 use crate::data::excerpt;
 use crate::prepare::table::{Columns, Ids, Needs, Table};
-use crate::prepare::{Interaction, PrepareError, TableOptions};
+use crate::prepare::{Interaction, PrepareError, TableOptions, time};
 use crate::{Error, Result};
 
 /// Rows read at a time.
@@ -163,7 +163,12 @@ impl Reader<'_> {
         let user_ids = self.ids(user, "user", &mut users)?;
         let item_ids = self.ids(item, "item", &mut items)?;
         let ratings = self.numbers(rating, "rating", needs.rating)?;
-        let times = self.numbers(time, "time", needs.every_time)?;
+        let times = match time {
+            Some((column, array)) if has_text(array) => {
+                Some(self.times_in_text(column, array, needs.every_time)?)
+            }
+            _ => self.numbers(time, "time", needs.every_time)?,
+        };
         for (row, (user, item)) in user_ids.into_iter().zip(item_ids).enumerate() {
             let of = |numbers: &Option<Vec<Option<f64>>>| numbers.as_ref().and_then(|all| all[row]);
             let (rating, time) = (of(&ratings), of(&times));
@@ -242,6 +247,35 @@ impl Reader<'_> {
         Ok(positions)
     }
 
+    /// The times of a column of text; if `needed`, every row must have one.
+    fn times_in_text(
+        &self,
+        column: usize,
+        array: &ArrayRef,
+        needed: bool,
+    ) -> Result<Vec<Option<f64>>> {
+        let bad_type = || self.bad_type(column, "time", array, A_NUMBER);
+        let plain = without_dictionary(array).ok_or_else(bad_type)?;
+        let mut times = Vec::with_capacity(plain.len());
+        let take = |text: Option<&str>| {
+            let time = text.and_then(|text| time::parse(text.trim()));
+            if needed && time.is_none() {
+                let found = text
+                    .map_or("null".to_owned(), |text| format!("\"{}\"", excerpt(text.as_bytes())));
+                return Err(self.bad_cell(times.len(), column, "time", &found, time::A_TIME));
+            }
+            times.push(time);
+            Ok(())
+        };
+        match plain.data_type() {
+            DataType::Utf8 => plain.as_string::<i32>().iter().try_for_each(take)?,
+            DataType::LargeUtf8 => plain.as_string::<i64>().iter().try_for_each(take)?,
+            DataType::Utf8View => plain.as_string_view().iter().try_for_each(take)?,
+            _ => return Err(bad_type()),
+        }
+        Ok(times)
+    }
+
     /// A column's numbers; if `needed`, every row must have one.
     fn numbers(
         &self,
@@ -269,6 +303,15 @@ impl Reader<'_> {
         }
         Ok(Some(numbers))
     }
+}
+
+/// Whether a column has text, perhaps by way of a dictionary.
+fn has_text(array: &ArrayRef) -> bool {
+    let plain = match array.data_type() {
+        DataType::Dictionary(_, values) => values,
+        plain => plain,
+    };
+    matches!(plain, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
 }
 
 /// The plain values of a dictionary column (a category of pandas).
