@@ -1,150 +1,25 @@
 //! Raw features on a device: the projection, its gradient, and Adam by rows (`project.cu`,
 //! `project_backward.cu`, `adam_rows.cu`).
 
-use std::fmt;
 use std::iter;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use std::sync::Arc;
 
 use super::batches::CudaBatch;
 use super::dense::{Slices, Tile, column_sums, partial_sums};
 use super::device::Device;
+use super::kept::CudaKept;
 use super::launch::{Address, Launch, launch};
 use super::memory::Memory;
 use super::shared::Shared;
-use super::staging::PIECE;
+use super::stored::StoredType;
 use super::stream::FeatureStream;
+use super::upload::{Rows, UploadProgress, upload_rows};
+use crate::Result;
 use crate::backend::{BatchRooms, FeatureState};
-use crate::config::{FeatureTypeChoice, TrainConfig};
-use crate::data::{FeatureMatrix, FeatureType};
-use crate::{Error, Result};
-
-/// The type in which a device stores frozen features.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum StoredType {
-    /// Single precision.
-    F32,
-    /// Half precision; exact for features whose file is in f16.
-    F16,
-    /// Brain floating point: f32's range, 8 bits of precision.
-    Bf16,
-}
-
-impl fmt::Display for StoredType {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        })
-    }
-}
-
-impl StoredType {
-    /// The type that holds features of a file's type: half-precision ones as they are, wider ones
-    /// in f32.
-    pub fn of(file: FeatureType) -> Self {
-        match file {
-            FeatureType::F16 => Self::F16,
-            FeatureType::Bf16 => Self::Bf16,
-            FeatureType::F32 | FeatureType::F64 => Self::F32,
-        }
-    }
-
-    /// The type that a setting names; `None` if it follows the file, see [`StoredType::of`].
-    pub fn chosen(choice: FeatureTypeChoice) -> Option<Self> {
-        match choice {
-            FeatureTypeChoice::Auto => None,
-            FeatureTypeChoice::F32 => Some(Self::F32),
-            FeatureTypeChoice::F16 => Some(Self::F16),
-            FeatureTypeChoice::Bf16 => Some(Self::Bf16),
-        }
-    }
-
-    /// The type in which a run stores features: f32 for trained ones.
-    pub(crate) fn of_run(config: &TrainConfig, features: &FeatureMatrix) -> Self {
-        match config.freeze_features {
-            true => Self::chosen(config.feature_type).unwrap_or(Self::of(features.dtype())),
-            false => Self::F32,
-        }
-    }
-
-    /// Bytes of a row of features as a run stores them.
-    pub(crate) fn row_bytes(config: &TrainConfig, features: &FeatureMatrix) -> usize {
-        features.columns() * Self::of_run(config, features).size()
-    }
-
-    /// The file type whose numbers are stored as they are.
-    fn in_file(self) -> FeatureType {
-        match self {
-            Self::F32 => FeatureType::F32,
-            Self::F16 => FeatureType::F16,
-            Self::Bf16 => FeatureType::Bf16,
-        }
-    }
-
-    /// Bytes of an element.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-}
-
-/// Bytes of rows that a thread converts and copies at a time.
-const COPY_BYTES: usize = PIECE;
-
-/// Bytes read before the file's pages are released.
-const RELEASED_BYTES: u64 = 32 << 20;
-
-/// How many rows of a table are converted and copied at a time.
-fn rows_at_a_time(row_bytes: usize, rows: usize) -> usize {
-    (COPY_BYTES / row_bytes).clamp(1, rows.max(1))
-}
+use crate::data::FeatureMatrix;
 
 /// The name of trained features in an error about memory.
 const TRAINED: &str = "trained features (values and two moments)";
-
-/// A snapshot of a buffer.
-#[derive(Debug)]
-pub enum CudaKept {
-    /// On the device, where copying is fast.
-    Device(Memory<u8>),
-    /// In the host's memory.
-    Host(Vec<f32>),
-}
-
-impl CudaKept {
-    /// Takes the copy on the device; if other programs have taken the memory that was counted on,
-    /// reads the values by `read` instead.
-    ///
-    /// # Errors
-    /// [`Error::DeviceOperation`].
-    pub(super) fn new(
-        copy: Result<Memory<u8>>,
-        read: impl FnOnce() -> Result<Vec<f32>>,
-    ) -> Result<Self> {
-        match copy {
-            Err(error @ Error::DeviceMemory { .. }) => {
-                tracing::warn!(%error, "the best epoch's model is kept in the host's memory");
-                read().map(Self::Host)
-            }
-            copy => copy.map(Self::Device),
-        }
-    }
-
-    /// Reads the snapshot.
-    pub(super) fn read(self) -> Result<Vec<f32>> {
-        match self {
-            Self::Device(memory) => memory.read_as(),
-            Self::Host(values) => Ok(values),
-        }
-    }
-}
 
 /// Raw features on a device.
 #[derive(Debug)]
@@ -323,154 +198,6 @@ impl CudaFeatures {
             StoredType::Bf16 => kernels[2],
         }
     }
-}
-
-/// Called while features are copied to the device: with the file, the bytes done and all bytes.
-pub type UploadProgress = dyn Fn(&str, u64, u64) + Send + Sync;
-
-/// Which rows of a table to copy.
-#[derive(Clone, Copy)]
-pub(super) enum Rows<'a> {
-    /// This many from the first on.
-    First(usize),
-    /// These, in this order.
-    Chosen(&'a [u32]),
-}
-
-impl Rows<'_> {
-    fn count(self) -> usize {
-        match self {
-            Self::First(count) => count,
-            Self::Chosen(rows) => rows.len(),
-        }
-    }
-
-    fn number(self, index: usize) -> usize {
-        match self {
-            Self::First(_) => index,
-            Self::Chosen(rows) => rows[index] as usize,
-        }
-    }
-}
-
-/// Copies the first `rows` rows of a table, converting a part at a time.
-///
-/// # Errors
-/// [`Error::Setting`] for a number that is infinite in the stored type, [`Error::DeviceMemory`] and
-/// [`Error::DeviceOperation`].
-pub(super) fn frozen_table(
-    device: &Arc<Device>,
-    matrix: &FeatureMatrix,
-    rows: usize,
-    stored: StoredType,
-    progress: &UploadProgress,
-) -> Result<Memory<u8>> {
-    let bytes = rows * matrix.columns() * stored.size();
-    let mut values = Memory::<u8>::new(device, bytes, "frozen features")?;
-    upload_rows(device, &mut values, matrix, stored, Rows::First(rows), progress)?;
-    Ok(values)
-}
-
-/// Fills the beginning of `memory` with rows of a table in the stored type, converting a part at a
-/// time.
-pub(super) fn upload_rows(
-    device: &Device,
-    memory: &mut Memory<u8>,
-    matrix: &FeatureMatrix,
-    stored: StoredType,
-    rows: Rows<'_>,
-    progress: &UploadProgress,
-) -> Result<()> {
-    let row_bytes = matrix.columns() * stored.size();
-    let (bytes, place) = (rows.count() * row_bytes, matrix.place());
-    let part = rows_at_a_time(row_bytes, rows.count()) * row_bytes;
-    let first_beyond = AtomicUsize::new(usize::MAX);
-    // The number of bytes done, and the end of the last of them.
-    let done = Mutex::new((0, 0));
-    progress(&place, 0, bytes as u64);
-    device.upload_parts(memory, bytes, part, "features", |range, part| {
-        let (first, length) = (range.start / row_bytes, range.len() as u64);
-        let mut scratch = Vec::new();
-        for (index, bytes) in part.chunks_exact_mut(row_bytes).enumerate() {
-            let row = rows.number(first + index);
-            if !row_to_bytes(matrix, row, stored, &mut scratch, bytes) {
-                first_beyond.fetch_min(row, Ordering::Relaxed);
-            }
-        }
-        // One thread reports at a time, so that the count only grows.
-        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-        let (done, end) = &mut *done;
-        *done += length;
-        *end = range.end.max(*end);
-        progress(&place, *done, bytes as u64);
-        // Only now and then, because releasing pages interrupts every thread. Parts begin in the
-        // file's order, so all up to `end` are done except those in progress, whose pages are read
-        // again.
-        if let Rows::First(_) = rows
-            && *done % RELEASED_BYTES < length
-        {
-            matrix.release(0..*end / row_bytes);
-        }
-    })?;
-    matrix.release(0..matrix.rows());
-    match first_beyond.into_inner() {
-        usize::MAX => Ok(()),
-        row => Err(beyond(stored, matrix, row)),
-    }
-}
-
-/// Writes a row of finite numbers in the stored type, in this machine's byte order, which is also
-/// the device's. Returns false if one of them becomes infinite.
-pub(super) fn row_to_bytes(
-    matrix: &FeatureMatrix,
-    row: usize,
-    stored: StoredType,
-    scratch: &mut Vec<f32>,
-    bytes: &mut [u8],
-) -> bool {
-    if let Some(same) = matrix.row_bytes(stored.in_file(), row) {
-        bytes.copy_from_slice(same);
-        return true;
-    }
-    scratch.resize(matrix.columns(), 0.0);
-    matrix.copy_row(row, 0..matrix.columns(), scratch);
-    match stored {
-        StoredType::F32 => {
-            bytes.copy_from_slice(bytemuck::cast_slice(scratch));
-            true
-        }
-        // Rows of two-byte numbers in page-locked memory begin at even addresses, as the casts
-        // need.
-        StoredType::F16 => {
-            let halves: &mut [f16] = bytemuck::cast_slice_mut(bytes);
-            halves.convert_from_f32_slice(scratch);
-            halves.iter().all(|half| half.is_finite())
-        }
-        StoredType::Bf16 => {
-            let halves: &mut [bf16] = bytemuck::cast_slice_mut(bytes);
-            halves.convert_from_f32_slice(scratch);
-            halves.iter().all(|half| half.is_finite())
-        }
-    }
-}
-
-/// The error for a row with a number that the stored type cannot hold.
-pub(super) fn beyond(stored: StoredType, matrix: &FeatureMatrix, row: usize) -> Error {
-    let mut values = vec![0.0f32; matrix.columns()];
-    matrix.copy_row(row, 0..matrix.columns(), &mut values);
-    let infinite = |value: f32| match stored {
-        StoredType::F32 => false,
-        StoredType::F16 => f16::from_f32(value).is_infinite(),
-        StoredType::Bf16 => bf16::from_f32(value).is_infinite(),
-    };
-    let column = values.iter().position(|&value| infinite(value)).unwrap_or_default();
-    let place = matrix.place_of(row);
-    let problem = format!(
-        "{stored} cannot hold row {row}, column {column} of {place}, which is {}; give a type of \
-         wider range, f32 or bf16",
-        values[column]
-    );
-    Error::setting("--feature-type", problem)
 }
 
 /// z (n × d) `=` E\[items\] Wᵀ + b.

@@ -10,9 +10,10 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::Device;
-use super::features::{StoredType, UploadProgress, frozen_table};
 use super::memory::Memory;
 use super::spmm::CudaGraph;
+use super::stored::StoredType;
+use super::upload::{UploadProgress, frozen_table};
 use crate::Result;
 use crate::data::FeatureMatrix;
 use crate::graph::Graph;

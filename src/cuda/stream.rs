@@ -17,10 +17,11 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 
 use super::device::Device;
-use super::features::{Rows, StoredType, UploadProgress, beyond, row_to_bytes, upload_rows};
 use super::memory::Memory;
 use super::process::OfThisProcess;
 use super::staging::Staging;
+use super::stored::StoredType;
+use super::upload::{Rows, UploadProgress, beyond, row_to_bytes, upload_rows};
 use crate::data::FeatureMatrix;
 use crate::{Error, Result};
 

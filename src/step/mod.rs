@@ -5,6 +5,8 @@
 mod branches;
 mod kept;
 mod propagation;
+mod scoring;
+mod state;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -12,12 +14,11 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::backend::{
-    AdamStep, BETA1, BETA2, Backend, BatchRooms, Dropout, FeatureState, LossShape, Rooms,
-    SavedFeatures, TopK, Updated, View, view, view_mut,
+    AdamStep, BETA1, BETA2, Backend, BatchRooms, Dropout, FeatureState, LossShape, Rooms, Updated,
+    view, view_mut,
 };
 use crate::batch::Batch;
 use crate::config::{Propagation, TrainConfig};
-use crate::data::FeatureMatrix;
 use crate::graph::Graph;
 use crate::parameters::Layout;
 use crate::real::Real;
@@ -25,6 +26,7 @@ use crate::watch::Failure;
 use branches::Branches;
 pub use kept::{KeptParameters, ParameterValues};
 use propagation::last_product;
+pub use state::{DenseState, RawFeatures};
 
 /// A model on a device, with everything its training needs.
 pub struct DeviceModel<B: Backend> {
@@ -100,28 +102,6 @@ impl<B: Backend> Workspace<B> {
         }
         Ok(())
     }
-}
-
-/// A modality's raw features, as given to a model.
-#[derive(Debug, Clone)]
-pub enum RawFeatures<T> {
-    /// Fixed inputs.
-    Frozen(Arc<FeatureMatrix>),
-    /// Parameters that start from these values.
-    Untrained(Arc<FeatureMatrix>),
-    /// Parameters and their optimiser state, I × D_m.
-    Trained(FeatureState<T>),
-}
-
-/// The dense parameters and their optimiser state, as they are saved.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DenseState<T> {
-    /// The arena of parameters.
-    pub parameters: Vec<T>,
-    /// First moments.
-    pub first: Vec<T>,
-    /// Second moments.
-    pub second: Vec<T>,
 }
 
 impl<B: Backend> DeviceModel<B> {
@@ -450,36 +430,6 @@ impl<B: Backend> DeviceModel<B> {
         Ok(())
     }
 
-    /// p(H) for every node, N × d: scores are products of its rows (SPEC §2 (10)). It lies where
-    /// the last step's G did.
-    fn predict_nodes(&mut self) -> Result<View<'_, B::Buffer>> {
-        self.propagate(&self.backend.clone())?;
-        let all = || 0..self.layout.nodes.len();
-        let Workspace { nodes, node_gradient: predicted, .. } = &mut self.workspace;
-        self.backend.predict(
-            None,
-            view(nodes, all()),
-            view(&self.parameters, self.layout.predictor_weight.clone()),
-            view(&self.parameters, self.layout.predictor_bias.clone()),
-            view_mut(predicted, all()),
-        )?;
-        Ok(view(predicted, all()))
-    }
-
-    /// The `k` best items for each of `users`, without their training items (SPEC §9).
-    pub fn top_k(&mut self, users: &[u32], k: usize) -> Result<TopK> {
-        let lists = self.lists(users, k)?;
-        self.backend.read_lists(lists)
-    }
-
-    /// The lists of [`DeviceModel::top_k`], left on the device for [`Backend::metrics`].
-    pub fn lists(&mut self, users: &[u32], k: usize) -> Result<B::Lists> {
-        let backend = self.backend.clone();
-        self.predict_nodes()?;
-        let predicted = view(&self.workspace.node_gradient, 0..self.layout.nodes.len());
-        backend.top_k(&self.graph, predicted, users, k)
-    }
-
     /// The sums of the loss terms over the steps since [`DeviceModel::set_losses`]: ui, iu, align
     /// and mask for each modality, reg (unweighted).
     pub fn losses(&self) -> Result<Vec<f64>> {
@@ -509,91 +459,6 @@ impl<B: Backend> DeviceModel<B> {
     /// The device.
     pub fn backend(&self) -> &B {
         &self.backend
-    }
-
-    /// Sets the constants of the steps already done, when a run is resumed.
-    pub fn set_history(&mut self, constants: &[AdamStep]) -> Result<()> {
-        self.steps = 0;
-        self.plan(constants)?;
-        self.steps = constants.len() as u32;
-        Ok(())
-    }
-
-    /// The dense parameters and their moments.
-    pub fn dense_state(&self) -> Result<DenseState<B::Real>> {
-        let all = || 0..self.layout.len();
-        Ok(DenseState {
-            parameters: self.backend.download(view(&self.parameters, all()))?,
-            first: self.backend.download(view(&self.first, all()))?,
-            second: self.backend.download(view(&self.second, all()))?,
-        })
-    }
-
-    /// The dense gradients of the last step, in the order of [`Layout`], if nothing was done since.
-    ///
-    /// That of H⁰ is computed once more, since the step stores none.
-    pub fn gradients(&self) -> Result<Vec<B::Real>> {
-        let Self { backend, layout, graph, .. } = self;
-        let mut of_nodes = backend.zeros(layout.nodes.len())?;
-        let target = view_mut(&mut of_nodes, 0..layout.nodes.len());
-        let inputs = last_product(&self.settings, &self.workspace, &layout.nodes);
-        backend.spmm(graph, inputs, target)?;
-        let mut gradients = backend.download(view(&of_nodes, 0..layout.nodes.len()))?;
-        gradients.extend(backend.download(view(&self.gradients, 0..layout.gradients()))?);
-        Ok(gradients)
-    }
-
-    /// H from the current parameters, N × d.
-    pub fn nodes(&mut self) -> Result<Vec<B::Real>> {
-        self.propagate(&self.backend.clone())?;
-        self.backend.download(view(&self.workspace.nodes, 0..self.layout.nodes.len()))
-    }
-
-    /// [`DeviceModel::nodes`] and [`DeviceModel::predictions`], from one propagation.
-    pub fn nodes_and_predictions(&mut self) -> Result<[Vec<B::Real>; 2]> {
-        let predictions = self.predictions()?;
-        let nodes = view(&self.workspace.nodes, 0..self.layout.nodes.len());
-        Ok([self.backend.download(nodes)?, predictions])
-    }
-
-    /// p(H) for every node, N × d: scores are products of its rows (SPEC §2 (10)).
-    pub fn predictions(&mut self) -> Result<Vec<B::Real>> {
-        let backend = self.backend.clone();
-        backend.download(self.predict_nodes()?)
-    }
-
-    /// Trained features and their moments, with every row brought up to the last step; `None` for
-    /// frozen modalities.
-    pub fn feature_states(&mut self) -> Result<Vec<Option<SavedFeatures<'_, B::Real>>>> {
-        self.replay_features()?;
-        self.features.iter().map(|features| self.backend.feature_state(features)).collect()
-    }
-
-    fn replay_features(&mut self) -> Result<()> {
-        for features in &mut self.features {
-            self.backend.adam_rows_replay_all(self.steps, &self.schedule, features)?;
-        }
-        Ok(())
-    }
-
-    /// Z_m of the given items (distinct, ascending), n × d.
-    pub fn project_items(&mut self, modality: usize, items: &[u32]) -> Result<Vec<B::Real>> {
-        let batch = Batch::new(&vec![0; items.len()], items);
-        let batch = self.backend.upload_batch(batch, self.steps + 1)?;
-        let features = &mut self.features[modality];
-        self.backend.adam_rows_replay(&batch, &self.schedule, features)?;
-        let d = self.layout.embedding_size;
-        let elements = batch.rooms().items * d;
-        let mut z = self.backend.zeros(elements)?;
-        let slots = &self.layout.modalities[modality];
-        self.backend.project(
-            &batch,
-            features,
-            view(&self.parameters, slots.weight.clone()),
-            view(&self.parameters, slots.bias.clone()),
-            view_mut(&mut z, 0..elements),
-        )?;
-        self.backend.download(view(&z, 0..items.len() * d))
     }
 }
 
