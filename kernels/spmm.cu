@@ -18,7 +18,7 @@
 // zero before and after.
 // Determinism: a row's sums are added in the order of its segments, whichever group does it.
 // Bytes: E (4d + 8) gathered, mostly from L2, N (8d + 24) from memory, or N (28d + 24) with Adam,
-// and 8d for each segment of a longer row. Flops: 2 E d + 2 N d, and some 18 N d with Adam.
+// and 8d for each segment of a longer row. Flops: 2 E d + 2 N d, or some 18 N d with Adam.
 // Bound: L2 bandwidth while x's columns fit there, HBM beyond, so the host computes the columns of
 // wide or many rows in parts (src/cuda/spmm.rs).
 // Mapping: lane q of a group holds columns 4q to 4q + 3, so a neighbour's row is one coalesced

@@ -77,8 +77,8 @@ impl Trainer {
         Self { feature_storage, ..self }
     }
 
-    /// Takes at most `bytes` of a GPU's memory, as if the GPU had no more: what does not fit is
-    /// streamed or kept by the host. No result depends on it.
+    /// Takes at most `bytes` of a GPU's memory: what does not fit is streamed or kept by the host. No
+    /// result depends on it.
     #[must_use]
     pub fn device_memory(self, bytes: u64) -> Self {
         Self { device_memory: Some(bytes), ..self }

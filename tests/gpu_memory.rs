@@ -38,9 +38,15 @@ struct Watch {
     left: Option<u64>,
     /// Bytes of the device's memory.
     memory: u64,
+    /// Whether the second epoch is timed by operation.
+    profiles: bool,
 }
 
 impl Observer for Watch {
+    fn wants_profile(&self, epoch: u64) -> bool {
+        self.profiles && epoch == 2
+    }
+
     fn step(&mut self, _: u64, step_in_epoch: u64, _: u64) {
         let used = self.emulator.used();
         self.most = self.most.max(used);
@@ -74,14 +80,24 @@ enum Room {
     Limit(u64),
 }
 
-/// Trains on a GPU of the given size, or on a large one with a limit. With `left`, others take the
-/// rest of the memory meanwhile.
+/// What happens in a run.
+#[derive(Debug, Clone, Copy, Default)]
+struct Course {
+    /// The bytes that others leave meanwhile, see [`Watch::left`].
+    left: Option<u64>,
+    /// Whether an epoch is timed by operation.
+    profiles: bool,
+    /// Whether the run ends after its first epoch, and another one goes on with it.
+    resumes: bool,
+}
+
+/// Trains on a GPU of the given size, or on a large one with a limit.
 fn train(
     emulator: &'static Emulator,
     dataset: &Dataset,
     config: &TrainConfig,
     room: Room,
-    left: Option<u64>,
+    Course { left, profiles, resumes }: Course,
 ) -> Result<Taken> {
     let (memory, limit) = match room {
         Room::Memory(memory) => (memory, None),
@@ -90,15 +106,20 @@ fn train(
     emulator.set("BM3_EMULATOR_MEMORY", &memory.to_string());
     let directory = tempfile::tempdir().unwrap();
     let directory = RunDirectory::open(directory.path(), false).unwrap();
-    let options =
-        FitOptions { initial: None, resume: false, checkpoint_interval: Duration::from_secs(3600) };
-    let mut watch = Watch { emulator, most: 0, read: Vec::new(), left, memory };
+    let mut watch = Watch { emulator, most: 0, read: Vec::new(), left, memory, profiles };
     let stop = AtomicBool::new(false);
-    let device = Device::open(0, Some(&emulator::kernels())).expect("the emulator");
-    let cuda = Cuda::new(device).keeping_features(FeatureStorage::Resident).limiting_memory(limit);
-    let outcome = fit(cuda, dataset, config, &directory, &options, &mut watch, &stop);
-    assert_eq!(emulator.used(), 0, "a run leaves nothing behind");
-    outcome?;
+    let first = TrainConfig { epochs: 1, ..config.clone() };
+    let runs = if resumes { vec![(&first, false), (config, true)] } else { vec![(config, false)] };
+    for (config, resume) in runs {
+        let checkpoint_interval = Duration::from_secs(3600);
+        let options = FitOptions { initial: None, resume, checkpoint_interval };
+        let device = Device::open(0, Some(&emulator::kernels())).expect("the emulator");
+        let cuda = Cuda::new(device).keeping_features(FeatureStorage::Resident);
+        let cuda = cuda.limiting_memory(limit);
+        let outcome = fit(cuda, dataset, config, &directory, &options, &mut watch, &stop);
+        assert_eq!(emulator.used(), 0, "a run leaves nothing behind");
+        outcome?;
+    }
     let read = watch.read.windows(2).map(|two| two[1] - two[0]).max();
     let model = std::fs::read(directory.file(MODEL)).expect("a run's model");
     Ok(Taken { most: watch.most, read: read.expect("two epochs"), model })
@@ -122,6 +143,11 @@ fn a_plan_is_what_a_run_takes() {
     let dataset = Dataset::open(&data, &DatasetOptions::default()).unwrap();
     let none = DatasetOptions { modalities: Some(vec![]), ..DatasetOptions::default() };
     let bare = Dataset::open(&data, &none).unwrap();
+    let wide = folder.path().join("wide");
+    let mut options = SynthOptions::new(Shape::Tiny, 1);
+    options.sizes.image = 1024;
+    synth::generate(&options, &wide, &mut |_, _, _| ()).unwrap();
+    let wide = Dataset::open(&wide, &DatasetOptions::default()).unwrap();
 
     let small = TrainConfig { embedding_size: 16, epochs: 2, ..TrainConfig::default() };
     let frozen = TrainConfig { freeze_features: true, ..small.clone() };
@@ -135,6 +161,10 @@ fn a_plan_is_what_a_run_takes() {
             &dataset,
             TrainConfig { propagation: Propagation::Gcn, layers: 2, ..frozen.clone() },
         ),
+        // A projection's slices take more than other intermediate numbers, and many short steps
+        // make the constants count.
+        ("wide features", &wide, TrainConfig { batch_size: 128, ..frozen.clone() }),
+        ("short steps", &bare, TrainConfig { batch_size: 8, embedding_size: 4, ..frozen.clone() }),
         (
             "no modality",
             &bare,
@@ -155,14 +185,21 @@ fn a_plan_is_what_a_run_takes() {
             (Room::Memory(plan), Room::Memory(less), false),
             (Room::Limit(plan), Room::Limit(less), true),
         ] {
-            let used = train(emulator, dataset, &config, enough, None)
-                .unwrap_or_else(|error| panic!("{what}: {enough:?} is not enough: {error}"))
-                .most;
-            assert!(used <= plan, "{what}: {used} bytes of {plan} planned");
-            let error = train(emulator, dataset, &config, too_little, None).err().expect(what);
+            let course = Course::default();
+            let profiled = Course { profiles: true, ..course };
+            let resumed = Course { resumes: true, ..course };
+            // What may be taken is counted in the same way, so one of the two is enough for these.
+            let courses = if raise { vec![course, profiled, resumed] } else { vec![course] };
+            for course in courses {
+                let used = train(emulator, dataset, &config, enough, course)
+                    .unwrap_or_else(|error| panic!("{what}: {enough:?}, {course:?}: {error}"))
+                    .most;
+                assert!(used <= plan, "{what}: {used} bytes of {plan} planned, {course:?}");
+                println!("{what}: planned {plan} bytes, {used} in use, {less} do not suffice");
+            }
+            let error = train(emulator, dataset, &config, too_little, course).err().expect(what);
             assert!(matches!(error, Error::DeviceMemory { .. }), "{what}: {error}");
             assert_eq!(error.to_string().contains("raise --device-memory"), raise, "{error}");
-            println!("{what}: planned {plan} bytes, {used} in use, {less} do not suffice");
         }
     }
 }
@@ -181,14 +218,29 @@ fn the_best_epoch_stays_on_the_device_where_there_is_room() {
     let modalities = dataset.modalities.clone();
     let dataset = Dataset::from_parts("tiny", train_pairs, &none, &none, modalities).unwrap();
     let config = TrainConfig { embedding_size: 16, epochs: 3, ..TrainConfig::default() };
-    let graph = graph(&dataset, &config);
-    let planned = |free| {
+    for room in [Room::Memory, Room::Limit] {
+        keeps_the_best_where_there_is_room(emulator, &dataset, &config, room);
+    }
+}
+
+fn keeps_the_best_where_there_is_room(
+    emulator: &'static Emulator,
+    dataset: &Dataset,
+    config: &TrainConfig,
+    room: fn(u64) -> Room,
+) {
+    let graph = graph(dataset, config);
+    let planned = |bytes| {
+        let (free, limit) = match room(bytes) {
+            Room::Memory(free) => (free, None),
+            Room::Limit(limit) => (1 << 40, Some(limit)),
+        };
         let storage = FeatureStorage::Resident;
-        MemoryPlan::on_gpu(&dataset, &graph, &config, storage, free, None).device_total()
+        MemoryPlan::on_gpu(dataset, &graph, config, storage, free, limit).device_total()
     };
     let columns: usize = dataset.modalities.iter().map(|m| m.features.columns()).sum();
     let features = (4 * dataset.items * columns) as u64;
-    let dense = 4 * layout(&dataset, &config).len() as u64;
+    let dense = 4 * layout(dataset, config).len() as u64;
     let (least, most) = (planned(0), planned(1 << 40));
     assert_eq!(most, least + features + dense);
 
@@ -202,8 +254,14 @@ fn the_best_epoch_stays_on_the_device_where_there_is_room() {
         enough
     };
     let (for_all, for_dense) = (enough_for(most), enough_for(least + dense));
-    let train =
-        |memory, left| train(emulator, &dataset, &config, Room::Memory(memory), left).unwrap();
+    // Within a limit, nothing is left over.
+    if let Room::Limit(limit) = room(for_all) {
+        assert_eq!((limit, for_dense), (most, least + dense));
+    }
+    let train = |bytes, left| {
+        let course = Course { left, ..Course::default() };
+        train(emulator, dataset, config, room(bytes), course).unwrap()
+    };
     let kept = train(for_all, None);
     let [dense_kept, also_dense_kept] = [for_all - 1, for_dense].map(|memory| train(memory, None));
     let read = train(for_dense - 1, None);

@@ -137,12 +137,11 @@ pub trait Backend: Clone {
     /// # Errors
     /// [`crate::Error::Setting`] naming `--feature-type`, if the device does not store that type.
     fn store_features_as(&mut self, choice: FeatureTypeChoice) -> Result<()>;
-    /// Decides where a run keeps its frozen features, and where the best epoch's trained ones. Call
-    /// it before allocating anything for the run. Returns a sentence for the user if there is
-    /// something to say.
+    /// Decides where a run keeps its frozen features, and where the best epoch's parameters: on the
+    /// device if there is room. Call it before allocating anything for the run. Returns a sentence
+    /// for the user if there is something to say.
     ///
     /// # Errors
-    /// [`crate::Error::Setting`] for a choice that does not suit the run,
     /// [`crate::Error::DeviceMemory`] and [`crate::Error::DeviceOperation`].
     fn place_features(
         &mut self,

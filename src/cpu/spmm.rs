@@ -1,10 +1,11 @@
 //! Â times a dense matrix (SPEC §2, equation (2)).
 //!
 //! Computes y_i = neighbours · s_i Σ_j s_j x_j + (base + \[i ≥ U\] item_base) · b_i, where s is the
-//! degree factor and j runs over the neighbours of i. Shapes: x, b, y N × d.
-//! Ownership: one task writes each row of y and adds its neighbours in ascending order.
-//! Bytes: entries · (4 + d · sizeof x + sizeof s) gathered, N d read twice and written once.
-//! Flops: 2 · entries · d.
+//! degree factor and j runs over the neighbours of i. Shapes: x, b, y N × d. y is written (`=`), or
+//! is the gradient with which Adam updates p, m and v in place, and is never stored as a whole.
+//! Ownership: one task computes each row of y and adds its neighbours in ascending order.
+//! Bytes: entries · (4 + d · sizeof x + sizeof s) gathered, N d read once and written once; with
+//! Adam, p, m and v read and written once instead. Flops: 2 · entries · d, and Adam's 14 N d.
 //! Work is divided by entries + rows, so that a hub does not make one task far longer than the
 //! rest.
 
@@ -22,8 +23,8 @@ use crate::real::Real;
 /// Tasks that the rows are divided into: enough to balance any processor, few enough to be cheap.
 const TASKS: usize = 256;
 
-/// Elements of a gradient that a task computes before it updates the parameters: some of its
-/// processor's nearest cache.
+/// Elements of a gradient that a task computes before it updates the parameters: 8 KB in f32, a part
+/// of the nearest cache.
 const GRADIENTS_AT_ONCE: usize = 2048;
 
 /// Columns whose sums stay in registers while a row walks its neighbours.

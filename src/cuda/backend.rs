@@ -213,7 +213,7 @@ impl Backend for Cuda {
                 Some(Arc::new(FeatureStream::new(&self.device, dataset.items, kept, *room)?))
             }
         };
-        self.keeps_dense = placement.keeps_dense;
+        self.keeps_dense = self.has_room_for_dense || placement.keeps_dense;
         self.keeps_features = placement.features == FeaturePlacement::Trained { keeps_best: true };
         Ok(placement.describe(dataset, config))
     }

@@ -367,6 +367,20 @@ impl Device {
         Ok(Scratch { _guard: guard, base, starts: starts.to_vec() })
     }
 
+    /// Frees the intermediate memory, after the work in flight; it is allocated anew when it is
+    /// needed.
+    pub(super) fn release_scratch(&self) {
+        *self.scratch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Frees that of all branches, and of their branches.
+    pub(super) fn release_branches_scratch(&self) {
+        for branch in &*self.branches.lock().unwrap_or_else(PoisonError::into_inner) {
+            branch.release_scratch();
+            branch.release_branches_scratch();
+        }
+    }
+
     /// Starts a kernel; an empty grid launches nothing. `sizes` goes into the error message.
     pub(super) fn launch(
         &self,

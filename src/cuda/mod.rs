@@ -72,7 +72,9 @@ pub struct Cuda {
     pool: Option<Arc<Pool>>,
     /// The stream of frozen features, if not all of them are on the device.
     stream: Option<Arc<FeatureStream>>,
-    /// Whether there is room for the best epoch's dense parameters, and for its trained features.
+    /// Whether memory has been set aside for the best epoch's dense parameters.
+    has_room_for_dense: bool,
+    /// Whether the best epoch's dense parameters stay on the GPU, and its trained features.
     keeps_dense: bool,
     keeps_features: bool,
     progress: Arc<UploadProgress>,
@@ -88,6 +90,7 @@ impl Cuda {
             budget: None,
             pool: None,
             stream: None,
+            has_room_for_dense: false,
             keeps_dense: false,
             keeps_features: false,
             progress: Arc::new(|_: &str, _, _| ()),
@@ -110,13 +113,18 @@ impl Cuda {
     }
 
     /// Limits the bytes that a run plans with when it decides where its features lie.
-    pub fn within(self, budget: u64) -> Self {
+    pub(crate) fn within(self, budget: u64) -> Self {
         Self { budget: Some(budget), ..self }
     }
 
+    /// Keeps the best epoch's dense parameters on the GPU, because memory has been set aside for
+    /// them.
+    pub(crate) fn keeping_dense(self) -> Self {
+        Self { has_room_for_dense: true, ..self }
+    }
+
     /// Limits the GPU memory of this device, and so of all clones and siblings of this backend, to
-    /// `limit` bytes, or not at all for `None`. What does not fit is streamed, or kept by the host,
-    /// as if the GPU had no more.
+    /// `limit` bytes, or not at all for `None`. What does not fit is streamed, or kept by the host.
     pub fn limiting_memory(self, limit: Option<u64>) -> Self {
         self.device.limit_memory(limit.unwrap_or(u64::MAX));
         self

@@ -58,9 +58,13 @@ impl Device {
     /// Runs `work` and times each launch; launches replayed from a recording are not timed.
     pub(super) fn profile(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Operation>> {
         let recorder = || self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        // Meanwhile this device does the branches' work, in its own intermediate memory: the run
+        // would have both otherwise, which is more than was planned.
+        self.release_branches_scratch();
         *recorder() = Some(OfThisProcess::new(Vec::new()));
         let outcome = work();
         let launches = recorder().take();
+        self.release_scratch();
         outcome?;
         self.synchronize()?;
         let failed = |error| self.failed("reading how long kernels took".to_owned(), error);

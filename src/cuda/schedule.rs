@@ -56,7 +56,8 @@ impl CudaSchedule {
     }
 }
 
-/// Room for `steps` steps and as many again.
+/// The room for `steps` steps, which depends on nothing else: a resumed run takes no more than one
+/// that grew into it.
 pub(super) fn room_for(steps: usize) -> usize {
-    (2 * steps).max(LEAST)
+    steps.next_power_of_two().max(LEAST)
 }

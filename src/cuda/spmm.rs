@@ -228,7 +228,7 @@ pub(super) fn spmm(
     let SpmmFactors { neighbours, base: base_factor, item_base } = factors;
     let partial = device.scratch([4 * graph.slots * width], "sums of long rows")?;
     let gathered = if x == Address::NULL { 0 } else { entries };
-    let (kernel, row_quads, row_flops) = match target {
+    let (kernel, passes, row_flops) = match target {
         Target::Write(_) => ("spmm", 2, 2),
         Target::Adam { .. } => ("spmm_adam", 7, 18),
     };
@@ -242,7 +242,7 @@ pub(super) fn spmm(
             grid: [blocks(graph.segments.len() as u64, groups_per_block), 1, 1],
             block: 256,
             bytes: gathered * (row_bytes + 8)
-                + nodes * (row_quads * row_bytes + 24)
+                + nodes * (passes * row_bytes + 24)
                 + 2 * graph.slots as u64 * row_bytes,
             flops: (2 * gathered + row_flops * nodes) * columns as u64,
         };

@@ -4,7 +4,8 @@ use super::DeviceModel;
 use crate::Result;
 use crate::backend::{Backend, view};
 
-/// A snapshot of a [`DeviceModel`]'s parameters at a step, kept by the device.
+/// A snapshot of a [`DeviceModel`]'s parameters at a step, kept by the device or, for want of room,
+/// by the host.
 pub struct KeptParameters<B: Backend> {
     dense: B::Kept,
     features: Vec<Option<B::Kept>>,

@@ -162,10 +162,15 @@ pub fn on_gpu(
     let (room, keeping) = (gpu(shared, own), gpu(shared, keeping));
     let leaves_all = keeping.lanes.jobs == room.lanes.jobs && keeping.memory == room.memory;
     let room = if leaves_all { keeping } else { room };
-    let holds_one = shared + own + own / SPARE_SHARE <= free;
+    if shared + own + own / SPARE_SHARE <= free {
+        // A run counts shared features as its own; what lies beside them has been counted here.
+        let part = part(&room, shared);
+        let cuda = cuda.keeping_features(FeatureStorage::Resident).within(part).keeping_dense();
+        return Ok((room, cuda));
+    }
     let (storage, shared) = match storage {
         // One run after another, each with all that is free.
-        FeatureStorage::Auto if !holds_one => (FeatureStorage::Auto, graphs),
+        FeatureStorage::Auto => (FeatureStorage::Auto, graphs),
         _ => (FeatureStorage::Resident, shared),
     };
     let part = part(&room, shared);
