@@ -228,6 +228,11 @@ impl Trainer {
                     run = ConfigFile::read(&settings)?.run;
                 }
             }
+            if let Some(folder) = dataset.folder()
+                && let Some(problem) = directory.keep_ids(folder)?
+            {
+                tracing::warn!(%problem, "the original ids are not kept with the run");
+            }
             if run.data.is_none() {
                 return self.write_settings(&settings);
             }

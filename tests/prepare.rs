@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bm3_engine::Trainer;
+use bm3_engine::config::{DeviceChoice, TrainConfig};
 use bm3_engine::data::{Dataset, DatasetOptions, FeatureFile, FeatureType, IdMaps};
 use bm3_engine::prepare::{
     Delimiter, FeatureInput, MissingFeatures, PrepareOptions, PrepareSummary, SplitMethod,
@@ -141,6 +143,34 @@ fn time_and_leave_one_out_test_the_latest() {
 }
 
 #[test]
+fn what_is_not_used_or_not_known_is_said() {
+    let last = |options: &mut PrepareOptions| options.split_method = SplitMethod::LeaveOneOut;
+    let untimed = Raw::new("user_id,item_id,created\nann,B,9\nann,A,8\nann,C,7\n");
+    let warnings = untimed.prepare(last).unwrap().warnings;
+    assert!(warnings[0].starts_with("there is no column of times, so"), "{warnings:?}");
+    assert!(Raw::new(TABLE).prepare(last).unwrap().warnings.iter().all(|w| !w.contains("times")));
+    let split = Raw::new("userID\titemID\tx_label\n1\t2\t0\n1\t3\t1\n");
+    let warnings = split.prepare(|_| {}).unwrap().warnings;
+    assert!(warnings[0].starts_with("the column x_label is not used"), "{warnings:?}");
+}
+
+/// A model trained on a folder keeps the folder's ids, whoever trains it.
+#[test]
+fn a_run_of_the_library_keeps_the_ids() {
+    let raw = Raw::new(TABLE);
+    raw.prepare(|options| options.shares = [1.0, 0.0, 0.0]).unwrap();
+    let dataset = Dataset::open(&raw.path("out"), &DatasetOptions::default()).unwrap();
+    assert_eq!(dataset.folder(), Some(&*raw.path("out")));
+    let config = TrainConfig { epochs: 1, embedding_size: 4, ..TrainConfig::default() };
+    Trainer::new(config)
+        .device(DeviceChoice::Cpu)
+        .directory(raw.path("run"))
+        .fit(&dataset)
+        .unwrap();
+    assert_eq!(maps(&raw.path("run")), maps(&raw.path("out")));
+}
+
+#[test]
 fn columns_go_by_name_or_number() {
     let raw = Raw::new("x,1,ann,B\ny,2,bob,A\n");
     raw.prepare(|options| {
@@ -189,6 +219,10 @@ fn two_colons_separate_columns() {
         assert_eq!(interactions(&colons), interactions(&commas));
         assert_eq!(maps(&colons.path("out")).items, ["B", "A:1", "\"C"]);
     }
+    // One title has more spaces than the line has separators.
+    let titles = Raw::new("ann::Toy Story (1995)::5\nbob::Dead Presidents (1995)::3\n");
+    titles.prepare(|options| options.table.has_header = false).unwrap();
+    assert_eq!(maps(&titles.path("out")).items, ["Toy Story (1995)", "Dead Presidents (1995)"]);
     let named = "user::item::time\nann::B::2018-03-05 10:00:00\nann::A::2018-03-05 09:00:00\n";
     Raw::new(named).prepare(|_| {}).unwrap();
     Raw::new("ann::B\nann::A::5\n")
@@ -264,6 +298,12 @@ fn features_follow_their_items() {
     let input = raw.features(Some("A\nB\nC\nD\n"), &[1.0, 2.0, 3.0, 4.0]);
     raw.prepare(|options| options.features = vec![input]).unwrap();
     assert_eq!(raw.feature_column(), [2.0, 1.0, 3.0]);
+
+    // What editors put before the first line and after the last is no part of an id.
+    let raw = Raw::new(TABLE);
+    let input = raw.features(Some("\u{feff}B\r\nA\r\nC\r\n\r\n"), &[1.0, 2.0, 3.0]);
+    raw.prepare(|options| options.features = vec![input]).unwrap();
+    assert_eq!(raw.feature_column(), [1.0, 2.0, 3.0]);
 
     let raw = Raw::new(TABLE);
     let input = raw.features(Some("A\nB\nC\n"), &[1.0, 2.0, 1e5]);
@@ -361,6 +401,14 @@ fn nothing_is_left_of_an_earlier_data_set() {
     let error = again(|options| {
         options.overwrite = true;
         options.name = "third".to_owned();
+        options.table.path = options.out.join("../out/other.inter");
+    })
+    .unwrap_err();
+    assert!(error.starts_with("--out: ") && error.contains("other.inter is to be read"), "{error}");
+    assert_eq!(names(), expected);
+    // Nor is it replaced.
+    let error = again(|options| {
+        options.overwrite = true;
         options.table.path = options.out.join("../out/other.inter");
     })
     .unwrap_err();

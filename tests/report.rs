@@ -209,10 +209,13 @@ fn a_sweep_is_its_runs() {
     for name in ["layers=1,seed=999", "layers=2,seed=1000"] {
         assert!(report.contains(name), "{name}");
     }
-    // A run that has not begun is left out; without any run there is nothing to draw.
+    // A run that has not begun is left out, as is one that ended in its first epoch; without any run
+    // there is nothing to draw.
     fs::remove_dir_all(sweep.join("layers=1,seed=999")).unwrap();
     assert!(scene.report(&[&sweep]).contains("<h1>3 runs on tiny</h1>"));
-    for name in ["layers=1,seed=1000", "layers=2,seed=999", "layers=2,seed=1000"] {
+    fs::write(sweep.join("layers=1,seed=1000").join("metrics.jsonl"), "").unwrap();
+    assert!(scene.report(&[&sweep]).contains("<h1>2 runs on tiny</h1>"));
+    for name in ["layers=2,seed=999", "layers=2,seed=1000"] {
         fs::remove_dir_all(sweep.join(name)).unwrap();
     }
     program(&["report", path(&sweep)]).assert().code(2).stderr(contains("no run of this sweep"));

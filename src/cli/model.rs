@@ -1,9 +1,9 @@
 //! The flags of every command that uses a trained model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bm3_engine::config::{ConfigFile, DeviceChoice, RunConfig, RunSettings, TrainSettings};
-use bm3_engine::data::Dataset;
+use bm3_engine::data::{Dataset, IdMaps};
 use bm3_engine::model::Model;
 use bm3_engine::recommender::Recommender;
 use bm3_engine::run::{CONFIG, MODEL};
@@ -97,7 +97,16 @@ impl ModelRequest {
         let model = self.model()?;
         let mut frozen = Vec::new();
         if by_features && model.config().freeze_features {
-            frozen = backend::dataset(&self.settings(&model)?, true)?.modalities;
+            let config = self.settings(&model)?;
+            if self.ids_of(&config)?.is_some_and(|[kept, given]| kept != given) {
+                let problem = format!(
+                    "{} numbers items otherwise than the model, and so are its features; with \
+                     --cold-items name the folder that the model was trained on",
+                    config.data.display()
+                );
+                return Err(Error::setting("--data", problem));
+            }
+            frozen = backend::dataset(&config, true)?.modalities;
         }
         let mut recommender = Recommender::on_device(model, backend::open(self.device, true)?)?;
         if by_features {
@@ -148,9 +157,34 @@ impl ModelRequest {
         Ok(config)
     }
 
+    /// The original ids of the model and of the data folder, if both have some.
+    fn ids_of(&self, config: &RunConfig) -> Result<Option<[IdMaps; 2]>> {
+        let run = self.file.parent().unwrap_or(Path::new(""));
+        let Some(kept) = IdMaps::read(run)? else { return Ok(None) };
+        Ok(IdMaps::read(&config.data)?.map(|given| [kept, given]))
+    }
+
+    /// The interactions of the data folder, under the model's numbers.
+    fn interactions(&self, model: &Model, config: &RunConfig) -> Result<Dataset> {
+        let dataset = backend::interactions(config)?;
+        let Some([mut kept, given]) = self.ids_of(config)?.filter(|[kept, given]| kept != given)
+        else {
+            return Ok(dataset);
+        };
+        kept.users.truncate(model.users());
+        kept.items.truncate(model.items());
+        let (dataset, left_out) = dataset.renumbered(&given, &kept)?;
+        eprintln!(
+            "warning: {} numbers users and items otherwise than the model, so they are matched by \
+             their ids; {left_out} interactions, of others than the model knows, are left out",
+            config.data.display()
+        );
+        Ok(dataset)
+    }
+
     fn with_its_interactions(&self, model: Model) -> Result<(Model, Dataset)> {
         let config = self.settings(&model)?;
-        let dataset = backend::interactions(&config)?;
+        let dataset = self.interactions(&model, &config)?;
         if model.fits(&dataset) {
             return Ok((model, dataset));
         }

@@ -74,6 +74,7 @@ impl Choice {
 /// The ids in a file, one on each line that is not blank.
 fn read_ids(path: &Path) -> Result<GivenIds> {
     let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines = text.lines().map(str::trim).zip(1..).filter(|(id, _)| !id.is_empty());
     let (ids, lines): (Vec<String>, Vec<usize>) =
         lines.map(|(id, line)| (id.to_owned(), line)).unzip();
@@ -167,15 +168,14 @@ impl Names {
         Self { users: names.len(), new_users: Some(names), ..self }
     }
 
-    /// The maps kept with the model, if its interactions are those it was trained on; else the data
-    /// folder's. Numbers if there are none.
+    /// The maps kept with the model; without, the data folder's. Numbers if there are none.
     ///
     /// # Errors
     /// [`Error::RunFile`] when the maps are malformed or too short; [`Error::Io`] when they cannot
     /// be read.
     pub fn read(request: &ModelRequest, model: &Model) -> Result<Self> {
         let (users, items) = (model.users(), model.items());
-        let run = request.file.parent().filter(|_| model.is_as_trained());
+        let run = request.file.parent();
         let mut directory = run.map(Path::to_owned).unwrap_or_default();
         let mut maps = run.map(read_maps).transpose()?.flatten();
         if let (None, Some(data)) = (&maps, request.data_folder()) {

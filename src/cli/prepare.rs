@@ -136,7 +136,8 @@ pub enum SplitMethod {
     Random,
     /// Each user's interactions by time: the last ones for testing
     Time,
-    /// Each user's last interaction for testing, the one before it for validation
+    /// Each user's last interaction for testing, the one before it for validation: by time or,
+    /// without times, in the order of the file
     LeaveOneOut,
 }
 

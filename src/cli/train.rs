@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bm3_engine::config::{ConfigFile, RunConfig, RunSettings, TrainSettings};
+use bm3_engine::data::IdMaps;
 use bm3_engine::records::Observer;
 use bm3_engine::run::{CONFIG, RunDirectory, STATE, StopReason, Summary};
 use bm3_engine::sweep::SWEEP;
@@ -179,6 +180,25 @@ fn continued(directory: &Path, arguments: &TrainArguments) -> Result<RunConfig> 
     Ok(config)
 }
 
+/// Refuses initial values of a run that numbers users and items otherwise than the data: its rows
+/// would be those of others.
+fn check_numbers(init: &Path, data: &Path) -> Result<()> {
+    let run = init.parent().unwrap_or(Path::new(""));
+    let (Ok(Some(of_run)), Ok(Some(of_data))) = (IdMaps::read(run), IdMaps::read(data)) else {
+        return Ok(());
+    };
+    if of_run == of_data {
+        return Ok(());
+    }
+    let problem = format!(
+        "{} numbers users and items otherwise than {}, so its rows belong to others: begin with a \\
+         model that was trained on this folder",
+        run.display(),
+        data.display()
+    );
+    Err(Error::setting("--init", problem))
+}
+
 /// Creates the [`default_directory`] of a data set's name, with `-2`, `-3` and so on appended if
 /// another process began in the same second.
 pub(super) fn create_default_directory(dataset: &str) -> Result<PathBuf> {
@@ -246,6 +266,9 @@ fn train(
                 config.train.epochs
             );
         }
+    }
+    if let Some(init) = config.init.as_ref().filter(|_| !request.resume) {
+        check_numbers(init, &config.data)?;
     }
     let path = match &request.out {
         Some(path) => path.clone(),

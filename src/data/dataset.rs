@@ -1,7 +1,7 @@
 //! A data set: interactions by split, and the features of its items.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -130,6 +130,8 @@ pub struct Dataset {
     pub modalities: Vec<Modality>,
     /// What the user should know about the files but need not change.
     pub warnings: Vec<String>,
+    /// The folder it was read from.
+    folder: Option<PathBuf>,
     graphs: Graphs,
 }
 
@@ -192,6 +194,7 @@ impl Dataset {
             Self::assemble(&name, train, [&valid, &test], (0, 0), modalities, progress)?;
         warnings.append(&mut dataset.warnings);
         dataset.warnings = warnings;
+        dataset.folder = Some(directory.to_owned());
         if dataset.modalities.is_empty() && options.modalities.is_none() {
             dataset.warnings.push(without_features(directory)?);
         }
@@ -206,6 +209,12 @@ impl Dataset {
             tracing::debug!(name, columns = features.columns(), kept = ?features.dtype(), "modality");
         }
         Ok(dataset)
+    }
+
+    /// The folder it was read from, if it was; a run that trains on it keeps the folder's original
+    /// ids.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
     }
 
     /// The same interactions with these of its modalities only, in the same order; shares the features,
@@ -313,7 +322,8 @@ impl Dataset {
         }
         let name = name.to_owned();
         let graphs = Graphs::default();
-        Ok(Self { name, users, items, train, valid, test, modalities, warnings, graphs })
+        let folder = None;
+        Ok(Self { name, users, items, train, valid, test, modalities, warnings, folder, graphs })
     }
 
     /// Checks what a change of the fields may have broken: lengths, ids beyond the numbers of users

@@ -175,26 +175,28 @@ impl Earlier {
         if !overwrite {
             files::refuse_existing(written)?;
         }
-        let left: Vec<&Path> = earlier.files().filter(|path| !written.contains(path)).collect();
-        let same = |path: &&&Path| {
+        let same = |path: &&Path| {
             let path = path.canonicalize().ok();
             path.is_some() && read.iter().any(|read| read.canonicalize().ok() == path)
         };
-        let problem = match (left.first(), left.iter().find(same)) {
-            (None, _) => return Ok(earlier),
-            (Some(first), _) if !overwrite => format!(
+        let left = earlier.files().find(|path| !written.contains(path));
+        if let Some(left) = left.filter(|_| !overwrite) {
+            let problem = format!(
                 "{} exists, and would be taken for a part of the new data set; add --overwrite, \
                  which removes it, or give another folder",
-                first.display()
-            ),
-            (_, Some(input)) => format!(
-                "{} is to be read, and in this folder it would be taken for a part of the new data \
-                 set; give another folder",
+                left.display()
+            );
+            return Err(Error::setting("--out", problem));
+        }
+        if let Some(input) = earlier.files().chain(written.iter().copied()).find(same) {
+            let problem = format!(
+                "{} is to be read, and a data set in this folder would replace it or have it for a \
+                 part; give another folder",
                 input.display()
-            ),
-            (_, None) => return Ok(earlier),
-        };
-        Err(Error::setting("--out", problem))
+            );
+            return Err(Error::setting("--out", problem));
+        }
+        Ok(earlier)
     }
 
     fn files(&self) -> impl Iterator<Item = &Path> {

@@ -11,6 +11,7 @@ mod id_map;
 mod inter;
 mod npy;
 mod npy_writer;
+mod renumber;
 mod safetensors;
 mod split;
 

@@ -144,6 +144,8 @@ fn read_ids(paths: &[PathBuf], features: &FeatureMatrix) -> Result<HashMap<Strin
     let mut found = 0;
     for path in paths {
         let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, "read", error))?;
+        // Editors put a mark before the first line, and empty lines after the last.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text).trim_end();
         for (line, id) in text.lines().map(str::trim).enumerate() {
             if row_of_id.insert(id.to_owned(), found).is_some() {
                 let id = crate::data::excerpt(id.as_bytes());

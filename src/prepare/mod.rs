@@ -159,7 +159,19 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
         // Where times order the rows, one that cannot be read would misplace its row.
         every_time: by_time || options.split_method == SplitMethod::LeaveOneOut,
     };
-    let Table { users, items, mut rows } = Table::read(&options.table, needs)?;
+    let Table { users, items, mut rows, has_times, has_split } =
+        Table::read(&options.table, needs)?;
+    let mut warnings = Vec::new();
+    if options.split_method == SplitMethod::LeaveOneOut && !has_times {
+        warnings.push(
+            "there is no column of times, so each user's last interaction is the last in the file; \
+             if there is one by another name, give --time-column"
+                .to_owned(),
+        );
+    }
+    if has_split {
+        warnings.push("the column x_label is not used: the interactions are split anew".to_owned());
+    }
     let mut stages = vec![("read", counts(&rows))];
     if let Some(least) = options.min_rating {
         rows.retain(|row| row.rating.is_some_and(|rating| rating >= least));
@@ -191,7 +203,6 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
     let labels = filter::split(&rows, options.split_method, options.shares);
     let (user_ids, item_ids) =
         (renumber(rows.iter().map(|row| row.user)), renumber(rows.iter().map(|row| row.item)));
-    let mut warnings = Vec::new();
     for features in &mut aligned {
         features.arrange(&item_ids.order, &items, options.missing_features, &mut warnings)?;
         if options.feature_type == FeatureType::F16 {

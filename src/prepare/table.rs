@@ -34,6 +34,10 @@ pub struct Table {
     pub users: Vec<String>,
     pub items: Vec<String>,
     pub rows: Vec<Interaction>,
+    /// Whether there is a column of times.
+    pub has_times: bool,
+    /// Whether there is a column `x_label`, which names a split.
+    pub has_split: bool,
 }
 
 /// What the rest of the preparation needs of a table.
@@ -190,8 +194,14 @@ impl Table {
                 time: number(columns.time, &TIME, needs.every_time)?,
             });
         }
-        Ok(Self { users: users.names, items: items.names, rows })
+        let (has_times, has_split) = (columns.time.is_some(), has_split(&names));
+        Ok(Self { users: users.names, items: items.names, rows, has_times, has_split })
     }
+}
+
+/// Whether a column is MMRec's split.
+pub(super) fn has_split(names: &[String]) -> bool {
+    names.iter().any(|name| simplify(name) == "xlabel")
 }
 
 /// A kind of number in a field.
@@ -316,7 +326,9 @@ impl Delimiter {
         let best = [b' ', b'|', b';', b',', b'\t'].into_iter().max_by_key(|&d| count(d));
         let best = best.filter(|&best| count(best) > 0);
         let double_colons = line.windows(2).filter(|two| two == b"::").count();
-        if double_colons > best.map_or(0, count) {
+        // Two colons are hardly ever part of a field, spaces often are.
+        let others = best.filter(|&best| best != b' ').map_or(0, count);
+        if double_colons > 0 && double_colons >= others {
             return Self::DoubleColon;
         }
         Self::Character(best.unwrap_or(b','))

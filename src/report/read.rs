@@ -150,9 +150,11 @@ pub fn read_runs<P: AsRef<Path>>(directories: &[P]) -> Result<(Vec<ReportedRun>,
         let before = runs.len();
         for planned in SweepDirectory::plan(directory)?.runs()? {
             let run = directory.join(planned.name);
-            // The file is written with the first epochs, and is never empty.
-            if run.join(METRICS).is_file() {
-                runs.push(ReportedRun::read(&run)?);
+            // A run that failed or was interrupted in its first epoch has an empty file.
+            if run.join(METRICS).is_file()
+                && let Found::Run(run) = Found::read(&run)?
+            {
+                runs.push(*run);
             }
         }
         if runs.len() == before {

@@ -1,6 +1,7 @@
 //! From raw interactions to recommendations by their ids.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use predicates::prelude::*;
 use predicates::str::contains;
@@ -203,4 +204,67 @@ fn raw_ids_come_back_in_recommendations() {
         .assert()
         .code(2)
         .stderr(contains("--users: `nobody` found"));
+}
+
+/// A table of `rows` (user, item), prepared without features into `out`.
+fn prepare(folder: &Path, out: &str, rows: &[(String, String)]) -> PathBuf {
+    let (table, out) = (folder.join(format!("{out}.csv")), folder.join(out));
+    let rows: String = rows.iter().map(|(user, item)| format!("{user},{item}\n")).collect();
+    fs::write(&table, format!("user,item\n{rows}")).unwrap();
+    output(
+        &[
+            &["prepare", "--interactions", path(&table), "--out", path(&out)][..],
+            &["--k-core", "0", "--split", "0.9,0,0.1"],
+        ]
+        .concat(),
+    );
+    out
+}
+
+/// Newer interactions come in a folder of their own, which numbers users and items by their order
+/// there: they are matched by their ids.
+#[test]
+fn interactions_that_are_numbered_otherwise_are_matched_by_their_ids() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = directory.path();
+    let mut rows = Vec::new();
+    for user in 0..9 {
+        for item in (0..8).filter(|item| (user + item) % 3 != 0) {
+            rows.push((format!("user {user}"), format!("item {item}")));
+        }
+    }
+    let data = prepare(folder, "data", &rows);
+    let run = folder.join("run");
+    let train = ["train", "--data", path(&data), "--epochs", "1", "--quiet"];
+    output(&[&train[..], &["--out", path(&run), "--embedding-size", "8"]].concat());
+
+    // One more interaction, in a table in the same order and in one in the reverse order, the latter
+    // with somebody and something new.
+    rows.push(("user 0".to_owned(), "item 0".to_owned()));
+    let same = prepare(folder, "same", &rows);
+    rows.reverse();
+    rows.insert(0, ("newcomer".to_owned(), "item 1".to_owned()));
+    rows.insert(1, ("user 3".to_owned(), "novelty".to_owned()));
+    let other = prepare(folder, "other", &rows);
+    // The same split, by ids: all of it is training data.
+    for data in [&same, &other] {
+        let file = data.join(format!("{}.inter", data.file_name().unwrap().display()));
+        let text = fs::read_to_string(&file).unwrap().replace("\t2\n", "\t0\n");
+        fs::write(&file, text).unwrap();
+    }
+    let ask = |command: &str, data: &Path| {
+        program(&[command, "--model", path(&run), "--data", path(data), "--top-k", "3", "--scores"])
+    };
+    let expected = ask("recommend", &same).assert().success();
+    let found = ask("recommend", &other).assert().success();
+    assert_eq!(expected.get_output().stdout, found.get_output().stdout);
+    found.stderr(contains("matched by their ids; 2 interactions, of others than the model knows"));
+    let similar = |data: &Path| ask("similar", data).assert().success().get_output().stdout.clone();
+    assert_eq!(similar(&same), similar(&other));
+
+    // Rows of initial values and of features cannot be matched.
+    let init = run.join("model.safetensors");
+    let begin = ["train", "--data", path(&other), "--init", path(&init), "--epochs", "1"];
+    let refused = contains("--init: ").and(contains("numbers users and items otherwise than"));
+    program(&begin).args(["--embedding-size", "8"]).assert().code(2).stderr(refused);
 }

@@ -19,7 +19,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::ColumnarFormat;
 use crate::data::excerpt;
-use crate::prepare::table::{Columns, Ids, Needs, Table};
+use crate::prepare::table::{Columns, Ids, Needs, Table, has_split};
 use crate::prepare::{Interaction, PrepareError, TableOptions, time};
 use crate::{Error, Result};
 
@@ -28,8 +28,9 @@ const ROWS: usize = 1 << 16;
 
 /// The types that ids may have.
 const AN_ID: &str = "text or whole numbers";
-/// The types that ratings and times may have.
+/// The types that ratings may have, and those of times.
 const A_NUMBER: &str = "numbers, dates or times";
+const TIMES: &str = "numbers, dates, times or text";
 
 type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
 
@@ -90,7 +91,8 @@ fn read_columns(format: ColumnarFormat, options: &TableOptions, needs: Needs) ->
         )?;
     }
     let Reader { users, items, rows, .. } = reader;
-    Ok(Table { users: users.names, items: items.names, rows })
+    let (has_times, has_split) = (columns.time.is_some(), has_split(&names));
+    Ok(Table { users: users.names, items: items.names, rows, has_times, has_split })
 }
 
 /// The schema of the whole file, and the batches of its `wanted` columns.
@@ -254,7 +256,7 @@ impl Reader<'_> {
         array: &ArrayRef,
         needed: bool,
     ) -> Result<Vec<Option<f64>>> {
-        let bad_type = || self.bad_type(column, "time", array, A_NUMBER);
+        let bad_type = || self.bad_type(column, "time", array, TIMES);
         let plain = without_dictionary(array).ok_or_else(bad_type)?;
         let mut times = Vec::with_capacity(plain.len());
         let take = |text: Option<&str>| {
@@ -286,7 +288,10 @@ impl Reader<'_> {
         let Some((column, array)) = column else { return Ok(None) };
         let Some(mut numbers) = numbers_of(array) else {
             return match needed {
-                true => Err(self.bad_type(column, what, array, A_NUMBER)),
+                true => {
+                    let expected = if what == "time" { TIMES } else { A_NUMBER };
+                    Err(self.bad_type(column, what, array, expected))
+                }
                 // It was found by a usual name, and is not needed.
                 false => Ok(None),
             };
