@@ -94,7 +94,7 @@ class BM3(Parameters, Answers):
         *,
         validation: Any = None,
         test: Any = None,
-        validation_fraction: float = 0.1,
+        validation_fraction: float | None = None,
         users: int | None = None,
         items: int | None = None,
         callback: Callable[[dict[str, Any]], object] | None = None,
@@ -133,9 +133,9 @@ class BM3(Parameters, Answers):
             layout. Files (``FILE.npy``, ``FILE.safetensors:TENSOR``, or a list of them) stay mapped.
         validation, test : (user_ids, item_ids) or sparse matrix, optional
             Held-out interactions: early stopping watches `validation`, nothing watches `test`.
-        validation_fraction : float
+        validation_fraction : float, optional
             Without `validation`, the share of each user's interactions to hold out for it (a user with
-            few keeps all). 0 trains all `epochs`.
+            few keeps all), 0.1 by default. 0 trains all `epochs`. A Dataset has its own split.
         users, items : int, optional
             The least number of each, whether or not they have interactions.
         callback : callable, optional
@@ -222,7 +222,7 @@ class BM3(Parameters, Answers):
         features: _arrays.Features | None,
         validation: Any,
         test: Any,
-        validation_fraction: float,
+        validation_fraction: float | None,
         users: int | None,
         items: int | None,
     ) -> Dataset:
@@ -232,11 +232,14 @@ class BM3(Parameters, Answers):
                 ("features", features),
                 ("validation", validation),
                 ("test", test),
+                ("validation_fraction", validation_fraction),
                 ("users", users),
                 ("items", items),
             ]:
                 if value is not None:
                     raise TypeError(f"{name}: given beside a Dataset, which has its own")
+            if len(user_ids.valid[0]) == 0:
+                _logger.warning("the Dataset has no validation split, so that training does not stop early")
             return user_ids
         if item_ids is None and not _arrays.is_sparse(user_ids):
             raise TypeError(
@@ -245,6 +248,8 @@ class BM3(Parameters, Answers):
             )
         if item_ids is not None and _arrays.is_sparse(user_ids):
             raise TypeError("item_ids: given beside a sparse matrix; give features by their name")
+        if validation_fraction is None:
+            validation_fraction = 0.1
         if not 0 <= validation_fraction < 1:
             raise ValueError(
                 f"validation_fraction: {validation_fraction} found, from 0 and less than 1 expected"

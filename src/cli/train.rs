@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bm3_engine::config::{ConfigFile, RunConfig, RunSettings, TrainSettings};
 use bm3_engine::data::IdMaps;
@@ -12,6 +12,8 @@ use bm3_engine::run::{CONFIG, RunDirectory, STATE, StopReason, Summary};
 use bm3_engine::sweep::SWEEP;
 use bm3_engine::train::{FitOptions, check_saved, fit};
 use bm3_engine::{Error, Result, with_backend};
+use jiff::Timestamp;
+use jiff::tz::Offset;
 
 use super::interrupt::{self, Interrupted};
 use super::profiling::Profiling;
@@ -202,7 +204,7 @@ fn check_numbers(init: &Path, data: &Path) -> Result<()> {
 /// Creates the [`default_directory`] of a data set's name, with `-2`, `-3` and so on appended if
 /// another process began in the same second.
 pub(super) fn create_default_directory(dataset: &str) -> Result<PathBuf> {
-    create_new(&default_directory(dataset, SystemTime::now()))
+    create_new(&default_directory(dataset, Timestamp::now()))
 }
 
 /// Creates a directory of this name, or with the first number appended that makes it new.
@@ -222,29 +224,9 @@ fn create_new(path: &Path) -> Result<PathBuf> {
 }
 
 /// `runs/DATASET-UTCTIME`, as in `runs/baby-20260131T235959Z`.
-fn default_directory(dataset: &str, now: SystemTime) -> PathBuf {
-    let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    let (days, seconds) = (since_epoch / 86_400, since_epoch % 86_400);
-    let (year, month, day) = civil_date(days);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let name = format!("{dataset}-{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z");
-    Path::new("runs").join(name)
-}
-
-/// Year, month and day of the Gregorian calendar, `days` after 1 January 1970.
-///
-/// Counts from 1 March of the year 0, so that a leap day is the last of its year and months follow
-/// one formula; 146,097 days are 400 years.
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+fn default_directory(dataset: &str, now: Timestamp) -> PathBuf {
+    let time = Offset::UTC.to_datetime(now).strftime("%Y%m%dT%H%M%SZ");
+    Path::new("runs").join(format!("{dataset}-{time}"))
 }
 
 /// Reads the data, opens the run's directory, writes the settings to it and trains.
@@ -516,7 +498,7 @@ mod tests {
 
     #[test]
     fn a_directory_is_named_after_the_data_and_the_time() {
-        let at = |seconds| default_directory("baby", UNIX_EPOCH + Duration::from_secs(seconds));
+        let at = |seconds| default_directory("baby", Timestamp::from_second(seconds).unwrap());
         assert_eq!(at(0), Path::new("runs/baby-19700101T000000Z"));
         assert_eq!(at(951_827_696), Path::new("runs/baby-20000229T123456Z"));
         assert_eq!(at(1_767_225_599), Path::new("runs/baby-20251231T235959Z"));

@@ -48,7 +48,7 @@ def test_lists_of_a_run_that_the_program_trained(program, folder, tmp_path, froz
         assert_same_lists(program, run, trained, "--cold-items")
 
 
-def test_folders_are_read_as_the_program_reads_them(folder, tmp_path):
+def test_folders_are_read_as_the_program_reads_them(folder, tmp_path, caplog):
     dataset = from_mmrec(folder)
     table = np.loadtxt(folder / "tiny.inter", skiprows=1, usecols=(0, 1, 4), dtype=int)
     for pairs, label in [(dataset.train, 0), (dataset.valid, 1), (dataset.test, 2)]:
@@ -70,5 +70,10 @@ def test_folders_are_read_as_the_program_reads_them(folder, tmp_path):
         from_mmrec(folder, split=(0.5, 0.5))
     with pytest.raises(TypeError, match="features: given beside a Dataset"):
         BM3().fit(dataset, features={})
+    with pytest.raises(TypeError, match="validation_fraction: given beside a Dataset"):
+        BM3().fit(dataset, validation_fraction=0.3)
+    caplog.clear()
+    BM3(**{**PARAMETERS, "epochs": 1}).fit(from_mmrec(folder, split=(1, 0, 0)))
+    assert any("no validation split" in record.message for record in caplog.records)
     model = BM3(**{**PARAMETERS, "epochs": 1}).fit(dataset)
     assert model.modalities_ == dataset.modalities
