@@ -4,9 +4,11 @@
 //! to the disk and renamed over the target. A reader, or a process killed at any moment, sees
 //! either the old file or the new one, never a part.
 
+use std::collections::BTreeSet;
 use std::fs::{File, Permissions, TryLockError};
 use std::io::{self, BufWriter, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use tempfile::NamedTempFile;
 
@@ -68,8 +70,8 @@ pub fn beginning(path: &Path, length: usize) -> Result<Option<Vec<u8>>> {
 /// Fills a temporary file beside `path`, syncs it and renames it over `path`.
 fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> Result<()> {
     let directory = directory_of(path);
-    let mut temporary = fault::point()
-        .and_then(|()| create_temporary(directory))
+    let (mut temporary, _unfinished) = fault::point()
+        .and_then(|()| Unfinished::create(directory))
         .map_err(|error| Error::io(path, "create", error))?;
     let permissions = permissions_of(path, temporary.as_file())
         .map_err(|error| Error::io(path, "create", error))?;
@@ -86,6 +88,39 @@ fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> 
     fault::point().map_err(|error| Error::io(path, "rename into", error))?;
     temporary.persist(path).map_err(|error| Error::io(path, "rename into", error.error))?;
     made_durable(directory)
+}
+
+/// The temporary files that this process is writing.
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// A temporary file's entry in [`UNFINISHED`].
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn create(directory: &Path) -> io::Result<(NamedTempFile, Self)> {
+        // Created and entered at once, for those who end the process meanwhile.
+        let mut unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+        let temporary = create_temporary(directory)?;
+        let path = temporary.path().to_owned();
+        unfinished.insert(path.clone());
+        Ok((temporary, Self(path)))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Removes the temporary files of this process, which is about to end: from here on, it can begin
+/// and finish no file.
+pub fn abandon_unfinished() {
+    let unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+    for path in &*unfinished {
+        std::fs::remove_file(path).ok();
+    }
+    std::mem::forget(unfinished);
 }
 
 /// Renames a file within its directory, replacing any file of the new name, durably.

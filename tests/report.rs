@@ -232,6 +232,12 @@ fn what_is_no_run_is_refused_by_file_and_line() {
     };
     refused(&scene.file("nowhere"), "nowhere: cannot read");
     refused(&scene.file("tiny"), "tiny: no run to report on: there is no metrics.jsonl");
+    let begun = scene.file("begun");
+    fs::create_dir(&begun).unwrap();
+    fs::write(begun.join("config.toml"), "").unwrap();
+    refused(&begun, "begun: no metrics.jsonl yet: a run writes it with its first checkpoint");
+    let reason = contains("there is no such model").and(contains("has not saved one yet"));
+    program(&["evaluate", "--model", path(&begun)]).assert().code(2).stderr(reason);
     refused(&run.join("config.toml"), "config.toml: a file found, the directory of a run expected");
     let broken = |name: &str, text: &str, reason: &str| {
         let file = run.join(name);

@@ -134,7 +134,27 @@ pub fn main() -> ExitCode {
         }
     };
     log_to_stderr(cli.verbose);
-    let result = match &cli.command {
+    let result = run(&cli.command);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The pipe's reader has closed it, as `… | head` does.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // An interrupted command has already reported how it ended.
+            if !error.is::<interrupt::Interrupted>() {
+                eprintln!("error: {}", message(&error));
+            }
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<()> {
+    // These save what they have; others leave nothing when they are interrupted.
+    if !matches!(command, Command::Train(_) | Command::Sweep(_)) {
+        interrupt::ends_at_once()?;
+    }
+    match command {
         Command::Train(arguments) => train::run(arguments),
         Command::Sweep(arguments) => sweep::run(arguments),
         Command::Evaluate(arguments) => evaluate::run(arguments),
@@ -148,18 +168,6 @@ pub fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(arguments),
         Command::Devices(arguments) => devices::run(arguments),
         Command::Completions(arguments) => completions::run(arguments),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        // The pipe's reader has closed it, as `… | head` does.
-        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            // An interrupted command has already reported how it ended.
-            if !error.is::<interrupt::Interrupted>() {
-                eprintln!("error: {}", message(&error));
-            }
-            ExitCode::from(exit_code(&error))
-        }
     }
 }
 

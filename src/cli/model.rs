@@ -52,9 +52,14 @@ impl ModelArguments {
     pub fn request(&self) -> Result<ModelRequest> {
         let file = if self.model.is_dir() { self.model.join(MODEL) } else { self.model.clone() };
         if !file.is_file() {
-            let sweep = match self.model.join(SWEEP).is_file() {
-                true => "; this is a sweep: name one of its runs, a directory in it",
-                false => "",
+            let holds = |name: &str| self.model.join(name).is_file();
+            let sweep = match (holds(SWEEP), holds(CONFIG)) {
+                (true, _) => "; this is a sweep: name one of its runs, a directory in it",
+                (_, true) => {
+                    "; this run has not saved one yet: it does so after its first epoch, and with \
+                     each checkpoint"
+                }
+                _ => "",
             };
             let problem = format!(
                 "there is no such model; --model takes the directory of a run, or the {MODEL} in \

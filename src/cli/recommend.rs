@@ -56,6 +56,16 @@ pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
         return Ok(());
     }
     let users = names.find(Kind::User, users.as_ref())?;
+    let graph = recommender.model().graph();
+    let untrained = users.iter().filter(|&&user| graph.items_of(user as usize).next().is_none());
+    let untrained = untrained.count();
+    if untrained > 0 {
+        eprintln!(
+            "warning: {untrained} of {} users have no training interactions: their lists come from \
+             what was drawn at the start; with --histories, users need none",
+            users.len()
+        );
+    }
     lists.write(&users, &names, &mut |users| recommender.top_k_batch(users, lists.top_k))?;
     Ok(())
 }

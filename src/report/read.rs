@@ -113,6 +113,13 @@ impl Found {
             return nothing(directory, "a file found, the directory of a run expected");
         }
         let path = directory.join(METRICS);
+        if !path.exists() && directory.join(CONFIG).is_file() {
+            let reason = format!(
+                "no {METRICS} yet: a run writes it with its first checkpoint, after \
+                 --checkpoint-seconds"
+            );
+            return nothing(directory, &reason);
+        }
         if !path.exists() {
             let reason = format!(
                 "no run to report on: there is no {METRICS} in it; give the directory of a run \

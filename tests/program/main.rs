@@ -276,6 +276,32 @@ fn an_interruption_saves_and_says_how_to_go_on() {
     assert_eq!(summary(&run)["stopped_by"], "epochs");
 }
 
+/// Commands that save nothing in between leave nothing when they are interrupted.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_file_leaves_no_part() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("large");
+    // Larger than can be written before the signal comes.
+    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
+        .args(["synth", "--shape", "electronics", "--image", "16000", "--out", path(&data)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let names = || -> Vec<String> {
+        let entries = fs::read_dir(&data).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let is_temporary = |name: &String| name.starts_with(".tmp");
+    while !names().iter().any(is_temporary) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!names().iter().any(|name| is_temporary(name) || name.ends_with(".inter")));
+}
+
 /// A run started by `nohup` continues when its terminal hangs up.
 #[cfg(unix)]
 #[test]

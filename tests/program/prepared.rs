@@ -268,3 +268,24 @@ fn interactions_that_are_numbered_otherwise_are_matched_by_their_ids() {
     let refused = contains("--init: ").and(contains("numbers users and items otherwise than"));
     program(&begin).args(["--embedding-size", "8"]).assert().code(2).stderr(refused);
 }
+
+/// A user's number without training interactions has a list, but not without a word.
+#[test]
+fn users_without_training_interactions_are_told_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let (data, run) = (directory.path().join("data"), directory.path().join("run"));
+    fs::create_dir(&data).unwrap();
+    let mut rows = "userID\titemID\tx_label\n".to_owned();
+    for user in [0, 1, 3] {
+        (0..6).for_each(|item| rows += &format!("{user}\t{}\t0\n", (user + item) % 8));
+    }
+    fs::write(data.join("data.inter"), rows).unwrap();
+    output(&["train", "--data", path(&data), "--out", path(&run), "--epochs", "1", "--quiet"]);
+    let ask = |users: &str| {
+        program(&["recommend", "--model", path(&run), "--top-k", "2", "--users", users])
+            .assert()
+            .success()
+    };
+    ask("2,3").stderr(contains("warning: 1 of 2 users have no training interactions"));
+    ask("0,1,3").stderr("");
+}
