@@ -50,15 +50,22 @@ impl Choice {
     /// The ids; `None` for all. An argument that names a file is read as one; any other is a list.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming `flag` for an empty id, [`Error::RunFile`] for an empty file,
-    /// [`Error::Io`] for a file that cannot be read.
+    /// [`Error::Setting`] naming `flag` for an empty id and for the path of no file,
+    /// [`Error::RunFile`] for an empty file, [`Error::Io`] for a file that cannot be read.
     pub fn ids(&self, flag: &'static str) -> Result<Option<GivenIds>> {
         let Self::Given(given) = self else {
             return Ok(None);
         };
         let path = Path::new(given);
-        if path.is_file() || given.contains(std::path::is_separator) {
+        if path.is_file() {
             return read_ids(path).map(Some);
+        }
+        if given.contains(std::path::is_separator) {
+            let problem = format!(
+                "`{given}` found, and there is no such file; ids with this character go into a \
+                 file, one per line"
+            );
+            return Err(Error::setting(flag, problem));
         }
         let ids: Vec<String> = given.split(',').map(|id| id.trim().to_owned()).collect();
         if ids.iter().any(String::is_empty) {

@@ -1,6 +1,7 @@
 //! The program from end to end on the CPU: made-up and prepared data, training, interruption,
 //! evaluation, recommendation, and its error messages. (On a GPU: tests/program_gpu.rs.)
 
+mod lists;
 mod lost;
 mod prepared;
 
