@@ -13,12 +13,13 @@ The interface follows ``implicit`` and scikit-learn:
 (2, 2)
 
 `BM3` trains, recommends and can be saved; `from_mmrec` reads a data folder of the MMRec toolbox;
+`original_ids` tells which user and item a number stands for;
 `devices` lists the devices to compute on. A wrong argument raises ValueError, TypeError or
 FileNotFoundError; too little GPU memory raises MemoryError; a failure of a device or of training
 raises `Error`.
 """
 
-from ._dataset import Dataset, from_mmrec
+from ._dataset import Dataset, from_mmrec, original_ids
 from ._devices import devices
 from ._errors import Error, NotFittedError
 from ._model import BM3
@@ -32,4 +33,5 @@ __all__ = [
     "__version__",
     "devices",
     "from_mmrec",
+    "original_ids",
 ]

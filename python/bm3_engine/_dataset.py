@@ -4,10 +4,10 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
-from . import _arrays
+from . import _arrays, _native
 from ._native import Dataset
 
-__all__ = ["Dataset", "from_mmrec"]
+__all__ = ["Dataset", "from_mmrec", "original_ids"]
 
 _Path = str | os.PathLike[str]
 _ONE = (str, os.PathLike)
@@ -69,6 +69,27 @@ def from_mmrec(
     )
     tell_of_warnings(dataset, os.fspath(folder))
     return dataset
+
+
+def original_ids(folder: _Path) -> tuple[list[str], list[str]] | None:
+    """Read the original ids of users and items, which the program's ``prepare`` keeps.
+
+    Parameters
+    ----------
+    folder : str or path
+        A data folder, or the directory of a run on one.
+
+    Returns
+    -------
+    (list of str, list of str) or None
+        The id of each user and of each item, by number; None where no ids are kept.
+
+    Raises
+    ------
+    ValueError
+        When a file of ids is malformed, naming the line.
+    """
+    return _native.original_ids(os.fspath(folder))
 
 
 def tell_of_warnings(dataset: Dataset, name: object) -> None:

@@ -10,11 +10,14 @@ use pyo3::types::PyDict;
 use super::arrays::{self, Features};
 use super::pool::Pool;
 use crate::Dataset;
-use crate::data::{DatasetOptions, FeatureFile, Modality, Split, SplitRatio};
+use crate::data::{DatasetOptions, FeatureFile, IdMaps, Modality, Split, SplitRatio};
 
 /// Users and items of interactions.
 type Pairs<'py> = (PyReadonlyArray1<'py, u32>, PyReadonlyArray1<'py, u32>);
 type PyPairs<'py> = (Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<u32>>);
+
+/// The ids of users, and of items.
+type Ids = (Vec<String>, Vec<String>);
 
 /// Interactions by split, and the features of the items.
 ///
@@ -194,4 +197,10 @@ fn ratio(shares: &[f64], seed: u64) -> PyResult<SplitRatio> {
         .map_err(|problem| crate::Error::setting("split", problem))?;
     let crate::config::SplitRatio { train, valid, test } = shares;
     Ok(SplitRatio { train, valid, test, seed })
+}
+
+/// The original ids of users and items that a folder keeps.
+#[pyfunction]
+pub fn original_ids(folder: PathBuf) -> PyResult<Option<Ids>> {
+    Ok(IdMaps::read(&folder)?.map(|maps| (maps.users, maps.items)))
 }

@@ -20,7 +20,7 @@ use pyo3::pymodule;
 #[pyo3(name = "_native")]
 mod native {
     #[pymodule_export]
-    use super::dataset::PyDataset;
+    use super::dataset::{PyDataset, original_ids};
     #[pymodule_export]
     use super::devices::{devices, passed_over};
     #[pymodule_export]

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from bm3_engine import BM3, from_mmrec
+from bm3_engine import BM3, from_mmrec, original_ids
 
 FLAGS = ["--epochs", 6, "--embedding-size", 16, "--batch-size", 256, "--layers", 2, "--device", "cpu"]
 PARAMETERS = dict(epochs=6, embedding_size=16, batch_size=256, layers=2, device="cpu")
@@ -46,6 +46,23 @@ def test_lists_of_a_run_that_the_program_trained(program, folder, tmp_path, froz
     if not frozen:
         trained.score_cold_items()
         assert_same_lists(program, run, trained, "--cold-items")
+
+
+def test_original_ids_are_kept_with_a_run(program, tmp_path):
+    rows = [(f"user {user}", f"item {item}") for user in range(9) for item in range(8) if (user + item) % 3]
+    table = tmp_path / "table.csv"
+    table.write_text("user,item\n" + "".join(f"{user},{item}\n" for user, item in rows))
+    folder, run = tmp_path / "data", tmp_path / "run"
+    program("prepare", "--interactions", table, "--k-core", 0, "--out", folder)
+    kept = original_ids(folder)
+    assert kept is not None and kept[0][0] == "user 0"
+    assert [len(ids) for ids in kept] == [9, 8]
+    BM3(**{**PARAMETERS, "epochs": 1}).fit(from_mmrec(folder), directory=run)
+    assert original_ids(run) == kept
+    assert original_ids(tmp_path) is None
+    (folder / "i_id_mapping.csv").write_text("id\titemID\nx\t7\n")
+    with pytest.raises(ValueError, match="line 2"):
+        original_ids(folder)
 
 
 def test_folders_are_read_as_the_program_reads_them(folder, tmp_path, caplog):
