@@ -12,7 +12,17 @@ _Features: TypeAlias = Sequence[tuple[str, NDArray[np.float32] | list[str]]]
 _Lists: TypeAlias = tuple[NDArray[np.int32], NDArray[np.float32]]
 _Path: TypeAlias = str | PathLike[str]
 
-__all__ = ["VERSION", "Dataset", "EngineError", "Model", "check", "devices", "passed_over", "train"]
+__all__ = [
+    "VERSION",
+    "Dataset",
+    "EngineError",
+    "Model",
+    "check",
+    "devices",
+    "original_ids",
+    "passed_over",
+    "train",
+]
 
 VERSION: Final[str]
 
