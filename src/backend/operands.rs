@@ -32,7 +32,7 @@ pub fn view_mut<Buffer>(buffer: &mut Buffer, range: Range<usize>) -> ViewMut<'_,
     ViewMut { buffer, range }
 }
 
-/// The factors of [`Backend::spmm`].
+/// The factors of [`super::Backend::spmm`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SpmmFactors {
     /// The factor of Âx.
@@ -43,7 +43,7 @@ pub struct SpmmFactors {
     pub item_base: f64,
 }
 
-/// What [`Backend::spmm`] computes its result from.
+/// What [`super::Backend::spmm`] computes its result from.
 #[derive(Debug)]
 pub struct SpmmInputs<'a, Buffer> {
     /// x, N × d; without it, no neighbours are read.

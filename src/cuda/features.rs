@@ -93,7 +93,7 @@ impl CudaFeatures {
     /// Features to be trained, with the given state.
     ///
     /// # Errors
-    /// [`Error::DeviceMemory`] and [`Error::DeviceOperation`].
+    /// [`crate::Error::DeviceMemory`] and [`crate::Error::DeviceOperation`].
     pub fn trained(
         device: &Arc<Device>,
         state: &FeatureState<f32>,
@@ -123,7 +123,7 @@ impl CudaFeatures {
     /// Features to be trained, starting from the first `rows` rows of a table.
     ///
     /// # Errors
-    /// [`Error::DeviceMemory`] and [`Error::DeviceOperation`].
+    /// [`crate::Error::DeviceMemory`] and [`crate::Error::DeviceOperation`].
     pub fn untrained(
         device: &Arc<Device>,
         matrix: &FeatureMatrix,
@@ -151,7 +151,7 @@ impl CudaFeatures {
     /// Reads the values of trained features; `None` for frozen ones.
     ///
     /// # Errors
-    /// [`Error::DeviceOperation`].
+    /// [`crate::Error::DeviceOperation`].
     pub fn values(&self) -> Result<Option<Vec<f32>>> {
         self.trained.as_ref().map(|_| self.values.read_as()).transpose()
     }
@@ -160,7 +160,7 @@ impl CudaFeatures {
     /// `None` for frozen ones.
     ///
     /// # Errors
-    /// [`Error::DeviceOperation`].
+    /// [`crate::Error::DeviceOperation`].
     pub(super) fn keep(&self, on_device: bool) -> Result<Option<CudaKept>> {
         if self.trained.is_none() {
             return Ok(None);
@@ -176,7 +176,7 @@ impl CudaFeatures {
     /// Reads the state of trained features; `None` for frozen ones.
     ///
     /// # Errors
-    /// [`Error::DeviceOperation`].
+    /// [`crate::Error::DeviceOperation`].
     pub fn state(&self) -> Result<Option<FeatureState<f32>>> {
         let (Some(trained), Some(values)) = (&self.trained, self.values()?) else {
             return Ok(None);

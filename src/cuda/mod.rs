@@ -1,8 +1,8 @@
 //! The CUDA backend: launch geometry and memory around the kernels of `kernels/`.
 //!
-//! There is no mathematics here. Each operation of [`Backend`] becomes one or a few launches, whose
-//! wrappers (a file for every few kernels) state grid, block, bytes moved and operations. A
-//! [`Device`] wraps the CUDA driver. Tests replace the driver by an emulator that runs the same
+//! There is no mathematics here. Each operation of a [backend](crate::backend::Backend) becomes one
+//! or a few launches, whose wrappers (a file for every few kernels) state grid, block, bytes moved
+//! and operations. A [`Device`] wraps the CUDA driver. Tests replace the driver by an emulator that runs the same
 //! kernel sources on the CPU (`tests/emulator`); nothing here knows of it.
 
 mod allocation;

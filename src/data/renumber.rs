@@ -39,7 +39,7 @@ impl Dataset {
     /// users and items as `to`.
     ///
     /// # Errors
-    /// [`DataError::Empty`] and other faults of the interactions that remain.
+    /// [`DataError::Parts`] if no training interaction remains.
     pub fn renumbered(&self, from: &IdMaps, to: &IdMaps) -> Result<(Self, usize), DataError> {
         let numbers = Numbers::new(from, to);
         let train = self.train.users.iter().copied().zip(self.train.items.iter().copied());

@@ -48,7 +48,8 @@ impl<B: Backend> DeviceModel<B> {
         })
     }
 
-    /// The dense gradients of the last step, in the order of [`Layout`], if nothing was done since.
+    /// The dense gradients of the last step, in the order of
+    /// [`crate::parameters::Layout`], if nothing was done since.
     ///
     /// That of H⁰ is computed once more, since the step stores none.
     pub fn gradients(&self) -> Result<Vec<B::Real>> {
