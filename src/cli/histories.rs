@@ -16,7 +16,8 @@ pub struct Histories {
 
 impl Histories {
     /// Reads a table whose lines begin with a user and an item, separated by tabs or commas; more
-    /// columns are ignored, as is a first line `user,item`. A user's lines need not be adjacent.
+    /// columns are ignored, as is a first line `user,item` or `user_id,item_id`. A user's lines need
+    /// not be adjacent.
     ///
     /// # Errors
     /// [`Error::RunFile`] naming the line that has no user, no item or an unknown one, and for a
@@ -41,7 +42,11 @@ impl Histories {
             })?;
             let line = record.position().map_or(0, csv::Position::line);
             let (user, item) = (record.get(0).unwrap_or(""), record.get(1).unwrap_or(""));
-            let is_header = |field: &str, name: &str| field.eq_ignore_ascii_case(name);
+            let is_header = |field: &str, name: &str| {
+                let letters = field.chars().filter(char::is_ascii_alphanumeric);
+                let field = letters.collect::<String>().to_ascii_lowercase();
+                field.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest == "id")
+            };
             if number == 0 && is_header(user, "user") && is_header(item, "item") {
                 continue;
             }
@@ -87,6 +92,7 @@ mod tests {
             "ann,3\n\"bob, jr\",0\nann,9\n\"bob, jr\",0\n",
             "User,Item,rating\r\nann, 3,5\r\n\"bob, jr\",0,1\r\nann,9,2\r\n\"bob, jr\",0,1",
             "ann\t3\nbob, jr\t0\nann\t9\n\nbob, jr\t0\n",
+            "user_id\titemID\nann\t3\nbob, jr\t0\nann\t9\nbob, jr\t0\n",
         ] {
             assert_eq!(read(text).unwrap(), expected, "{text}");
         }

@@ -2,8 +2,8 @@
 //!
 //! There is no mathematics here. Each operation of a [backend](crate::backend::Backend) becomes one
 //! or a few launches, whose wrappers (a file for every few kernels) state grid, block, bytes moved
-//! and operations. A [`Device`] wraps the CUDA driver. Tests replace the driver by an emulator that runs the same
-//! kernel sources on the CPU (`tests/emulator`); nothing here knows of it.
+//! and operations. A [`Device`] wraps the CUDA driver. Tests replace the driver by an emulator that
+//! runs the same kernel sources on the CPU (`tests/emulator`); nothing here knows of it.
 
 mod allocation;
 mod backend;
