@@ -411,6 +411,18 @@ fn bad_input_is_refused_and_nothing_is_written() {
     let narrow = ["--grid", "feature-type=f32,f16", "--freeze-features"];
     refused(&narrow, "--feature-type: f16 found, auto or f32 expected on the CPU");
     refused(&["--seeds", "2", "--device", "99"], "device 99: there is no ");
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let odd = setting.path("").join(std::ffi::OsStr::from_bytes(b"d\xff"));
+        fs::rename(setting.path("tiny"), &odd).unwrap();
+        program(&["sweep", "--seeds", "2", "--out", &setting.text("sweep"), "--data"])
+            .arg(&odd)
+            .assert()
+            .code(2)
+            .stderr(contains("is not UTF-8, as a run's config.toml has to be"));
+        assert!(!setting.path("sweep").exists());
+    }
 }
 
 #[test]

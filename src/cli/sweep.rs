@@ -151,6 +151,8 @@ pub fn run(arguments: &SweepArguments) -> anyhow::Result<()> {
         }
         return output::print(&sweep_table::preview(&request.runs, &room));
     }
+    // A path that cannot be kept is refused before anything is written.
+    request.plan.base.to_toml()?;
     let interrupted = interrupt::install()?;
     let path = match &request.out {
         Some(path) => path.clone(),
