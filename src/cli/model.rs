@@ -19,7 +19,7 @@ pub struct ModelArguments {
     #[arg(long, value_name = "RUNDIR|FILE")]
     model: PathBuf,
     /// The data it was trained on, if that has moved, or newer interactions of the same users and
-    /// items
+    /// items, matched by their original ids if both have some
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Where to compute: `cpu`, a GPU's number (`0` or `cuda:0`), or `auto`: GPU 0 if it can be

@@ -59,7 +59,9 @@ impl Device {
     pub(super) fn profile(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Operation>> {
         let recorder = || self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
         // Meanwhile this device does the branches' work, in its own intermediate memory: the run
-        // would have both otherwise, which is more than was planned.
+        // would have both otherwise, which is more than was planned. Graphs that use the branches'
+        // must have ended, since the branches' streams know nothing of them.
+        self.synchronize()?;
         self.release_branches_scratch();
         *recorder() = Some(OfThisProcess::new(Vec::new()));
         let outcome = work();
