@@ -239,6 +239,7 @@ fn what_cannot_be_read_is_named() {
     };
     let names = || Arc::new(StringArray::from(vec![Some("a"), None])) as ArrayRef;
     let numbers = || Arc::new(UInt8Array::from(vec![7, 8])) as ArrayRef;
+    let names_of = |names: &[&str]| Arc::new(StringArray::from(names.to_vec())) as ArrayRef;
     let floats = || Arc::new(Float64Array::from(vec![1.0, f64::NAN])) as ArrayRef;
     write("null.parquet", names(), numbers(), floats());
     refused("null.parquet", &[], "row 1 (of 0, 1, …): column `user`, the user's, is null");
@@ -254,6 +255,25 @@ fn what_cannot_be_read_is_named() {
     write("words.parquet", numbers(), numbers(), names());
     refused("words.parquet", &["--min-rating", "0"], "the rating's, is of type Utf8");
     folder.prepare("words.parquet", "yes", &[]).assert().success();
+    // The split that a column names, as text or as a number.
+    let parts = Arc::new(StringArray::from(vec!["train", "test"])) as ArrayRef;
+    let labels = Arc::new(UInt8Array::from(vec![0, 2])) as ArrayRef;
+    for part in [parts, labels] {
+        let columns = [("user", names_of(&["a", "a"])), ("item", numbers()), ("part", part)];
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        folder.parquet("parts.parquet", &batch, Compression::UNCOMPRESSED);
+        let split = ["--split-column", "part"];
+        folder
+            .prepare("parts.parquet", "yes", &split)
+            .assert()
+            .success()
+            .stdout(contains("split  1 training, 0 validation, 1 test"));
+    }
+    let later = "row 0 (of 0, 1, …): column `part`, the split's, is \"x\"; expected 0, 1 or 2, or";
+    let columns = [("user", numbers()), ("item", numbers()), ("part", names_of(&["x", "0"]))];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    folder.parquet("later.parquet", &batch, Compression::UNCOMPRESSED);
+    refused("later.parquet", &["--split-column", "part"], later);
     let time = Arc::new(StringArray::from(vec![Some("2020-09-13"), Some("soon")]));
     let columns = [("user", numbers()), ("item", numbers()), ("time", time as ArrayRef)];
     let batch = RecordBatch::try_from_iter(columns).unwrap();

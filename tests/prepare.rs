@@ -35,6 +35,7 @@ impl Raw {
                 item_column: None,
                 rating_column: None,
                 time_column: None,
+                split_column: None,
                 delimiter: None,
                 has_header: true,
             },
@@ -152,6 +153,34 @@ fn what_is_not_used_or_not_known_is_said() {
     let split = Raw::new("userID\titemID\tx_label\n1\t2\t0\n1\t3\t1\n");
     let warnings = split.prepare(|_| {}).unwrap().warnings;
     assert!(warnings[0].starts_with("the column x_label is not used"), "{warnings:?}");
+}
+
+/// A split that was published stays, whatever it calls its parts.
+#[test]
+fn a_column_names_the_split() {
+    let given = |options: &mut PrepareOptions| {
+        options.table.split_column = Some("part".to_owned());
+        options.split_method = SplitMethod::Given;
+    };
+    for [train, valid, test] in
+        [["0", "1", "2"], ["train", "Valid", "TEST"], ["training", "dev", "test"]]
+    {
+        let raw = Raw::new(&format!(
+            "user_id,item_id,part\nann,A,{test}\nann,B,{train}\nann,C,{valid}\nbob,A,{train}\nbob,B,{test}\n\
+             bob,C,{train}\n"
+        ));
+        let summary = raw.prepare(given).unwrap();
+        assert_eq!((summary.splits, summary.warnings.len()), ([3, 1, 2], 0), "{train}");
+        let dataset = Dataset::open(&raw.path("out"), &DatasetOptions::default()).unwrap();
+        assert_eq!((dataset.valid.items_of(0), dataset.test.items_of(0)), (&[2][..], &[0][..]));
+        assert_eq!(dataset.test.items_of(1), [1]);
+    }
+    let other = "the split is \"later\"; expected 0, 1 or 2, or train, valid or test";
+    Raw::new("user_id,item_id,part\na,b,later\n").refused(given, &["line 2", other]);
+    Raw::new("user_id,item_id,part\na,b,\n").refused(given, &["line 2", "has no split"]);
+    Raw::new(TABLE).refused(given, &["no column for the split called `part`", "--split-column"]);
+    let unnamed = |options: &mut PrepareOptions| options.split_method = SplitMethod::Given;
+    Raw::new(TABLE).refused(unnamed, &["--split-column: not given, the column that names"]);
 }
 
 /// A model trained on a folder keeps the folder's ids, whoever trains it.

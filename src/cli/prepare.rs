@@ -67,6 +67,15 @@ pub struct PrepareArguments {
         help_heading = "Split"
     )]
     split_method: SplitMethod,
+    /// Keep the split that this column names for each interaction: 0, 1 or 2, or train, valid or
+    /// test; --k-core 0 keeps all of it
+    #[arg(
+        long,
+        value_name = "COLUMN",
+        conflicts_with_all = ["split_method", "split", "seed"],
+        help_heading = "Split"
+    )]
+    split_column: Option<String>,
     /// Shares for training, validation and test [default: 0.8,0.1,0.1]
     #[arg(long, value_name = "SHARES", allow_hyphen_values = true, help_heading = "Split")]
     split: Option<SplitRatio>,
@@ -216,12 +225,14 @@ fn options(arguments: &PrepareArguments) -> Result<PrepareOptions> {
             item_column: arguments.item_column.clone(),
             rating_column: arguments.rating_column.clone(),
             time_column: arguments.time_column.clone(),
+            split_column: arguments.split_column.clone(),
             delimiter: arguments.delimiter,
             has_header: !arguments.no_header,
         },
         min_rating: arguments.min_rating,
         k_core: arguments.k_core,
         split_method: match arguments.split_method {
+            _ if arguments.split_column.is_some() => prepare::SplitMethod::Given,
             SplitMethod::Random => prepare::SplitMethod::Random { seed: arguments.seed },
             SplitMethod::Time => prepare::SplitMethod::Time,
             SplitMethod::LeaveOneOut => prepare::SplitMethod::LeaveOneOut,

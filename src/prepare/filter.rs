@@ -81,6 +81,9 @@ pub fn split(rows: &[Interaction], method: SplitMethod, shares: [f64; 3]) -> Vec
         let [train, valid, test] = shares;
         return SplitRatio { train, valid, test, seed }.labels(&interactions);
     }
+    if method == SplitMethod::Given {
+        return rows.iter().map(|row| row.split).collect();
+    }
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by(|&left, &right| {
         let key = |position: usize| (rows[position].user, rows[position].time.unwrap_or(0.0));
@@ -124,6 +127,7 @@ mod tests {
                 item,
                 rating: None,
                 time: Some((position as f64 * 7.0) % 11.0),
+                split: 0,
             })
             .collect()
     }
@@ -194,7 +198,7 @@ mod tests {
 
     #[test]
     fn the_earliest_of_repeated_interactions_stays() {
-        let row = |user, time, rating| Interaction { user, item: 0, time, rating };
+        let row = |user, time, rating| Interaction { user, item: 0, time, rating, split: 0 };
         let mut rows = vec![
             row(0, Some(5.0), Some(1.0)),
             row(1, None, Some(2.0)),

@@ -35,6 +35,8 @@ pub struct TableOptions {
     pub rating_column: Option<String>,
     /// The time's column, likewise; only needed to split by time.
     pub time_column: Option<String>,
+    /// The column that names each interaction's split, for [`SplitMethod::Given`].
+    pub split_column: Option<String>,
     /// The column separator of text; guessed from the first line when absent.
     pub delimiter: Option<Delimiter>,
     /// Whether the first line of text names the columns.
@@ -53,6 +55,8 @@ pub enum SplitMethod {
     Time,
     /// The last is for testing, the one before it for validation (by time, or in the file's order).
     LeaveOneOut,
+    /// As [`TableOptions::split_column`] says.
+    Given,
 }
 
 /// What to do with an item without features.
@@ -136,6 +140,8 @@ struct Interaction {
     item: u32,
     rating: Option<f64>,
     time: Option<f64>,
+    /// 0 for training, 1 for validation, 2 for testing, if the table says so.
+    split: u8,
 }
 
 /// Prepares a data set; `progress` receives the name of each step.
@@ -147,6 +153,10 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
     if !matches!(options.feature_type, FeatureType::F16 | FeatureType::F32) {
         let problem = format!("`{}` found, `f32` or `f16` expected", options.feature_type);
         return Err(Error::setting("--feature-type", problem));
+    }
+    if options.split_method == SplitMethod::Given && options.table.split_column.is_none() {
+        let problem = "not given, the column that names each interaction's split expected";
+        return Err(Error::setting("--split-column", problem));
     }
     let outputs = Outputs::new(options);
     let written: Vec<&Path> = outputs.all().collect();
@@ -169,8 +179,12 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
                 .to_owned(),
         );
     }
-    if has_split {
-        warnings.push("the column x_label is not used: the interactions are split anew".to_owned());
+    if has_split && options.table.split_column.is_none() {
+        warnings.push(
+            "the column x_label is not used: the interactions are split anew; give --split-column \
+             x_label to keep its split"
+                .to_owned(),
+        );
     }
     let mut stages = vec![("read", counts(&rows))];
     if let Some(least) = options.min_rating {

@@ -58,6 +58,7 @@ pub(super) struct Columns {
     pub item: usize,
     pub rating: Option<usize>,
     pub time: Option<usize>,
+    pub split: Option<usize>,
 }
 
 impl Table {
@@ -192,6 +193,7 @@ impl Table {
                 item: items.position(id(columns.item, "item")?),
                 rating: number(columns.rating, &RATING, needs.rating)?,
                 time: number(columns.time, &TIME, needs.every_time)?,
+                split: number(columns.split, &SPLIT, true)?.unwrap_or_default() as u8,
             });
         }
         let (has_times, has_split) = (columns.time.is_some(), has_split(&names));
@@ -216,6 +218,22 @@ const RATING: NumberKind = NumberKind {
     parse: |text| text.parse().ok().filter(|number: &f64| number.is_finite()),
     expected: "a number",
 };
+
+const SPLIT: NumberKind =
+    NumberKind { what: "split", parse: |text| split_of(text).map(f64::from), expected: A_SPLIT };
+
+/// What is expected of a split.
+pub(super) const A_SPLIT: &str = "0, 1 or 2, or train, valid or test";
+
+/// The number of a split: 0 for training, 1 for validation, 2 for testing.
+pub(super) fn split_of(text: &str) -> Option<u8> {
+    match text.to_ascii_lowercase().as_str() {
+        "0" | "train" | "training" => Some(0),
+        "1" | "valid" | "validation" | "val" | "dev" => Some(1),
+        "2" | "test" | "testing" => Some(2),
+        _ => None,
+    }
+}
 
 const TIME: NumberKind = NumberKind { what: "time", parse: time::parse, expected: time::A_TIME };
 
@@ -299,6 +317,7 @@ impl Columns {
                 needs.rating,
             )?,
             time: optional("time", &options.time_column, TIME_NAMES, "--time-column", needs.time)?,
+            split: optional("split", &options.split_column, &[], "--split-column", false)?,
         })
     }
 }

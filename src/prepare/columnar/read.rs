@@ -19,7 +19,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::ColumnarFormat;
 use crate::data::excerpt;
-use crate::prepare::table::{Columns, Ids, Needs, Table, has_split};
+use crate::prepare::table::{A_SPLIT, Columns, Ids, Needs, Table, has_split, split_of};
 use crate::prepare::{Interaction, PrepareError, TableOptions, time};
 use crate::{Error, Result};
 
@@ -55,11 +55,9 @@ fn read_columns(format: ColumnarFormat, options: &TableOptions, needs: Needs) ->
     let (schema, _) = open(format, options, None)?;
     let names: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
     let columns = Columns::find(options, &names, needs, false)?;
-    let mut wanted: Vec<usize> = [Some(columns.user), Some(columns.item), columns.rating]
-        .into_iter()
-        .chain([columns.time])
-        .flatten()
-        .collect();
+    let optional = [columns.rating, columns.time, columns.split];
+    let mut wanted: Vec<usize> =
+        [columns.user, columns.item].into_iter().chain(optional.into_iter().flatten()).collect();
     wanted.sort_unstable();
     wanted.dedup();
     let (_, batches) = open(format, options, Some(&wanted))?;
@@ -87,6 +85,7 @@ fn read_columns(format: ColumnarFormat, options: &TableOptions, needs: Needs) ->
             (columns.item, column(columns.item)?),
             optional(columns.rating)?,
             optional(columns.time)?,
+            optional(columns.split)?,
             needs,
         )?;
     }
@@ -158,6 +157,7 @@ impl Reader<'_> {
         item: Column<'_>,
         rating: Option<Column<'_>>,
         time: Option<Column<'_>>,
+        split: Option<Column<'_>>,
         needs: Needs,
     ) -> Result<()> {
         let mut users = std::mem::take(&mut self.users);
@@ -171,10 +171,12 @@ impl Reader<'_> {
             }
             _ => self.numbers(time, "time", needs.every_time)?,
         };
+        let splits = split.map(|(column, array)| self.splits(column, array)).transpose()?;
         for (row, (user, item)) in user_ids.into_iter().zip(item_ids).enumerate() {
             let of = |numbers: &Option<Vec<Option<f64>>>| numbers.as_ref().and_then(|all| all[row]);
             let (rating, time) = (of(&ratings), of(&times));
-            self.rows.push(Interaction { user, item, rating, time });
+            let split = splits.as_ref().map_or(0, |splits| splits[row]);
+            self.rows.push(Interaction { user, item, rating, time, split });
         }
         (self.users, self.items) = (users, items);
         Ok(())
@@ -247,6 +249,20 @@ impl Reader<'_> {
             }
         }
         Ok(positions)
+    }
+
+    /// The splits that a column names.
+    fn splits(&self, column: usize, array: &ArrayRef) -> Result<Vec<u8>> {
+        let mut names = Ids::default();
+        let of_rows = self.ids((column, array), "split", &mut names)?;
+        let splits: Vec<Option<u8>> = names.names.iter().map(|name| split_of(name)).collect();
+        let split = |(row, name): (usize, u32)| {
+            splits[name as usize].ok_or_else(|| {
+                let found = format!("\"{}\"", excerpt(names.names[name as usize].as_bytes()));
+                self.bad_cell(row, column, "split", &found, A_SPLIT)
+            })
+        };
+        of_rows.into_iter().enumerate().map(split).collect()
     }
 
     /// The times of a column of text; if `needed`, every row must have one.
