@@ -92,6 +92,7 @@ fn updated_by<B: Backend<Real = f32>>(
     graph: &Arc<Graph>,
     width: usize,
     inputs: [Option<&[f32]>; 2],
+    steps: u32,
     fused: bool,
 ) -> ([Vec<f32>; 3], Option<Failure>) {
     // Parameters lie before and after those that the product is the gradient of.
@@ -105,7 +106,7 @@ fn updated_by<B: Backend<Real = f32>>(
     let values = [numbers(1, all), numbers(2, all), magnitudes(&numbers(3, all))];
     let mut arenas = values.each_ref().map(|values| upload(backend, values));
     let [x, base] = inputs.map(|values| values.map(|values| upload(backend, values)));
-    for step in 1..=2 {
+    for step in 1..=steps {
         let batch = backend.upload_batch(Batch::new(&[0], &[0]), step).unwrap();
         let part = |buffer| view(buffer, 0..elements);
         let inputs = SpmmInputs {
@@ -133,7 +134,7 @@ fn updated_by<B: Backend<Real = f32>>(
 fn the_update_by_a_product_has_the_bits_of_both() {
     fn check<B: Backend<Real = f32>>(backend: &B) {
         let wide = ("columns in parts", graph(10, 21_000, 500, 3_000, false), vec![508]);
-        let graphs = graphs().into_iter().map(|(name, graph)| (name, graph, vec![4, 12, 64, 132]));
+        let graphs = graphs().into_iter().map(|(name, graph)| (name, graph, vec![4, 64, 132]));
         for (name, graph, widths) in graphs.chain([wide]) {
             let graph = Arc::new(graph);
             for width in widths {
@@ -150,11 +151,11 @@ fn the_update_by_a_product_has_the_bits_of_both() {
                     [Some(&x), Some(&bad_base)],
                 ];
                 // The largest is slow to emulate.
-                let first = if width == 508 { 3 } else { 0 };
+                let (first, steps) = if width == 508 { (3, 1) } else { (0, 2) };
                 for (case, inputs) in cases.into_iter().enumerate().skip(first) {
                     let inputs = inputs.map(|values| values.map(Vec::as_slice));
                     let [(apart, seen_apart), (fused, seen)] = [false, true]
-                        .map(|fused| updated_by(backend, &graph, width, inputs, fused));
+                        .map(|fused| updated_by(backend, &graph, width, inputs, steps, fused));
                     let bits = |values: &[f32]| -> Vec<Option<u32>> {
                         // A NaN's bits are the processor's choice.
                         let bits = |value: &f32| (!value.is_nan()).then(|| value.to_bits());
