@@ -122,4 +122,3 @@ __device__ __forceinline__ void adam_update4(AdamStep step, const float (&gradie
         }
     }
 }
-

@@ -38,8 +38,6 @@ pub struct Model {
     parameters: Vec<f32>,
     features: Features,
     graph: Arc<Graph>,
-    /// Whether `graph` is the one it was trained with.
-    as_trained: bool,
 }
 
 /// Trained raw features, which may be much larger than all else.
@@ -63,7 +61,7 @@ impl Model {
         let features = features.into_iter().map(|values| values.as_deref().map(single)).collect();
         let parameters = single(parameters);
         let features = Features::Held(features);
-        Self { record, layout, parameters, features, graph, as_trained: true }
+        Self { record, layout, parameters, features, graph }
     }
 
     /// Reads a model file, or the one in a run's directory.
@@ -89,7 +87,7 @@ impl Model {
         file.check_unchanged()?;
         let features = Features::Mapped(Arc::new(file));
         tracing::info!(path = %path.display(), users, items, "loaded a model");
-        Ok(Self { record, layout, parameters, features, graph, as_trained: true })
+        Ok(Self { record, layout, parameters, features, graph })
     }
 
     /// Reads the record of a model file, or of the one in a run's directory, but none of its
@@ -213,15 +211,9 @@ impl Model {
         }
         dataset.check()?;
         let graph = dataset.graph(self.config().self_loops);
-        let as_trained = self.as_trained && self.fits(dataset);
         let mut record = self.record;
         record.identity.interactions_fingerprint = dataset.interactions_fingerprint();
-        Ok(Self { record, graph, as_trained, ..self })
-    }
-
-    /// Whether its interactions are the ones it was trained on.
-    pub fn is_as_trained(&self) -> bool {
-        self.as_trained
+        Ok(Self { record, graph, ..self })
     }
 
     /// The model's name in messages.

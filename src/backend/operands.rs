@@ -189,7 +189,7 @@ impl TopK {
     pub const NO_ITEM: u32 = u32::MAX;
 
     /// Empty lists for `users` users.
-    pub(crate) fn empty(users: usize, k: usize) -> Self {
+    pub fn empty(users: usize, k: usize) -> Self {
         Self { k, items: vec![Self::NO_ITEM; users * k], scores: vec![0.0; users * k] }
     }
 

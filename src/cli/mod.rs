@@ -134,8 +134,7 @@ pub fn main() -> ExitCode {
         }
     };
     log_to_stderr(cli.verbose);
-    let result = run(&cli.command);
-    match result {
+    match run(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         // The pipe's reader has closed it, as `… | head` does.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -103,7 +103,7 @@ impl ModelRequest {
         let mut frozen = Vec::new();
         if by_features && model.config().freeze_features {
             let config = self.settings(&model)?;
-            if self.ids_of(&config)?.is_some_and(|[kept, given]| kept != given) {
+            if IdMaps::differing(self.directory(), &config.data)?.is_some() {
                 let problem = format!(
                     "{} numbers items otherwise than the model, and so are its features; with \
                      --cold-items name the folder that the model was trained on",
@@ -162,20 +162,16 @@ impl ModelRequest {
         Ok(config)
     }
 
-    /// The original ids of the model and of the data folder, if both have some.
-    fn ids_of(&self, config: &RunConfig) -> Result<Option<[IdMaps; 2]>> {
-        let run = self.file.parent().unwrap_or(Path::new(""));
-        let Some(kept) = IdMaps::read(run)? else { return Ok(None) };
-        Ok(IdMaps::read(&config.data)?.map(|given| [kept, given]))
+    /// The directory that the model is in, which keeps the original ids too.
+    pub fn directory(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new(""))
     }
 
     /// The interactions of the data folder, under the model's numbers.
     fn interactions(&self, model: &Model, config: &RunConfig) -> Result<Dataset> {
         let dataset = backend::interactions(config)?;
-        let Some([mut kept, given]) = self.ids_of(config)?.filter(|[kept, given]| kept != given)
-        else {
-            return Ok(dataset);
-        };
+        let differing = IdMaps::differing(self.directory(), &config.data)?;
+        let Some([mut kept, given]) = differing else { return Ok(dataset) };
         kept.users.truncate(model.users());
         kept.items.truncate(model.items());
         let (dataset, left_out) = dataset.renumbered(&given, &kept)?;

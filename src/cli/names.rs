@@ -182,9 +182,8 @@ impl Names {
     /// be read.
     pub fn read(request: &ModelRequest, model: &Model) -> Result<Self> {
         let (users, items) = (model.users(), model.items());
-        let run = request.file.parent();
-        let mut directory = run.map(Path::to_owned).unwrap_or_default();
-        let mut maps = run.map(read_maps).transpose()?.flatten();
+        let mut directory = request.directory().to_owned();
+        let mut maps = read_maps(&directory)?;
         if let (None, Some(data)) = (&maps, request.data_folder()) {
             maps = read_maps(&data)?;
             directory = data;

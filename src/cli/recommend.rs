@@ -45,10 +45,9 @@ Examples:
   bm3-engine recommend --model runs/baby --exclude sold_out.txt
 
 A user's training items are left out, and the items of a new user's history, unless --with-seen is
-given. CSV has the columns
-user,rank,item[,score]; JSONL one object per user; .npy a table of item numbers with one row per
-user, in the order of --users (-1 where a list is short), with --scores also NAME_scores.npy beside
-NAME.npy (NaN there).";
+given. CSV has the columns user,rank,item[,score]; JSONL one object per user; .npy a table of item
+numbers with one row per user, in the order of --users (-1 where a list is short), with --scores
+also NAME_scores.npy beside NAME.npy (NaN there).";
 
 pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
     let lists = arguments.lists.request(Kind::User)?;
@@ -117,11 +116,7 @@ fn ranked(
 ) -> Result<TopK> {
     let rank = |query: &Query<'_>| recommender.rank(*query, candidates, k);
     let ranked: Vec<Vec<ScoredItem>> = queries.par_iter().map(rank).collect::<Result<_>>()?;
-    let mut lists = TopK {
-        k,
-        items: vec![TopK::NO_ITEM; ranked.len() * k],
-        scores: vec![0.0; ranked.len() * k],
-    };
+    let mut lists = TopK::empty(ranked.len(), k);
     for (user, list) in ranked.iter().enumerate() {
         for (rank, scored) in list.iter().enumerate() {
             lists.items[user * k + rank] = scored.item;

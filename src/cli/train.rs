@@ -186,14 +186,10 @@ fn continued(directory: &Path, arguments: &TrainArguments) -> Result<RunConfig> 
 /// would be those of others.
 fn check_numbers(init: &Path, data: &Path) -> Result<()> {
     let run = init.parent().unwrap_or(Path::new(""));
-    let (Ok(Some(of_run)), Ok(Some(of_data))) = (IdMaps::read(run), IdMaps::read(data)) else {
-        return Ok(());
-    };
-    if of_run == of_data {
-        return Ok(());
-    }
+    // Ids that cannot be read are told of when the run would keep them.
+    let Ok(Some(_)) = IdMaps::differing(run, data) else { return Ok(()) };
     let problem = format!(
-        "{} numbers users and items otherwise than {}, so its rows belong to others: begin with a \\
+        "{} numbers users and items otherwise than {}, so its rows belong to others: begin with a \
          model that was trained on this folder",
         run.display(),
         data.display()

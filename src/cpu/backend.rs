@@ -251,11 +251,10 @@ impl<T: Real> Backend for Cpu<T> {
         y: ViewMut<'_, Vec<T>>,
     ) -> Result<()> {
         let n = y.range.len();
-        let gathered = if inputs.x.is_some() { graph.graph.entries() } else { 0 };
-        let width = n / graph.graph.nodes().max(1);
-        let _timed =
-            Timed::new("spmm", gathered * (width + 1) + 2 * n, 2 * gathered * width + 2 * n);
-        spmm::Product::new(graph, inputs, n).write(write(y));
+        let product = spmm::Product::new(graph, inputs, n);
+        let (gathered, flops) = product.gathering();
+        let _timed = Timed::new("spmm", gathered + 2 * n, flops + 2 * n);
+        product.write(write(y));
         Ok(())
     }
 
@@ -268,13 +267,11 @@ impl<T: Real> Backend for Cpu<T> {
         updated: Updated<'_, Vec<T>>,
         losses: &mut CpuLosses,
     ) -> Result<()> {
-        let n = updated.range.len();
-        let gathered = if inputs.x.is_some() { graph.graph.entries() } else { 0 };
-        let width = n / graph.graph.nodes().max(1);
-        let (moved, flops) = (gathered * (width + 1) + 7 * n, 2 * gathered * width + 16 * n);
-        let _timed = Timed::new("spmm_adam", moved, flops);
-        let (start, step) = (updated.range.start, batch.constants(schedule));
-        let wrong = spmm::Product::new(graph, inputs, n).update(step, parts(updated));
+        let (start, n) = (updated.range.start, updated.range.len());
+        let product = spmm::Product::new(graph, inputs, n);
+        let (gathered, flops) = product.gathering();
+        let _timed = Timed::new("spmm_adam", gathered + 7 * n, flops + 16 * n);
+        let wrong = product.update(batch.constants(schedule), parts(updated));
         batch.watch_dense(losses, start, wrong);
         Ok(())
     }

@@ -91,6 +91,12 @@ impl<'a, T: Real> Product<'a, T> {
         Self { graph, x: x.map(read), base: base.map(read), factors, width }
     }
 
+    /// The numbers read for all neighbours' rows, and the operations to add them up.
+    pub fn gathering(&self) -> (usize, usize) {
+        let entries = if self.x.is_some() { self.graph.graph.entries() } else { 0 };
+        (entries * (self.width + 1), 2 * entries * self.width)
+    }
+
     /// Writes the product to `y`.
     pub fn write(&self, y: &mut [T]) {
         self.tasks().zip(self.parts(y)).for_each(|(rows, y)| self.rows(rows, y));

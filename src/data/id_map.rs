@@ -42,6 +42,17 @@ impl IdMaps {
         }
     }
 
+    /// The ids of two folders, if both have some and they are not the same: rows of the one then
+    /// belong to other users and items than those of the other.
+    ///
+    /// # Errors
+    /// As [`IdMaps::read`].
+    pub fn differing(one: &Path, other: &Path) -> Result<Option<[Self; 2]>> {
+        let Some(of_one) = Self::read(one)? else { return Ok(None) };
+        let both = Self::read(other)?.map(|of_other| [of_one, of_other]);
+        Ok(both.filter(|[of_one, of_other]| of_one != of_other))
+    }
+
     /// Whether a folder has these users and no items yet, as [`IdMaps::write`] leaves it if
     /// interrupted.
     pub(crate) fn are_begun(&self, directory: &Path) -> bool {

@@ -6,9 +6,8 @@ use crate::backend::{Backend, BatchRooms, TopK, View, view, view_mut};
 use crate::batch::Batch;
 
 impl<B: Backend> DeviceModel<B> {
-    /// p(H) for every node, N × d: scores are products of its rows (SPEC §2 (10)). It lies where
-    /// the last step's G did.
-    fn predict_nodes(&mut self) -> Result<View<'_, B::Buffer>> {
+    /// Computes p(H), where the last step's G lay.
+    fn predict_nodes(&mut self) -> Result<()> {
         self.propagate(&self.backend.clone())?;
         let all = || 0..self.layout.nodes.len();
         let Workspace { nodes, node_gradient: predicted, .. } = &mut self.workspace;
@@ -18,8 +17,12 @@ impl<B: Backend> DeviceModel<B> {
             view(&self.parameters, self.layout.predictor_weight.clone()),
             view(&self.parameters, self.layout.predictor_bias.clone()),
             view_mut(predicted, all()),
-        )?;
-        Ok(view(predicted, all()))
+        )
+    }
+
+    /// What [`DeviceModel::predict_nodes`] has computed.
+    fn predicted(&self) -> View<'_, B::Buffer> {
+        view(&self.workspace.node_gradient, 0..self.layout.nodes.len())
     }
 
     /// The `k` best items for each of `users`, without their training items (SPEC §9).
@@ -30,10 +33,8 @@ impl<B: Backend> DeviceModel<B> {
 
     /// The lists of [`DeviceModel::top_k`], left on the device for [`Backend::metrics`].
     pub fn lists(&mut self, users: &[u32], k: usize) -> Result<B::Lists> {
-        let backend = self.backend.clone();
         self.predict_nodes()?;
-        let predicted = view(&self.workspace.node_gradient, 0..self.layout.nodes.len());
-        backend.top_k(&self.graph, predicted, users, k)
+        self.backend.top_k(&self.graph, self.predicted(), users, k)
     }
 
     /// H from the current parameters, N × d.
@@ -51,8 +52,8 @@ impl<B: Backend> DeviceModel<B> {
 
     /// p(H) for every node, N × d: scores are products of its rows (SPEC §2 (10)).
     pub fn predictions(&mut self) -> Result<Vec<B::Real>> {
-        let backend = self.backend.clone();
-        backend.download(self.predict_nodes()?)
+        self.predict_nodes()?;
+        self.backend.download(self.predicted())
     }
 
     /// Z_m of the given items (distinct, ascending), n × d.

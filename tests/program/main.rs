@@ -7,7 +7,7 @@ mod prepared;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use assert_cmd::cargo::cargo_bin_cmd;
@@ -182,6 +182,25 @@ fn events_are_json_lines() {
     }
 }
 
+/// The program, started with nobody to listen.
+#[cfg(unix)]
+fn started(arguments: &[&str]) -> Child {
+    Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
+        .envs(NO_GPU)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Sends a signal, to a process that may have ended already.
+#[cfg(unix)]
+fn send(signal: &str, child: &Child) {
+    let pid = child.id().to_string();
+    let _ = Command::new("kill").args([signal, &pid]).stderr(Stdio::null()).status();
+}
+
 /// Trains on `data` in `run` for a while, then sends a signal.
 #[cfg(unix)]
 fn train_and_signal(data: &str, run: &Path, signal: &str, patience: Duration) -> Option<i32> {
@@ -193,17 +212,9 @@ fn train_and_signal(data: &str, run: &Path, signal: &str, patience: Duration) ->
         arguments.extend(["--data", data, "--out", path(run), "--epochs", "80"]);
         arguments.extend(["--patience", "1000", "--dropout", "0.2"]);
     }
-    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
-        .envs(NO_GPU)
-        .args(arguments)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = started(&arguments);
     std::thread::sleep(patience);
-    let pid = child.id().to_string();
-    // It may have ended already.
-    let _ = Command::new("kill").args([signal, &pid]).stderr(Stdio::null()).status();
+    send(signal, &child);
     child.wait().unwrap().code()
 }
 
@@ -265,7 +276,7 @@ fn an_interruption_saves_and_says_how_to_go_on() {
         .spawn()
         .unwrap();
     std::thread::sleep(Duration::from_millis(600));
-    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    send("-INT", &child);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
     let said = String::from_utf8(output.stderr).unwrap();
@@ -284,12 +295,8 @@ fn an_interrupted_file_leaves_no_part() {
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path().join("large");
     // Larger than can be written before the signal comes.
-    let mut child = Command::new(assert_cmd::cargo::cargo_bin!("bm3-engine"))
-        .args(["synth", "--shape", "electronics", "--image", "16000", "--out", path(&data)])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let large = ["synth", "--shape", "electronics", "--image", "16000", "--out", path(&data)];
+    let mut child = started(&large);
     let names = || -> Vec<String> {
         let entries = fs::read_dir(&data).into_iter().flatten();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -298,7 +305,7 @@ fn an_interrupted_file_leaves_no_part() {
     while !names().iter().any(is_temporary) {
         std::thread::sleep(Duration::from_millis(5));
     }
-    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    send("-INT", &child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(!names().iter().any(|name| is_temporary(name) || name.ends_with(".inter")));
 }
@@ -320,14 +327,11 @@ fn a_signal_that_the_program_is_started_to_ignore_is_ignored() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let signal = |signal: &str| {
-        Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
-    };
     let state = run.join("state.safetensors");
     while !state.is_file() {
         std::thread::sleep(Duration::from_millis(20));
     }
-    signal("-HUP");
+    send("-HUP", &child);
     // The run keeps writing checkpoints; a process told to stop would write only one.
     for _ in 0..3 {
         let before = fs::metadata(&state).unwrap().modified().unwrap();
@@ -335,7 +339,7 @@ fn a_signal_that_the_program_is_started_to_ignore_is_ignored() {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-    signal("-TERM");
+    send("-TERM", &child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 

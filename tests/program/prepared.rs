@@ -265,7 +265,10 @@ fn interactions_that_are_numbered_otherwise_are_matched_by_their_ids() {
     // Rows of initial values and of features cannot be matched.
     let init = run.join("model.safetensors");
     let begin = ["train", "--data", path(&other), "--init", path(&init), "--epochs", "1"];
-    let refused = contains("--init: ").and(contains("numbers users and items otherwise than"));
+    let refused =
+        contains("--init: ").and(contains("numbers users and items otherwise than")).and(contains(
+            "so its rows belong to others: begin with a model that was trained on this folder\n",
+        ));
     program(&begin).args(["--embedding-size", "8"]).assert().code(2).stderr(refused);
 }
 

@@ -165,12 +165,7 @@ impl Reader<'_> {
         let user_ids = self.ids(user, "user", &mut users)?;
         let item_ids = self.ids(item, "item", &mut items)?;
         let ratings = self.numbers(rating, "rating", needs.rating)?;
-        let times = match time {
-            Some((column, array)) if has_text(array) => {
-                Some(self.times_in_text(column, array, needs.every_time)?)
-            }
-            _ => self.numbers(time, "time", needs.every_time)?,
-        };
+        let times = self.times(time, needs.every_time)?;
         let splits = split.map(|(column, array)| self.splits(column, array)).transpose()?;
         for (row, (user, item)) in user_ids.into_iter().zip(item_ids).enumerate() {
             let of = |numbers: &Option<Vec<Option<f64>>>| numbers.as_ref().and_then(|all| all[row]);
@@ -227,11 +222,9 @@ impl Reader<'_> {
             Some(_) => Err(self.bad_cell(positions.len(), column, what, "empty", "an id")),
             None => Err(self.bad_cell(positions.len(), column, what, "null", "an id")),
         };
-        match plain.data_type() {
-            DataType::Utf8 => plain.as_string::<i32>().iter().try_for_each(take)?,
-            DataType::LargeUtf8 => plain.as_string::<i64>().iter().try_for_each(take)?,
-            DataType::Utf8View => plain.as_string_view().iter().try_for_each(take)?,
-            _ => {
+        match texts(&plain) {
+            Some(mut texts) => texts.try_for_each(take)?,
+            None => {
                 let numbers = whole_numbers(&plain)
                     .ok_or_else(|| self.bad_type(column, what, array, AN_ID))?;
                 let mut text = String::new();
@@ -265,17 +258,15 @@ impl Reader<'_> {
         of_rows.into_iter().enumerate().map(split).collect()
     }
 
-    /// The times of a column of text; if `needed`, every row must have one.
-    fn times_in_text(
-        &self,
-        column: usize,
-        array: &ArrayRef,
-        needed: bool,
-    ) -> Result<Vec<Option<f64>>> {
-        let bad_type = || self.bad_type(column, "time", array, TIMES);
-        let plain = without_dictionary(array).ok_or_else(bad_type)?;
-        let mut times = Vec::with_capacity(plain.len());
-        let take = |text: Option<&str>| {
+    /// A column's times, in numbers or in text; if `needed`, every row must have one.
+    fn times(&self, time: Option<Column<'_>>, needed: bool) -> Result<Option<Vec<Option<f64>>>> {
+        let Some((column, array)) = time else { return Ok(None) };
+        let plain = without_dictionary(array);
+        let Some(mut texts) = plain.as_ref().and_then(texts) else {
+            return self.numbers(time, "time", needed);
+        };
+        let mut times = Vec::with_capacity(array.len());
+        texts.try_for_each(|text| {
             let time = text.and_then(|text| time::parse(text.trim()));
             if needed && time.is_none() {
                 let found = text
@@ -283,15 +274,9 @@ impl Reader<'_> {
                 return Err(self.bad_cell(times.len(), column, "time", &found, time::A_TIME));
             }
             times.push(time);
-            Ok(())
-        };
-        match plain.data_type() {
-            DataType::Utf8 => plain.as_string::<i32>().iter().try_for_each(take)?,
-            DataType::LargeUtf8 => plain.as_string::<i64>().iter().try_for_each(take)?,
-            DataType::Utf8View => plain.as_string_view().iter().try_for_each(take)?,
-            _ => return Err(bad_type()),
-        }
-        Ok(times)
+            Ok::<_, Error>(())
+        })?;
+        Ok(Some(times))
     }
 
     /// A column's numbers; if `needed`, every row must have one.
@@ -326,13 +311,14 @@ impl Reader<'_> {
     }
 }
 
-/// Whether a column has text, perhaps by way of a dictionary.
-fn has_text(array: &ArrayRef) -> bool {
-    let plain = match array.data_type() {
-        DataType::Dictionary(_, values) => values,
-        plain => plain,
-    };
-    matches!(plain, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+/// The texts of a plain column, if it is of text.
+fn texts(plain: &ArrayRef) -> Option<Box<dyn Iterator<Item = Option<&str>> + '_>> {
+    Some(match plain.data_type() {
+        DataType::Utf8 => Box::new(plain.as_string::<i32>().iter()),
+        DataType::LargeUtf8 => Box::new(plain.as_string::<i64>().iter()),
+        DataType::Utf8View => Box::new(plain.as_string_view().iter()),
+        _ => return None,
+    })
 }
 
 /// The plain values of a dictionary column (a category of pandas).
