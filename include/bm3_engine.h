@@ -338,6 +338,22 @@ bm3_status bm3_rank(const struct bm3_recommender *recommender,
                     float *scores,
                     size_t scores_len);
 
+// Writes the best `k` of some candidates for a user that the model was not trained on, from the
+// items that the user interacted with: `history` has at least one.
+//
+// The user's own items are left out (`flags`: BM3_WITH_SEEN keeps them). Otherwise as `bm3_rank`.
+bm3_status bm3_rank_for_items(const struct bm3_recommender *recommender,
+                              const uint32_t *history,
+                              size_t history_len,
+                              const uint32_t *candidates,
+                              size_t candidates_len,
+                              size_t k,
+                              uint32_t flags,
+                              uint32_t *items,
+                              size_t items_len,
+                              float *scores,
+                              size_t scores_len);
+
 // Writes the scores of pairs of a user and an item, seen or not, with the same bits as in lists.
 // `users`, `items` and `scores` have `pairs_len` elements each.
 bm3_status bm3_scores(const struct bm3_recommender *recommender,

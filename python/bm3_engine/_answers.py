@@ -197,6 +197,30 @@ class Answers:
             raise ValueError(f"user: {len(asked)} found, one expected")
         return self._trained().rank(int(asked[0]), items, _arrays.count(k, "k"), bool(with_seen))
 
+    def rank_new(
+        self, item_list: ArrayLike, candidates: ArrayLike, k: int = 10, *, with_seen: bool = False
+    ) -> Scored:
+        """The best of some items for a user that the model was not trained on, from the user's items.
+
+        Parameters
+        ----------
+        item_list : array of int
+            The user's items, as one of `recommend_new`.
+        candidates, k, with_seen
+            As in `rank`; the seen items are the items given.
+
+        Returns
+        -------
+        ids, scores
+            As in `rank`.
+        """
+        return self._trained().rank_new(
+            _arrays.ids(item_list, "item_list"),
+            _arrays.ids(candidates, "candidates"),
+            _arrays.count(k, "k"),
+            bool(with_seen),
+        )
+
     def similar_items(self, items: ArrayLike, k: int = 10) -> Scored:
         """The items nearest to each item by the cosine of their embeddings, without the item itself.
 

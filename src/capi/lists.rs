@@ -208,19 +208,70 @@ pub unsafe extern "C" fn bm3_rank(
     scores_len: usize,
 ) -> bm3_status {
     call(|| {
-        let flags = self::flags(flags, BM3_WITH_SEEN)?;
         // SAFETY: the caller keeps the rules of the module.
-        let (recommender, candidates, places) = unsafe {
+        let places = unsafe { Places::new((1, k), (items, items_len), (scores, scores_len))? };
+        // SAFETY: likewise.
+        unsafe {
+            rank(recommender, Query::user(user), (candidates, candidates_len), k, flags, &places)
+        }
+    })
+}
+
+/// Writes the best `k` of some candidates for a user that the model was not trained on, from the
+/// items that the user interacted with: `history` has at least one.
+///
+/// The user's own items are left out (`flags`: BM3_WITH_SEEN keeps them). Otherwise as `bm3_rank`.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_rank_for_items(
+    recommender: *const bm3_recommender,
+    history: *const u32,
+    history_len: usize,
+    candidates: *const u32,
+    candidates_len: usize,
+    k: usize,
+    flags: u32,
+    items: *mut u32,
+    items_len: usize,
+    scores: *mut f32,
+    scores_len: usize,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller keeps the rules of the module.
+        let (history, places) = unsafe {
             (
-                borrow(recommender)?,
-                array("candidates", candidates, candidates_len)?,
+                array("history", history, history_len)?,
                 Places::new((1, k), (items, items_len), (scores, scores_len))?,
             )
         };
-        let query = asked(Query::user(user), &[], flags);
-        places.fill_one(&recommender.rank(query, candidates, k)?);
-        Ok(())
+        // SAFETY: likewise.
+        unsafe {
+            let query = Query::items(history);
+            rank(recommender, query, (candidates, candidates_len), k, flags, &places)
+        }
     })
+}
+
+/// Writes the best `k` of some candidates for a query.
+///
+/// # Safety
+/// The module's rules for pointers.
+unsafe fn rank(
+    recommender: *const bm3_recommender,
+    query: Query<'_>,
+    (candidates, candidates_len): (*const u32, usize),
+    k: usize,
+    flags: u32,
+    places: &Places<'_>,
+) -> Result<(), Failure> {
+    let flags = self::flags(flags, BM3_WITH_SEEN)?;
+    // SAFETY: the caller keeps the rules of the module.
+    let (recommender, candidates) =
+        unsafe { (borrow(recommender)?, array("candidates", candidates, candidates_len)?) };
+    places.fill_one(&recommender.rank(asked(query, &[], flags), candidates, k)?);
+    Ok(())
 }
 
 /// Writes the scores of pairs of a user and an item, seen or not, with the same bits as in lists.

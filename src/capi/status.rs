@@ -59,10 +59,13 @@ pub(super) fn call(work: impl FnOnce() -> Result<(), Failure>) -> bm3_status {
     let (status, message) = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(())) => return bm3_status::BM3_OK,
         Ok(Err(Failure::Interrupted(message))) => (bm3_status::BM3_INTERRUPTED, message),
-        Ok(Err(Failure::Error(error))) => match error.exit_code() {
-            2 => (bm3_status::BM3_BAD_INPUT, error.to_string()),
-            _ => (bm3_status::BM3_FAILURE, error.to_string()),
-        },
+        Ok(Err(Failure::Error(error))) => {
+            let status = match error.exit_code() {
+                2 => bm3_status::BM3_BAD_INPUT,
+                _ => bm3_status::BM3_FAILURE,
+            };
+            (status, error.in_code_resuming_by("BM3_RESUME and directory"))
+        }
         Err(panic) => {
             let text = match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {
                 (Some(text), _) => text,

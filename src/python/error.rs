@@ -35,7 +35,7 @@ impl From<DataError> for PyErr {
 }
 
 fn plain(error: &Error) -> PyErr {
-    let message = in_python(&error.to_string());
+    let message = error.in_code_resuming_by("resume=True and directory");
     match error {
         _ if error.is_input() => PyValueError::new_err(message),
         Error::DeviceMemory { .. } => PyMemoryError::new_err(message),
@@ -59,43 +59,4 @@ fn system(error: &Error, path: &Path, action: &str, source: &io::Error) -> PyErr
         _ if error.is_input() => PyValueError::new_err(message),
         _ => PyOSError::new_err(message),
     }
-}
-
-/// Replaces the program's flags in a message with Python's parameters: `--batch-size` becomes
-/// `batch_size`. A command line of the program, between backquotes, stays as it is.
-fn in_python(message: &str) -> String {
-    let parts = message.split('`').enumerate().map(|(index, part)| {
-        let is_command = index % 2 == 1 && part.starts_with("bm3-engine ");
-        if is_command { part.to_owned() } else { with_parameters(part) }
-    });
-    parts.collect::<Vec<_>>().join("`")
-}
-
-/// A text with its flags replaced by parameters.
-fn with_parameters(message: &str) -> String {
-    let mut shown = String::with_capacity(message.len());
-    let mut rest = message;
-    while let Some(start) = rest.find("--") {
-        let (before, flag) = (&rest[..start], &rest[start + 2..]);
-        let end = flag
-            .find(|character: char| character != '-' && !character.is_ascii_lowercase())
-            .unwrap_or(flag.len());
-        let begins = before.is_empty() || before.ends_with([' ', '(']);
-        shown.push_str(before);
-        match &flag[..end] {
-            name if begins && name.starts_with(|first: char| first.is_ascii_lowercase()) => {
-                shown.push_str(&match name {
-                    "out" => "directory".to_owned(),
-                    "resume" => "resume=True and directory".to_owned(),
-                    name => name.replace('-', "_"),
-                });
-            }
-            other => {
-                shown.push_str("--");
-                shown.push_str(other);
-            }
-        }
-        rest = &flag[end..];
-    }
-    shown + rest
 }

@@ -136,6 +136,23 @@ impl PyModel {
         };
         Ok(py.detach(changed)?)
     }
+
+    /// Asks for the best of some candidates.
+    fn best_of<'py>(
+        &self,
+        py: Python<'py>,
+        query: Query<'_>,
+        candidates: &Ids<'py>,
+        k: usize,
+        with_seen: bool,
+    ) -> PyResult<PyList<'py>> {
+        let candidates = arrays::copied(candidates);
+        let query = if with_seen { query.with_seen() } else { query };
+        let ranked = self.ask(py, |recommender| recommender.rank(query, &candidates, k))?;
+        let (items, scores) =
+            ranked.into_iter().map(|found| (found.item as i32, found.score)).unzip();
+        Ok((PyArray1::from_vec(py, items), PyArray1::from_vec(py, scores)))
+    }
 }
 
 #[pymethods]
@@ -248,13 +265,20 @@ impl PyModel {
         k: usize,
         with_seen: bool,
     ) -> PyResult<PyList<'py>> {
-        let candidates = arrays::copied(&candidates);
-        let query = Query::user(user);
-        let query = if with_seen { query.with_seen() } else { query };
-        let ranked = self.ask(py, |recommender| recommender.rank(query, &candidates, k))?;
-        let (items, scores) =
-            ranked.into_iter().map(|found| (found.item as i32, found.score)).unzip();
-        Ok((PyArray1::from_vec(py, items), PyArray1::from_vec(py, scores)))
+        self.best_of(py, Query::user(user), &candidates, k, with_seen)
+    }
+
+    /// The best of some items for a new user, known by items.
+    fn rank_new<'py>(
+        &self,
+        py: Python<'py>,
+        known: Ids<'py>,
+        candidates: Ids<'py>,
+        k: usize,
+        with_seen: bool,
+    ) -> PyResult<PyList<'py>> {
+        let known = arrays::copied(&known);
+        self.best_of(py, Query::items(&known), &candidates, k, with_seen)
     }
 
     /// The items nearest to each of some items.

@@ -245,6 +245,16 @@ static void lists_for_others(void)
     OK(bm3_rank(r, 0, NULL, 0, 2, 0, items, 2, scores, 2));
     CHECK(items[0] == BM3_NO_ITEM && scores[1] == -INFINITY);
 
+    BAD(bm3_rank_for_items(NULL, ids, 1, ids, 4, 2, 0, items, 2, scores, 2), "NULL found");
+    BAD(bm3_rank_for_items(r, NULL, 1, ids, 4, 2, 0, items, 2, scores, 2), "history: NULL");
+    BAD(bm3_rank_for_items(r, ids, 0, ids, 4, 2, 0, items, 2, scores, 2), "one item at least");
+    BAD(bm3_rank_for_items(r, ids, 1, NULL, 4, 2, 0, items, 2, scores, 2), "candidates: NULL");
+    BAD(bm3_rank_for_items(r, ids, 1, ids, 4, 2, 0, NULL, 2, scores, 2), "items: NULL");
+    BAD(bm3_rank_for_items(r, ids, 1, ids, 4, 2, 0, items, 2, scores, 1), "scores: room for 1");
+    BAD(bm3_rank_for_items(r, ids, 1, ids, 4, 2, 8, items, 2, scores, 2), "flags: 0x8");
+    BAD(bm3_rank_for_items(r, &(uint32_t){ITEMS}, 1, ids, 4, 2, 0, items, 2, scores, 2),
+        "item: 18 found");
+
     BAD(bm3_scores(NULL, ids, ids, scores, 4), "NULL found");
     BAD(bm3_scores(r, NULL, ids, scores, 4), "users: NULL");
     BAD(bm3_scores(r, ids, NULL, scores, 4), "items: NULL");

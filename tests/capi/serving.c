@@ -84,7 +84,7 @@ static void what_is_left_out_is_said(const bm3_recommender *recommender)
 
 static void new_users_are_answered(const bm3_recommender *recommender)
 {
-    uint32_t history[] = {0, 3, 6, 1, 1}, list[2 * 3], same[3];
+    uint32_t history[] = {0, 3, 6, 1, 1}, list[2 * 3], same[3], every[ITEMS];
     float scores[2 * 3], same_scores[3];
     size_t offsets[] = {0, 3, 5}, one[] = {0, 3};
     bm3_lists histories = {.offsets = offsets, .offsets_len = 3, .items = history, .items_len = 5};
@@ -106,6 +106,16 @@ static void new_users_are_answered(const bm3_recommender *recommender)
         CHECK(same[rank / 3] != list[rank % 3]);
     OK(bm3_recommend_for_items(recommender, &single, NULL, 3, BM3_WITH_SEEN, same, 3, NULL, 0));
     CHECK(same[0] % GROUPS == 0);
+    /* Of all items as candidates, the best are those of the list; the user's own count if wanted. */
+    for (uint32_t item = 0; item < ITEMS; item++)
+        every[item] = item;
+    OK(bm3_rank_for_items(recommender, backwards, 3, every, ITEMS, 3, 0, same, 3, same_scores, 3));
+    CHECK(memcmp(same, list, sizeof same) == 0);
+    CHECK(memcmp(same_scores, scores, sizeof same_scores) == 0);
+    OK(bm3_rank_for_items(recommender, backwards, 3, history, 2, 3, 0, same, 3, NULL, 0));
+    CHECK(same[0] == BM3_NO_ITEM);
+    OK(bm3_rank_for_items(recommender, backwards, 3, history, 2, 3, BM3_WITH_SEEN, same, 3, NULL, 0));
+    CHECK(same[1] != BM3_NO_ITEM && same[2] == BM3_NO_ITEM);
 }
 
 static void similar_items_and_candidates_are_sorted(const bm3_recommender *recommender)

@@ -72,6 +72,8 @@ static void a_run_is_kept_and_goes_on(const bm3_dataset *dataset, const char *fo
           BM3_INTERRUPTED);
     OK(bm3_recommender_free(&recommender));
     BAD(bm3_train(dataset, SETTINGS, NULL, run, 0, NULL, NULL, &recommender), run);
+    BAD(bm3_train(dataset, SETTINGS, NULL, run, 0, NULL, NULL, &recommender),
+        "continue it with BM3_RESUME and directory ");
     CHECK(recommender == NULL);
     log.stop_after = 0;
     OK(bm3_train(dataset, SETTINGS, NULL, run, BM3_RESUME, after_epoch, &log, &recommender));
@@ -99,7 +101,7 @@ static void settings_are_checked(const bm3_dataset *dataset)
         {"data = 'x'", "data found, which is the argument `folder` here"},
         {"out = 'x'", "out found, which is the argument `directory` here"},
         {"threads = 0", "threads: 0 found"},
-        {"feature_storage = 'stream'", "feature-storage"},
+        {"feature_storage = 'stream'", "feature_storage: stream found"},
         {"device_memory = 'much'", "device_memory: `much` found, a size in bytes expected"},
         {"init = '/nowhere.safetensors'", "/nowhere.safetensors"},
         {"epochs = 1 # \xff", "settings: a text that is not UTF-8 found"},

@@ -120,6 +120,11 @@ def test_candidates_are_ranked(model, data):
     assert ids.tolist() == order[:3] and (scores == model.predict(2, ids)).all()
     left, _ = model.rank(2, range(ITEMS), k=1000)
     assert set(left.tolist()) == set(range(ITEMS)) - data.seen(2)
+    of_new, scores = model.recommend_new([[4, 7, 11]], k=6)
+    ids, ranked = model.rank_new([11, 4, 7, 7], range(ITEMS), k=6)
+    assert (ids == of_new[0]).all() and (ranked == scores[0]).all()
+    assert len(model.rank_new([4], [4])[0]) == 0
+    assert model.rank_new([4], [4], with_seen=True)[0].tolist() == [4]
 
 
 def test_similar_items_are_near(model):
@@ -216,6 +221,8 @@ def test_wrong_questions_are_refused(model):
         (lambda: model.similar_items(ITEMS), "item: 40 found"),
         (lambda: model.rank(0, [ITEMS]), "item: 40 found"),
         (lambda: model.rank([0, 1], [1]), "user: 2 found, one expected"),
+        (lambda: model.rank_new([], [1]), "a new user is known by one item at least"),
+        (lambda: model.rank_new([ITEMS], [1]), "item: 40 found"),
         (lambda: model.evaluate([0], [1, 2]), "1 users and 2 items found"),
         (lambda: model.evaluate([0], [1], k=()), "k: an empty list found"),
         (lambda: model.evaluate([0], [1], k=2.5), "k: 2.5 found"),
