@@ -139,7 +139,7 @@ impl Error {
         let message = self.to_string();
         let parts = message.split('`').enumerate().map(|(index, part)| {
             let is_command = index % 2 == 1 && part.starts_with("bm3-engine ");
-            if is_command { part.to_owned() } else { replacing_flags(part, &name) }
+            if is_command { part.to_owned() } else { replacing_flags(part, name) }
         });
         parts.collect::<Vec<_>>().join("`")
     }
