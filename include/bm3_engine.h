@@ -20,9 +20,11 @@
  *
  * Threads. Functions that take a `const` handle may be called by any number of threads at once; a
  * function that changes or frees a handle must be the only call that uses it at the time. Parallel
- * work runs on threads of the library's own, which do not exist in a process made by `fork`, and
- * which keep `dlclose` from unloading the library. Nor can a forked process use a GPU that its
- * parent has opened.
+ * work runs on threads of the library's own, which keep `dlclose` from unloading the library.
+ *
+ * Processes. A process made by `fork` may use handles that it inherits on the CPU, and make others,
+ * on threads of its own, if no call was at work when it was forked. It cannot use a GPU that its
+ * parent has opened, or has looked for ("auto"): open models for a GPU after the fork.
  *
  * Users and items are numbered from 0. Lists are best first, ties by lower number; the same model
  * gives the same lists, with the same bits in every score, in C, in Rust and from the program
@@ -234,7 +236,7 @@ bm3_status bm3_dataset_builder_free(struct bm3_dataset_builder **builder);
 // NULL means the CPU. `bm3_recommender_free` frees the handle written to `recommender`.
 //
 // The file stays mapped until then: replace it by renaming a newer one to its name, never by
-// writing into it. After `fork`, a child must open its own model to answer on a GPU.
+// writing into it.
 bm3_status bm3_recommender_open(const char *file,
                                 const char *device,
                                 struct bm3_recommender **recommender);
@@ -409,7 +411,7 @@ bm3_status bm3_add_items(struct bm3_recommender *recommender,
 // NULL keeps the run in memory only.
 //
 // `callback`, which may be NULL, is called after each epoch with `user`: on the calling thread or,
-// if the settings have `threads`, on one of the library's own. If it stops the training early,
+// if the settings have `threads` or in a forked process, on one of the library's own. If it stops the training early,
 // everything is saved and BM3_INTERRUPTED returned; `recommender` then holds the model of the best
 // epoch so far, or NULL if there is none. If the trained model cannot be placed on the device to
 // answer there, that error is returned, and `recommender` answers on the CPU.

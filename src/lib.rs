@@ -63,6 +63,8 @@ pub mod memory;
 pub mod model;
 pub mod parameters;
 pub mod philox;
+#[cfg(any(feature = "capi", feature = "python"))]
+mod pool;
 pub mod prepare;
 pub mod profile;
 #[cfg(feature = "python")]

@@ -183,6 +183,13 @@ fn training_calls_back_stops_and_goes_on() {
 }
 
 #[test]
+fn a_forked_process_answers_and_trains() {
+    let Some(program) = program("fork") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    run(&program, &[&directory.path().join("model.safetensors")]);
+}
+
+#[test]
 fn four_threads_get_the_lists_of_one() {
     let Some(program) = program("threads") else { return };
     run(&program, &[]);

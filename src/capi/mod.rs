@@ -19,9 +19,11 @@
 //!
 //! Threads. Functions that take a `const` handle may be called by any number of threads at once; a
 //! function that changes or frees a handle must be the only call that uses it at the time. Parallel
-//! work runs on threads of the library's own, which do not exist in a process made by `fork`, and
-//! which keep `dlclose` from unloading the library. Nor can a forked process use a GPU that its
-//! parent has opened.
+//! work runs on threads of the library's own, which keep `dlclose` from unloading the library.
+//!
+//! Processes. A process made by `fork` may use handles that it inherits on the CPU, and make others,
+//! on threads of its own, if no call was at work when it was forked. It cannot use a GPU that its
+//! parent has opened, or has looked for ("auto"): open models for a GPU after the fork.
 //!
 //! Users and items are numbered from 0. Lists are best first, ties by lower number; the same model
 //! gives the same lists, with the same bits in every score, in C, in Rust and from the program

@@ -22,7 +22,7 @@ impl Kind for bm3_recommender {
 /// NULL means the CPU. `bm3_recommender_free` frees the handle written to `recommender`.
 ///
 /// The file stays mapped until then: replace it by renaming a newer one to its name, never by
-/// writing into it. After `fork`, a child must open its own model to answer on a GPU.
+/// writing into it.
 ///
 /// # Safety
 /// The module's rules for pointers.

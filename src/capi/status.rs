@@ -4,8 +4,10 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::Error;
+use std::sync::OnceLock;
+
 use crate::data::DataError;
+use crate::{Error, pool};
 
 /// The status of a call; the numbers are the exit codes of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +58,7 @@ thread_local! {
 /// Runs a call: its failure, or panic, becomes a status and this thread's last error.
 pub(super) fn call(work: impl FnOnce() -> Result<(), Failure>) -> bm3_status {
     // A panic can leave a handle half-changed, and `handle::change` then refuses it for good.
-    let (status, message) = match catch_unwind(AssertUnwindSafe(work)) {
+    let (status, message) = match catch_unwind(AssertUnwindSafe(|| in_process(work))) {
         Ok(Ok(())) => return bm3_status::BM3_OK,
         Ok(Err(Failure::Interrupted(message))) => (bm3_status::BM3_INTERRUPTED, message),
         Ok(Err(Failure::Error(error))) => {
@@ -79,6 +81,31 @@ pub(super) fn call(work: impl FnOnce() -> Result<(), Failure>) -> bm3_status {
     // On a thread that is ending, nobody can ask any more.
     LAST_ERROR.try_with(|last| last.replace(message)).ok();
     status
+}
+
+/// Runs `work` on this thread, or, in a process that was forked after the library's first call, on
+/// threads that it has: parallel work would wait for its parent's for ever.
+fn in_process(work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    static FIRST: OnceLock<u32> = OnceLock::new();
+    let process = std::process::id();
+    if *FIRST.get_or_init(|| process) == process {
+        return work();
+    }
+    let work = Sent(work);
+    pool::shared()?.install(move || work.run())
+}
+
+/// Work that another thread does while this one waits.
+struct Sent<W>(W);
+
+// SAFETY: one thread at a time uses what the work refers to, as the one that called waits for its end;
+// and the work uses no data of its thread.
+unsafe impl<W> Send for Sent<W> {}
+
+impl<W: FnOnce() -> Result<(), Failure>> Sent<W> {
+    fn run(self) -> Result<(), Failure> {
+        (self.0)()
+    }
 }
 
 /// Describes this thread's last failed call in one sentence, with what was found and what was

@@ -42,8 +42,9 @@ pub struct ScoredItem {
 /// Answers take `&self`, so any number of threads may ask at a time. On the CPU each computes on
 /// its own thread while there are idle processors. Callers that must wait, there or on a GPU, are
 /// answered together. An answer's bits depend only on the model and the question. A forked process
-/// cannot use its parent's GPU: answers on a GPU are errors there, those on the CPU are not
-/// affected. See [`Model::load`] for what must not happen to the model's file meanwhile.
+/// cannot use its parent's GPU: answers on a GPU are errors there. On the CPU it can answer, but
+/// must [install](rayon::ThreadPool::install) a pool of its own around questions with many answers,
+/// for the threads of rayon's global pool do not exist there. See [`Model::load`] for what must not happen to the model's file meanwhile.
 pub struct Recommender {
     model: Arc<Model>,
     device: Device,
