@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::backend::Backend;
 use crate::config::{
-    ConfigFile, DeviceChoice, FeatureStorage, RunConfig, RunSettings, TrainConfig, TrainSettings,
-    check_threads,
+    ByteSize, ConfigFile, DeviceChoice, FeatureStorage, RunConfig, RunSettings, TrainConfig,
+    TrainSettings, check_threads,
 };
 use crate::data::Dataset;
 use crate::device::Device;
@@ -233,24 +233,47 @@ impl Trainer {
             {
                 tracing::warn!(%problem, "the original ids are not kept with the run");
             }
-            if run.data.is_none() {
-                return self.write_settings(&settings);
+            if run.data.is_some() {
+                // Keep the data folder, and how the program that began this run computes.
+                let mut config = RunConfig::new(&TrainSettings::default(), &run)?;
+                config.train = self.config.clone();
+                return config.write(&settings);
             }
-            // The program began this run: keep its data folder and how it is computed.
-            let mut config = RunConfig::new(&TrainSettings::default(), &run)?;
-            config.train = self.config.clone();
-            config.write(&settings)
+            match self.run_config(dataset)? {
+                Some(config) => config.write(&settings),
+                None => self.write_settings(&settings),
+            }
         })?;
         Ok(Some((directory, goes_on)))
     }
 
-    /// Writes the settings as the program does, as far as they are known here.
+    /// The settings with which the program repeats the run; `None` if it cannot, for they name no
+    /// folder.
+    fn run_config(&self, dataset: &Dataset) -> Result<Option<RunConfig>> {
+        let Some((folder, options)) = dataset.source() else { return Ok(None) };
+        let config = RunConfig::of_folder(&self.config, folder, options)?.map(|config| RunConfig {
+            device: self.device,
+            feature_storage: self.feature_storage,
+            device_memory: self.device_memory.map(ByteSize),
+            threads: self.threads,
+            checkpoint_seconds: self.checkpoint_interval.as_secs(),
+            init: self
+                .initial
+                .as_deref()
+                .map(|path| std::path::absolute(path).unwrap_or(path.into())),
+            ..config
+        });
+        // A path that is not UTF-8 has no place in a file of settings.
+        Ok(config.filter(|config| config.to_toml().is_ok()))
+    }
+
+    /// Writes the settings of the model alone.
     fn write_settings(&self, path: &Path) -> Result<()> {
         let table = toml::to_string(&self.config)
             .map_err(|error| Error::setting("config", format!("cannot be kept: {error}")))?;
         let text = format!(
-            "# The settings of a run of bm3-engine {}, begun by another program than its own: no \
-             data folder is known.\n\n{table}",
+            "# The settings of a run of bm3-engine {}. Its data are in no folder that settings can \
+             name.\n\n{table}",
             env!("CARGO_PKG_VERSION")
         );
         files::write_bytes_atomic(path, text.as_bytes())

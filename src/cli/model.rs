@@ -141,6 +141,11 @@ impl ModelRequest {
         let given = RunSettings { data: self.data.clone(), ..RunSettings::default() };
         let problem = match (&self.data, &file.run.data) {
             (Some(_), _) => None,
+            (None, None) if path.is_file() => Some(format!(
+                "not given, and {} names no data folder, for the run's data were in memory; name a \
+                 folder that has the same NAME.inter and *_feat.npy files",
+                path.display()
+            )),
             (None, None) => Some(format!(
                 "not given, and {} is in no run's directory, whose settings would name it; name the \
                  folder that has NAME.inter and the *_feat.npy files",
@@ -232,6 +237,21 @@ mod tests {
         let moved = request(&["--model", run, "--data", "/here", "--device", "cpu"]).unwrap();
         assert_eq!(moved.data_folder(), Some("/here".into()));
         assert_eq!(moved.device, DeviceChoice::Cpu);
+    }
+
+    #[test]
+    fn a_run_of_data_in_memory_needs_a_folder() {
+        let directory = tempfile::tempdir().unwrap();
+        let (model, settings) = (directory.path().join(MODEL), directory.path().join(CONFIG));
+        std::fs::write(&model, "").unwrap();
+        std::fs::write(&settings, "layers = 2\n").unwrap();
+        let builder = bm3_engine::Dataset::builder("x").train(&[0], &[0]).features("t", 1, [1.0]);
+        let config = bm3_engine::TrainConfig::builder().epochs(1).build().unwrap();
+        let trained = bm3_engine::Trainer::new(config).fit(&builder.build().unwrap()).unwrap();
+        let found = request(&["--model", directory.path().to_str().unwrap()]).unwrap();
+        let error = found.settings(&trained.model.unwrap()).unwrap_err();
+        let expected = format!("--data: not given, and {} names no data", settings.display());
+        assert!(error.is_input() && error.to_string().starts_with(&expected), "{error}");
     }
 
     #[test]

@@ -92,6 +92,38 @@ impl RunConfig {
         Ok(config)
     }
 
+    /// The settings of a training with `train` on what was read from `folder` with `options`, whose
+    /// inverse is [`RunConfig::dataset_options`]; `None` if the folder was split by another seed than
+    /// the run's, which settings cannot say.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for a path that cannot be made absolute.
+    pub fn of_folder(
+        train: &TrainConfig,
+        folder: &Path,
+        options: &DatasetOptions,
+    ) -> Result<Option<Self>> {
+        if options.split.is_some_and(|split| split.seed != train.seed) {
+            return Ok(None);
+        }
+        let run =
+            RunSettings {
+                data: Some(folder.to_owned()),
+                modalities: options.modalities.clone().map(ModalityChoice::Only),
+                split: options.split.map(|data::SplitRatio { train, valid, test, .. }| {
+                    SplitRatio { train, valid, test }
+                }),
+                ..RunSettings::default()
+            };
+        let mut config = Self::new(&TrainSettings::default(), &run)?;
+        for (name, files) in &options.features {
+            let source = FeatureSource { name: name.clone(), files: files.clone() };
+            config.features.push(source.resolve("--feature")?);
+        }
+        config.train = train.clone();
+        Ok(Some(config))
+    }
+
     /// Checks the range of every setting, and that the settings are compatible.
     ///
     /// # Errors
@@ -264,6 +296,23 @@ mod tests {
         assert_eq!(round_trip(&config), config);
         let none = RunConfig { modalities: ModalityChoice::Only(vec![]), ..config };
         assert_eq!(round_trip(&none), none);
+    }
+
+    #[test]
+    fn the_settings_of_an_open_folder_read_it_again() {
+        let train = TrainConfig { seed: 7, ..TrainConfig::default() };
+        let options = DatasetOptions {
+            features: vec![("text".to_owned(), vec![FeatureFile::new("/t.npy")])],
+            modalities: Some(vec!["text".to_owned()]),
+            split: Some(data::SplitRatio { train: 0.5, valid: 0.25, test: 0.25, seed: 7 }),
+        };
+        for options in [options.clone(), DatasetOptions::default()] {
+            let config = RunConfig::of_folder(&train, Path::new("/d"), &options).unwrap().unwrap();
+            assert_eq!((config.dataset_options(), &*config.data), (options, Path::new("/d")));
+            assert_eq!(config.train, train);
+        }
+        let other = TrainConfig { seed: 8, ..train };
+        assert_eq!(RunConfig::of_folder(&other, Path::new("/d"), &options).unwrap(), None);
     }
 
     #[test]

@@ -130,8 +130,8 @@ pub struct Dataset {
     pub modalities: Vec<Modality>,
     /// What the user should know about the files but need not change.
     pub warnings: Vec<String>,
-    /// The folder it was read from.
-    folder: Option<PathBuf>,
+    /// The folder it was read from, and how.
+    source: Option<(PathBuf, DatasetOptions)>,
     graphs: Graphs,
 }
 
@@ -194,7 +194,7 @@ impl Dataset {
             Self::assemble(&name, train, [&valid, &test], (0, 0), modalities, progress)?;
         warnings.append(&mut dataset.warnings);
         dataset.warnings = warnings;
-        dataset.folder = Some(directory.to_owned());
+        dataset.source = Some((directory.to_owned(), options.clone()));
         if dataset.modalities.is_empty() && options.modalities.is_none() {
             dataset.warnings.push(without_features(directory)?);
         }
@@ -214,7 +214,12 @@ impl Dataset {
     /// The folder it was read from, if it was; a run that trains on it keeps the folder's original
     /// ids.
     pub fn folder(&self) -> Option<&Path> {
-        self.folder.as_deref()
+        self.source().map(|(folder, _)| folder)
+    }
+
+    /// The folder it was read from and how it was read, if it was.
+    pub fn source(&self) -> Option<(&Path, &DatasetOptions)> {
+        self.source.as_ref().map(|(folder, options)| (&**folder, options))
     }
 
     /// The same interactions with these of its modalities only, in the same order; shares the features,
@@ -223,6 +228,10 @@ impl Dataset {
     pub fn with_modalities(&self, names: &[String]) -> Self {
         let mut dataset = self.clone();
         dataset.modalities.retain(|modality| names.contains(&modality.name));
+        if let Some((_, options)) = &mut dataset.source {
+            let left = dataset.modalities.iter().map(|modality| modality.name.clone());
+            options.modalities = Some(left.collect());
+        }
         dataset
     }
 
@@ -322,8 +331,8 @@ impl Dataset {
         }
         let name = name.to_owned();
         let graphs = Graphs::default();
-        let folder = None;
-        Ok(Self { name, users, items, train, valid, test, modalities, warnings, folder, graphs })
+        let source = None;
+        Ok(Self { name, users, items, train, valid, test, modalities, warnings, source, graphs })
     }
 
     /// Checks what a change of the fields may have broken: lengths, ids beyond the numbers of users

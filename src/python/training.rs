@@ -12,6 +12,7 @@ use pyo3::types::PyDict;
 use super::dataset::PyDataset;
 use super::model::PyModel;
 use super::settings;
+use crate::pool::shared;
 use crate::records::{EpochRecord, Observer, RunStart};
 use crate::{Error, Result, Trainer};
 
@@ -55,13 +56,14 @@ pub fn train(
         Error::setting("checkpoint_interval", problem)
     })?;
     let stop = Arc::new(AtomicBool::new(false));
-    // Threads of its own, for the same reason as in `pool`.
     let mut trainer = Trainer::new(settings::config(settings)?)
         .device(device)
         .feature_storage(storage)
-        .threads(threads.unwrap_or_else(rayon::current_num_threads))
         .checkpoint_interval(interval)
         .stop_when(stop.clone());
+    if let Some(threads) = threads {
+        trainer = trainer.threads(threads);
+    }
     if let Some(bytes) = memory {
         trainer = trainer.device_memory(bytes);
     }
@@ -90,7 +92,9 @@ pub fn train(
     let dataset = dataset.get().dataset.clone();
     let mut listener = Listener { on_start, on_step, on_epoch, position, raised: None };
     let trained = std::thread::scope(|scope| {
-        let worker = scope.spawn(move || trainer.fit_observed(&dataset, messenger));
+        let fit = || trainer.fit_observed(&dataset, messenger);
+        // On threads of this process in either case.
+        let worker = scope.spawn(|| if threads.is_some() { fit() } else { shared()?.install(fit) });
         listener.listen(py, received, &replies, &stop);
         py.detach(|| worker.join())
     });

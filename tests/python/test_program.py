@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import numpy as np
 import pytest
@@ -39,6 +40,10 @@ def test_lists_of_a_run_that_the_program_trained(program, folder, tmp_path, froz
     name = "model.safetensors"
     assert (tmp_path / "python" / name).read_bytes() == (run / name).read_bytes()
     assert_same_lists(program, tmp_path / "python", trained)
+    # Its settings name the folder, as the program's do.
+    assert (tmp_path / "python" / "config.toml").read_text() == (run / "config.toml").read_text()
+    measured = json.loads(program("evaluate", "--json", "--device", "cpu", "--model", tmp_path / "python"))
+    assert measured["metrics"]["recall@20"] == trained.history_[trained.best_epoch_ - 1]["test"]["recall@20"]
     trained.save(tmp_path / "saved.safetensors")
     assert (tmp_path / "saved.safetensors").read_bytes() == (run / name).read_bytes()
     best = trained.history_[trained.best_epoch_ - 1]
