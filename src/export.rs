@@ -45,8 +45,9 @@ impl<'a> Table<'a> {
 /// other forms use numbers, and the maps are written beside them. Returns the files.
 ///
 /// # Errors
-/// [`Error::Setting`] for a file that exists, unless `overwrite` is set, and for maps with fewer
-/// users or items than the recommender; [`Error::Io`].
+/// [`Error::Setting`] for a file that exists, unless `overwrite` is set, for maps in the folder that
+/// would give the numbers ids of something else, and for maps with fewer users or items than the
+/// recommender; [`Error::Io`].
 pub fn export(
     recommender: &Recommender,
     form: ExportForm,
@@ -67,8 +68,13 @@ pub fn export(
         }
     }
     let mut paths = planned(form, directory);
-    let id_files = maps.filter(|_| form != ExportForm::Csv).map(|_| IdMaps::paths(directory));
-    paths.extend(id_files.into_iter().flatten());
+    if form != ExportForm::Csv {
+        let of_ids = IdMaps::paths(directory);
+        match maps {
+            Some(_) => paths.extend(of_ids),
+            None => refuse_other_ids(&of_ids)?,
+        }
+    }
     if !overwrite {
         files::refuse_existing(&paths)?;
     }
@@ -103,6 +109,17 @@ pub fn export(
         maps.write(directory)?;
     }
     Ok(paths)
+}
+
+/// Refuses a folder with maps that say what rows are called, for rows that they are not of. They may
+/// be those of a run or a data set, so they are never removed.
+fn refuse_other_ids(paths: &[PathBuf]) -> Result<()> {
+    let Some(found) = paths.iter().find(|path| path.exists()) else { return Ok(()) };
+    let problem = format!(
+        "{} would give these numbers the ids of something else; remove it, or give another folder",
+        found.display()
+    );
+    Err(Error::setting("--out", problem))
 }
 
 /// The files of a form: the users', then the items'.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::IdMaps;
 use crate::profile::Profile;
 use crate::records::{EpochRecord, Metrics};
+use crate::sweep::SWEEP;
 use crate::{Error, Result, files};
 
 /// All settings, enough to repeat the run.
@@ -106,6 +107,9 @@ impl RunDirectory {
             );
             return Err(Error::run_file(path, problem));
         }
+        if !resume && path.join(SWEEP).exists() {
+            return Err(Error::run_file(path, "a sweep is already here; give another --out"));
+        }
         if path.join(MODEL).exists() && !path.join(STATE).exists() {
             let problem = format!(
                 "has a {MODEL} but no {STATE} to go on from; give the directory as the run left \
@@ -151,14 +155,19 @@ impl RunDirectory {
     }
 
     /// Copies the data folder's original ids, if it has any, beside the model, whose numbers mean
-    /// nothing without them. Returns the problem with the folder's ids, if any: training does not
-    /// need them.
+    /// nothing without them; `None` is for data in memory. Returns the problem with the folder's ids,
+    /// if any: training does not need them.
     ///
     /// # Errors
     /// [`Error::Io`], and [`Error::RunFile`] if the directory has ids of something else.
-    pub fn keep_ids(&self, data: &Path) -> Result<Option<Error>> {
-        let maps = match IdMaps::read(data) {
+    pub fn keep_ids(&self, data: Option<&Path>) -> Result<Option<Error>> {
+        let maps = match data.map_or(Ok(None), IdMaps::read) {
             Ok(Some(maps)) => maps,
+            // Lists would be written with ids that are not the data's.
+            Ok(None) if self.had_ids && !self.has_state() => {
+                let problem = "has original ids, and the data has none; give another --out";
+                return Err(Error::run_file(&self.path, problem.to_owned()));
+            }
             Ok(None) => return Ok(None),
             // A folder from elsewhere may have other files of these names.
             Err(error) if error.is_input() => return Ok(Some(error)),

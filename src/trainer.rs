@@ -228,9 +228,7 @@ impl Trainer {
                     run = ConfigFile::read(&settings)?.run;
                 }
             }
-            if let Some(folder) = dataset.folder()
-                && let Some(problem) = directory.keep_ids(folder)?
-            {
+            if let Some(problem) = directory.keep_ids(dataset.folder())? {
                 tracing::warn!(%problem, "the original ids are not kept with the run");
             }
             if run.data.is_some() {

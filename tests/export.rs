@@ -198,6 +198,11 @@ fn original_ids_are_exported() {
     assert!(!out.join("u_id_mapping.csv").exists());
     export(&[]);
     assert_eq!(IdMaps::read(&out).unwrap(), Some(maps));
+    // Rows without ids do not go beside ids.
+    let none = ["export", "--model", &run, "--out", path(&out), "--external-ids", "never"];
+    let problem = "u_id_mapping.csv would give these numbers the ids of something else";
+    program(&none).arg("--overwrite").assert().code(2).stderr(contains(problem));
+    program(&none).args(["--overwrite", "--form", "csv"]).assert().success();
     let similar = output(&["similar", "--model", &run, "--items", "i \"3\"", "--top-k", "1"]);
     assert!(similar.contains("\"i \"\"3\"\"\",1,\"i \"\""), "{similar}");
 }

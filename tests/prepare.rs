@@ -374,6 +374,21 @@ fn items_without_features_are_an_error_unless_said_otherwise() {
         .unwrap();
         assert_eq!(raw.feature_column(), expected, "{missing:?}");
     }
+    // A table of other ids is a mistake, whatever is wanted for missing rows.
+    for missing in [MissingFeatures::Error, MissingFeatures::Mean, MissingFeatures::DropItem] {
+        for (ids, found) in [
+            (Some("x\ny\n"), "its first id is x"),
+            (None, "without --feature-ids, rows go by number, 0 to 1"),
+        ] {
+            let raw = Raw::new(TABLE);
+            let input = raw.features(ids, &[1.0, 2.0]);
+            let options = |options: &mut PrepareOptions| {
+                options.missing_features = missing;
+                options.features = vec![input];
+            };
+            raw.refused(options, &["has features for none of ", found, "--feature-ids, one id"]);
+        }
+    }
     let raw = Raw::new(TABLE);
     let input = raw.features(Some("A\nB\n"), &[1.0, 2.0, 3.0]);
     raw.refused(

@@ -347,6 +347,12 @@ fn a_sweep_goes_on_as_it_was_begun_or_not_at_all() {
     refused(&["--seeds", "3"], "--seeds: 3 found, 999,1000 expected");
     refused(&["--layers", "2"], "'--layers <L>'");
     setting.sweep(&grid).assert().code(2).stderr(contains("a sweep is already here; continue it"));
+    // Nor does a run of its own begin there.
+    let train = ["train", "--data", &setting.text("tiny"), "--out", &sweep];
+    program(&train)
+        .assert()
+        .code(2)
+        .stderr(contains("a sweep is already here; give another --out"));
 
     // Other data, a run in another's place, and a file of another version.
     let other = setting.text("other");

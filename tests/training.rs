@@ -396,7 +396,7 @@ fn a_refused_run_leaves_what_it_found() {
     // In the data's own folder, whose id files serve as the run's.
     let before = names(data.path());
     let run = begin(data.path());
-    assert!(run.keep_ids(data.path()).unwrap().is_none());
+    assert!(run.keep_ids(Some(data.path())).unwrap().is_none());
     run.discard_unused();
     assert_eq!(names(data.path()), before);
     assert_eq!(IdMaps::read(data.path()).unwrap(), Some(ids(&["me", "you"])));
@@ -405,7 +405,7 @@ fn a_refused_run_leaves_what_it_found() {
     let parent = tempfile::tempdir().unwrap();
     let directory = parent.path().join("run");
     let run = begin(&directory);
-    assert!(run.keep_ids(data.path()).unwrap().is_none());
+    assert!(run.keep_ids(Some(data.path())).unwrap().is_none());
     assert_eq!(IdMaps::read(&directory).unwrap(), Some(ids(&["me", "you"])));
     run.discard_unused();
     assert!(!directory.exists());
@@ -414,15 +414,22 @@ fn a_refused_run_leaves_what_it_found() {
     std::fs::create_dir(&directory).unwrap();
     ids(&["them"]).write(&directory).unwrap();
     let run = begin(&directory);
-    let error = run.keep_ids(data.path()).unwrap_err().to_string();
+    let error = run.keep_ids(Some(data.path())).unwrap_err().to_string();
     assert!(error.contains("has original ids that are not the data's"), "{error}");
+    run.discard_unused();
+    // Nor are they those of data that have none.
+    let run = begin(&directory);
+    for data in [None, Some(parent.path())] {
+        let error = run.keep_ids(data).unwrap_err().to_string();
+        assert!(error.contains("has original ids, and the data has none"), "{error}");
+    }
     run.discard_unused();
     assert_eq!(IdMaps::read(&directory).unwrap(), Some(ids(&["them"])));
 
     // Data with unreadable ids is still accepted.
     std::fs::remove_file(&IdMaps::paths(data.path())[0]).unwrap();
     let run = RunDirectory::open(&parent.path().join("other"), false).unwrap();
-    let problem = run.keep_ids(data.path()).unwrap().expect("one file of two");
+    let problem = run.keep_ids(Some(data.path())).unwrap().expect("one file of two");
     assert!(problem.to_string().contains("is missing beside it"), "{problem}");
 }
 

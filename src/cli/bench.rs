@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bm3_engine::bench::{Measured, Serving, Spread, Upload, measure, measure_serving};
-use bm3_engine::config::{RunConfig, RunSettings, TrainSettings};
+use bm3_engine::config::{RunConfig, RunSettings, SplitRatio, TrainSettings};
+use bm3_engine::data::DataError;
 use bm3_engine::profile::Operation;
 use bm3_engine::synth::{self, SynthOptions};
 use bm3_engine::{Error, Model, Recommender, with_backend};
@@ -133,7 +134,14 @@ pub fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
     };
     let config = RunConfig::new(&arguments.train, &settings)?;
     let device = backend::open_for(&config, true)?;
-    let dataset = backend::dataset(&config, !arguments.json)?;
+    let dataset = match backend::dataset(&config, !arguments.json) {
+        // Any split will do.
+        Err(Error::Data(DataError::NoSplit { .. })) => {
+            let split = Some(SplitRatio { train: 0.8, valid: 0.1, test: 0.1 });
+            backend::dataset(&RunConfig { split, ..config.clone() }, !arguments.json)?
+        }
+        other => other?,
+    };
     backend::warn(&dataset);
     let repeats = arguments.repeats as usize;
     let measured = with_backend!(device, backend => {

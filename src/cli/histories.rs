@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bm3_engine::{Error, Result};
 
-use super::names::{Kind, Names};
+use super::names::{Kind, Names, Unknown};
 
 /// New users by name, in the order of the file, and the items of each.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct Histories {
 impl Histories {
     /// Reads a table whose lines begin with a user and an item, separated by tabs or commas; more
     /// columns are ignored, as is a first line `user,item` or `user_id,item_id`. A user's lines need
-    /// not be adjacent.
+    /// not be adjacent. Where unknown items are skipped, so are users who have no others.
     ///
     /// # Errors
     /// [`Error::RunFile`] naming the line that has no user, no item or an unknown one, and for a
@@ -36,6 +36,7 @@ impl Histories {
         let item_of = names.finder(Kind::Item);
         let mut positions: HashMap<String, usize> = HashMap::new();
         let mut histories = Self { users: Vec::new(), items: Vec::new() };
+        let (mut unknown, mut count) = (Unknown::default(), 0);
         for (number, record) in table.records().enumerate() {
             let record = record.map_err(|error| {
                 at(error.position().map_or(0, csv::Position::line), &error.to_string())
@@ -53,9 +54,14 @@ impl Histories {
             if user.is_empty() || item.is_empty() {
                 return Err(at(line, "a user and an item expected, as in ann,B00X"));
             }
+            count += 1;
             let Some(found) = item_of(item) else {
-                let expected = names.expected(Kind::Item);
-                return Err(at(line, &format!("`{item}` found, {expected} expected")));
+                let expected = || {
+                    let expected = names.expected(Kind::Item);
+                    at(line, &format!("`{item}` found, {expected} expected"))
+                };
+                names.skip(&mut unknown, expected)?;
+                continue;
             };
             let position = *positions.entry(user.to_owned()).or_insert_with(|| {
                 histories.users.push(user.to_owned());
@@ -64,7 +70,8 @@ impl Histories {
             });
             histories.items[position].push(found);
         }
-        if histories.users.is_empty() {
+        unknown.warn(count, Kind::Item);
+        if count == 0 {
             return Err(Error::run_file(path, "is empty; lines with a user and an item expected"));
         }
         Ok(histories)
@@ -96,6 +103,16 @@ mod tests {
         ] {
             assert_eq!(read(text).unwrap(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn unknown_items_are_left_out_if_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new.csv");
+        std::fs::write(&path, "ann,3\nbob,99\nann,x\n").unwrap();
+        let names = Names::of_numbers(3, 10).skipping_unknown(true);
+        let expected = Histories { users: vec!["ann".into()], items: vec![vec![3]] };
+        assert_eq!(Histories::read(&path, &names).unwrap(), expected);
     }
 
     #[test]

@@ -175,10 +175,16 @@ fn settings(path: &Path) -> Result<Value> {
 /// The counts of a data set, after the same checks as in training.
 fn inspect_data(directory: &Path) -> Result<Value> {
     let dataset = match Dataset::open(directory, &DatasetOptions::default()) {
-        // Split it as training would.
-        Err(DataError::NoSplit { .. }) => {
+        Err(DataError::NoSplit { path }) => {
             let split = Some(SplitRatio { train: 0.8, valid: 0.1, test: 0.1, seed: 999 });
-            Dataset::open(directory, &DatasetOptions { split, ..DatasetOptions::default() })?
+            let options = DatasetOptions { split, ..DatasetOptions::default() };
+            let mut dataset = Dataset::open(directory, &options)?;
+            dataset.warnings.push(format!(
+                "{}: has no split (no column x_label); the counts are those of train --split \
+                 0.8,0.1,0.1",
+                path.display()
+            ));
+            dataset
         }
         other => other?,
     };

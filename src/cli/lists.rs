@@ -23,7 +23,7 @@ pub struct ListArguments {
     /// Write to this file: .csv, .jsonl or .npy [default: CSV on standard output]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Write over a file that is no list
+    /// Write over a file that is no list, and remove scores that belong to replaced lists
     #[arg(long)]
     pub overwrite: bool,
     /// Write the scores too
@@ -33,6 +33,9 @@ pub struct ListArguments {
     /// interaction trained
     #[arg(long)]
     pub cold_items: bool,
+    /// Leave out ids that the model does not know, and say how many, instead of stopping
+    #[arg(long)]
+    pub skip_unknown: bool,
     /// Whether users and items go by the ids of the original interactions, where the run or the
     /// data folder keeps them; a .npy file always holds the numbers of the .inter file
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
@@ -85,6 +88,8 @@ pub struct ListRequest {
     pub scores: bool,
     /// Whether to score items without interactions from their features.
     pub cold_items: bool,
+    /// Whether ids that the model does not know are left out.
+    pub skip_unknown: bool,
     /// Which ids users and items go by.
     pub external_ids: ExternalIds,
 }
@@ -110,6 +115,7 @@ impl ListArguments {
             overwrite: self.overwrite,
             scores: self.scores,
             cold_items: self.cold_items,
+            skip_unknown: self.skip_unknown,
             external_ids: self.external_ids,
         })
     }
@@ -122,7 +128,8 @@ impl ListRequest {
     /// # Errors
     /// As [`Names::wanted`].
     pub fn names(&self, request: &ModelRequest, model: &Model) -> Result<Names> {
-        Names::wanted(self.external_ids, request, model)
+        let names = Names::wanted(self.external_ids, request, model)?;
+        Ok(names.skipping_unknown(self.skip_unknown))
     }
 
     /// Writes the lists of `whose`.
@@ -277,11 +284,22 @@ impl ListRequest {
             }
             npy.finish().and_then(|items| items.flush()).map_err(wrong)
         };
-        if !self.scores {
-            return files::write_atomic(path, |items| write(items, &mut |_| Ok(())));
-        }
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let scores_path = path.with_file_name(format!("{stem}_scores.npy"));
+        if !self.scores {
+            // They would pass for those of the new lists.
+            let stale = path.is_file() && scores_path.exists();
+            if stale && !self.overwrite {
+                let problem = format!(
+                    "{} has the scores of the lists that are replaced; add --scores to replace them \
+                     too, --overwrite to remove them, or give another file",
+                    scores_path.display()
+                );
+                return Err(Error::setting("--out", problem));
+            }
+            files::write_atomic(path, |items| write(items, &mut |_| Ok(())))?;
+            return if stale { files::remove(&scores_path) } else { Ok(()) };
+        }
         self.check_scores_replaced(path, &scores_path)?;
         let wrong = |error| Error::io(&scores_path, "write", error);
         // Both files are written before either gets its name.

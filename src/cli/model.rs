@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bm3_engine::config::{ConfigFile, DeviceChoice, RunConfig, RunSettings, TrainSettings};
-use bm3_engine::data::{Dataset, IdMaps};
+use bm3_engine::data::{DataError, Dataset, IdMaps};
 use bm3_engine::model::Model;
 use bm3_engine::recommender::Recommender;
 use bm3_engine::run::{CONFIG, MODEL};
@@ -56,8 +56,8 @@ impl ModelArguments {
             let sweep = match (holds(SWEEP), holds(CONFIG)) {
                 (true, _) => "; this is a sweep: name one of its runs, a directory in it",
                 (_, true) => {
-                    "; this run has not saved one yet: it does so after its first epoch, and with \
-                     each checkpoint"
+                    "; this run has not saved one yet: it does so with its first checkpoint after \
+                     an epoch (--checkpoint-seconds), and at its end"
                 }
                 _ => "",
             };
@@ -174,12 +174,28 @@ impl ModelRequest {
 
     /// The interactions of the data folder, under the model's numbers.
     fn interactions(&self, model: &Model, config: &RunConfig) -> Result<Dataset> {
-        let dataset = backend::interactions(config)?;
+        let dataset = backend::interactions(config).map_err(|error| match error {
+            Error::Data(DataError::NoSplit { path }) => {
+                let problem = "has no column `x_label`, and the settings of the run, which may say \
+                               how to split, are not beside the model; give the run's directory as \
+                               --model, or prepare the data with a split";
+                Error::run_file(&path, problem)
+            }
+            other => other,
+        })?;
         let differing = IdMaps::differing(self.directory(), &config.data)?;
         let Some([mut kept, given]) = differing else { return Ok(dataset) };
         kept.users.truncate(model.users());
         kept.items.truncate(model.items());
-        let (dataset, left_out) = dataset.renumbered(&given, &kept)?;
+        let renumbered = dataset.renumbered(&given, &kept).map_err(|_| {
+            let problem = format!(
+                "{} has no training interaction of users and items that the model knows by their \
+                 ids; name the data that it was trained on, or newer data of the same users and items",
+                config.data.display()
+            );
+            Error::setting("--data", problem)
+        });
+        let (dataset, left_out) = renumbered?;
         eprintln!(
             "warning: {} numbers users and items otherwise than the model, so they are matched by \
              their ids; {left_out} interactions, of others than the model knows, are left out",

@@ -30,7 +30,7 @@ impl FromStr for Choice {
     }
 }
 
-/// The ids that were given, at least one.
+/// The ids that were given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GivenIds {
     ids: Vec<String>,
@@ -47,17 +47,34 @@ enum Place {
 }
 
 impl Choice {
-    /// The ids; `None` for all. An argument that names a file is read as one; any other is a list.
+    /// The ids, at least one; `None` for all. An argument that names a file is read as one, unless it
+    /// is a number; any other is a list.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming `flag` for an empty id and for the path of no file,
-    /// [`Error::RunFile`] for an empty file, [`Error::Io`] for a file that cannot be read.
+    /// As [`Choice::some_ids`], and [`Error::RunFile`] for an empty file.
     pub fn ids(&self, flag: &'static str) -> Result<Option<GivenIds>> {
+        let given = self.some_ids(flag)?;
+        if let Some(GivenIds { ids, place: Place::File(path, _) }) = &given
+            && ids.is_empty()
+        {
+            return Err(Error::run_file(path, "is empty; one id per line expected"));
+        }
+        Ok(given)
+    }
+
+    /// As [`Choice::ids`], but a file may be empty, such as that of the items that are sold out.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming `flag` for an empty id and for the path of no file, [`Error::Io`]
+    /// for a file that cannot be read.
+    pub fn some_ids(&self, flag: &'static str) -> Result<Option<GivenIds>> {
         let Self::Given(given) = self else {
             return Ok(None);
         };
         let path = Path::new(given);
-        if path.is_file() {
+        let is_number = given.bytes().all(|byte| byte.is_ascii_digit());
+        // Pipes are read too.
+        if path.exists() && !path.is_dir() && !is_number {
             return read_ids(path).map(Some);
         }
         if given.contains(std::path::is_separator) {
@@ -85,9 +102,6 @@ fn read_ids(path: &Path) -> Result<GivenIds> {
     let lines = text.lines().map(str::trim).zip(1..).filter(|(id, _)| !id.is_empty());
     let (ids, lines): (Vec<String>, Vec<usize>) =
         lines.map(|(id, line)| (id.to_owned(), line)).unzip();
-    if ids.is_empty() {
-        return Err(Error::run_file(path, "is empty; one id per line expected"));
-    }
     Ok(GivenIds { ids, place: Place::File(path.to_owned(), lines) })
 }
 
@@ -156,6 +170,8 @@ pub struct Names {
     new_users: Option<Vec<String>>,
     users: usize,
     items: usize,
+    /// Whether ids that nobody knows are left out, with a warning, instead of being errors.
+    skips_unknown: bool,
 }
 
 impl Names {
@@ -166,7 +182,13 @@ impl Names {
 
     /// The numbers of so many users and items.
     pub fn of_numbers(users: usize, items: usize) -> Self {
-        Self { maps: None, new_users: None, users, items }
+        Self { maps: None, new_users: None, users, items, skips_unknown: false }
+    }
+
+    /// Leaves out ids that nobody knows, if `skip` is set.
+    #[must_use]
+    pub fn skipping_unknown(self, skip: bool) -> Self {
+        Self { skips_unknown: skip, ..self }
     }
 
     /// Names new users instead of the model's.
@@ -205,7 +227,7 @@ impl Names {
                 }
             }
         }
-        Ok(Self { maps, new_users: None, users, items })
+        Ok(Self { maps, new_users: None, users, items, skips_unknown: false })
     }
 
     /// The names that `ids` asks for.
@@ -260,7 +282,8 @@ impl Names {
         }
     }
 
-    /// The numbers of the users or items with the given ids; all of them if none were given.
+    /// The numbers of the users or items with the given ids; all of them if none were given. Unknown
+    /// ids are left out if they are to be [skipped](Names::skipping_unknown).
     ///
     /// # Errors
     /// For an unknown id, [`Error::Setting`] naming the flag it was given with, or
@@ -268,12 +291,31 @@ impl Names {
     pub fn find(&self, kind: Kind, given: Option<&GivenIds>) -> Result<Vec<u32>> {
         let Some(given) = given else { return Ok((0..self.count(kind) as u32).collect()) };
         let find = self.finder(kind);
-        let numbers = given.ids.iter().enumerate();
-        numbers
-            .map(|(position, id)| {
-                find(id).ok_or_else(|| given.unknown(position, &self.expected(kind)))
-            })
-            .collect()
+        let mut unknown = Unknown::default();
+        let mut numbers = Vec::with_capacity(given.ids.len());
+        for (position, id) in given.ids.iter().enumerate() {
+            match find(id) {
+                Some(number) => numbers.push(number),
+                None => {
+                    self.skip(&mut unknown, || given.unknown(position, &self.expected(kind)))?;
+                }
+            }
+        }
+        unknown.warn(given.ids.len(), kind);
+        Ok(numbers)
+    }
+
+    /// Counts an unknown id, or refuses it.
+    ///
+    /// # Errors
+    /// `error`, unless unknown ids are skipped.
+    pub fn skip(&self, unknown: &mut Unknown, error: impl FnOnce() -> Error) -> Result<()> {
+        if !self.skips_unknown {
+            return Err(error());
+        }
+        unknown.first.get_or_insert_with(|| error().to_string());
+        unknown.count += 1;
+        Ok(())
     }
 
     /// The name of one user or item.
@@ -289,6 +331,27 @@ impl Names {
         match self.ids(kind) {
             Some(ids) => ids[number as usize].clone().into(),
             None => number.into(),
+        }
+    }
+}
+
+/// The unknown ids that were left out.
+#[derive(Debug, Default)]
+pub struct Unknown {
+    count: usize,
+    /// What is wrong with the first.
+    first: Option<String>,
+}
+
+impl Unknown {
+    /// Says how many of `all` ids were left out, if any were.
+    pub fn warn(&self, all: usize, kind: Kind) {
+        if let Some(first) = &self.first {
+            eprintln!(
+                "warning: {} of {all} {}s are unknown and left out, the first: {first}",
+                self.count,
+                kind.word()
+            );
         }
     }
 }
@@ -317,6 +380,20 @@ mod tests {
         let error = ids(path.to_str().unwrap()).unwrap_err();
         let expected = format!("{}: is empty; one id per line expected", path.display());
         assert!(error.is_input() && error.to_string() == expected, "{error}");
+        let none = path.to_str().unwrap().parse::<Choice>().unwrap().some_ids("--exclude");
+        assert_eq!(none.unwrap().unwrap().ids, [""; 0]);
+    }
+
+    /// `2` asks for 2, whatever files there are.
+    #[test]
+    fn a_number_is_no_file() {
+        let path = Path::new("4711");
+        std::fs::write(path, "1\n").unwrap();
+        let found = ids("4711");
+        let of_path = ids("./4711");
+        std::fs::remove_file(path).unwrap();
+        assert_eq!(found.unwrap().unwrap(), ["4711"]);
+        assert_eq!(of_path.unwrap().unwrap(), ["1"]);
     }
 
     #[test]
@@ -331,6 +408,9 @@ mod tests {
         };
         assert_eq!(find("2,0").unwrap(), [2, 0]);
         assert_eq!(find("all").unwrap(), [0, 1, 2]);
+        let given = "7,1,x,0".parse::<Choice>().unwrap().ids("--users").unwrap();
+        let skipping = Names::of_numbers(3, 2).skipping_unknown(true);
+        assert_eq!(skipping.find(Kind::User, given.as_ref()).unwrap(), [1, 0]);
         let expected = "found, a number from 0 to 2 expected";
         for (given, problem) in [
             (path.to_str().unwrap(), format!("{}: line 3: `zz` {expected}", path.display())),

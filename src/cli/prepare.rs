@@ -39,6 +39,7 @@ pub struct PrepareArguments {
         long,
         value_name = "RATING",
         allow_negative_numbers = true,
+        value_parser = rating,
         help_heading = "Interactions"
     )]
     min_rating: Option<f64>,
@@ -290,6 +291,12 @@ fn name(arguments: &PrepareArguments) -> Result<String> {
         return Err(Error::setting("--name", problem));
     }
     Ok(name)
+}
+
+/// Parses a rating.
+fn rating(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+    number.ok_or_else(|| "a number expected, as in 4".to_owned())
 }
 
 /// Parses a column separator.

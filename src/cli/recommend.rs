@@ -26,7 +26,7 @@ pub struct RecommendArguments {
     /// List only these items: a file with one id per line, or a list as in 1,2,3
     #[arg(long, value_name = "FILE|ID,…")]
     candidates: Option<Choice>,
-    /// List none of these items
+    /// List none of these items; the file may be empty
     #[arg(long, value_name = "FILE|ID,…")]
     exclude: Option<Choice>,
     /// Also list the items of a user's training interactions or history
@@ -52,16 +52,17 @@ also NAME_scores.npy beside NAME.npy (NaN there).";
 pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
     let lists = arguments.lists.request(Kind::User)?;
     let users = arguments.users.ids("--users")?;
-    let ids_of = |choice: &Option<Choice>, flag| match choice {
+    let not_all = |choice: &Option<Choice>, flag| match choice {
         Some(Choice::All) => {
             let problem = "`all` found, a file with one id per line or a list as in 1,2,3 expected";
             Err(Error::setting(flag, problem))
         }
-        Some(choice) => choice.ids(flag),
-        None => Ok(None),
+        choice => Ok(choice.clone()),
     };
-    let candidates = ids_of(&arguments.candidates, "--candidates")?;
-    let excluded = ids_of(&arguments.exclude, "--exclude")?;
+    let candidates = not_all(&arguments.candidates, "--candidates")?;
+    let candidates = candidates.map_or(Ok(None), |choice| choice.ids("--candidates"))?;
+    let excluded = not_all(&arguments.exclude, "--exclude")?;
+    let excluded = excluded.map_or(Ok(None), |choice| choice.some_ids("--exclude"))?;
     let request = arguments.model.request()?;
     super::use_threads(request.threads)?;
     let recommender = request.recommender(lists.cold_items)?;

@@ -264,7 +264,7 @@ fn train(
                 );
             }
         }
-        let problem = directory.keep_ids(&config.data)?;
+        let problem = directory.keep_ids(Some(&config.data))?;
         config.write(&directory.file(CONFIG))?;
         Ok(problem)
     })?;

@@ -149,7 +149,8 @@ pub struct RunSettings {
     /// Use only these modalities: a list as in image,text, or `none` [default: all there are]
     #[arg(long, value_name = "NAME,…", help_heading = "Data")]
     pub modalities: Option<ModalityChoice>,
-    /// Split each user's interactions by these shares (training, validation, test), not by x_label
+    /// Split each user's interactions by these shares (training, validation, test), drawn with
+    /// --seed, not by x_label
     #[arg(long, value_name = "SHARES", allow_hyphen_values = true, help_heading = "Data")]
     pub split: Option<SplitRatio>,
 

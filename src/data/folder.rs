@@ -228,6 +228,9 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
         .map_err(read)?
         .map(|entry| entry.map(|entry| entry.path()).map_err(read))
         .collect::<Result<Vec<_>, _>>()?;
+    // Archives from macOS have `._NAME` beside each file.
+    let is_hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
+    paths.retain(|path| !path.file_name().is_some_and(is_hidden));
     paths.sort();
     Ok(paths)
 }

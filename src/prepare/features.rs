@@ -15,6 +15,8 @@ pub struct AlignedFeatures {
     matrix: FeatureMatrix,
     /// The row of each raw item, if it has one.
     row_of_item: Vec<Option<usize>>,
+    /// An id that a row has, or what rows go by.
+    example: String,
     /// The row of each new item; `None` takes `filling`.
     arranged: Vec<Option<usize>>,
     filling: Vec<f32>,
@@ -25,14 +27,23 @@ impl AlignedFeatures {
     pub fn open(input: &FeatureInput, items: &[String]) -> Result<Self> {
         let matrix = FeatureMatrix::open_all(&input.files)?;
         matrix.check_finite(matrix.rows())?;
-        let row_of_item = if input.ids.is_empty() {
+        let (row_of_item, example) = if input.ids.is_empty() {
             let row = |item: &String| item.parse().ok().filter(|&row| row < matrix.rows());
-            items.iter().map(row).collect()
+            let example = format!(
+                "without --feature-ids, rows go by number, 0 to {}",
+                matrix.rows().saturating_sub(1)
+            );
+            (items.iter().map(row).collect(), example)
         } else {
             let rows = read_ids(&input.ids, &matrix)?;
-            items.iter().map(|item| rows.get(item).copied()).collect()
+            let first = rows.iter().min_by_key(|(_, row)| **row).map_or("", |(id, _)| id);
+            let example = format!("its first id is {}", crate::data::excerpt(first.as_bytes()));
+            (items.iter().map(|item| rows.get(item).copied()).collect(), example)
         };
-        Ok(Self { matrix, row_of_item, arranged: Vec::new(), filling: Vec::new() })
+        let features =
+            Self { matrix, row_of_item, example, arranged: Vec::new(), filling: Vec::new() };
+        features.check_any((0..items.len() as u32).collect::<Vec<_>>().as_slice(), items)?;
+        Ok(features)
     }
 
     /// Whether a raw item has features.
@@ -59,6 +70,7 @@ impl AlignedFeatures {
         if without.is_empty() {
             return Ok(());
         }
+        self.check_any(order, items)?;
         match missing {
             // Dropped items are no longer in the order.
             MissingFeatures::Error | MissingFeatures::DropItem => {
@@ -82,6 +94,20 @@ impl AlignedFeatures {
             if missing == MissingFeatures::Zero { "zeros" } else { "the mean of the others" }
         ));
         Ok(())
+    }
+
+    /// Refuses a table without a row for any of the items in `order`: it goes by other ids.
+    fn check_any(&self, order: &[u32], items: &[String]) -> Result<()> {
+        let Some(&first) = order.first().filter(|_| !order.iter().any(|&item| self.has(item)))
+        else {
+            return Ok(());
+        };
+        Err(Error::from(PrepareError::NoneMatch {
+            place: self.matrix.place(),
+            items: order.len(),
+            wanted: crate::data::excerpt(items[first as usize].as_bytes()),
+            found: self.example.clone(),
+        }))
     }
 
     /// Refuses numbers that would become infinite in f16.

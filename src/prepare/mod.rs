@@ -436,4 +436,10 @@ pub enum PrepareError {
          or choose with --missing-features zero, mean or drop-item"
     )]
     Missing { place: String, count: usize, items: usize, examples: String },
+
+    #[error(
+        "{place}: has features for none of {items} items (the first is {wanted}; {found}); name each \
+         row's item with --feature-ids, one id per line as in the interactions"
+    )]
+    NoneMatch { place: String, items: usize, wanted: String, found: String },
 }

@@ -200,7 +200,7 @@ impl Sweep<'_> {
         let resume = RunDirectory::has_begun(&path);
         let (directory, problem) = RunDirectory::begin(&path, resume, |directory| {
             // First what may refuse: a run that is refused is left as it was.
-            let problem = directory.keep_ids(&config.data)?;
+            let problem = directory.keep_ids(Some(&config.data))?;
             config.write(&directory.file(CONFIG))?;
             Ok(problem)
         })?;

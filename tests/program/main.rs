@@ -127,6 +127,31 @@ fn a_model_is_trained_evaluated_and_asked() {
     let listed: Vec<i64> = rows.iter().map(|row| row[2].parse().unwrap()).collect();
     assert_eq!(numbers, listed);
     assert!(file("l_scores.npy").is_file());
+    // The scores of other lists do not stay beside new ones.
+    let alone = ["recommend", "--model", path(&run), "--users", "3", "--out", path(&npy)];
+    let problem = "l_scores.npy has the scores of the lists that are replaced; add --scores";
+    program(&alone).assert().code(2).stderr(contains(problem));
+    program(&alone).arg("--overwrite").assert().success();
+    assert!(!file("l_scores.npy").exists());
+    // An empty list of what is sold out, unknown ids, a pipe.
+    fs::write(file("sold_out.txt"), "").unwrap();
+    let asked = ["recommend", "--model", path(&run), "--users", "3", "--top-k", "7"];
+    let lists = output(&asked);
+    let exclude = file("sold_out.txt");
+    assert_eq!(output(&[&asked[..], &["--exclude", path(&exclude)]].concat()), lists);
+    fs::write(&exclude, "99999999\n").unwrap();
+    program(&asked).args(["--exclude", path(&exclude)]).assert().code(2);
+    program(&asked)
+        .args(["--exclude", path(&exclude), "--skip-unknown"])
+        .assert()
+        .success()
+        .stdout(lists.clone())
+        .stderr(contains("warning: 1 of 1 items are unknown and left out, the first: "));
+    if cfg!(unix) {
+        let arguments = ["recommend", "--model", path(&run), "--users", "/dev/stdin"];
+        let assert = program(&arguments).args(["--top-k", "7"]).write_stdin("3\n").assert();
+        assert.success().stdout(lists);
+    }
     let inter = fs::read_to_string(Path::new(&data).join("tiny.inter")).unwrap();
     for line in inter.lines().skip(1) {
         let fields: Vec<&str> = line.split('\t').collect();

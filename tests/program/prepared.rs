@@ -292,3 +292,31 @@ fn users_without_training_interactions_are_told_of() {
     ask("2,3").stderr(contains("warning: 1 of 2 users have no training interactions"));
     ask("0,1,3").stderr("");
 }
+
+/// A folder without a split is shown, measured, and trained on once told how to split it.
+#[test]
+fn a_folder_without_a_split_says_what_is_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let [data, run, alone] =
+        ["data", "run", "alone.safetensors"].map(|name| directory.path().join(name));
+    fs::create_dir(&data).unwrap();
+    let mut rows = "userID\titemID\n".to_owned();
+    for user in 0..20 {
+        (0..10).for_each(|item| rows += &format!("{user}\t{}\n", (user + 3 * item) % 31));
+    }
+    fs::write(data.join("data.inter"), rows).unwrap();
+    // What archives from macOS leave is no data.
+    fs::write(data.join("._data.inter"), "\0").unwrap();
+    fs::write(data.join("._image_feat.npy"), "\0").unwrap();
+    let train = ["train", "--data", path(&data), "--out", path(&run), "--epochs", "1", "--quiet"];
+    program(&train).assert().code(2).stderr(contains("x_label`; add --split 0.8,0.1,0.1"));
+    program(&train).args(["--split", "0.8,0.1,0.1"]).assert().success();
+    assert!(output(&["inspect", path(&data)]).contains("data.inter: has no split (no column"));
+    output(&["bench", "--data", path(&data), "--device", "cpu", "--repeats", "1", "--json"]);
+    output(&["evaluate", "--model", path(&run)]);
+    fs::copy(run.join("model.safetensors"), &alone).unwrap();
+    program(&["evaluate", "--model", path(&alone), "--data", path(&data)])
+        .assert()
+        .code(2)
+        .stderr(contains("give the run's directory as --model").and(contains("--split").not()));
+}
