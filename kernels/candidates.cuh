@@ -153,6 +153,8 @@ static __device__ __noinline__ u32 compact(u64* keys, u32 count, u32 most, const
         }
     }
     if (kept > most) {
+        // Keys are scored where other lanes have just read them.
+        __syncwarp();
         kept = query.score_all(keys, kept);
         if (kept == k) {
             raise(score_of(keys[k - 1]) - query.error);

@@ -71,17 +71,19 @@ pub enum Error {
 
     /// A device has too little memory.
     #[error(
-        "{device}: no room for {what}: {} needed, {} of {} free; {advice}end other programs on the \
-         device, or compute with --device cpu",
-        bytes(*needed), bytes(*free), bytes(*total)
+        "{device}: no room for {what}: {}{} of {} free; {advice}end other programs on the device, or \
+         compute with --device cpu",
+        needed.map_or(String::new(), |needed| format!("{} needed, ", bytes(needed))),
+        bytes(*free),
+        bytes(*total)
     )]
     DeviceMemory {
         /// The device.
         device: String,
         /// What the memory is for.
         what: String,
-        /// Bytes asked for.
-        needed: u64,
+        /// Bytes asked for; `None` if the driver needs memory of its own.
+        needed: Option<u64>,
         /// Bytes free.
         free: u64,
         /// Bytes in all.

@@ -341,7 +341,7 @@ fn a_run_that_finds_no_memory_waits_for_the_others() {
         Err(Error::DeviceMemory {
             device,
             what,
-            needed: 2,
+            needed: Some(2),
             free: 1,
             total: 9,
             advice: String::new(),

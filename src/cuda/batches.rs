@@ -149,6 +149,9 @@ impl Side {
 /// The training pairs on a device, and the current epoch's batches.
 #[derive(Debug)]
 pub struct CudaBatches {
+    /// Recorded steps of the current batch, kept from one call to the next. First, so that they go
+    /// before the memory, and with it the last use of the kernels that they launch.
+    recordings: Recordings,
     pairs: usize,
     batch_size: usize,
     users: Side,
@@ -160,8 +163,6 @@ pub struct CudaBatches {
     batch: CudaBatch,
     /// The pairs' items, if features are streamed.
     on_host: Option<HostItems>,
-    /// Recorded steps of the current batch, kept from one call to the next.
-    recordings: Recordings,
 }
 
 /// The items of an epoch's batches, kept on the host.

@@ -180,8 +180,8 @@ impl Device {
     }
 
     fn with_stream(&self, notes: Arc<Notes>) -> Result<Arc<Self>> {
-        let stream = self.stream.context().new_stream();
-        let stream = stream.map_err(|error| self.failed("making a stream".to_owned(), error))?;
+        let stream = self.asking(|| self.stream.context().new_stream());
+        let stream = stream.map_err(|error| self.failed_or_full("a stream".to_owned(), error))?;
         let (kernels, allowance) = (Arc::clone(&self.kernels), self.allowance.clone());
         Ok(Self::on(self.gpu.clone(), stream, kernels, allowance, self.staging.clone(), notes))
     }
@@ -324,21 +324,56 @@ impl Device {
     }
 
     pub(super) fn allocate(&self, bytes: usize, what: &str) -> Result<Allocation> {
-        let no_room = |raise: &str| {
-            let (free, total) = self.memory().unwrap_or((0, 0));
-            let (what, needed) = (what.to_owned(), bytes as u64);
-            let advice = format!("{raise}{SAVES_DEVICE_MEMORY}, ");
-            Error::DeviceMemory { device: self.describe(), what, needed, free, total, advice }
-        };
+        let no_room = |raise: &str| self.no_room(what.to_owned(), Some(bytes as u64), raise);
         let allowed = self.allowance.take(bytes as u64);
         let allowed = allowed.ok_or_else(|| no_room("raise --device-memory, "))?;
         // SAFETY: any value is a valid byte; reading before writing gives garbage, not other
         // memory.
-        match unsafe { self.stream.alloc::<u8>(bytes) } {
+        match self.asking(|| unsafe { self.stream.alloc::<u8>(bytes) }) {
             Ok(slice) => Ok(Allocation::new(slice, allowed)),
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(no_room("")),
             Err(error) => Err(self.failed(format!("allocating {bytes} bytes for {what}"), error)),
         }
+    }
+
+    fn no_room(&self, what: String, needed: Option<u64>, raise: &str) -> Error {
+        let (free, total) = self.memory().unwrap_or((0, 0));
+        let advice = format!("{raise}{SAVES_DEVICE_MEMORY}, ");
+        Error::DeviceMemory { device: self.describe(), what, needed, free, total, advice }
+    }
+
+    /// Asks the driver for what takes memory. If there is too little, asks once more without what
+    /// its pool keeps: the driver does not promise to wait for memory that is about to be freed, nor
+    /// to use what the pool has in pieces of other sizes.
+    fn asking<T>(&self, ask: impl Fn() -> Result<T, DriverError>) -> Result<T, DriverError> {
+        match ask() {
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                self.give_back_unused()?;
+                ask()
+            }
+            other => other,
+        }
+    }
+
+    /// Waits for what this device and its branches are about to free, and gives memory that nothing
+    /// uses back to the driver.
+    fn give_back_unused(&self) -> Result<(), DriverError> {
+        self.wait_for_all()?;
+        let context = self.stream.context();
+        if !context.has_async_alloc() {
+            return Ok(());
+        }
+        // SAFETY: the pool is the device's own.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(context.cu_device())?;
+            result::mem_pool::trim_to(pool, 0)
+        }
+    }
+
+    fn wait_for_all(&self) -> Result<(), DriverError> {
+        self.stream.synchronize()?;
+        let branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
+        branches.iter().try_for_each(|branch| branch.wait_for_all())
     }
 
     /// Memory for intermediate results, in parts of the given sizes in bytes. Only one may be
@@ -421,7 +456,7 @@ impl Device {
         // checked. The wrappers pass what the kernel's source names, in its order, from memory
         // whose lengths they derive from the same shapes.
         let start = || unsafe { builder.launch(config) }.map(|_| ());
-        self.timed(launch, start).map_err(|error| self.failed(operation(), error))
+        self.timed(launch, start).map_err(|error| self.failed_or_full(operation(), error))
     }
 
     /// Records the launches of `work` without making them: [`Device::replay`] does. Also returns
@@ -430,7 +465,7 @@ impl Device {
         &self,
         work: impl FnOnce() -> Result<()>,
     ) -> Result<(CudaGraph, Vec<Asked>)> {
-        let failed = |error| self.failed("recording steps".to_owned(), error);
+        let failed = |error| self.failed_or_full("recording steps".to_owned(), error);
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(failed)?;
         let (outcome, asked) = self.notes.of(true, work);
@@ -462,7 +497,8 @@ impl Device {
 
     /// Makes the recorded launches.
     pub(super) fn replay(&self, graph: &CudaGraph) -> Result<()> {
-        graph.launch().map_err(|error| self.failed("recorded steps".to_owned(), error))
+        let launched = self.asking(|| graph.launch());
+        launched.map_err(|error| self.failed_or_full("recorded steps".to_owned(), error))
     }
 
     /// Fills the first `length` bytes of `target` in parts of at most `part` bytes. All threads
@@ -527,6 +563,16 @@ impl Device {
         self.refused(operation, problem_of(error))
     }
 
+    /// As [`Device::failed`], for an operation for which the driver takes memory of the device.
+    pub(super) fn failed_or_full(&self, operation: String, error: DriverError) -> Error {
+        match error {
+            DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
+                self.no_room(operation, None, "")
+            }
+            error => self.failed(operation, error),
+        }
+    }
+
     pub(super) fn refused(&self, operation: String, problem: String) -> Error {
         Error::DeviceOperation { device: self.describe(), operation, problem }
     }
@@ -538,9 +584,15 @@ impl Drop for Device {
             return;
         }
         // Branches free their memory on their own streams, but graphs use it on this one.
-        for branch in self.branches.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        let branches = self.branches.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for branch in std::mem::take(branches) {
             // A failed device has nothing in flight any more.
             branch.after(self).ok();
+        }
+        self.release_scratch();
+        if Arc::strong_count(&self.allowance) == 1 {
+            // Nobody here needs the pool any more; other libraries and programs may.
+            self.give_back_unused().ok();
         }
     }
 }

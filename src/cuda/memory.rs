@@ -18,9 +18,10 @@ pub(super) const LARGE: usize = 4 << 20;
 
 /// An array of numbers on a device; freed when dropped, after the work in flight.
 pub struct Memory<T> {
-    device: Arc<Device>,
-    /// `None` when empty: a device does not allocate zero bytes.
+    /// `None` when empty: a device does not allocate zero bytes. Goes before the device, the last of
+    /// which gives what is freed back to the driver.
     bytes: Option<Allocation>,
+    device: Arc<Device>,
     length: usize,
     marker: PhantomData<T>,
 }

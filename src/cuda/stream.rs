@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use cudarc::driver::{CudaEvent, CudaStream, DriverError};
@@ -49,6 +49,8 @@ pub struct FeatureStream {
     /// The places of the rows of each slot's batch.
     places: Memory<u32>,
     tables: Mutex<Vec<Table>>,
+    /// Page-locked memory, kept from one feed to the next: locking pages takes long.
+    idle: Mutex<Vec<Staging>>,
 }
 
 /// One modality's table: the rows that stay, then those of each slot.
@@ -83,7 +85,7 @@ impl FeatureStream {
         }
         let copies = device.stream().context().new_stream();
         let copies = copies
-            .map_err(|error| device.failed("making a stream for features".to_owned(), error))?;
+            .map_err(|error| device.failed_or_full("a stream for features".to_owned(), error))?;
         Ok(Self {
             copies: OfThisProcess::new(copies),
             threads: OfThisProcess::new(device.thread_pool(rayon::current_num_threads())?),
@@ -91,7 +93,8 @@ impl FeatureStream {
             kept_rows,
             room,
             places: Memory::new(device, SLOTS * room, "the places of streamed features")?,
-            tables: Mutex::new(Vec::new()),
+            tables: Mutex::default(),
+            idle: Mutex::default(),
             device: device.clone(),
         })
     }
@@ -132,7 +135,14 @@ impl FeatureStream {
     fn staging(&self, tables: &[Table]) -> Result<Staging> {
         let row_bytes: usize = tables.iter().map(|table| table.row_bytes).sum();
         let bytes = self.room * (PLACE + row_bytes);
+        if let Some(idle) = self.idle().pop().filter(|idle| idle.length() >= bytes) {
+            return Ok(idle);
+        }
         Staging::new(&self.copies, bytes.max(1)).map_err(|error| self.failed(error))
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Staging>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes the places of a batch's items, and the rows of those that do not stay, as they lie in
@@ -221,7 +231,9 @@ impl FeatureStream {
             self.copy(&mut staging, &tables, 0, items.len(), moving)?;
             self.device.stream().wait(&self.copies.record_event(None)?)
         })();
-        copied.map_err(|error| self.failed(error))
+        copied.map_err(|error| self.failed(error))?;
+        self.idle().push(staging);
+        Ok(())
     }
 
     /// Does `work` with a feed of the batches `numbers`; `items_of` gives a batch's distinct items,
@@ -243,11 +255,20 @@ impl FeatureStream {
         begun.and_then(|event| self.copies.wait(&event)).map_err(|error| self.failed(error))?;
         thread::scope(|scope| {
             let tables = &tables;
-            scope.spawn(move || self.load_ahead(numbers, items_of, tables, &frees, &full));
-            let mut feed =
-                Feed { stream: self, tables, fulls, free, computed: [const { None }; SLOTS] };
-            work(&mut feed)
-            // Dropping the feed closes both channels, which ends the thread.
+            let loader = scope.spawn(move || {
+                self.load_ahead(numbers, items_of, tables, &frees, &full);
+                frees
+            });
+            let computed = [const { None }; SLOTS];
+            let mut feed = Feed { stream: self, tables, fulls: &fulls, free, computed };
+            let outcome = work(&mut feed);
+            // Closes this end of `free`, so that the thread ends once it has filled what it still
+            // finds there.
+            drop(feed);
+            let frees = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let loaded = fulls.try_iter().flatten().map(|loaded| loaded.staging);
+            self.idle().extend(frees.try_iter().chain(loaded));
+            outcome
         })
     }
 
@@ -286,7 +307,7 @@ struct Loaded {
 pub(super) struct Feed<'a> {
     stream: &'a FeatureStream,
     tables: &'a [Table],
-    fulls: Receiver<Result<Loaded>>,
+    fulls: &'a Receiver<Result<Loaded>>,
     free: Sender<Staging>,
     /// The event after the last step that used each slot.
     computed: [Option<OfThisProcess<CudaEvent>>; SLOTS],

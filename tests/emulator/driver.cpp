@@ -15,6 +15,8 @@
 //                                something waits for it, or "early", as soon as it is submitted
 //                                or, in a graph, before the work of other streams [late]
 //   BM3_EMULATOR_FAIL            a function, of which call BM3_EMULATOR_FAIL_AT (from 1) fails
+//   BM3_EMULATOR_FAIL_FOR        how many calls fail from that one on [1]
+//   BM3_EMULATOR_FAIL_WITH       "memory": for want of memory
 //                                [none]
 
 #include <unistd.h>
@@ -136,6 +138,7 @@ struct Driver {
     std::map<char*, size_t> host_memory;
     size_t used = 0;
     size_t most_used = 0;
+    size_t held = 0;  // by the pool
     size_t read = 0;
     std::set<Stream*> streams;
     CUresult sticky = CUDA_SUCCESS;
@@ -175,9 +178,11 @@ CUresult begin(const char* function) {
         raise(SIGKILL);
     }
     if (setting("BM3_EMULATOR_FAIL", "") == function) {
-        if (++all.calls[function] == number("BM3_EMULATOR_FAIL_AT", "1")) {
+        size_t call = ++all.calls[function], first = number("BM3_EMULATOR_FAIL_AT", "1");
+        if (call >= first && call - first < number("BM3_EMULATOR_FAIL_FOR", "1")) {
             std::string name = function;
-            if (name == "cuMemAllocAsync" || name == "cuMemHostAlloc") {
+            if (name == "cuMemAllocAsync" || name == "cuMemHostAlloc" ||
+                setting("BM3_EMULATOR_FAIL_WITH", "") == "memory") {
                 return CUDA_ERROR_OUT_OF_MEMORY;
             }
             if (name.find("Synchronize") != std::string::npos) {
@@ -351,6 +356,11 @@ void bm3_emulator_recover() {
 }
 
 // Bytes of device memory in use, once the work of all streams is done.
+unsigned long long bm3_emulator_held() {
+    std::lock_guard<std::recursive_mutex> lock(driver().mutex);
+    return driver().held;
+}
+
 unsigned long long bm3_emulator_used() {
     std::lock_guard<std::recursive_mutex> lock(driver().mutex);
     for (Stream* stream : driver().streams) {
@@ -499,9 +509,15 @@ CUresult cuDeviceGetDefaultMemPool(void** pool, CUdevice) {
     return CUDA_SUCCESS;
 }
 
-// Device memory that the pool holds: it keeps freed memory while there is more.
+// Device memory that the pool holds: it keeps freed memory until it is trimmed.
 static size_t reserved() {
-    return std::max(driver().used, std::min(driver().most_used, total_memory()));
+    return std::max(driver().used, std::min(driver().held, total_memory()));
+}
+
+CUresult cuMemPoolTrimTo(void*, size_t least) {
+    BEGIN();
+    driver().held = std::max(driver().used, std::min(driver().held, least));
+    return CUDA_SUCCESS;
 }
 
 CUresult cuMemPoolGetAttribute(void*, int attribute, void* value) {
@@ -705,10 +721,8 @@ CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, Stream* stream) {
     }
     Driver& all = driver();
     if (all.used + bytes > total_memory()) {
-        // A GPU, too, would wait for memory that any stream is about to free.
-        for (Stream* other : all.streams) {
-            catch_up(*other, other->asked);
-        }
+        // What this stream frees before is there for it. The driver does not promise to wait for more.
+        catch_up(*stream, stream->asked);
         if (all.used + bytes > total_memory()) {
             return CUDA_ERROR_OUT_OF_MEMORY;
         }
@@ -726,6 +740,7 @@ CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, Stream* stream) {
     all.device_memory[start] = bytes;
     all.used += bytes;
     all.most_used = std::max(all.most_used, all.used);
+    all.held = std::max(all.held, all.used);
     *address = reinterpret_cast<CUdeviceptr>(start);
     return CUDA_SUCCESS;
 }

@@ -134,6 +134,12 @@ impl Emulator {
         self.count(b"bm3_emulator_used")
     }
 
+    /// Bytes of device memory that the driver's pool holds, in use or not.
+    #[allow(dead_code, reason = "only some tests use it")]
+    pub fn held(&self) -> u64 {
+        self.count(b"bm3_emulator_held")
+    }
+
     /// Bytes copied to the host since the process began.
     pub fn read(&self) -> u64 {
         self.count(b"bm3_emulator_read")
