@@ -257,6 +257,18 @@ bm3_status bm3_recommender_sizes(const struct bm3_recommender *recommender,
                                  size_t *items,
                                  size_t *embedding_size);
 
+// Lends one line that names the device it answers on; if "auto" passed over a GPU, with the reason.
+//
+// `device` then points to the library's own text, which stays valid until the recommender is freed.
+bm3_status bm3_recommender_device(const struct bm3_recommender *recommender, const char **device);
+
+// Lends what is known of the model, as a JSON object: in `identity` its settings (`config`), the
+// names and widths of its `modalities`, its numbers of `users` and `items`; the `epoch` it was best
+// in, and its metrics then on the validation split (`valid`) and the test split (`test`).
+//
+// `record` then points to the library's own text, which stays valid until the recommender is freed.
+bm3_status bm3_recommender_record(const struct bm3_recommender *recommender, const char **record);
+
 // Lends the rows of all users, one after the other, each as long as the embedding size: a score is
 // the inner product of a user's row and an item's.
 //
@@ -278,6 +290,12 @@ bm3_status bm3_item_rows(const struct bm3_recommender *recommender,
 bm3_status bm3_cold_items(const struct bm3_recommender *recommender,
                           const uint32_t **items,
                           size_t *items_len);
+
+// Lends the users without training interactions, ascending: their lists come from what was drawn
+// when training began, and say nothing about them. Otherwise as `bm3_cold_items`.
+bm3_status bm3_cold_users(const struct bm3_recommender *recommender,
+                          const uint32_t **users,
+                          size_t *users_len);
 
 // Writes the `k` best items (1 to 1024) for each of some users, without the items that the user
 // interacted with in training (`flags`: BM3_WITH_SEEN keeps them).
@@ -378,6 +396,16 @@ bm3_status bm3_evaluate(const struct bm3_recommender *recommender,
                         size_t lengths_len,
                         struct bm3_metrics *metrics,
                         size_t metrics_len);
+
+// Measures how well the held-out interactions of a data set are found, such as those of the folder
+// that the model was trained on: `split` is BM3_VALID or BM3_TEST. Otherwise as `bm3_evaluate`.
+bm3_status bm3_evaluate_split(const struct bm3_recommender *recommender,
+                              const struct bm3_dataset *dataset,
+                              int32_t split,
+                              const size_t *lengths,
+                              size_t lengths_len,
+                              struct bm3_metrics *metrics,
+                              size_t metrics_len);
 
 // Scores the model's items without training interactions from their features from now on.
 //

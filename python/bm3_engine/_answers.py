@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _arrays, _native
 from ._errors import NotFittedError
+from ._native import Dataset
 
 Scored = tuple[NDArray[np.int32], NDArray[np.float32]]
 
@@ -99,7 +100,7 @@ class Answers:
         """
         asked, one = _arrays.scalar_or_ids(users, "users")
         found = self._trained().recommend(
-            asked, _arrays.count(k, "k"), _arrays.exclusions(exclude), bool(with_seen)
+            asked, _arrays.count(k, "k"), _arrays.exclusions(exclude, len(asked)), bool(with_seen)
         )
         return _shaped(found, one, return_scores)
 
@@ -164,10 +165,11 @@ class Answers:
         # An empty array of numbers is one user without items, who is refused; an empty list is no user.
         numbers = isinstance(given, np.ndarray) and given.dtype != object
         one = (numbers or len(given) > 0) and not _arrays.is_nested(given)
+        known = _arrays.lists([given] if one else given, "item_lists")
         found = self._trained().recommend_new(
-            _arrays.lists([given] if one else given, "item_lists"),
+            known,
             _arrays.count(k, "k"),
-            _arrays.exclusions(exclude),
+            _arrays.exclusions(exclude, len(known[0]) - 1),
             bool(with_seen),
         )
         return _shaped(found, one, return_scores)
@@ -309,7 +311,16 @@ class Answers:
         """Items without training interactions, including added ones; int32 array, ascending."""
         return self._trained().cold_items()
 
-    def score_cold_items(self, features: _arrays.Features | None = None) -> int:
+    @property
+    def cold_users(self) -> NDArray[np.int32]:
+        """Users without training interactions, ascending; int32 array.
+
+        Their lists come from what was drawn when training began, and say nothing about them;
+        `recommend_new` needs no training.
+        """
+        return self._trained().cold_users()
+
+    def score_cold_items(self, features: _arrays.Features | Dataset | None = None) -> int:
         """Scores items without training interactions from their features from now on.
 
         Until then their scores come from embeddings that no interaction has moved. `save`, ``pickle``
@@ -317,15 +328,17 @@ class Answers:
 
         Parameters
         ----------
-        features : dict of str to array, shape (n_items_, width), optional
-            The features given to `fit`; needed only with ``freeze_features=True``, as other models
-            have learned theirs.
+        features : dict of str to array, shape (n_items_, width), or Dataset, optional
+            What was given to `fit`; needed only with ``freeze_features=True``, as other models have
+            learned their features.
 
         Returns
         -------
         int
             How many such items there are.
         """
+        if isinstance(features, Dataset):
+            return self._trained().score_cold_items_of(features)
         return self._trained().score_cold_items(_arrays.features(features))
 
     def add_items(self, features: _arrays.Features) -> NDArray[np.int32]:

@@ -92,11 +92,16 @@ def is_nested(values: object) -> bool:
     return isinstance(values, Sequence) and any(np.ndim(value) > 0 for value in values)
 
 
-def exclusions(values: Any) -> Lists:
-    """The items that lists leave out: one list for all of them, or one for each."""
+def exclusions(values: Any, count: int) -> Lists:
+    """The items that `count` lists leave out: one list for all of them, or one for each."""
     if values is None:
         return lists([[]], "exclude")
-    return lists(values if is_nested(values) else [values], "exclude")
+    if not is_nested(values):
+        return lists([values], "exclude")
+    each = lists(values, "exclude")
+    if len(each[0]) - 1 != count:
+        raise ValueError(f"exclude: {len(each[0]) - 1} lists found, one for each of {count} expected")
+    return each
 
 
 def count(value: Any, what: str, most: int = sys.maxsize) -> int:

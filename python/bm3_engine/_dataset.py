@@ -77,7 +77,7 @@ def original_ids(folder: _Path) -> tuple[list[str], list[str]] | None:
     Parameters
     ----------
     folder : str or path
-        A data folder, or the directory of a run on one.
+        A data folder, the directory of a run on one, or a model's file in that.
 
     Returns
     -------
@@ -86,6 +86,8 @@ def original_ids(folder: _Path) -> tuple[list[str], list[str]] | None:
 
     Raises
     ------
+    FileNotFoundError
+        When there is no such folder.
     ValueError
         When a file of ids is malformed, naming the line.
     """

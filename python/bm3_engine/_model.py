@@ -75,12 +75,16 @@ class BM3(Parameters, Answers):
         ``evaluate_seconds``, ``best``. Empty after `load`.
     best_epoch_ : int
         The epoch that the model is from: the one with the best validation Recall@20, or the last.
+    record_ : dict
+        What the model's file says of it: in ``identity`` its settings and sizes, its ``epoch``, and
+        its metrics then, ``valid`` and ``test``.
     n_users_, n_items_ : int
     modalities_ : dict of str to int
         The width of each modality's features.
     """
 
     history_: list[dict[str, Any]]
+    record_: dict[str, Any]
     best_epoch_: int
     n_users_: int
     n_items_: int
@@ -270,13 +274,14 @@ class BM3(Parameters, Answers):
 
     def _forget(self) -> None:
         self._model = None
-        for name in ("history_", "best_epoch_", "n_users_", "n_items_", "modalities_"):
+        for name in ("history_", "best_epoch_", "n_users_", "n_items_", "modalities_", "record_"):
             self.__dict__.pop(name, None)
 
     def _remember(self, model: _native.Model, history: list[dict[str, Any]]) -> None:
         record = json.loads(model.record())
         self._model = model
         self.history_ = history
+        self.record_ = record
         self.best_epoch_ = record["epoch"]
         self.n_users_ = record["identity"]["users"]
         self.n_items_ = record["identity"]["items"]
@@ -310,7 +315,8 @@ class BM3(Parameters, Answers):
             stays mapped as long as the model exists: replace it by renaming a newer file to its name, as
             `save` does, never by writing into it.
         device, threads
-            As in `BM3`. After a fork, a child must load its own model to answer on a GPU.
+            As in `BM3`. A process that was forked can answer on a GPU only if its parent has not used
+            or looked for one: load models with a device other than ``"cpu"`` after the fork.
 
         Returns
         -------

@@ -48,14 +48,15 @@ pub use dataset::{
     bm3_dataset_builder_free, bm3_dataset_builder_new, bm3_dataset_free, bm3_dataset_open,
     bm3_dataset_sizes, bm3_dataset_warnings, bm3_split,
 };
-pub use evaluation::{bm3_evaluate, bm3_metrics};
+pub use evaluation::{bm3_evaluate, bm3_evaluate_split, bm3_metrics};
 pub use lists::{
     BM3_NO_ITEM, BM3_WITH_SEEN, bm3_rank, bm3_rank_for_items, bm3_recommend,
     bm3_recommend_for_items, bm3_scores, bm3_similar_items,
 };
 pub use recommender::{
-    bm3_cold_items, bm3_item_rows, bm3_recommender, bm3_recommender_free, bm3_recommender_open,
-    bm3_recommender_save, bm3_recommender_sizes, bm3_user_rows,
+    bm3_cold_items, bm3_cold_users, bm3_item_rows, bm3_recommender, bm3_recommender_device,
+    bm3_recommender_free, bm3_recommender_open, bm3_recommender_record, bm3_recommender_save,
+    bm3_recommender_sizes, bm3_user_rows,
 };
 pub use status::{bm3_last_error, bm3_status, bm3_version};
 pub use training::{BM3_RESUME, bm3_epoch, bm3_epoch_callback, bm3_train};

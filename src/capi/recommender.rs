@@ -1,17 +1,59 @@
 //! Opens, saves and inspects trained models.
 
-use std::ffi::c_char;
+use std::ffi::{CString, c_char};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use super::arguments::{Out, device, path};
 use super::handle::{Kind, borrow, give, take};
 use super::status::{Failure, bm3_status, call};
-use crate::{Model, Recommender};
+use crate::config::DeviceChoice;
+use crate::device::Device;
+use crate::{Error, Model, Recommender, Result};
 
 /// A trained model, ready to answer.
 pub struct bm3_recommender(());
 
+/// A recommender, and what is told of it as C strings.
+pub(super) struct Served {
+    recommender: Recommender,
+    device: CString,
+    record: CString,
+}
+
+impl Served {
+    /// Serves a model on a device; says so if `auto` passes over a GPU.
+    pub fn new(model: impl Into<Arc<Model>>, choice: DeviceChoice) -> Result<Self> {
+        let (device, passed_over) = Device::open(choice)?;
+        let mut description = device.describe();
+        if let Some(reason) = passed_over {
+            description += &format!(" (GPU 0 cannot be used: {reason})");
+        }
+        let recommender = Recommender::on_device(model, device)?;
+        let record = serde_json::to_string(recommender.model().record())
+            .map_err(|error| Error::setting("record", error.to_string()))?;
+        let [device, record] = [description, record]
+            .map(|text| CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default());
+        Ok(Self { recommender, device, record })
+    }
+}
+
+impl Deref for Served {
+    type Target = Recommender;
+
+    fn deref(&self) -> &Recommender {
+        &self.recommender
+    }
+}
+
+impl DerefMut for Served {
+    fn deref_mut(&mut self) -> &mut Recommender {
+        &mut self.recommender
+    }
+}
+
 impl Kind for bm3_recommender {
-    type Value = Recommender;
+    type Value = Served;
     const WORD: u64 = u64::from_be_bytes(*b"bm3serve");
     const NAME: &'static str = "bm3_recommender";
 }
@@ -37,7 +79,7 @@ pub unsafe extern "C" fn bm3_recommender_open(
         let (out, file, device) = unsafe {
             (Out::handle("recommender", recommender)?, path("file", file)?, self::device(device)?)
         };
-        give(Recommender::on(Model::load(&file)?, device)?, &out);
+        give(Served::new(Model::load(&file)?, device)?, &out);
         Ok(())
     })
 }
@@ -102,6 +144,54 @@ pub unsafe extern "C" fn bm3_recommender_sizes(
     })
 }
 
+/// Lends one line that names the device it answers on; if "auto" passed over a GPU, with the reason.
+///
+/// `device` then points to the library's own text, which stays valid until the recommender is freed.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_recommender_device(
+    recommender: *const bm3_recommender,
+    device: *mut *const c_char,
+) -> bm3_status {
+    // SAFETY: the caller keeps the rules of the module.
+    call(|| unsafe { lend_text("device", |served| &served.device, recommender, device) })
+}
+
+/// Lends what is known of the model, as a JSON object: in `identity` its settings (`config`), the
+/// names and widths of its `modalities`, its numbers of `users` and `items`; the `epoch` it was best
+/// in, and its metrics then on the validation split (`valid`) and the test split (`test`).
+///
+/// `record` then points to the library's own text, which stays valid until the recommender is freed.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_recommender_record(
+    recommender: *const bm3_recommender,
+    record: *mut *const c_char,
+) -> bm3_status {
+    // SAFETY: the caller keeps the rules of the module.
+    call(|| unsafe { lend_text("record", |served| &served.record, recommender, record) })
+}
+
+/// Lends the caller a text of a recommender, which messages call `name`.
+///
+/// # Safety
+/// As the functions above.
+unsafe fn lend_text(
+    name: &str,
+    of: fn(&Served) -> &CString,
+    recommender: *const bm3_recommender,
+    text: *mut *const c_char,
+) -> Result<(), Failure> {
+    // SAFETY: the caller promises the same.
+    let (recommender, out) = unsafe { (borrow(recommender)?, Out::new(name, text)?) };
+    out.set(of(recommender).as_ptr());
+    Ok(())
+}
+
 /// Lends the rows of all users, one after the other, each as long as the embedding size: a score is
 /// the inner product of a user's row and an item's.
 ///
@@ -151,6 +241,21 @@ pub unsafe extern "C" fn bm3_cold_items(
     call(|| unsafe { lend("items", Recommender::cold_items, recommender, items, items_len) })
 }
 
+/// Lends the users without training interactions, ascending: their lists come from what was drawn
+/// when training began, and say nothing about them. Otherwise as `bm3_cold_items`.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_cold_users(
+    recommender: *const bm3_recommender,
+    users: *mut *const u32,
+    users_len: *mut usize,
+) -> bm3_status {
+    // SAFETY: the caller keeps the rules of the module.
+    call(|| unsafe { lend("users", Recommender::cold_users, recommender, users, users_len) })
+}
+
 /// Lends the caller an array of a recommender, which messages call `name`.
 ///
 /// # Safety
@@ -166,6 +271,7 @@ unsafe fn lend<T>(
     let (recommender, out, length) = unsafe {
         (borrow(recommender)?, Out::new(name, numbers)?, Out::new(&format!("{name}_len"), length)?)
     };
+    let recommender: &Recommender = recommender;
     let numbers = of(recommender);
     out.set(numbers.as_ptr());
     length.set(numbers.len());

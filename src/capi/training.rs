@@ -9,13 +9,13 @@ use std::time::Duration;
 use super::arguments::{Out, device, flags, path, settings};
 use super::dataset::bm3_dataset;
 use super::handle::{borrow, give};
-use super::recommender::bm3_recommender;
+use super::recommender::{Served, bm3_recommender};
 use super::status::{Failure, bm3_status, call};
-use crate::config::RunConfig;
+use crate::Trainer;
+use crate::config::{DeviceChoice, RunConfig};
 use crate::records::EpochRecord;
 use crate::run::StopReason;
 use crate::train::STOPPING_LENGTH;
-use crate::{Recommender, Trainer};
 
 /// A flag: continues the run in its directory, with the same bits as a run that was never stopped;
 /// begins one if there is none.
@@ -157,11 +157,11 @@ pub unsafe extern "C" fn bm3_train(
         let trained = trainer.fit_with(&dataset.dataset, move |record| after_epoch.call(record))?;
         if let Some(model) = trained.model {
             let model = Arc::new(model);
-            match Recommender::on(model.clone(), device) {
+            match Served::new(model.clone(), device) {
                 Ok(recommender) => give(recommender, &out),
                 Err(error) => {
                     // A trained model is not lost when the device has no room for it.
-                    give(Recommender::new(model)?, &out);
+                    give(Served::new(model, DeviceChoice::Cpu)?, &out);
                     return Err(error.into());
                 }
             }

@@ -92,9 +92,8 @@ pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
         return Ok(());
     }
     let users = names.find(Kind::User, users.as_ref())?;
-    let graph = recommender.model().graph();
-    let untrained = users.iter().filter(|&&user| graph.items_of(user as usize).next().is_none());
-    let untrained = untrained.count();
+    let cold = recommender.cold_users();
+    let untrained = users.iter().filter(|&user| cold.binary_search(user).is_ok()).count();
     if untrained > 0 {
         eprintln!(
             "warning: {untrained} of {} users have no training interactions: their lists come from \

@@ -135,7 +135,8 @@ impl DatasetBuilder {
         Self { users: self.users.max(users), items: self.items.max(items), ..self }
     }
 
-    /// Builds the data set.
+    /// Builds the data set. If every modality has the same number of rows, so many items count at
+    /// least: those without interactions can be listed too.
     ///
     /// # Errors
     /// No training interaction, slices of different lengths, numbers far beyond what so many
@@ -146,7 +147,9 @@ impl DatasetBuilder {
             return Err(problem);
         }
         let [train, valid, test] = self.splits;
-        let sizes = (self.users, self.items);
+        let rows = || self.modalities.iter().map(|modality| modality.features.rows());
+        let same = rows().next().filter(|&first| rows().all(|rows| rows == first));
+        let sizes = (self.users, self.items.max(same.unwrap_or(0)));
         if sizes.0.max(sizes.1) > LARGEST_ID as usize + 1 {
             return Err(DataError::Parts(format!(
                 "at least {} users and {} items found, at most {} of either expected",
@@ -181,6 +184,13 @@ mod tests {
         assert_eq!(dataset.train, Pairs { users: vec![0, 1, 1], items: vec![0, 0, 1] });
         assert_eq!((dataset.valid.items, dataset.test.items), (vec![2], vec![1]));
         assert_eq!(dataset.modalities[0].features.columns(), 2);
+        // Rows are items, if there are as many of each modality.
+        let items = |rows: [usize; 2]| {
+            let features = rows.map(|rows| vec![0.5; rows]);
+            let [a, b] = features;
+            builder().features("a", 1, a).features("b", 1, b).build().unwrap().items
+        };
+        assert_eq!((items([5, 5]), items([5, 6])), (5, 3));
         let ratio = SplitRatio { train: 0.5, valid: 0.25, test: 0.25, seed: 1 };
         let split = Dataset::builder("split")
             .interactions(&[0; 8], &[0, 1, 2, 3, 4, 5, 6, 7], ratio)

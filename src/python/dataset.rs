@@ -199,8 +199,14 @@ fn ratio(shares: &[f64], seed: u64) -> PyResult<SplitRatio> {
     Ok(SplitRatio { train, valid, test, seed })
 }
 
-/// The original ids of users and items that a folder keeps.
+/// The original ids of users and items that a folder keeps; of a model's file, those beside it.
 #[pyfunction]
 pub fn original_ids(folder: PathBuf) -> PyResult<Option<Ids>> {
+    let found = std::fs::metadata(&folder);
+    let found = found.map_err(|error| crate::Error::io(&folder, "read", error))?;
+    let folder = match folder.parent().filter(|_| found.is_file()) {
+        Some(parent) => parent.to_owned(),
+        None => folder,
+    };
     Ok(IdMaps::read(&folder)?.map(|maps| (maps.users, maps.items)))
 }

@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::cpu::instruction_set;
-use crate::cuda::{self, Kernels};
+use crate::cuda::{self, Kernels, Unusable};
 
 /// The CPU and every GPU: the value for `device`, its name, and why it cannot be used, or `None`.
 #[pyfunction]
@@ -38,8 +38,15 @@ pub fn devices(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
 #[pyfunction]
 pub fn passed_over(py: Python<'_>) -> Option<String> {
     let reason = || {
-        let gpu = cuda::gpus().ok()?.into_iter().find(|gpu| gpu.ordinal == 0)?;
-        cuda::can_run(&gpu, Kernels::embedded().as_ref()).err().map(|reason| reason.to_string())
+        let reason = match cuda::gpus() {
+            Ok(gpus) => {
+                let gpu = gpus.into_iter().find(|gpu| gpu.ordinal == 0)?;
+                cuda::can_run(&gpu, Kernels::embedded().as_ref()).err()?
+            }
+            Err(Unusable::NoDriver) => return None,
+            Err(reason) => reason,
+        };
+        Some(reason.to_string())
     };
     py.detach(reason)
 }

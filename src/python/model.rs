@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::arrays::{self, Features, GivenLists, Lists, PyLists};
+use super::dataset::PyDataset;
 use super::pool::Pool;
 use super::settings;
 use crate::backend::TopK;
@@ -346,6 +347,20 @@ impl PyModel {
     fn cold_items<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i32>>> {
         let cold = self.ask(py, |recommender| Ok(recommender.cold_items().to_vec()))?;
         Ok(PyArray1::from_vec(py, cold.into_iter().map(|item| item as i32).collect()))
+    }
+
+    /// Users without training interactions.
+    fn cold_users<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        let cold = self.ask(py, |recommender| Ok(recommender.cold_users().to_vec()))?;
+        Ok(PyArray1::from_vec(py, cold.into_iter().map(|user| user as i32).collect()))
+    }
+
+    /// As `score_cold_items`, with the features of a data set.
+    fn score_cold_items_of(&self, py: Python<'_>, dataset: &PyDataset) -> PyResult<usize> {
+        let frozen = dataset.dataset.modalities.clone();
+        // A model that has trained its features needs none.
+        let frozen = if self.model.config().freeze_features { frozen } else { Vec::new() };
+        self.change(py, |recommender| recommender.score_cold_items(&frozen))
     }
 
     /// Scores cold items from their features from now on; returns how many there are.

@@ -83,6 +83,12 @@ impl Recommender {
         &self.cold
     }
 
+    /// The users without training interactions, ascending: their rows, and so their lists, come from
+    /// what was drawn when training began.
+    pub fn cold_users(&self) -> &[u32] {
+        &self.cold_users
+    }
+
     /// Scores the model's items without training interactions by their features from now on, and
     /// returns their number.
     ///
@@ -106,9 +112,11 @@ impl Recommender {
         let (mut rows, mut nodes) = (self.item_rows.to_vec(), self.item_nodes.clone());
         for &item in &own {
             let range = item as usize * d..(item as usize + 1) * d;
-            let x = &standard[range.clone()];
-            rows[range.clone()].copy_from_slice(&calibration.rows.restored(x));
-            nodes[range].copy_from_slice(&calibration.nodes.restored(x));
+            let made = calibration.made(&standard[range.clone()]);
+            check_finite(&made, d, |_| format!("row {item}"))?;
+            let [row, node] = made;
+            rows[range.clone()].copy_from_slice(&row);
+            nodes[range].copy_from_slice(&node);
         }
         self.replace_items(rows, nodes)?;
         self.calibration = Some(calibration);
@@ -126,8 +134,8 @@ impl Recommender {
     ///
     /// # Errors
     /// [`Error::Setting`] for tables that are missing, unknown, or differ in width or number of
-    /// rows, and as [`Recommender::score_cold_items`]; [`Error::Data`] for features that are not
-    /// finite.
+    /// rows, for features so large that scores would not be finite, and as
+    /// [`Recommender::score_cold_items`]; [`Error::Data`] for features that are not finite.
     pub fn add_items(&mut self, features: &[Modality]) -> Result<Range<u32>> {
         self.index.check_process()?;
         let calibration = match &self.calibration {
@@ -155,8 +163,10 @@ impl Recommender {
         }
         tables.iter().try_for_each(|table| table.check_finite(count))?;
         let standard = calibration.standard(&self.predicted(&tables, count));
-        let rows = [&self.item_rows[..], &calibration.rows.restored(&standard)].concat();
-        let nodes = [&self.item_nodes[..], &calibration.nodes.restored(&standard)].concat();
+        let made = calibration.made(&standard);
+        check_finite(&made, self.width(), |row| format!("row {row} of the new items"))?;
+        let rows = [&self.item_rows[..], &made[0]].concat();
+        let nodes = [&self.item_nodes[..], &made[1]].concat();
         self.replace_items(rows, nodes)?;
         let added = first..first + count as u32;
         self.cold.extend(added.clone());
@@ -272,7 +282,26 @@ impl Recommender {
     }
 }
 
+/// Refuses rows that are not finite, however finite the features are that made them; `place` names
+/// the row at a position.
+fn check_finite(made: &[Vec<f32>; 2], width: usize, place: impl Fn(usize) -> String) -> Result<()> {
+    let is_finite = |row: &[f32]| row.iter().all(|x| x.is_finite());
+    let rows = made.iter().map(|rows| rows.chunks_exact(width).position(|row| !is_finite(row)));
+    let Some(row) = rows.flatten().min() else { return Ok(()) };
+    let problem = format!(
+        "{}: numbers so large found that scores would not be finite; features on the scale of the \
+         training's expected",
+        place(row)
+    );
+    Err(Error::setting("features", problem))
+}
+
 impl Calibration {
+    /// The item's rows, and its nodes, made of c(x).
+    fn made(&self, standard: &[f32]) -> [Vec<f32>; 2] {
+        [&self.rows, &self.nodes].map(|moments| moments.restored(standard))
+    }
+
     /// c(x) from p(Z_m) by modality.
     fn standard(&self, predicted: &[Vec<f32>]) -> Vec<f32> {
         self.mean.standardized(&mean_of_standardized(&self.modalities, predicted))

@@ -57,6 +57,8 @@ pub struct Recommender {
     item_nodes: Vec<f32>,
     /// Items without training interactions, ascending.
     cold: Vec<u32>,
+    /// Users without training interactions, ascending.
+    cold_users: Vec<u32>,
     /// The mean degree of items with training interactions.
     mean_degree: f64,
     calibration: Option<Calibration>,
@@ -104,6 +106,9 @@ impl Recommender {
         let item_rows = predicted.split_off(user_elements);
         let has_none = |item: &u32| model.graph().users_of(*item as usize).next().is_none();
         let cold: Vec<u32> = (0..model.items() as u32).filter(has_none).collect();
+        let cold_users = (0..model.users() as u32)
+            .filter(|&user| model.graph().items_of(user as usize).next().is_none())
+            .collect();
         let known = (model.items() - cold.len()).max(1);
         let pairs: usize =
             (0..model.users()).map(|user| model.graph().items_of(user).count()).sum();
@@ -113,6 +118,7 @@ impl Recommender {
             item_rows: Arc::new(item_rows),
             item_nodes: nodes[user_elements..].to_vec(),
             cold,
+            cold_users,
             mean_degree: (pairs as f64 / known as f64).max(1.0),
             calibration: None,
             own_cold_scored: false,
@@ -124,6 +130,9 @@ impl Recommender {
 
     /// The `k` best items for a user, best first, without the user's training items; fewer if there
     /// are not as many.
+    ///
+    /// Lists of [users without training interactions](Recommender::cold_users) say nothing about
+    /// them; [`Query::items`] needs no training.
     ///
     /// # Errors
     /// [`Error::Setting`] for a user or a `k` (1 to 1024) out of range; [`Error::DeviceMemory`] and
@@ -156,7 +165,9 @@ impl Recommender {
             let mut count = 0;
             // Bounds memory whatever the number of queries.
             while count < left.len().min(MOST_QUERIES) && masks.items.len() < MOST_MASKED {
-                self.push_query(&left[count], &mut rows, &mut masks)?;
+                let number = queries.len() - left.len() + count;
+                self.push_query(&left[count], &mut rows, &mut masks)
+                    .map_err(|error| of_query(error, number, queries.len()))?;
                 count += 1;
             }
             let found = self.index.search(rows, masks, k)?;
@@ -170,7 +181,7 @@ impl Recommender {
     /// Appends a query's row and its mask.
     fn push_query(&self, query: &Query<'_>, rows: &mut Vec<f32>, masks: &mut Masks) -> Result<()> {
         self.push_row(query.whom, rows)?;
-        self.check_items(query.excluded)?;
+        self.check_items("excluded item", query.excluded)?;
         match (query.with_seen, query.whom) {
             (true, _) => masks.push(std::iter::empty(), query.excluded),
             (false, Whom::User(user)) => {
@@ -192,7 +203,7 @@ impl Recommender {
     /// The errors of [`Recommender::search`].
     pub fn rank(&self, query: Query<'_>, candidates: &[u32], k: usize) -> Result<Vec<ScoredItem>> {
         check_k(k)?;
-        self.check_items(candidates)?;
+        self.check_items("candidate", candidates)?;
         let (mut row, mut masks) = (Vec::new(), Masks::new());
         self.push_query(&query, &mut row, &mut masks)?;
         let mut left: Vec<u32> = candidates.to_vec();
@@ -215,7 +226,7 @@ impl Recommender {
     /// [`Error::Setting`] for slices of different lengths and for numbers out of range.
     pub fn scores(&self, users: &[u32], items: &[u32]) -> Result<Vec<f32>> {
         check_pairs(users, items)?;
-        self.check_items(items)?;
+        self.check_items("item", items)?;
         let mut row = Vec::new();
         let score = |(&user, &item): (&u32, &u32)| {
             row.clear();
@@ -240,7 +251,7 @@ impl Recommender {
     /// The errors of [`Recommender::top_k`].
     pub fn similar_items_batch(&self, items: &[u32], k: usize) -> Result<TopK> {
         check_k(k)?;
-        self.check_items(items)?;
+        self.check_items("item", items)?;
         let index = match self.similar.get() {
             Some(index) => index,
             None => {
@@ -274,8 +285,12 @@ impl Recommender {
     ///
     /// # Errors
     /// [`Error::Setting`] for other lengths; the errors of [`Recommender::search`].
+    ///
+    /// # Panics
+    /// For a split whose offsets do not bound the items of each of its users.
     pub fn evaluate(&self, split: &Split, lengths: &[usize]) -> Result<Metrics> {
         validate_top_k(lengths)?;
+        self.check_items("item", &split.items)?;
         // Ascending, and at least one.
         let longest = lengths.last().copied().unwrap_or(1);
         let lists = self.top_k_batch(&split.users, longest)?;
@@ -303,7 +318,7 @@ impl Recommender {
     /// [`Error::Setting`], as [`Recommender::evaluate_pairs`].
     pub(crate) fn held_out(&self, users: &[u32], items: &[u32]) -> Result<Split> {
         check_pairs(users, items)?;
-        self.check_items(items)?;
+        self.check_items("item", items)?;
         let count = self.model.users();
         if let Some(&user) = users.iter().find(|&&user| user as usize >= count) {
             return Err(out_of_range("user", user, count));
@@ -378,7 +393,7 @@ impl Recommender {
                 rows.extend_from_slice(&self.user_rows[user as usize * d..][..d]);
             }
             Whom::Items(items) => {
-                self.check_items(items)?;
+                self.check_items("item", items)?;
                 if items.is_empty() {
                     let problem = "none found; a new user is known by one item at least";
                     return Err(Error::setting("items", problem));
@@ -425,9 +440,10 @@ impl Recommender {
         1.0 / degree.sqrt()
     }
 
-    fn check_items(&self, items: &[u32]) -> Result<()> {
+    /// Refuses items out of range, which messages call `what`.
+    fn check_items(&self, what: &str, items: &[u32]) -> Result<()> {
         match items.iter().find(|&&item| item as usize >= self.items()) {
-            Some(&item) => Err(out_of_range("item", item, self.items())),
+            Some(&item) => Err(out_of_range(what, item, self.items())),
             None => Ok(()),
         }
     }
@@ -446,6 +462,16 @@ fn check_k(k: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::setting("k", format!("{k} found, 1 to {MAX_TOP_K} expected")))
+}
+
+/// The error of query `number` of `all`.
+fn of_query(error: Error, number: usize, all: usize) -> Error {
+    match error {
+        Error::Setting { name, problem } if all > 1 => {
+            Error::setting(format!("query {number} (of 0 to {}): {name}", all - 1), problem)
+        }
+        other => other,
+    }
 }
 
 fn out_of_range(what: &str, found: u32, count: usize) -> Error {

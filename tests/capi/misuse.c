@@ -132,6 +132,7 @@ static void recommenders(void)
 {
     bm3_recommender *made = NULL;
     const float *rows;
+    const char *text;
     const uint32_t *cold;
     size_t size;
 
@@ -154,6 +155,13 @@ static void recommenders(void)
     BAD(bm3_cold_items(NULL, &cold, &size), "NULL found");
     BAD(bm3_cold_items(recommender, NULL, &size), "items: NULL");
     BAD(bm3_cold_items(recommender, &cold, NULL), "items_len: NULL");
+    BAD(bm3_cold_users(NULL, &cold, &size), "NULL found");
+    BAD(bm3_cold_users(recommender, NULL, &size), "users: NULL");
+    BAD(bm3_cold_users(recommender, &cold, NULL), "users_len: NULL");
+    BAD(bm3_recommender_device(NULL, &text), "NULL found");
+    BAD(bm3_recommender_device(recommender, NULL), "device: NULL");
+    BAD(bm3_recommender_record(NULL, &text), "NULL found");
+    BAD(bm3_recommender_record(recommender, NULL), "record: NULL");
     OK(bm3_recommender_free(NULL));
     OK(bm3_recommender_free(&made));
 }
@@ -241,7 +249,7 @@ static void lists_for_others(void)
     BAD(bm3_rank(r, 0, ids, 4, 2, 0, items, 2, scores, 1), "scores: room for 1");
     BAD(bm3_rank(r, 0, ids, 4, 2, 8, items, 2, scores, 2), "flags: 0x8");
     BAD(bm3_rank(r, USERS, ids, 4, 2, 0, items, 2, scores, 2), "user: 24 found");
-    BAD(bm3_rank(r, 0, &(uint32_t){ITEMS}, 1, 2, 0, items, 2, scores, 2), "item: 18 found");
+    BAD(bm3_rank(r, 0, &(uint32_t){ITEMS}, 1, 2, 0, items, 2, scores, 2), "candidate: 18 found");
     OK(bm3_rank(r, 0, NULL, 0, 2, 0, items, 2, scores, 2));
     CHECK(items[0] == BM3_NO_ITEM && scores[1] == -INFINITY);
 
@@ -270,6 +278,19 @@ static void evaluation(void)
     const bm3_recommender *r = recommender;
     size_t lengths[] = {1, 5};
     bm3_metrics metrics[2];
+    bm3_dataset *held_out = small_dataset(1), *without = small_dataset(0);
+
+    BAD(bm3_evaluate_split(NULL, held_out, BM3_VALID, lengths, 2, metrics, 2), "NULL found");
+    BAD(bm3_evaluate_split(r, NULL, BM3_VALID, lengths, 2, metrics, 2), "bm3_dataset: NULL");
+    BAD(bm3_evaluate_split(r, held_out, BM3_TRAIN, lengths, 2, metrics, 2), "split: 0 found");
+    BAD(bm3_evaluate_split(r, held_out, 7, lengths, 2, metrics, 2), "split: 7 found");
+    BAD(bm3_evaluate_split(r, held_out, BM3_VALID, NULL, 2, metrics, 2), "lengths: NULL");
+    BAD(bm3_evaluate_split(r, held_out, BM3_VALID, lengths, 2, NULL, 2), "metrics: NULL");
+    BAD(bm3_evaluate_split(r, held_out, BM3_VALID, lengths, 2, metrics, 1), "metrics: room for 1");
+    BAD(bm3_evaluate_split(r, held_out, BM3_VALID, lengths, 0, metrics, 0), "lengths: an empty list");
+    BAD(bm3_evaluate_split(r, without, BM3_VALID, lengths, 2, metrics, 2), "split: no interaction");
+    OK(bm3_dataset_free(&held_out));
+    OK(bm3_dataset_free(&without));
 
     BAD(bm3_evaluate(NULL, ids, ids, 4, lengths, 2, metrics, 2), "NULL found");
     BAD(bm3_evaluate(r, NULL, ids, 4, lengths, 2, metrics, 2), "users: NULL");

@@ -144,6 +144,21 @@ static void similar_items_and_candidates_are_sorted(const bm3_recommender *recom
         CHECK(best[rank] == BM3_NO_ITEM || !is_train(2, best[rank]));
 }
 
+static void a_model_is_described(const bm3_recommender *recommender)
+{
+    const char *device = NULL, *record = NULL;
+    const uint32_t *users;
+    size_t count = 99;
+
+    OK(bm3_recommender_device(recommender, &device));
+    CHECK(strncmp(device, "CPU (", 5) == 0 && strchr(device, '\n') == NULL);
+    OK(bm3_recommender_record(recommender, &record));
+    CHECK(record[0] == '{' && strstr(record, "\"modalities\":[[\"text\",4]]") != NULL);
+    CHECK(strstr(record, "\"embedding_size\":8") != NULL);
+    OK(bm3_cold_users(recommender, &users, &count));
+    CHECK(count == 0);
+}
+
 static void cold_items_come_in(bm3_recommender *recommender)
 {
     float values[2 * COLUMNS] = {1.0f, 0.1f, 0.1f, 0.1f, 0.1f, 1.0f, 0.1f, 0.1f};
@@ -205,7 +220,8 @@ static void metrics_are_those_of_the_lists(const bm3_recommender *recommender)
     enum { LONGEST = 4 };
     uint32_t users[USERS * ITEMS], items[USERS * ITEMS], list[LONGEST];
     size_t lengths[] = {1, LONGEST}, count = 0, asked = 0;
-    bm3_metrics metrics[2];
+    bm3_metrics metrics[2], of_split[2];
+    bm3_dataset *dataset = small_dataset(1);
     double recall[2] = {0}, precision[2] = {0};
 
     for (uint32_t user = 0; user < USERS; user++) {
@@ -232,6 +248,10 @@ static void metrics_are_those_of_the_lists(const bm3_recommender *recommender)
         }
     }
     OK(bm3_evaluate(recommender, users, items, count, lengths, 2, metrics, 2));
+    OK(bm3_evaluate_split(recommender, dataset, BM3_VALID, lengths, 2, of_split, 2));
+    CHECK(memcmp(of_split, metrics, sizeof metrics) == 0);
+    OK(bm3_evaluate_split(recommender, dataset, BM3_TEST, lengths, 2, of_split, 2));
+    OK(bm3_dataset_free(&dataset));
     for (size_t length = 0; length < 2; length++) {
         CHECK(fabs(metrics[length].recall - recall[length] / (double)asked) < 1e-12);
         CHECK(fabs(metrics[length].precision - precision[length] / (double)asked) < 1e-12);
@@ -290,6 +310,7 @@ int main(void)
 {
     bm3_recommender *recommender = small_recommender(LONGER);
     lists_have_what_is_best(recommender);
+    a_model_is_described(recommender);
     what_is_left_out_is_said(recommender);
     new_users_are_answered(recommender);
     similar_items_and_candidates_are_sorted(recommender);

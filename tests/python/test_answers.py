@@ -184,6 +184,7 @@ def test_cold_items_are_scored_by_their_features(data, freeze_features):
     model = BM3(**settings(freeze_features=freeze_features, epochs=30))
     model.fit(data.users, data.items, data.features, validation_fraction=0)
     assert model.cold_items.tolist() == [ITEMS - 2, ITEMS - 1]
+    assert model.record_["epoch"] == model.best_epoch_ and model.cold_users.tolist() == []
     if freeze_features:
         with pytest.raises(ValueError, match="no features found"):
             model.score_cold_items()
@@ -219,7 +220,13 @@ def test_wrong_questions_are_refused(model):
         (lambda: model.recommend_new([[]]), "a new user is known by one item at least"),
         (lambda: model.recommend_new(np.array([], int)), "a new user is known by one item at least"),
         (lambda: model.similar_items(ITEMS), "item: 40 found"),
-        (lambda: model.rank(0, [ITEMS]), "item: 40 found"),
+        (lambda: model.rank(0, [ITEMS]), "candidate: 40 found"),
+        (lambda: model.recommend([0, 1, 2], exclude=[[1]]), "1 lists found, one for each of 3"),
+        (lambda: model.recommend_new([[1], [], [2]]), r"query 1 \(of 0 to 2\): items: none found"),
+        (
+            lambda: model.add_items({name: np.full(n, 3e38) for name, n in model.modalities_.items()}),
+            "row 0 of the new items: numbers so large found that scores would not be finite",
+        ),
         (lambda: model.rank([0, 1], [1]), "user: 2 found, one expected"),
         (lambda: model.rank_new([], [1]), "a new user is known by one item at least"),
         (lambda: model.rank_new([ITEMS], [1]), "item: 40 found"),

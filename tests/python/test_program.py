@@ -48,9 +48,8 @@ def test_lists_of_a_run_that_the_program_trained(program, folder, tmp_path, froz
     assert (tmp_path / "saved.safetensors").read_bytes() == (run / name).read_bytes()
     best = trained.history_[trained.best_epoch_ - 1]
     assert trained.evaluate(*dataset.test) == best["test"]
-    if not frozen:
-        trained.score_cold_items()
-        assert_same_lists(program, run, trained, "--cold-items")
+    trained.score_cold_items(dataset)
+    assert_same_lists(program, run, trained, "--cold-items")
 
 
 def test_original_ids_are_kept_with_a_run(program, tmp_path):
@@ -63,7 +62,9 @@ def test_original_ids_are_kept_with_a_run(program, tmp_path):
     assert kept is not None and kept[0][0] == "user 0"
     assert [len(ids) for ids in kept] == [9, 8]
     BM3(**{**PARAMETERS, "epochs": 1}).fit(from_mmrec(folder), directory=run)
-    assert original_ids(run) == kept
+    assert original_ids(run) == original_ids(run / "model.safetensors") == kept
+    with pytest.raises(FileNotFoundError):
+        original_ids(tmp_path / "nowhere")
     assert original_ids(tmp_path) is None
     (folder / "i_id_mapping.csv").write_text("id\titemID\nx\t7\n")
     with pytest.raises(ValueError, match="line 2"):

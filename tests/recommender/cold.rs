@@ -158,6 +158,9 @@ fn items_that_cannot_be_added_are_refused() {
     refused(&[good[0].clone(), table("text", 2, 11, 0.0)], "11 columns found, 10 expected");
     refused(&[good[0].clone(), good[1].clone(), table("smell", 2, 1, 0.0)], "modality smell");
     refused(&[good[0].clone(), table("text", 2, 10, f32::INFINITY)], "inf");
+    // Finite themselves, but not what is computed of them.
+    let large = [good[0].clone(), table("text", 2, 10, f32::MAX)];
+    refused(&large, "features: row 0 of the new items: numbers so large found");
     let frozen = TrainConfig { freeze_features: true, ..config() };
     let mut recommender = Recommender::new(trained(&dataset, frozen)).unwrap();
     let error = recommender.add_items(&good).unwrap_err().to_string();

@@ -299,8 +299,12 @@ fn requests_out_of_range_are_refused() {
     let search = |query| recommender.search(&[query], 5).unwrap_err();
     refused(search(Query::items(&[])), "a new user is known by one item at least");
     refused(search(Query::items(&[3, 40])), "item: 40 found");
-    refused(search(Query::user(0).excluding(&[41])), "item: 41 found");
-    refused(recommender.rank(Query::user(0), &[40], 5).unwrap_err(), "item: 40 found");
+    refused(search(Query::user(0).excluding(&[41])), "excluded item: 41 found");
+    refused(recommender.rank(Query::user(0), &[40], 5).unwrap_err(), "candidate: 40 found");
+    let queries = [Query::user(0), Query::items(&[])];
+    let error = recommender.search(&queries, 5).unwrap_err();
+    refused(error, "query 1 (of 0 to 1): items: none found");
+    assert_eq!(recommender.cold_users(), [0u32; 0]);
     assert_eq!(recommender.search(&[], 5).unwrap().items, [0u32; 0]);
 }
 
