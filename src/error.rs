@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::cuda::Unusable;
 use crate::data::DataError;
 use crate::prepare::PrepareError;
+use crate::wording::Caller;
 
 /// Ways to lower a run's GPU memory, as a phrase that can be continued.
 pub const SAVES_DEVICE_MEMORY: &str = "keep features as inputs with --freeze-features, then in \
@@ -124,26 +125,10 @@ impl Error {
         Self::RunFile { path: path.to_owned(), problem: problem.into() }
     }
 
-    /// The message with settings named as in code, not as the program's flags: `batch_size`, a field
-    /// of [`TrainConfig`](crate::TrainConfig), a key of settings files and a parameter in C and
-    /// Python, instead of `--batch-size`. A command line of the program stays as it is.
+    /// The message for callers in Rust: settings have their names in code, `batch_size`, instead of
+    /// the program's flags, `--batch-size`. See [`Caller::words`].
     pub fn in_code(&self) -> String {
-        self.in_code_resuming_by("resume")
-    }
-
-    /// As [`Error::in_code`], in a language where `resume` continues a run.
-    pub(crate) fn in_code_resuming_by(&self, resume: &str) -> String {
-        let name = |flag: &str| match flag {
-            "out" => "directory".to_owned(),
-            "resume" => resume.to_owned(),
-            flag => flag.replace('-', "_"),
-        };
-        let message = self.to_string();
-        let parts = message.split('`').enumerate().map(|(index, part)| {
-            let is_command = index % 2 == 1 && part.starts_with("bm3-engine ");
-            if is_command { part.to_owned() } else { replacing_flags(part, name) }
-        });
-        parts.collect::<Vec<_>>().join("`")
+        Caller::Rust.words(&self.to_string())
     }
 
     /// For a device that does no training: removes the advice on training settings.
@@ -225,31 +210,6 @@ fn pairs_in_words(first: &[(u32, u32)], all: usize) -> String {
     format!("{}{rest}", first.join(", "))
 }
 
-/// A text with its flags replaced.
-fn replacing_flags(text: &str, name: impl Fn(&str) -> String) -> String {
-    let mut shown = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find("--") {
-        let (before, flag) = (&rest[..start], &rest[start + 2..]);
-        let end = flag
-            .find(|character: char| character != '-' && !character.is_ascii_lowercase())
-            .unwrap_or(flag.len());
-        let begins = before.is_empty() || before.ends_with([' ', '(']);
-        shown.push_str(before);
-        match &flag[..end] {
-            flag if begins && flag.starts_with(|first: char| first.is_ascii_lowercase()) => {
-                shown.push_str(&name(flag));
-            }
-            other => {
-                shown.push_str("--");
-                shown.push_str(other);
-            }
-        }
-        rest = &flag[end..];
-    }
-    shown + rest
-}
-
 /// A number of bytes for people to read.
 fn bytes(count: u64) -> String {
     let count = count as f64;
@@ -310,29 +270,6 @@ fn without_temporary(error: std::io::Error) -> std::io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn code_names_settings_as_its_own() {
-        for (message, expected) in [
-            ("--batch-size: 0 found", "batch_size: 0 found"),
-            (
-                "auto (--freeze-features keeps --feature x=y)",
-                "auto (freeze_features keeps feature x=y)",
-            ),
-            ("give another --out, or --resume runs/a", "give another directory, or resume runs/a"),
-            (
-                "see `bm3-engine train --out DIR` and `--out`",
-                "see `bm3-engine train --out DIR` and `directory`",
-            ),
-            ("a--b, -- and --, --Data and --1", "a--b, -- and --, --Data and --1"),
-            ("`a` found, --", "`a` found, --"),
-        ] {
-            let error = Error::run_file(Path::new("f"), message);
-            assert_eq!(error.in_code(), format!("f: {expected}"));
-        }
-        let error = Error::setting("--out", "a run is here; --resume goes on");
-        assert_eq!(error.in_code_resuming_by("X"), "directory: a run is here; X goes on");
-    }
 
     #[test]
     fn a_place_that_cannot_be_written_is_bad_input_with_a_next_step() {

@@ -33,7 +33,8 @@
 //!
 //! C programs use the functions of `capi` (feature `capi`), declared in `include/bm3_engine.h`.
 //!
-//! Errors are typed ([`Error`]). The crate never prints and never ends the process; it reports
+//! Errors are typed ([`Error`]). Their messages name settings by the program's flags; [`wording`] has
+//! the names that callers in code know. The crate never prints and never ends the process; it reports
 //! progress as `tracing` events. CPU work runs in the rayon pool it is called from.
 //!
 //! The five types rest on lower layers: [`step`] is the paper, top to bottom, written with the
@@ -85,6 +86,7 @@ pub mod text;
 pub mod train;
 pub mod trainer;
 pub mod watch;
+pub mod wording;
 
 pub use config::{DeviceChoice, TrainConfig};
 pub use data::Dataset;

@@ -8,6 +8,7 @@ use super::status::{Failure, bm3_status, call};
 use crate::Dataset;
 use crate::config::RunConfig;
 use crate::data::DatasetBuilder;
+use crate::wording::Caller;
 
 /// A data set: interactions by split, and the features of the items.
 pub struct bm3_dataset(());
@@ -23,7 +24,8 @@ pub(super) struct Opened {
 
 impl Opened {
     fn new(dataset: Dataset) -> Self {
-        let warnings = dataset.warnings.join("\n").replace('\0', "\u{fffd}");
+        let warnings = dataset.warnings.iter().map(|warning| Caller::C.words(warning));
+        let warnings = warnings.collect::<Vec<_>>().join("\n").replace('\0', "\u{fffd}");
         Self { dataset, warnings: CString::new(warnings).unwrap_or_default() }
     }
 }

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
 use crate::data::DataError;
+use crate::wording::Caller;
 use crate::{Error, pool};
 
 /// The status of a call; the numbers are the exit codes of the program.
@@ -66,7 +67,7 @@ pub(super) fn call(work: impl FnOnce() -> Result<(), Failure>) -> bm3_status {
                 2 => bm3_status::BM3_BAD_INPUT,
                 _ => bm3_status::BM3_FAILURE,
             };
-            (status, error.in_code_resuming_by("BM3_RESUME and directory"))
+            (status, Caller::C.words(&error.to_string()))
         }
         Err(panic) => {
             let text = match (panic.downcast_ref::<String>(), panic.downcast_ref::<&str>()) {

@@ -11,6 +11,7 @@ use super::arrays::{self, Features};
 use super::pool::Pool;
 use crate::Dataset;
 use crate::data::{DatasetOptions, FeatureFile, IdMaps, Modality, Split, SplitRatio};
+use crate::wording::Caller;
 
 /// Users and items of interactions.
 type Pairs<'py> = (PyReadonlyArray1<'py, u32>, PyReadonlyArray1<'py, u32>);
@@ -147,7 +148,7 @@ impl PyDataset {
     /// Warnings about the data, which need no action.
     #[getter]
     fn warnings(&self) -> Vec<String> {
-        self.dataset.warnings.clone()
+        self.dataset.warnings.iter().map(|warning| Caller::Python.words(warning)).collect()
     }
 
     fn __repr__(&self) -> String {

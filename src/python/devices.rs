@@ -5,6 +5,7 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::cpu::instruction_set;
 use crate::cuda::{self, Kernels, Unusable};
+use crate::wording::Caller;
 
 /// The CPU and every GPU: the value for `device`, its name, and why it cannot be used, or `None`.
 #[pyfunction]
@@ -16,7 +17,11 @@ pub fn devices(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
         // Without a driver there is no GPU to list.
         let gpus = cuda::gpus().unwrap_or_default().into_iter().map(|gpu| {
             let problem = cuda::can_run(&gpu, kernels.as_ref()).err();
-            (Some(gpu.ordinal), gpu.name, problem.map(|problem| problem.to_string()))
+            (
+                Some(gpu.ordinal),
+                gpu.name,
+                problem.map(|problem| Caller::Python.words(&problem.to_string())),
+            )
         });
         std::iter::once((None, cpu, None)).chain(gpus).collect::<Vec<_>>()
     });
@@ -46,7 +51,7 @@ pub fn passed_over(py: Python<'_>) -> Option<String> {
             Err(Unusable::NoDriver) => return None,
             Err(reason) => reason,
         };
-        Some(reason.to_string())
+        Some(Caller::Python.words(&reason.to_string()))
     };
     py.detach(reason)
 }

@@ -10,6 +10,7 @@ use pyo3::exceptions::{
 
 use crate::Error;
 use crate::data::DataError;
+use crate::wording::Caller;
 
 pyo3::create_exception!(
     bm3_engine,
@@ -35,7 +36,7 @@ impl From<DataError> for PyErr {
 }
 
 fn plain(error: &Error) -> PyErr {
-    let message = error.in_code_resuming_by("resume=True and directory");
+    let message = Caller::Python.words(&error.to_string());
     match error {
         _ if error.is_input() => PyValueError::new_err(message),
         Error::DeviceMemory { .. } => PyMemoryError::new_err(message),
