@@ -5,12 +5,13 @@
 //! either the old file or the new one, never a part.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{File, Permissions, TryLockError};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::{Error, Result, fault};
 
@@ -70,8 +71,9 @@ pub fn beginning(path: &Path, length: usize) -> Result<Option<Vec<u8>>> {
 /// Fills a temporary file beside `path`, syncs it and renames it over `path`.
 fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> Result<()> {
     let directory = directory_of(path);
+    let make = || create_temporary(directory).map(|file| (file.path().to_owned(), file));
     let (mut temporary, _unfinished) = fault::point()
-        .and_then(|()| Unfinished::create(directory))
+        .and_then(|()| Unfinished::create(make))
         .map_err(|error| Error::io(path, "create", error))?;
     let permissions = permissions_of(path, temporary.as_file())
         .map_err(|error| Error::io(path, "create", error))?;
@@ -90,20 +92,20 @@ fn replace(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> 
     made_durable(directory)
 }
 
-/// The temporary files that this process is writing.
+/// The temporary files and folders that this process is writing.
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// A temporary file's entry in [`UNFINISHED`].
+/// An entry in [`UNFINISHED`].
+#[derive(Debug)]
 struct Unfinished(PathBuf);
 
 impl Unfinished {
-    fn create(directory: &Path) -> io::Result<(NamedTempFile, Self)> {
+    fn create<T>(make: impl FnOnce() -> io::Result<(PathBuf, T)>) -> io::Result<(T, Self)> {
         // Created and entered at once, for those who end the process meanwhile.
         let mut unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
-        let temporary = create_temporary(directory)?;
-        let path = temporary.path().to_owned();
+        let (path, made) = make()?;
         unfinished.insert(path.clone());
-        Ok((temporary, Self(path)))
+        Ok((made, Self(path)))
     }
 }
 
@@ -113,12 +115,91 @@ impl Drop for Unfinished {
     }
 }
 
+/// Files that get their places in a directory together, once all of them are written: until then they
+/// lie in a temporary folder in it.
+#[derive(Debug)]
+pub(crate) struct Together {
+    directory: PathBuf,
+    folder: TempDir,
+    _unfinished: Unfinished,
+}
+
+impl Together {
+    /// Makes the directory, if need be, and the temporary folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the directory.
+    pub fn begin(directory: &Path) -> Result<Self> {
+        let make = || {
+            std::fs::create_dir_all(directory)?;
+            let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(directory)?;
+            Ok((folder.path().to_owned(), folder))
+        };
+        let (folder, _unfinished) = fault::point()
+            .and_then(|()| Unfinished::create(make))
+            .map_err(|error| Error::io(directory, "create", error))?;
+        Ok(Self { directory: directory.to_owned(), folder, _unfinished })
+    }
+
+    /// Gives `write` the folder to write into; its errors name the places that files are to get.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn write<T>(&self, write: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        write(self.folder.path()).map_err(|error| match error {
+            Error::Io { path, action, source } => {
+                let place = path.strip_prefix(self.folder.path());
+                let path = place.map_or(path.clone(), |name| self.directory.join(name));
+                Error::Io { path, action, source }
+            }
+            other => other,
+        })
+    }
+
+    /// Moves the files of these names to their places, in this order, each with the permissions of
+    /// the file that it replaces.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the first place that fails; the files before have theirs.
+    pub fn finish<'a>(self, names: impl IntoIterator<Item = &'a OsStr>) -> Result<()> {
+        for name in names {
+            let (from, to) = (self.folder.path().join(name), self.directory.join(name));
+            if let Ok(replaced) = std::fs::metadata(&to) {
+                std::fs::set_permissions(&from, replaced.permissions())
+                    .map_err(|error| Error::io(&to, "write", error))?;
+            }
+            rename(&from, &to)?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes what processes that were killed have left of unfinished files. Nobody may be writing there.
+///
+/// # Errors
+/// [`Error::Io`] with what cannot be removed.
+pub(crate) fn remove_temporaries(directory: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if !is_temporary(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { Ok(()) };
+        removed.map_err(|error| Error::io(&path, "remove", error))?;
+        remove(&path)?;
+    }
+    Ok(())
+}
+
 /// Removes the temporary files of this process, which is about to end: from here on, it can begin
 /// and finish no file.
 pub fn abandon_unfinished() {
     let unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
     for path in &*unfinished {
-        std::fs::remove_file(path).ok();
+        match path.is_dir() {
+            true => std::fs::remove_dir_all(path).ok(),
+            false => std::fs::remove_file(path).ok(),
+        };
     }
     std::mem::forget(unfinished);
 }
@@ -286,6 +367,37 @@ mod tests {
             write_atomic_by_name(&path, by_name).unwrap();
             assert_eq!(mode(&path), private);
         }
+    }
+
+    #[test]
+    fn files_get_their_places_together() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let names = || {
+            let entries = std::fs::read_dir(directory.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        std::fs::write(path("a"), "old").unwrap();
+        let begun = Together::begin(directory.path()).unwrap();
+        let error = begun.write(|folder| write_bytes_atomic(&folder.join("no/b"), b"x"));
+        assert!(error.unwrap_err().to_string().starts_with(&path("no/b").display().to_string()));
+        begun.write(|folder| write_bytes_atomic(&folder.join("a"), b"new")).unwrap();
+        drop(begun);
+        assert_eq!((names(), std::fs::read(path("a")).unwrap()), (vec!["a".into()], b"old".into()));
+        let begun = Together::begin(directory.path()).unwrap();
+        for name in ["a", "b"] {
+            begun.write(|folder| write_bytes_atomic(&folder.join(name), b"new")).unwrap();
+        }
+        begun.finish(["b", "a"].map(OsStr::new)).unwrap();
+        assert_eq!(names(), ["a", "b"]);
+        assert_eq!(std::fs::read(path("a")).unwrap(), b"new");
+        // Of a process that was killed.
+        std::mem::forget(Together::begin(directory.path()).unwrap());
+        std::fs::write(path(".tmpabcdef"), "half").unwrap();
+        remove_temporaries(directory.path()).unwrap();
+        assert_eq!(names(), ["a", "b"]);
     }
 
     #[test]

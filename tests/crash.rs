@@ -135,3 +135,58 @@ fn a_disk_that_is_full_at_any_moment_loses_nothing() {
         scene.check(&run);
     }
 }
+
+/// A data set that replaces another is there whole, or the other one still is, whether the process
+/// dies or the disk fills up; at worst the folder has no interactions, and so no data set.
+#[test]
+fn a_data_set_is_replaced_whole_or_not_at_all() {
+    if !has_points() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let synth = |name: &str, seed: &str, image: &str, fault: Option<String>| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bm3-engine"));
+        command.args(["synth", "--shape", "tiny", "--overwrite", "--seed", seed, "--image", image]);
+        command.arg("--out").arg(folder.path().join(name));
+        command.envs(fault.map(|fault| ("BM3_TEST_FAULT", fault))).output().unwrap()
+    };
+    let content = |name: &str| -> Vec<(String, Vec<u8>)> {
+        let directory = folder.path().join(name);
+        let names = names(&directory).into_iter();
+        names
+            .map(|name| (name.clone(), fs::read(directory.join(&name)).unwrap_or_default()))
+            .collect()
+    };
+    for (name, seed, image) in [("old", "1", "8"), ("new", "2", "0")] {
+        assert!(synth(name, seed, image, None).status.success());
+    }
+    for fault in ["kill", "full"] {
+        let (mut kept, mut lost, mut replaced) = (0, 0, 0);
+        for point in 1.. {
+            fs::remove_dir_all(folder.path().join("data")).ok();
+            assert!(synth("data", "1", "8", None).status.success());
+            let output = synth("data", "2", "0", Some(format!("{fault}:{point}")));
+            let mut found = content("data");
+            if fault == "kill" {
+                found.retain(|(name, _)| !name.starts_with(".tmp"));
+            }
+            match found {
+                found if found == content("old") => kept += 1,
+                found if found == content("new") => replaced += 1,
+                found => {
+                    assert!(found.iter().all(|(name, _)| !name.ends_with(".inter")), "{point}");
+                    assert!(found.iter().all(|(name, _)| !name.starts_with(".tmp")), "{point}");
+                    lost += 1;
+                }
+            }
+            if output.status.success() {
+                break;
+            }
+            // Once more, and nothing of the earlier attempts is left.
+            assert!(synth("data", "2", "0", None).status.success());
+            assert_eq!(content("data"), content("new"), "{fault} at {point}");
+        }
+        println!("{fault}: {kept} times kept, {lost} times no data set, {replaced} times replaced");
+        assert!(kept > 5 && lost > 0 && replaced > 0 && lost < kept, "{fault}");
+    }
+}

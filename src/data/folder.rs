@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{DataError, DatasetOptions, FeatureFile, IdMaps};
-use crate::{Error, Result, files};
+use crate::files::{self, Together};
+use crate::{Error, Result};
 
 const INTERACTIONS: &str = "inter";
 const FEATURES: &str = "_feat.npy";
@@ -142,6 +143,9 @@ pub(crate) struct Earlier {
     interactions: Vec<PathBuf>,
     /// Features and original ids that the new data set does not replace.
     others: Vec<PathBuf>,
+    directory: PathBuf,
+    /// Whether they may be replaced.
+    overwrite: bool,
 }
 
 impl Earlier {
@@ -171,7 +175,7 @@ impl Earlier {
             })
             .partition(|path| is_interactions(path));
         let others = others.into_iter().filter(|path| !written.contains(&&**path)).collect();
-        let earlier = Self { interactions, others };
+        let earlier = Self { interactions, others, directory: directory.to_owned(), overwrite };
         if !overwrite {
             files::refuse_existing(written)?;
         }
@@ -203,13 +207,19 @@ impl Earlier {
         self.interactions.iter().chain(&self.others).map(|path| &**path)
     }
 
-    /// Removes them, interactions first, so that a process killed from here on leaves a folder that
-    /// is recognisably unfinished, not a mixture.
+    /// Puts the new data set in their place, whose files have these names, interactions last: they
+    /// are removed only now that it is written, interactions first, so that a process killed from
+    /// here on leaves a folder that is recognisably unfinished, not a mixture.
     ///
     /// # Errors
     /// [`Error::Io`] with the file.
-    pub fn remove(&self) -> Result<()> {
-        self.files().try_for_each(files::remove)
+    pub fn replace(&self, new: Together, written: &[&Path]) -> Result<()> {
+        self.files().try_for_each(files::remove)?;
+        new.finish(written.iter().filter_map(|path| path.file_name()))?;
+        if self.overwrite {
+            files::remove_temporaries(&self.directory)?;
+        }
+        Ok(())
     }
 }
 

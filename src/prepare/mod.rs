@@ -15,7 +15,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::data::{Earlier, FeatureFile, FeatureType, IdMaps};
-use crate::{Error, Result, files};
+use crate::files::{self, Together};
+use crate::{Error, Result};
 use features::AlignedFeatures;
 use table::{Needs, Table};
 
@@ -235,19 +236,20 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
     }
 
     progress("writing");
-    let out = &options.out;
-    std::fs::create_dir_all(out).map_err(|error| Error::io(out, "create", error))?;
-    earlier.remove()?;
-    for (features, path) in aligned.iter().zip(&outputs.features) {
-        features.write(path, options.feature_type)?;
-    }
     let raw = |order: &[u32], ids: &[String]| -> Vec<String> {
         order.iter().map(|&id| ids[id as usize].clone()).collect()
     };
     let maps = IdMaps { users: raw(&user_ids.order, &users), items: raw(&item_ids.order, &items) };
-    maps.write(out)?;
-    // Last, so that a folder without it is known to be unfinished.
-    write_interactions(&outputs.interactions, &rows, &labels, &user_ids, &item_ids)?;
+    let new = Together::begin(&options.out)?;
+    new.write(|folder| {
+        let outputs = outputs.within(folder);
+        for (features, path) in aligned.iter().zip(&outputs.features) {
+            features.write(path, options.feature_type)?;
+        }
+        maps.write(folder)?;
+        write_interactions(&outputs.interactions, &rows, &labels, &user_ids, &item_ids)
+    })?;
+    earlier.replace(new, &written)?;
     Ok(PrepareSummary { stages, splits, warnings })
 }
 
@@ -318,8 +320,19 @@ impl Outputs {
         }
     }
 
+    /// The same files in another folder.
+    fn within(&self, folder: &Path) -> Self {
+        let there = |path: &PathBuf| folder.join(path.file_name().unwrap_or_default());
+        Self {
+            interactions: there(&self.interactions),
+            maps: self.maps.each_ref().map(there),
+            features: self.features.iter().map(there).collect(),
+        }
+    }
+
+    /// All, the interactions last: a folder without them is known to be unfinished.
     fn all(&self) -> impl Iterator<Item = &Path> {
-        [&self.interactions].into_iter().chain(&self.maps).chain(&self.features).map(|p| &**p)
+        self.features.iter().chain(&self.maps).chain([&self.interactions]).map(|path| &**path)
     }
 }
 

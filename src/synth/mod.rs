@@ -10,12 +10,13 @@ mod interactions;
 
 use std::fmt;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::data::{Earlier, FeatureType, NpyElement, NpyWriter};
+use crate::files::{self, Together};
 use crate::philox::{Purpose, Stream};
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
 /// The number of topics: larger sets have more topics, with more items in each.
 fn topics(items: usize) -> usize {
@@ -200,45 +201,52 @@ pub fn generate(
             return Err(Error::setting("--feature-type", problem));
         }
     };
-    let inter = directory.join(format!("{}.inter", options.name));
+    let inter = format!("{}.inter", options.name);
     let modalities = [
-        (directory.join("image_feat.npy"), features::Kind::Image, sizes.image),
-        (directory.join("text_feat.npy"), features::Kind::Text, sizes.text),
+        ("image_feat.npy", features::Kind::Image, sizes.image),
+        ("text_feat.npy", features::Kind::Text, sizes.text),
     ];
-    let features = modalities.iter().filter(|(.., columns)| *columns > 0);
-    let written: Vec<&Path> = features.map(|(path, ..)| &**path).chain([&*inter]).collect();
+    let modalities = modalities.iter().filter(|(.., columns)| *columns > 0);
+    // The interactions last: a folder without them is known to be unfinished.
+    let names = modalities.clone().map(|(name, ..)| *name).chain([&*inter]);
+    let written: Vec<PathBuf> = names.map(|name| directory.join(name)).collect();
+    let written: Vec<&Path> = written.iter().map(|path| &**path).collect();
     let earlier = Earlier::find(directory, &written, &[], options.overwrite)?;
-    std::fs::create_dir_all(directory).map_err(|error| Error::io(directory, "create", error))?;
-    earlier.remove()?;
     let items = features::ItemLatents::new(options.seed, sizes.items);
-    for (path, kind, columns) in &modalities {
-        if *columns == 0 {
-            continue;
-        }
-        let wrong = |error| Error::io(path, "write", error);
-        files::write_atomic(path, |writer| {
-            let mut npy = NpyWriter::new(writer, element, sizes.items, *columns).map_err(wrong)?;
-            items.write(*kind, *columns, |block, done| {
-                progress(kind.name(), done, sizes.items);
-                npy.write_f32(block).map_err(wrong)
+    let new = Together::begin(directory)?;
+    new.write(|folder| {
+        for (name, kind, columns) in modalities {
+            let path = folder.join(name);
+            let wrong = |error| Error::io(&path, "write", error);
+            files::write_atomic(&path, |writer| {
+                let npy = NpyWriter::new(writer, element, sizes.items, *columns);
+                let mut npy = npy.map_err(wrong)?;
+                items.write(*kind, *columns, |block, done| {
+                    progress(kind.name(), done, sizes.items);
+                    npy.write_f32(block).map_err(wrong)
+                })?;
+                npy.finish().map(|_| ()).map_err(wrong)
             })?;
-            npy.finish().map(|_| ()).map_err(wrong)
-        })?;
-    }
-    progress("interactions", 0, sizes.items);
-    let rows = interactions::draw(options.seed, &sizes, items.topics());
-    // Last, so that a folder without it is known to be unfinished.
-    files::write_atomic(&inter, |writer| {
-        let wrong = |error| Error::io(&inter, "write", error);
+        }
+        progress("interactions", 0, sizes.items);
+        let rows = interactions::draw(options.seed, &sizes, items.topics());
+        write_interactions(&folder.join(&inter), &rows)
+    })?;
+    earlier.replace(new, &written)?;
+    progress("interactions", sizes.items, sizes.items);
+    Ok(sizes)
+}
+
+fn write_interactions(path: &Path, rows: &[interactions::Row]) -> Result<()> {
+    files::write_atomic(path, |writer| {
+        let wrong = |error| Error::io(path, "write", error);
         writeln!(writer, "userID\titemID\trating\ttimestamp\tx_label").map_err(wrong)?;
         for (number, row) in rows.iter().enumerate() {
             writeln!(writer, "{}\t{}\t5.0\t{number}\t{}", row.user, row.item, row.label)
                 .map_err(wrong)?;
         }
         Ok(())
-    })?;
-    progress("interactions", sizes.items, sizes.items);
-    Ok(sizes)
+    })
 }
 
 #[cfg(test)]
