@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bm3_engine::report::{REPORT, read_runs, render, write};
+use bm3_engine::report::{REPORT, data_sets, read_runs, render, write};
 
 use super::output;
 
@@ -42,6 +42,12 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<()> {
     let (runs, left_out) = read_runs(&arguments.runs)?;
     for reason in left_out {
         eprintln!("warning: left out: {reason}");
+    }
+    if let Some(names) = data_sets(&runs) {
+        eprintln!(
+            "warning: the runs are on several data sets ({}), whose metrics do not compare",
+            names.join(", ")
+        );
     }
     let out = match (&arguments.out, &*arguments.runs) {
         (Some(out), _) => out.clone(),

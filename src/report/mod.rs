@@ -21,7 +21,7 @@ mod timing;
 
 use std::path::Path;
 
-pub use page::{MARKER, render};
+pub use page::{MARKER, data_sets, render};
 pub use read::{ReportedRun, read_runs};
 
 use crate::{Error, Result, files};

@@ -60,6 +60,14 @@ pub fn render(runs: &[ReportedRun], title: Option<&str>) -> String {
     text
 }
 
+/// The names of the runs' data sets, if there is more than one.
+pub fn data_sets(runs: &[ReportedRun]) -> Option<Vec<&str>> {
+    let mut names: Vec<&str> = runs.iter().filter_map(ReportedRun::dataset).collect();
+    names.sort_unstable();
+    names.dedup();
+    (names.len() > 1).then_some(names)
+}
+
 fn default_title(runs: &[ReportedRun]) -> String {
     match runs {
         [run] => run.name.clone(),
@@ -72,8 +80,15 @@ fn default_title(runs: &[ReportedRun]) -> String {
     }
 }
 
-/// The main result, in one sentence.
+/// The main result, in one sentence; if the runs are of several data sets, that there is none.
 fn lead(runs: &[ReportedRun]) -> String {
+    if let Some(names) = data_sets(runs) {
+        let names: Vec<String> = names.into_iter().map(escaped).collect();
+        return format!(
+            "<p>Runs on {}: metrics on different data sets do not compare.</p>\n",
+            names.join(", ")
+        );
+    }
     let recall = |run: &&ReportedRun| {
         let best = run.best()?;
         metric(best.valid.as_ref().or(best.test.as_ref()), "recall", STOPPING_LENGTH)

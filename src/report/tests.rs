@@ -42,6 +42,16 @@ fn run(name: &str, epochs: u64, height: f64) -> ReportedRun {
 }
 
 #[test]
+fn no_run_is_best_on_another_data_set() {
+    let mut runs = vec![run("a", 3, 0.3), run("b", 3, 0.2)];
+    assert!(render(&runs, None).contains("Highest validation Recall@20: a"));
+    runs[0].settings[0].1 = "/data/<other>".into();
+    let text = render(&runs, None);
+    let said = "Runs on &lt;other&gt;, tiny: metrics on different data sets do not compare.";
+    assert!(text.contains(said) && !text.contains("Highest"));
+}
+
+#[test]
 fn nothing_from_a_file_is_more_than_text() {
     let evil = "<script>alert(1)</script>\"'&";
     let mut runs = vec![run(evil, 3, 0.3), run("b", 3, 0.2)];
