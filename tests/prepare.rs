@@ -153,6 +153,9 @@ fn what_is_not_used_or_not_known_is_said() {
     let split = Raw::new("userID\titemID\tx_label\n1\t2\t0\n1\t3\t1\n");
     let warnings = split.prepare(|_| {}).unwrap().warnings;
     assert!(warnings[0].starts_with("the column x_label is not used"), "{warnings:?}");
+    let expected =
+        "no interaction is in the validation split: the users have too few for its share";
+    assert!(warnings.iter().any(|warning| warning == expected), "{warnings:?}");
 }
 
 /// A split that was published stays, whatever it calls its parts.
@@ -311,6 +314,17 @@ fn mistakes_in_the_table_name_the_line() {
     Raw::new("user_id,item_id,\"text\na,b,c\n").refused(|_| {}, &["line 1", open]);
     Raw::new("user_id,item_id\na,\"b\nc,d\ne,\"f\n")
         .refused(|_| {}, &["line 2", "an id of the item that goes over several lines"]);
+    // Files that are no tables, by their first bytes.
+    for (bytes, problem) in [
+        (&b"\x1f\x8b\x08\0"[..], "is compressed by gzip; unpack it first"),
+        (b"PK\x03\x04", "is a zip archive"),
+        (b"\xff\xfeu\0s\0", "is UTF-16, not UTF-8"),
+        (b"{\"user\": 1}\n", "is JSON; save it as a table"),
+    ] {
+        let other = Raw::new(TABLE);
+        fs::write(other.path("raw.csv"), bytes).unwrap();
+        other.refused(|_| {}, &["raw.csv", problem]);
+    }
     let invalid = Raw::new(TABLE);
     fs::write(invalid.path("raw.csv"), b"user_id,item_id\n\xff\xfe,b\n").unwrap();
     invalid.refused(|_| {}, &["line 2", "not UTF-8"]);

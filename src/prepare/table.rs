@@ -66,6 +66,10 @@ impl Table {
     /// needed must have a column and a number in it.
     pub fn read(options: &TableOptions, needs: Needs) -> Result<Self> {
         let source = Source::open(&options.path)?;
+        if let Some(problem) = no_table(&source.head) {
+            let (path, problem) = (options.path.clone(), problem.to_owned());
+            return Err(PrepareError::Malformed { path, line: 1, problem }.into());
+        }
         let table = match ColumnarFormat::of(&source.head) {
             None => Self::read_text(source, options, needs)?,
             // Such a file is not read from its beginning to its end.
@@ -198,6 +202,17 @@ impl Table {
         }
         let (has_times, has_split) = (columns.time.is_some(), has_split(&names));
         Ok(Self { users: users.names, items: items.names, rows, has_times, has_split })
+    }
+}
+
+/// What else a file is by its first bytes, if it is known to be no table.
+fn no_table(head: &[u8]) -> Option<&'static str> {
+    match head {
+        [0x1f, 0x8b, ..] => Some("is compressed by gzip; unpack it first"),
+        [b'P', b'K', 3, 4, ..] => Some("is a zip archive; unpack it first, and save sheets as CSV"),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("is UTF-16, not UTF-8; convert the file"),
+        [b'{', ..] => Some("is JSON; save it as a table, one interaction a line, such as CSV"),
+        _ => None,
     }
 }
 
