@@ -247,6 +247,15 @@ bm3_status bm3_recommender_open(const char *file,
 // Items added to the recommender are not part of the model: add them again after opening it.
 bm3_status bm3_recommender_save(const struct bm3_recommender *recommender, const char *file);
 
+// Replaces the training interactions by those of a data set, for example newer ones of the same users
+// and items, without training: they are what lists leave out, and part of what rows are made of.
+//
+// The numbers of users and items must be the model's, without added items. Added items are no longer
+// there, and cold items are no longer scored by their features: call `bm3_score_cold_items` and
+// `bm3_add_items` again. `bm3_recommender_save` keeps the interactions. If it fails, nothing changes.
+bm3_status bm3_recommender_set_interactions(struct bm3_recommender *recommender,
+                                            const struct bm3_dataset *dataset);
+
 // Frees a recommender and sets the pointer to NULL; NULL, and a pointer to NULL, are left alone.
 bm3_status bm3_recommender_free(struct bm3_recommender **recommender);
 

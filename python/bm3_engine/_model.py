@@ -296,6 +296,36 @@ class BM3(Parameters, Answers):
 
         return Tags(estimator_type=None, target_tags=TargetTags(required=False))
 
+    def with_interactions(self: Self, user_ids: Any, item_ids: ArrayLike | None = None) -> Self:
+        """The model with other interactions in place of those it was trained on, without training.
+
+        For newer interactions of the same users and items, say: they are what lists leave out, and, as
+        in training, part of what the embeddings are made of.
+
+        Parameters
+        ----------
+        user_ids, item_ids
+            All interactions, as in `fit`.
+
+        Returns
+        -------
+        BM3
+            A new one, with these parameters. It is the model as it was trained in all else: call
+            `score_cold_items` and `add_items` again. `save` keeps the interactions.
+
+        Raises
+        ------
+        ValueError
+            For users or items that the model does not have.
+        """
+        trained = self._trained()
+        least = (None, None) if isinstance(user_ids, Dataset) else (self.n_users_, self.n_items_)
+        share = None if isinstance(user_ids, Dataset) else 0.0
+        dataset = self._dataset(user_ids, item_ids, None, None, None, share, *least)
+        made = type(self)(**self.get_params())
+        made._remember(trained.with_interactions(dataset), self.history_)
+        return made
+
     def save(self, path: _Path) -> None:
         """Writes the model to a ``.safetensors`` file, whole or not at all.
 

@@ -56,7 +56,7 @@ pub use lists::{
 pub use recommender::{
     bm3_cold_items, bm3_cold_users, bm3_item_rows, bm3_recommender, bm3_recommender_device,
     bm3_recommender_free, bm3_recommender_open, bm3_recommender_record, bm3_recommender_save,
-    bm3_recommender_sizes, bm3_user_rows,
+    bm3_recommender_set_interactions, bm3_recommender_sizes, bm3_user_rows,
 };
 pub use status::{bm3_last_error, bm3_status, bm3_version};
 pub use training::{BM3_RESUME, bm3_epoch, bm3_epoch_callback, bm3_train};

@@ -5,7 +5,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use super::arguments::{Out, device, path};
-use super::handle::{Kind, borrow, give, take};
+use super::dataset::bm3_dataset;
+use super::handle::{Kind, borrow, change, give, take};
 use super::status::{Failure, bm3_status, call};
 use crate::config::DeviceChoice;
 use crate::device::Device;
@@ -17,6 +18,7 @@ pub struct bm3_recommender(());
 /// A recommender, and what is told of it as C strings.
 pub(super) struct Served {
     recommender: Recommender,
+    choice: DeviceChoice,
     device: CString,
     record: CString,
 }
@@ -34,7 +36,7 @@ impl Served {
             .map_err(|error| Error::setting("record", error.to_string()))?;
         let [device, record] = [description, record]
             .map(|text| CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default());
-        Ok(Self { recommender, device, record })
+        Ok(Self { recommender, choice, device, record })
     }
 }
 
@@ -100,6 +102,34 @@ pub unsafe extern "C" fn bm3_recommender_save(
         // SAFETY: the caller keeps the rules of the module.
         let (recommender, file) = unsafe { (borrow(recommender)?, path("file", file)?) };
         Ok(recommender.model().save(&file)?)
+    })
+}
+
+/// Replaces the training interactions by those of a data set, for example newer ones of the same users
+/// and items, without training: they are what lists leave out, and part of what rows are made of.
+///
+/// The numbers of users and items must be the model's, without added items. Added items are no longer
+/// there, and cold items are no longer scored by their features: call `bm3_score_cold_items` and
+/// `bm3_add_items` again. `bm3_recommender_save` keeps the interactions. If it fails, nothing changes.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_recommender_set_interactions(
+    recommender: *mut bm3_recommender,
+    dataset: *const bm3_dataset,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller keeps the rules of the module.
+        let dataset = &unsafe { borrow(dataset) }?.dataset;
+        // SAFETY: the caller keeps the rules of the module.
+        unsafe {
+            change(recommender, |served| {
+                let model = Model::clone(served.recommender.model()).with_interactions(dataset)?;
+                *served = Served::new(model, served.choice)?;
+                Ok(())
+            })
+        }
     })
 }
 

@@ -202,6 +202,16 @@ impl PyModel {
         Ok(PyBytes::new(py, &bytes))
     }
 
+    /// The same model with the training interactions of a data set.
+    fn with_interactions(&self, py: Python<'_>, dataset: &PyDataset) -> PyResult<Self> {
+        let (model, dataset) = (Model::clone(&self.model), &dataset.dataset);
+        let make = || {
+            let model = self.pool.install(|| model.with_interactions(dataset))?;
+            Self::with_pool(model, self.device, self.pool.another())
+        };
+        Ok(py.detach(make)?)
+    }
+
     /// The model's identity and origin, as JSON.
     fn record(&self) -> PyResult<String> {
         let record = serde_json::to_string(self.model.record());

@@ -19,6 +19,11 @@ impl Pool {
         Ok(Self { threads, own: Own::new() })
     }
 
+    /// Another of as many threads.
+    pub fn another(&self) -> Self {
+        Self { threads: self.threads, own: Own::new() }
+    }
+
     /// Runs `work` on the pool's threads.
     pub fn install<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         match self.threads {

@@ -289,6 +289,8 @@ static void evaluation(void)
     BAD(bm3_evaluate_split(r, held_out, BM3_VALID, lengths, 2, metrics, 1), "metrics: room for 1");
     BAD(bm3_evaluate_split(r, held_out, BM3_VALID, lengths, 0, metrics, 0), "lengths: an empty list");
     BAD(bm3_evaluate_split(r, without, BM3_VALID, lengths, 2, metrics, 2), "split: no interaction");
+    BAD(bm3_recommender_set_interactions(NULL, held_out), "NULL found");
+    BAD(bm3_recommender_set_interactions(recommender, NULL), "bm3_dataset: NULL");
     OK(bm3_dataset_free(&held_out));
     OK(bm3_dataset_free(&without));
 

@@ -159,6 +159,38 @@ static void a_model_is_described(const bm3_recommender *recommender)
     CHECK(count == 0);
 }
 
+/* The newest interactions are left out of lists; other numbers of items are refused. */
+static void interactions_are_replaced(bm3_recommender *recommender)
+{
+    uint32_t before[4], after[4], users[USERS], items[USERS];
+    bm3_dataset *dataset = NULL, *first = small_dataset(0), *larger = NULL;
+    bm3_dataset_builder *builder = small_builder(0);
+
+    OK(bm3_recommend(recommender, &(uint32_t){3}, 1, NULL, 4, 0, before, 4, NULL, 0));
+    OK(bm3_dataset_builder_add_pairs(builder, BM3_TRAIN, &(uint32_t){3}, before, 1));
+    OK(bm3_dataset_builder_finish(&builder, &dataset));
+    OK(bm3_recommender_set_interactions(recommender, dataset));
+    OK(bm3_recommend(recommender, &(uint32_t){3}, 1, NULL, 4, 0, after, 4, NULL, 0));
+    for (size_t rank = 0; rank < 4; rank++)
+        CHECK(after[rank] != before[0]);
+    OK(bm3_dataset_free(&dataset));
+    OK(bm3_recommender_set_interactions(recommender, first));
+    OK(bm3_dataset_free(&first));
+    OK(bm3_recommend(recommender, &(uint32_t){3}, 1, NULL, 4, 0, after, 4, NULL, 0));
+    CHECK(memcmp(after, before, sizeof after) == 0);
+    for (uint32_t user = 0; user < USERS; user++) {
+        users[user] = user;
+        items[user] = ITEMS;
+    }
+    OK(bm3_dataset_builder_new("larger", &builder));
+    OK(bm3_dataset_builder_add_pairs(builder, BM3_TRAIN, users, items, USERS));
+    OK(bm3_dataset_builder_finish(&builder, &larger));
+    BAD(bm3_recommender_set_interactions(recommender, larger), "24 users and 18 items; larger has 24");
+    OK(bm3_dataset_free(&larger));
+    OK(bm3_recommend(recommender, &(uint32_t){3}, 1, NULL, 4, 0, after, 4, NULL, 0));
+    CHECK(memcmp(after, before, sizeof after) == 0);
+}
+
 static void cold_items_come_in(bm3_recommender *recommender)
 {
     float values[2 * COLUMNS] = {1.0f, 0.1f, 0.1f, 0.1f, 0.1f, 1.0f, 0.1f, 0.1f};
@@ -311,6 +343,7 @@ int main(void)
     bm3_recommender *recommender = small_recommender(LONGER);
     lists_have_what_is_best(recommender);
     a_model_is_described(recommender);
+    interactions_are_replaced(recommender);
     what_is_left_out_is_said(recommender);
     new_users_are_answered(recommender);
     similar_items_and_candidates_are_sorted(recommender);

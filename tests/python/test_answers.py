@@ -127,6 +127,18 @@ def test_candidates_are_ranked(model, data):
     assert model.rank_new([4], [4], with_seen=True)[0].tolist() == [4]
 
 
+def test_newer_interactions_are_left_out_of_lists(model, data, tmp_path):
+    before = model.recommend(2, k=5)[0]
+    newer = model.with_interactions(np.append(data.users, 2), np.append(data.items, before[0]))
+    after = newer.recommend(2, k=5)[0]
+    assert before[0] not in after and newer.get_params() == model.get_params()
+    assert newer.history_ == model.history_ and (model.recommend(2, k=5)[0] == before).all()
+    newer.save(tmp_path / "newer.safetensors")
+    assert (BM3.load(tmp_path / "newer.safetensors", device="cpu").recommend(2, k=5)[0] == after).all()
+    with pytest.raises(ValueError, match="60 users and 40 items"):
+        model.with_interactions([USERS], [0])
+
+
 def test_similar_items_are_near(model):
     rows = model.item_embeddings.astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
