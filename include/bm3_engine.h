@@ -339,6 +339,17 @@ bm3_status bm3_recommend_for_items(const struct bm3_recommender *recommender,
                                    float *scores,
                                    size_t scores_len);
 
+// Writes the rows of users that the model was not trained on, from the items that they interacted
+// with: a score is the inner product of such a row and an item's. `histories` has a list of at least
+// one item for each user.
+//
+// `rows` has room for as many rows as there are lists, one after the other, each as long as the
+// embedding size.
+bm3_status bm3_rows_for_items(const struct bm3_recommender *recommender,
+                              const struct bm3_lists *histories,
+                              float *rows,
+                              size_t rows_len);
+
 // Writes the `k` items nearest to each of some items, by the cosine of their rows, without the
 // item itself.
 //

@@ -161,11 +161,7 @@ class Answers:
         ids, scores
             As in `recommend`: shape (n, k), or (k,) for one array.
         """
-        given: Any = item_lists if isinstance(item_lists, np.ndarray) else list(item_lists)  # type: ignore[arg-type]
-        # An empty array of numbers is one user without items, who is refused; an empty list is no user.
-        numbers = isinstance(given, np.ndarray) and given.dtype != object
-        one = (numbers or len(given) > 0) and not _arrays.is_nested(given)
-        known = _arrays.lists([given] if one else given, "item_lists")
+        known, one = _arrays.one_or_lists(item_lists, "item_lists")
         found = self._trained().recommend_new(
             known,
             _arrays.count(k, "k"),
@@ -173,6 +169,25 @@ class Answers:
             bool(with_seen),
         )
         return _shaped(found, one, return_scores)
+
+    def embed_new(self, item_lists: ArrayLike | Iterable[ArrayLike]) -> NDArray[np.float32]:
+        """The embeddings of users that the model was not trained on, from their items.
+
+        A score is the inner product of such a row and one of `item_embeddings`: for a vector database
+        that holds those.
+
+        Parameters
+        ----------
+        item_lists : sequence of n arrays of int, or one array of int
+            As in `recommend_new`.
+
+        Returns
+        -------
+        float32 array, shape (n, embedding_size), or (embedding_size,) for one array
+        """
+        known, one = _arrays.one_or_lists(item_lists, "item_lists")
+        rows = self._trained().rows_new(known)
+        return rows[0] if one else rows
 
     def rank(self, user: int, candidates: ArrayLike, k: int = 10, *, with_seen: bool = False) -> Scored:
         """The best of some items for one user, as for a shelf of chosen items.

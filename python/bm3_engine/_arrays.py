@@ -92,6 +92,15 @@ def is_nested(values: object) -> bool:
     return isinstance(values, Sequence) and any(np.ndim(value) > 0 for value in values)
 
 
+def one_or_lists(values: ArrayLike | Iterable[ArrayLike], what: str) -> tuple[Lists, bool]:
+    """As `lists`, but also takes a single list; the second result says whether it did."""
+    given: Any = values if isinstance(values, np.ndarray) else list(values)  # type: ignore[arg-type]
+    # An empty array of numbers is one list; an empty sequence is none.
+    numbers = isinstance(given, np.ndarray) and given.dtype != object
+    one = (numbers or len(given) > 0) and not is_nested(given)
+    return lists([given] if one else given, what), one
+
+
 def exclusions(values: Any, count: int) -> Lists:
     """The items that `count` lists leave out: one list for all of them, or one for each."""
     if values is None:

@@ -155,6 +155,37 @@ pub unsafe extern "C" fn bm3_recommend_for_items(
     })
 }
 
+/// Writes the rows of users that the model was not trained on, from the items that they interacted
+/// with: a score is the inner product of such a row and an item's. `histories` has a list of at least
+/// one item for each user.
+///
+/// `rows` has room for as many rows as there are lists, one after the other, each as long as the
+/// embedding size.
+///
+/// # Safety
+/// The module's rules for pointers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn bm3_rows_for_items(
+    recommender: *const bm3_recommender,
+    histories: *const bm3_lists,
+    rows: *mut f32,
+    rows_len: usize,
+) -> bm3_status {
+    call(|| {
+        // SAFETY: the caller keeps the rules of the module.
+        let (recommender, histories, places) = unsafe {
+            let (recommender, histories) =
+                (borrow(recommender)?, Lists::new("histories", histories)?);
+            let count = histories.len().checked_mul(recommender.width());
+            (recommender, histories, Buffer::new("rows", rows, rows_len, count)?)
+        };
+        let row = |position| recommender.row(Query::items(histories.get(position)));
+        let rows = (0..histories.len()).map(row).collect::<crate::Result<Vec<_>>>()?;
+        places.fill(rows.into_iter().flatten());
+        Ok(())
+    })
+}
+
 /// Writes the `k` items nearest to each of some items, by the cosine of their rows, without the
 /// item itself.
 ///

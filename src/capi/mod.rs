@@ -51,7 +51,7 @@ pub use dataset::{
 pub use evaluation::{bm3_evaluate, bm3_evaluate_split, bm3_metrics};
 pub use lists::{
     BM3_NO_ITEM, BM3_WITH_SEEN, bm3_rank, bm3_rank_for_items, bm3_recommend,
-    bm3_recommend_for_items, bm3_scores, bm3_similar_items,
+    bm3_recommend_for_items, bm3_rows_for_items, bm3_scores, bm3_similar_items,
 };
 pub use recommender::{
     bm3_cold_items, bm3_cold_users, bm3_item_rows, bm3_recommender, bm3_recommender_device,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use numpy::{PyArray1, PyArray2, PyReadonlyArray1};
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -265,6 +265,20 @@ impl PyModel {
             with_seen,
             k,
         )
+    }
+
+    /// The rows of new users, known by their items, n × d.
+    fn rows_new<'py>(
+        &self,
+        py: Python<'py>,
+        known: GivenLists<'py>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let known = Lists::new(&known)?;
+        let rows = self.ask(py, |recommender| {
+            let row = |position| recommender.row(Query::items(known.of(position)));
+            Ok((0..known.len()).map(row).collect::<Result<Vec<_>>>()?.concat())
+        })?;
+        PyArray1::from_vec(py, rows).reshape([known.len(), self.model.embedding_size()])
     }
 
     /// The best of some items for a user.

@@ -220,6 +220,18 @@ impl Recommender {
         Ok(ranked)
     }
 
+    /// The row of a query's user, d numbers: a score is its inner product with an item's row. For a
+    /// vector database that holds the [item rows](Recommender::item_rows), say, and is to answer for
+    /// new users.
+    ///
+    /// # Errors
+    /// [`Error::Setting`], as [`Recommender::search`].
+    pub fn row(&self, query: Query<'_>) -> Result<Vec<f32>> {
+        let mut row = Vec::with_capacity(self.width());
+        self.push_row(query.whom, &mut row)?;
+        Ok(row)
+    }
+
     /// The scores of pairs (users\[n\], items\[n\]), seen or not, with the same bits as in lists.
     ///
     /// # Errors

@@ -218,6 +218,7 @@ static void lists_for_others(void)
     bm3_lists lists = {.offsets = offsets, .offsets_len = 5, .items = ids, .items_len = 4};
     bm3_lists empty = {.offsets = offsets, .offsets_len = 1};
     bm3_lists nothing = {.offsets = (size_t[]){0, 0}, .offsets_len = 2};
+    bm3_lists one = {.offsets = offsets, .offsets_len = 2, .items = ids, .items_len = 1};
 
     BAD(bm3_recommend_for_items(NULL, &lists, NULL, 2, 0, items, 8, scores, 8), "NULL found");
     BAD(bm3_recommend_for_items(r, NULL, NULL, 2, 0, items, 8, scores, 8), "histories: NULL");
@@ -231,6 +232,13 @@ static void lists_for_others(void)
     BAD(bm3_recommend_for_items(r, &nothing, NULL, 2, 0, items, 2, NULL, 0), "items: none found");
     lists.items = (uint32_t[]){0, 1, 2, 99};
     BAD(bm3_recommend_for_items(r, &lists, NULL, 2, 0, items, 8, scores, 8), "item: 99 found");
+
+    BAD(bm3_rows_for_items(NULL, &one, scores, 8), "NULL found");
+    BAD(bm3_rows_for_items(r, NULL, scores, 8), "histories: NULL");
+    BAD(bm3_rows_for_items(r, &one, NULL, 8), "rows: NULL");
+    BAD(bm3_rows_for_items(r, &one, scores, 7), "rows: room for 7");
+    BAD(bm3_rows_for_items(r, &nothing, scores, 8), "items: none found");
+    OK(bm3_rows_for_items(r, &empty, NULL, 0));
 
     BAD(bm3_similar_items(NULL, ids, 4, 2, items, 8, scores, 8), "NULL found");
     BAD(bm3_similar_items(r, NULL, 4, 2, items, 8, scores, 8), "of: NULL");

@@ -85,6 +85,10 @@ static void what_is_left_out_is_said(const bm3_recommender *recommender)
 static void new_users_are_answered(const bm3_recommender *recommender)
 {
     uint32_t history[] = {0, 3, 6, 1, 1}, list[2 * 3], same[3], every[ITEMS];
+    float row[8];
+    const float *rows;
+    double product = 0.0;
+    size_t rows_len;
     float scores[2 * 3], same_scores[3];
     size_t offsets[] = {0, 3, 5}, one[] = {0, 3};
     bm3_lists histories = {.offsets = offsets, .offsets_len = 3, .items = history, .items_len = 5};
@@ -106,6 +110,12 @@ static void new_users_are_answered(const bm3_recommender *recommender)
         CHECK(same[rank / 3] != list[rank % 3]);
     OK(bm3_recommend_for_items(recommender, &single, NULL, 3, BM3_WITH_SEEN, same, 3, NULL, 0));
     CHECK(same[0] % GROUPS == 0);
+    /* Their rows, whose products are the scores. */
+    OK(bm3_rows_for_items(recommender, &single, row, 8));
+    OK(bm3_item_rows(recommender, &rows, &rows_len));
+    for (size_t column = 0; column < 8; column++)
+        product += (double)row[column] * (double)rows[8 * list[0] + column];
+    CHECK(fabs(product - (double)scores[0]) < 1e-5);
     /* Of all items as candidates, the best are those of the list; the user's own count if wanted. */
     for (uint32_t item = 0; item < ITEMS; item++)
         every[item] = item;

@@ -124,6 +124,10 @@ def test_candidates_are_ranked(model, data):
     ids, ranked = model.rank_new([11, 4, 7, 7], range(ITEMS), k=6)
     assert (ids == of_new[0]).all() and (ranked == scores[0]).all()
     assert len(model.rank_new([4], [4])[0]) == 0
+    row = model.embed_new([4, 7, 11])
+    scores_of_all = model.item_embeddings @ row
+    assert np.allclose(scores_of_all[ids], ranked, rtol=1e-5, atol=1e-6)
+    assert (model.embed_new([[4, 7, 11], [3]])[0] == row).all() and model.embed_new([]).shape == (0, 16)
     assert model.rank_new([4], [4], with_seen=True)[0].tolist() == [4]
 
 
