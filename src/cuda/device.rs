@@ -165,7 +165,7 @@ impl Device {
 
     /// Limits the GPU memory that this device and its siblings use at a time to `most` bytes: a
     /// request beyond it fails as on a smaller GPU. Memory that the driver takes for itself, for
-    /// the kernels' code and recorded steps, does not count.
+    /// the kernels' code, recorded steps and what its pool rounds up to, does not count.
     pub fn limit_memory(&self, most: u64) {
         self.allowance.limit(most);
     }
