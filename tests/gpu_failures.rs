@@ -267,8 +267,8 @@ fn every_call_of_the_driver_may_fail() {
     }
 }
 
-/// The driver refuses memory that it keeps, or is about to have: that is asked for once more, and a
-/// second refusal is one for want of memory, whatever it was for.
+/// The driver refuses memory that it keeps, or is about to have: allocations, streams and recorded
+/// steps are asked for once more. What is refused then is refused for want of memory.
 #[test]
 fn a_passing_want_of_memory_is_waited_out() {
     let Some(alone) = Alone::new() else { return };
@@ -283,15 +283,21 @@ fn a_passing_want_of_memory_is_waited_out() {
         assert_eq!((alone.emulator.used(), alone.emulator.held()), (0, 0));
         outcome
     };
-    for function in ["cuMemAllocAsync", "cuGraphLaunch"] {
-        for at in 1..20 {
+    for (function, first) in [("cuMemAllocAsync", 1), ("cuGraphLaunch", 1), ("cuStreamCreate", 2)] {
+        for at in first..20 {
             train(function, at, "1").unwrap_or_else(|error| panic!("{function} {at}: {error}"));
         }
     }
-    let twice =
-        ["cuMemAllocAsync", "cuGraphLaunch", "cuGraphInstantiateWithFlags", "cuLaunchKernel"];
-    for function in twice {
-        let error = train(function, 1, "2").unwrap_err();
+    for (function, at) in [
+        ("cuMemAllocAsync", 1),
+        ("cuGraphLaunch", 1),
+        ("cuGraphInstantiateWithFlags", 1),
+        ("cuLaunchKernel", 1),
+        // While the device is opened, and for a branch of it.
+        ("cuStreamCreate", 1),
+        ("cuStreamCreate", 2),
+    ] {
+        let error = train(function, at, "2").unwrap_err();
         let text = error.to_string();
         let Error::DeviceMemory { needed, .. } = error else { panic!("{function}: {text}") };
         assert_eq!(needed.is_some(), function == "cuMemAllocAsync", "{text}");

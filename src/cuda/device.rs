@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaGraph, CudaStream, DevicePtr, DriverError, LaunchConfig,
-    PushKernelArg, result, sys,
+    PushKernelArg, sys,
 };
 use cudarc::nvrtc::Ptx;
 use rayon::prelude::*;
@@ -17,6 +17,7 @@ use super::driver::{self, Gpu, problem_of};
 use super::kernels::{Kernels, NAMES, shared_at_launch};
 use super::launch::{Address, Arguments, Launch};
 use super::memory::Memory;
+use super::pool::{self, Open};
 use super::process::OfThisProcess;
 use super::profile::Timed;
 use super::recording::{Asked, Notes};
@@ -39,6 +40,8 @@ pub struct Device {
     scratch: Mutex<Option<Allocation>>,
     /// The memory limit, shared with all siblings.
     allowance: Arc<Allowance>,
+    /// Shared with all siblings.
+    open: Arc<Open>,
     /// Page-locked memory for copying tables, shared with all siblings.
     staging: Arc<StagingPool>,
     /// The branches made so far.
@@ -101,10 +104,20 @@ impl Device {
     pub fn open(ordinal: usize, kernels: Option<&Kernels>) -> Result<Arc<Self>> {
         let gpu = driver::find(ordinal)?;
         let kernels = driver::serve(&gpu, kernels)?;
-        let failed = |operation: &str, error: DriverError| Error::DeviceOperation {
-            device: gpu.to_string(),
-            operation: operation.to_owned(),
-            problem: problem_of(error),
+        let failed = |operation: &str, error: DriverError| match error {
+            DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => Error::DeviceMemory {
+                device: gpu.to_string(),
+                what: operation.to_owned(),
+                needed: None,
+                free: 0,
+                total: gpu.memory,
+                advice: String::new(),
+            },
+            error => Error::DeviceOperation {
+                device: gpu.to_string(),
+                operation: operation.to_owned(),
+                problem: problem_of(error),
+            },
         };
         let context = CudaContext::new(ordinal).map_err(|error| failed("opening it", error))?;
         // SAFETY: event tracking orders uses of memory by several streams. Each allocation of this
@@ -113,7 +126,8 @@ impl Device {
         // each other.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|error| failed("making a stream", error))?;
-        keep_freed_memory(&context).map_err(|error| failed("setting its memory pool up", error))?;
+        pool::keep_freed_memory(&context)
+            .map_err(|error| failed("setting its memory pool up", error))?;
         let module = context
             .load_module(Ptx::from_binary(kernels.image.to_vec()))
             .map_err(|error| failed("loading the kernels", error))?;
@@ -130,7 +144,7 @@ impl Device {
             gpu,
             stream,
             Arc::new(functions),
-            Arc::default(),
+            (Arc::default(), Open::new(&context, ordinal)),
             Arc::default(),
             Arc::default(),
         ))
@@ -140,7 +154,7 @@ impl Device {
         gpu: Gpu,
         stream: Arc<CudaStream>,
         kernels: Arc<HashMap<&'static str, Kernel>>,
-        allowance: Arc<Allowance>,
+        (allowance, open): (Arc<Allowance>, Arc<Open>),
         staging: Arc<StagingPool>,
         notes: Arc<Notes>,
     ) -> Arc<Self> {
@@ -150,6 +164,7 @@ impl Device {
             kernels: OfThisProcess::new(kernels),
             scratch: Mutex::default(),
             allowance,
+            open,
             staging,
             branches: Mutex::default(),
             notes,
@@ -182,8 +197,9 @@ impl Device {
     fn with_stream(&self, notes: Arc<Notes>) -> Result<Arc<Self>> {
         let stream = self.asking(|| self.stream.context().new_stream());
         let stream = stream.map_err(|error| self.failed_or_full("a stream".to_owned(), error))?;
-        let (kernels, allowance) = (Arc::clone(&self.kernels), self.allowance.clone());
-        Ok(Self::on(self.gpu.clone(), stream, kernels, allowance, self.staging.clone(), notes))
+        let (kernels, shared) =
+            (Arc::clone(&self.kernels), (self.allowance.clone(), self.open.clone()));
+        Ok(Self::on(self.gpu.clone(), stream, kernels, shared, self.staging.clone(), notes))
     }
 
     /// Branch `number` of this device: a sibling that is the same one each time, so that its
@@ -200,12 +216,19 @@ impl Device {
         if this.times_launches() {
             return Ok(this.clone());
         }
-        // A thread that panicked left only complete branches.
-        let mut branches = this.branches.lock().unwrap_or_else(PoisonError::into_inner);
-        while branches.len() <= number {
-            branches.push(this.with_stream(this.notes.clone())?);
+        loop {
+            if let Some(branch) = this.branches().get(number) {
+                return Ok(branch.clone());
+            }
+            // Made without the lock, which is taken again where memory is short.
+            let branch = this.with_stream(this.notes.clone())?;
+            this.branches().push(branch);
         }
-        Ok(branches[number].clone())
+    }
+
+    /// A thread that panicked left only complete branches.
+    fn branches(&self) -> MutexGuard<'_, Vec<Arc<Self>>> {
+        self.branches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does `work` on this device and, at the same time, `aside` on a branch of it; later work on
@@ -303,14 +326,7 @@ impl Device {
 
     /// An attribute of the driver's memory pool, in bytes, if there is a pool.
     fn of_pool(&self, attribute: sys::CUmemPool_attribute) -> Option<u64> {
-        let context = self.stream.context();
-        let mut bytes = 0u64;
-        // SAFETY: the pool is the device's own, and the attribute's value is a u64, as documented.
-        let asked = context.has_async_alloc().then(|| unsafe {
-            let pool = result::device::get_default_mem_pool(context.cu_device())?;
-            result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast())
-        });
-        asked?.ok().map(|()| bytes)
+        pool::attribute(self.stream.context(), attribute)
     }
 
     /// Waits for all work queued so far.
@@ -345,7 +361,10 @@ impl Device {
     /// Asks the driver for what takes memory. If there is too little, asks once more without what
     /// its pool keeps: the driver does not promise to wait for memory that is about to be freed, nor
     /// to use what the pool has in pieces of other sizes.
-    fn asking<T>(&self, ask: impl Fn() -> Result<T, DriverError>) -> Result<T, DriverError> {
+    pub(super) fn asking<T>(
+        &self,
+        ask: impl Fn() -> Result<T, DriverError>,
+    ) -> Result<T, DriverError> {
         match ask() {
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 self.give_back_unused()?;
@@ -359,20 +378,12 @@ impl Device {
     /// uses back to the driver.
     fn give_back_unused(&self) -> Result<(), DriverError> {
         self.wait_for_all()?;
-        let context = self.stream.context();
-        if !context.has_async_alloc() {
-            return Ok(());
-        }
-        // SAFETY: the pool is the device's own.
-        unsafe {
-            let pool = result::device::get_default_mem_pool(context.cu_device())?;
-            result::mem_pool::trim_to(pool, 0)
-        }
+        pool::trim(self.stream.context())
     }
 
     fn wait_for_all(&self) -> Result<(), DriverError> {
         self.stream.synchronize()?;
-        let branches = self.branches.lock().unwrap_or_else(PoisonError::into_inner);
+        let branches = self.branches().clone();
         branches.iter().try_for_each(|branch| branch.wait_for_all())
     }
 
@@ -410,7 +421,7 @@ impl Device {
 
     /// Frees that of all branches, and of their branches.
     pub(super) fn release_branches_scratch(&self) {
-        for branch in &*self.branches.lock().unwrap_or_else(PoisonError::into_inner) {
+        for branch in &*self.branches() {
             branch.release_scratch();
             branch.release_branches_scratch();
         }
@@ -583,32 +594,15 @@ impl Drop for Device {
         if self.is_inherited() {
             return;
         }
-        // Branches free their memory on their own streams, but graphs use it on this one.
-        let branches = self.branches.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for branch in std::mem::take(branches) {
-            // A failed device has nothing in flight any more.
+        // A failed device has nothing in flight any more.
+        for branch in &*self.branches() {
+            // Branches free their memory on their own streams, but graphs use it on this one.
             branch.after(self).ok();
         }
         self.release_scratch();
-        if Arc::strong_count(&self.allowance) == 1 {
-            // Nobody here needs the pool any more; other libraries and programs may.
-            self.give_back_unused().ok();
-        }
-    }
-}
-
-/// Makes the driver keep freed memory for the next allocation, instead of releasing it whenever the
-/// stream is waited for.
-fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
-    if !context.has_async_alloc() {
-        return Ok(());
-    }
-    let mut threshold = u64::MAX;
-    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the pool is the device's own, and the attribute's value is a u64, as documented.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(context.cu_device())?;
-        result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
+        self.release_branches_scratch();
+        // The last device of a GPU gives back what was freed, see `Open`.
+        self.wait_for_all().ok();
     }
 }
 

@@ -18,6 +18,7 @@ mod launch;
 mod loss;
 mod memory;
 mod plan;
+mod pool;
 mod process;
 mod profile;
 mod random;

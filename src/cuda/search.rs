@@ -48,6 +48,8 @@ impl CudaIndex {
     /// [`Error::DeviceMemory`] if they do not fit, and [`Error::DeviceOperation`] if the device
     /// fails or the thread cannot be started.
     pub fn new(gpu: &Cuda, items: &[f32], width: usize) -> Result<Self> {
+        // What was freed before, such as the model that made the rows, must be there for the sibling.
+        gpu.device().synchronize()?;
         let device = gpu.device().sibling()?;
         let rows = (QUERIES + items.len() / width) * width;
         let mut memory = Memory::new(&device, rows, "the rows of all items")?;

@@ -83,7 +83,7 @@ impl FeatureStream {
         for (row, &item) in kept.iter().enumerate() {
             kept_rows[item as usize] = row as u32;
         }
-        let copies = device.stream().context().new_stream();
+        let copies = device.asking(|| device.stream().context().new_stream());
         let copies = copies
             .map_err(|error| device.failed_or_full("a stream for features".to_owned(), error))?;
         Ok(Self {
@@ -328,7 +328,7 @@ impl Feed<'_> {
             stream.copy(&mut staging, self.tables, slot, items, moving)?;
             stream.device.stream().wait(&stream.copies.record_event(None)?)
         })();
-        // Fails after the last batch, when the other end may be gone.
+        // The other end ignores what it does not need any more.
         let _ = self.free.send(staging);
         copied.map_err(|error| stream.failed(error))
     }

@@ -355,12 +355,13 @@ void bm3_emulator_recover() {
     driver().sticky = CUDA_SUCCESS;
 }
 
-// Bytes of device memory in use, once the work of all streams is done.
+// Bytes of device memory that the pool holds.
 unsigned long long bm3_emulator_held() {
     std::lock_guard<std::recursive_mutex> lock(driver().mutex);
     return driver().held;
 }
 
+// Bytes of device memory in use, once the work of all streams is done.
 unsigned long long bm3_emulator_used() {
     std::lock_guard<std::recursive_mutex> lock(driver().mutex);
     for (Stream* stream : driver().streams) {
