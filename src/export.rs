@@ -116,7 +116,7 @@ pub fn export(
 fn refuse_other_ids(paths: &[PathBuf]) -> Result<()> {
     let Some(found) = paths.iter().find(|path| path.exists()) else { return Ok(()) };
     let problem = format!(
-        "{} would give these numbers the ids of something else; remove it, or give another folder",
+        "{} would give these numbers the ids of something else; give another folder",
         found.display()
     );
     Err(Error::setting("--out", problem))

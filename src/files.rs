@@ -120,25 +120,50 @@ impl Drop for Unfinished {
 #[derive(Debug)]
 pub(crate) struct Together {
     directory: PathBuf,
+    /// Released before the folder is removed, as some systems demand.
+    _lock: File,
     folder: TempDir,
     _unfinished: Unfinished,
 }
 
 impl Together {
-    /// Makes the directory, if need be, and the temporary folder.
+    /// The beginning of the temporary folder's name.
+    const PREFIX: &str = ".bm3-unfinished-";
+
+    /// Makes the directory, if need be, and the temporary folder; removes those of processes that
+    /// were killed.
     ///
     /// # Errors
     /// [`Error::Io`] with the directory.
     pub fn begin(directory: &Path) -> Result<Self> {
         let make = || {
             std::fs::create_dir_all(directory)?;
-            let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(directory)?;
-            Ok((folder.path().to_owned(), folder))
+            Self::remove_abandoned(directory);
+            let folder = tempfile::Builder::new().prefix(Self::PREFIX).tempdir_in(directory)?;
+            // Locked before it has its name, so that a folder with an unlocked one is abandoned.
+            let (new, lock) = (folder.path().join("lock"), folder.path().join(LOCK));
+            let file = File::create(&new)?;
+            file.lock()?;
+            std::fs::rename(&new, &lock)?;
+            Ok((folder.path().to_owned(), (folder, file)))
         };
-        let (folder, _unfinished) = fault::point()
+        let ((folder, _lock), _unfinished) = fault::point()
             .and_then(|()| Unfinished::create(make))
             .map_err(|error| Error::io(directory, "create", error))?;
-        Ok(Self { directory: directory.to_owned(), folder, _unfinished })
+        Ok(Self { directory: directory.to_owned(), _lock, folder, _unfinished })
+    }
+
+    /// Best effort: what cannot be removed does no harm.
+    fn remove_abandoned(directory: &Path) {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            if !entry.file_name().to_string_lossy().starts_with(Self::PREFIX) {
+                continue;
+            }
+            let lock = File::open(entry.path().join(LOCK));
+            if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
+                std::fs::remove_dir_all(entry.path()).ok();
+            }
+        }
     }
 
     /// Gives `write` the folder to write into; its errors name the places that files are to get.
@@ -172,23 +197,6 @@ impl Together {
         }
         Ok(())
     }
-}
-
-/// Removes what processes that were killed have left of unfinished files. Nobody may be writing there.
-///
-/// # Errors
-/// [`Error::Io`] with what cannot be removed.
-pub(crate) fn remove_temporaries(directory: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if !is_temporary(&entry.file_name().to_string_lossy()) {
-            continue;
-        }
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { Ok(()) };
-        removed.map_err(|error| Error::io(&path, "remove", error))?;
-        remove(&path)?;
-    }
-    Ok(())
 }
 
 /// Removes the temporary files of this process, which is about to end: from here on, it can begin
@@ -393,10 +401,14 @@ mod tests {
         begun.finish(["b", "a"].map(OsStr::new)).unwrap();
         assert_eq!(names(), ["a", "b"]);
         assert_eq!(std::fs::read(path("a")).unwrap(), b"new");
-        // Of a process that was killed.
-        std::mem::forget(Together::begin(directory.path()).unwrap());
-        std::fs::write(path(".tmpabcdef"), "half").unwrap();
-        remove_temporaries(directory.path()).unwrap();
+        // Another that is at work stays; that of a process that was killed goes.
+        let other = Together::begin(directory.path()).unwrap();
+        let killed = path(&format!("{}x", Together::PREFIX));
+        std::fs::create_dir(&killed).unwrap();
+        std::fs::write(killed.join(LOCK), "").unwrap();
+        drop(Together::begin(directory.path()).unwrap());
+        assert!(other.folder.path().exists() && !killed.exists());
+        drop(other);
         assert_eq!(names(), ["a", "b"]);
     }
 

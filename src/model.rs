@@ -200,7 +200,7 @@ impl Model {
         if (self.users(), self.items()) != (dataset.users, dataset.items) {
             let problem = format!(
                 "was trained on {} users and {} items; {} has {} and {}: give the folder it was \
-                 trained on",
+                 trained on, or as many users and items, with interactions or without",
                 self.users(),
                 self.items(),
                 dataset.name,

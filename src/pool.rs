@@ -39,6 +39,12 @@ impl Own {
     }
 }
 
+/// A new pool of this process, with all of the machine's threads: for a training. In a shared pool,
+/// a call that waits for its other threads would take up the whole training as its own work.
+pub fn alone() -> Result<Arc<ThreadPool>> {
+    Own::new().get(rayon::current_num_threads())
+}
+
 /// The pool of this process, with all of the machine's threads.
 pub fn shared() -> Result<Arc<ThreadPool>> {
     SHARED.get(rayon::current_num_threads())

@@ -168,14 +168,14 @@ fn a_data_set_is_replaced_whole_or_not_at_all() {
             let output = synth("data", "2", "0", Some(format!("{fault}:{point}")));
             let mut found = content("data");
             if fault == "kill" {
-                found.retain(|(name, _)| !name.starts_with(".tmp"));
+                found.retain(|(name, _)| !name.starts_with(".bm3-unfinished-"));
             }
             match found {
                 found if found == content("old") => kept += 1,
                 found if found == content("new") => replaced += 1,
                 found => {
                     assert!(found.iter().all(|(name, _)| !name.ends_with(".inter")), "{point}");
-                    assert!(found.iter().all(|(name, _)| !name.starts_with(".tmp")), "{point}");
+                    assert!(found.iter().all(|(name, _)| !name.starts_with('.')), "{point}");
                     lost += 1;
                 }
             }

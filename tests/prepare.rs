@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bm3_engine::Trainer;
-use bm3_engine::config::{DeviceChoice, TrainConfig};
+use bm3_engine::config::{ConfigFile, DeviceChoice, TrainConfig};
 use bm3_engine::data::{Dataset, DatasetOptions, FeatureFile, FeatureType, IdMaps};
 use bm3_engine::prepare::{
     Delimiter, FeatureInput, MissingFeatures, PrepareOptions, PrepareSummary, SplitMethod,
@@ -200,6 +200,17 @@ fn a_run_of_the_library_keeps_the_ids() {
         .fit(&dataset)
         .unwrap();
     assert_eq!(maps(&raw.path("run")), maps(&raw.path("out")));
+    let settings = |run: &str| ConfigFile::read(&raw.path(run).join("config.toml")).unwrap().run;
+    assert_eq!(settings("run").data, Some(raw.path("out")));
+
+    // A data set that was changed is not what the folder has.
+    let mut changed = dataset.clone();
+    changed.train.users.swap(0, 1);
+    changed.train.items.swap(0, 1);
+    assert!(changed.source().is_none() && dataset.source().is_some());
+    let trainer = Trainer::new(TrainConfig { epochs: 1, embedding_size: 4, ..Default::default() });
+    trainer.directory(raw.path("changed")).fit(&changed).unwrap();
+    assert_eq!(settings("changed").data, None);
 }
 
 #[test]

@@ -192,7 +192,8 @@ pub unsafe extern "C" fn bm3_dataset_builder_add_pairs(
     })
 }
 
-/// Adds a modality: one row of features per item.
+/// Adds a modality: one row of features per item. If all modalities have the same number of rows, so
+/// many items count at least, with or without interactions.
 ///
 /// # Safety
 /// The module's rules for pointers.

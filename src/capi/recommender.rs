@@ -10,6 +10,7 @@ use super::handle::{Kind, borrow, change, give, take};
 use super::status::{Failure, bm3_status, call};
 use crate::config::DeviceChoice;
 use crate::device::Device;
+use crate::wording::Caller;
 use crate::{Error, Model, Recommender, Result};
 
 /// A trained model, ready to answer.
@@ -29,6 +30,7 @@ impl Served {
         let (device, passed_over) = Device::open(choice)?;
         let mut description = device.describe();
         if let Some(reason) = passed_over {
+            let reason = Caller::C.words(&reason.to_string());
             description += &format!(" (GPU 0 cannot be used: {reason})");
         }
         let recommender = Recommender::on_device(model, device)?;
@@ -176,7 +178,8 @@ pub unsafe extern "C" fn bm3_recommender_sizes(
 
 /// Lends one line that names the device it answers on; if "auto" passed over a GPU, with the reason.
 ///
-/// `device` then points to the library's own text, which stays valid until the recommender is freed.
+/// `device` then points to the library's own text, which stays valid until the recommender is
+/// changed or freed.
 ///
 /// # Safety
 /// The module's rules for pointers.
@@ -193,7 +196,8 @@ pub unsafe extern "C" fn bm3_recommender_device(
 /// names and widths of its `modalities`, its numbers of `users` and `items`; the `epoch` it was best
 /// in, and its metrics then on the validation split (`valid`) and the test split (`test`).
 ///
-/// `record` then points to the library's own text, which stays valid until the recommender is freed.
+/// `record` then points to the library's own text, which stays valid until the recommender is
+/// changed or freed.
 ///
 /// # Safety
 /// The module's rules for pointers.

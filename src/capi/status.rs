@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+
+use rayon::ThreadPool;
 
 use crate::data::DataError;
 use crate::wording::Caller;
@@ -58,8 +60,20 @@ thread_local! {
 
 /// Runs a call: its failure, or panic, becomes a status and this thread's last error.
 pub(super) fn call(work: impl FnOnce() -> Result<(), Failure>) -> bm3_status {
+    call_on(pool::shared, work)
+}
+
+/// As [`call`], for a training, which takes long.
+pub(super) fn call_alone(work: impl FnOnce() -> Result<(), Failure>) -> bm3_status {
+    call_on(pool::alone, work)
+}
+
+fn call_on(
+    threads: fn() -> crate::Result<Arc<ThreadPool>>,
+    work: impl FnOnce() -> Result<(), Failure>,
+) -> bm3_status {
     // A panic can leave a handle half-changed, and `handle::change` then refuses it for good.
-    let (status, message) = match catch_unwind(AssertUnwindSafe(|| in_process(work))) {
+    let (status, message) = match catch_unwind(AssertUnwindSafe(|| in_process(threads, work))) {
         Ok(Ok(())) => return bm3_status::BM3_OK,
         Ok(Err(Failure::Interrupted(message))) => (bm3_status::BM3_INTERRUPTED, message),
         Ok(Err(Failure::Error(error))) => {
@@ -85,15 +99,18 @@ pub(super) fn call(work: impl FnOnce() -> Result<(), Failure>) -> bm3_status {
 }
 
 /// Runs `work` on this thread, or, in a process that was forked after the library's first call, on
-/// threads that it has: parallel work would wait for its parent's for ever.
-fn in_process(work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+/// `threads` that it has: parallel work would wait for its parent's for ever.
+fn in_process(
+    threads: fn() -> crate::Result<Arc<ThreadPool>>,
+    work: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(), Failure> {
     static FIRST: OnceLock<u32> = OnceLock::new();
     let process = std::process::id();
     if *FIRST.get_or_init(|| process) == process {
         return work();
     }
     let work = Sent(work);
-    pool::shared()?.install(move || work.run())
+    threads()?.install(move || work.run())
 }
 
 /// Work that another thread does while this one waits.

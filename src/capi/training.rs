@@ -10,7 +10,7 @@ use super::arguments::{Out, device, flags, path, settings};
 use super::dataset::bm3_dataset;
 use super::handle::{borrow, give};
 use super::recommender::{Served, bm3_recommender};
-use super::status::{Failure, bm3_status, call};
+use super::status::{Failure, bm3_status, call_alone};
 use crate::Trainer;
 use crate::config::{DeviceChoice, RunConfig};
 use crate::records::EpochRecord;
@@ -115,7 +115,7 @@ pub unsafe extern "C" fn bm3_train(
     user: *mut c_void,
     recommender: *mut *mut bm3_recommender,
 ) -> bm3_status {
-    call(|| {
+    call_alone(|| {
         // SAFETY: the caller keeps the rules of the module.
         let (out, dataset, mut settings, device) = unsafe {
             (

@@ -1,6 +1,6 @@
 //! The histories of users that a model was not trained on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use bm3_engine::{Error, Result};
@@ -36,7 +36,7 @@ impl Histories {
         let item_of = names.finder(Kind::Item);
         let mut positions: HashMap<String, usize> = HashMap::new();
         let mut histories = Self { users: Vec::new(), items: Vec::new() };
-        let (mut unknown, mut count) = (Unknown::default(), 0);
+        let (mut unknown, mut count, mut all) = (Unknown::default(), 0, HashSet::new());
         for (number, record) in table.records().enumerate() {
             let record = record.map_err(|error| {
                 at(error.position().map_or(0, csv::Position::line), &error.to_string())
@@ -55,6 +55,9 @@ impl Histories {
                 return Err(at(line, "a user and an item expected, as in ann,B00X"));
             }
             count += 1;
+            if !all.contains(user) {
+                all.insert(user.to_owned());
+            }
             let Some(found) = item_of(item) else {
                 let expected = || {
                     let expected = names.expected(Kind::Item);
@@ -71,6 +74,10 @@ impl Histories {
             histories.items[position].push(found);
         }
         unknown.warn(count, Kind::Item);
+        let without = all.len() - histories.users.len();
+        if without > 0 {
+            eprintln!("warning: {without} of {} users have no known items: no lists", all.len());
+        }
         if count == 0 {
             return Err(Error::run_file(path, "is empty; lines with a user and an item expected"));
         }

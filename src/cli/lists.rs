@@ -33,7 +33,8 @@ pub struct ListArguments {
     /// interaction trained
     #[arg(long)]
     pub cold_items: bool,
-    /// Leave out ids that the model does not know, and say how many, instead of stopping
+    /// Leave out ids that the model does not know, and say how many, instead of stopping; not for
+    /// the rows of a .npy file, which have no ids
     #[arg(long)]
     pub skip_unknown: bool,
     /// Whether users and items go by the ids of the original interactions, where the run or the
@@ -122,6 +123,20 @@ impl ListArguments {
 }
 
 impl ListRequest {
+    /// Refuses to leave out some of those whose lists are rows without ids, which would then be
+    /// taken for others'.
+    ///
+    /// # Errors
+    /// [`Error::Setting`].
+    pub fn check_rows(&self, are_named: bool) -> Result<()> {
+        if self.format == ListFormat::Npy && self.skip_unknown && are_named {
+            let problem = "the rows of a .npy file are told apart by their order alone; write .csv or \
+                           .jsonl, or give ids that are all known";
+            return Err(Error::setting("--skip-unknown", problem));
+        }
+        Ok(())
+    }
+
     /// The names by which users and items are asked for. They do not depend on the file's format: a
     /// file that holds only numbers can still be asked for by name.
     ///
@@ -288,17 +303,19 @@ impl ListRequest {
         let scores_path = path.with_file_name(format!("{stem}_scores.npy"));
         if !self.scores {
             // They would pass for those of the new lists.
-            let stale = path.is_file() && scores_path.exists();
+            let stale = scores_path.exists();
             if stale && !self.overwrite {
                 let problem = format!(
-                    "{} has the scores of the lists that are replaced; add --scores to replace them \
-                     too, --overwrite to remove them, or give another file",
+                    "{} has the scores of other lists; add --scores to replace them, --overwrite to \
+                     remove them, or give another file",
                     scores_path.display()
                 );
                 return Err(Error::setting("--out", problem));
             }
-            files::write_atomic(path, |items| write(items, &mut |_| Ok(())))?;
-            return if stale { files::remove(&scores_path) } else { Ok(()) };
+            if stale {
+                files::remove(&scores_path)?;
+            }
+            return files::write_atomic(path, |items| write(items, &mut |_| Ok(())));
         }
         self.check_scores_replaced(path, &scores_path)?;
         let wrong = |error| Error::io(&scores_path, "write", error);

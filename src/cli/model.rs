@@ -142,8 +142,9 @@ impl ModelRequest {
         let problem = match (&self.data, &file.run.data) {
             (Some(_), _) => None,
             (None, None) if path.is_file() => Some(format!(
-                "not given, and {} names no data folder, for the run's data were in memory; name a \
-                 folder that has the same NAME.inter and *_feat.npy files",
+                "not given, and {} names no data folder, as the run's data were in memory, or split \
+                 by another seed than the run's; name a folder that has the same NAME.inter and \
+                 *_feat.npy files",
                 path.display()
             )),
             (None, None) => Some(format!(
@@ -176,8 +177,8 @@ impl ModelRequest {
     fn interactions(&self, model: &Model, config: &RunConfig) -> Result<Dataset> {
         let dataset = backend::interactions(config).map_err(|error| match error {
             Error::Data(DataError::NoSplit { path }) => {
-                let problem = "has no column `x_label`, and the settings of the run, which may say \
-                               how to split, are not beside the model; give the run's directory as \
+                let problem = "has no column `x_label`, and no settings of a run beside the model say \
+                               how to split; give the directory of a run whose settings do as \
                                --model, or prepare the data with a split";
                 Error::run_file(&path, problem)
             }

@@ -52,6 +52,7 @@ also NAME_scores.npy beside NAME.npy (NaN there).";
 pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
     let lists = arguments.lists.request(Kind::User)?;
     let users = arguments.users.ids("--users")?;
+    lists.check_rows(users.is_some() || arguments.histories.is_some())?;
     let not_all = |choice: &Option<Choice>, flag| match choice {
         Some(Choice::All) => {
             let problem = "`all` found, a file with one id per line or a list as in 1,2,3 expected";

@@ -30,6 +30,7 @@ is short), with --scores also NAME_scores.npy beside NAME.npy (NaN there).";
 pub fn run(arguments: &SimilarArguments) -> anyhow::Result<()> {
     let lists = arguments.lists.request(Kind::Item)?;
     let items = arguments.items.ids("--items")?;
+    lists.check_rows(items.is_some())?;
     let request = arguments.model.request()?;
     super::use_threads(request.threads)?;
     let recommender = request.recommender(lists.cold_items)?;

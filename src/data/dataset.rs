@@ -130,9 +130,18 @@ pub struct Dataset {
     pub modalities: Vec<Modality>,
     /// What the user should know about the files but need not change.
     pub warnings: Vec<String>,
-    /// The folder it was read from, and how.
-    source: Option<(PathBuf, DatasetOptions)>,
+    source: Option<Source>,
     graphs: Graphs,
+}
+
+/// Where a data set was read from, and what was read.
+#[derive(Debug, Clone)]
+struct Source {
+    /// An absolute path, if the system could make one.
+    folder: PathBuf,
+    options: DatasetOptions,
+    interactions: u64,
+    modalities: Vec<Modality>,
 }
 
 /// What to read from a folder, and how.
@@ -145,6 +154,22 @@ pub struct DatasetOptions {
     pub modalities: Option<Vec<String>>,
     /// Splits each user's interactions by these shares, instead of by `x_label`.
     pub split: Option<SplitRatio>,
+}
+
+/// The path from the root, if the system can tell.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+impl DatasetOptions {
+    /// The same with absolute paths.
+    fn absolute(&self) -> Self {
+        let mut options = self.clone();
+        for file in options.features.iter_mut().flat_map(|(_, files)| files) {
+            file.path = absolute(&file.path);
+        }
+        options
+    }
 }
 
 impl Dataset {
@@ -194,7 +219,12 @@ impl Dataset {
             Self::assemble(&name, train, [&valid, &test], (0, 0), modalities, progress)?;
         warnings.append(&mut dataset.warnings);
         dataset.warnings = warnings;
-        dataset.source = Some((directory.to_owned(), options.clone()));
+        dataset.source = Some(Source {
+            folder: absolute(directory),
+            options: options.absolute(),
+            interactions: dataset.interactions_fingerprint(),
+            modalities: dataset.modalities.clone(),
+        });
         if dataset.modalities.is_empty() && options.modalities.is_none() {
             dataset.warnings.push(without_features(directory)?);
         }
@@ -214,12 +244,19 @@ impl Dataset {
     /// The folder it was read from, if it was; a run that trains on it keeps the folder's original
     /// ids.
     pub fn folder(&self) -> Option<&Path> {
-        self.source().map(|(folder, _)| folder)
+        self.source.as_ref().map(|source| &*source.folder)
     }
 
-    /// The folder it was read from and how it was read, if it was.
+    /// The folder it was read from and how it was read, if it was, and has not been changed since.
     pub fn source(&self) -> Option<(&Path, &DatasetOptions)> {
-        self.source.as_ref().map(|(folder, options)| (&**folder, options))
+        let source = self.source.as_ref()?;
+        let same = |(one, other): (&Modality, &Modality)| {
+            one.name == other.name && Arc::ptr_eq(&one.features, &other.features)
+        };
+        let is_unchanged = self.interactions_fingerprint() == source.interactions
+            && self.modalities.len() == source.modalities.len()
+            && self.modalities.iter().zip(&source.modalities).all(same);
+        is_unchanged.then_some((&*source.folder, &source.options))
     }
 
     /// The same interactions with these of its modalities only, in the same order; shares the features,
@@ -228,9 +265,13 @@ impl Dataset {
     pub fn with_modalities(&self, names: &[String]) -> Self {
         let mut dataset = self.clone();
         dataset.modalities.retain(|modality| names.contains(&modality.name));
-        if let Some((_, options)) = &mut dataset.source {
+        if self.source().is_none() {
+            dataset.source = None;
+        }
+        if let Some(source) = &mut dataset.source {
             let left = dataset.modalities.iter().map(|modality| modality.name.clone());
-            options.modalities = Some(left.collect());
+            source.options.modalities = Some(left.collect());
+            source.modalities = dataset.modalities.clone();
         }
         dataset
     }

@@ -143,9 +143,6 @@ pub(crate) struct Earlier {
     interactions: Vec<PathBuf>,
     /// Features and original ids that the new data set does not replace.
     others: Vec<PathBuf>,
-    directory: PathBuf,
-    /// Whether they may be replaced.
-    overwrite: bool,
 }
 
 impl Earlier {
@@ -175,7 +172,7 @@ impl Earlier {
             })
             .partition(|path| is_interactions(path));
         let others = others.into_iter().filter(|path| !written.contains(&&**path)).collect();
-        let earlier = Self { interactions, others, directory: directory.to_owned(), overwrite };
+        let earlier = Self { interactions, others };
         if !overwrite {
             files::refuse_existing(written)?;
         }
@@ -215,11 +212,7 @@ impl Earlier {
     /// [`Error::Io`] with the file.
     pub fn replace(&self, new: Together, written: &[&Path]) -> Result<()> {
         self.files().try_for_each(files::remove)?;
-        new.finish(written.iter().filter_map(|path| path.file_name()))?;
-        if self.overwrite {
-            files::remove_temporaries(&self.directory)?;
-        }
-        Ok(())
+        new.finish(written.iter().filter_map(|path| path.file_name()))
     }
 }
 

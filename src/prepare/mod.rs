@@ -226,10 +226,14 @@ pub fn prepare(options: &PrepareOptions, progress: &mut dyn FnMut(&str)) -> Resu
     }
     let splits = [0, 1, 2].map(|label| labels.iter().filter(|&&other| other == label).count());
     for (number, split) in [(1, "validation"), (2, "test")] {
-        if splits[number] == 0 && options.shares[number] > 0.0 {
-            warnings.push(format!(
-                "no interaction is in the {split} split: the users have too few for its share"
-            ));
+        let reason = match options.split_method {
+            SplitMethod::Given => "",
+            SplitMethod::LeaveOneOut => ": the users have too few",
+            _ if options.shares[number] > 0.0 => ": the users have too few for its share",
+            _ => continue,
+        };
+        if splits[number] == 0 {
+            warnings.push(format!("no interaction is in the {split} split{reason}"));
         }
     }
     let mut trained = vec![false; item_ids.order.len()];

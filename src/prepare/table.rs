@@ -211,7 +211,9 @@ fn no_table(head: &[u8]) -> Option<&'static str> {
         [0x1f, 0x8b, ..] => Some("is compressed by gzip; unpack it first"),
         [b'P', b'K', 3, 4, ..] => Some("is a zip archive; unpack it first, and save sheets as CSV"),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("is UTF-16, not UTF-8; convert the file"),
-        [b'{', ..] => Some("is JSON; save it as a table, one interaction a line, such as CSV"),
+        [b'{', b'"', ..] => {
+            Some("is JSON; save it as a table, one interaction a line, such as CSV")
+        }
         _ => None,
     }
 }

@@ -12,7 +12,7 @@ use pyo3::types::PyDict;
 use super::dataset::PyDataset;
 use super::model::PyModel;
 use super::settings;
-use crate::pool::shared;
+use crate::pool::alone;
 use crate::records::{EpochRecord, Observer, RunStart};
 use crate::{Error, Result, Trainer};
 
@@ -93,8 +93,8 @@ pub fn train(
     let mut listener = Listener { on_start, on_step, on_epoch, position, raised: None };
     let trained = std::thread::scope(|scope| {
         let fit = || trainer.fit_observed(&dataset, messenger);
-        // On threads of this process in either case.
-        let worker = scope.spawn(|| if threads.is_some() { fit() } else { shared()?.install(fit) });
+        // On threads of its own in either case.
+        let worker = scope.spawn(|| if threads.is_some() { fit() } else { alone()?.install(fit) });
         listener.listen(py, received, &replies, &stop);
         py.detach(|| worker.join())
     });

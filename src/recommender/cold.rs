@@ -134,7 +134,7 @@ impl Recommender {
     ///
     /// # Errors
     /// [`Error::Setting`] for tables that are missing, unknown, or differ in width or number of
-    /// rows, for features so large that scores would not be finite, and as
+    /// rows, for features so large that their rows are not finite, and as
     /// [`Recommender::score_cold_items`]; [`Error::Data`] for features that are not finite.
     pub fn add_items(&mut self, features: &[Modality]) -> Result<Range<u32>> {
         self.index.check_process()?;
@@ -289,7 +289,7 @@ fn check_finite(made: &[Vec<f32>; 2], width: usize, place: impl Fn(usize) -> Str
     let rows = made.iter().map(|rows| rows.chunks_exact(width).position(|row| !is_finite(row)));
     let Some(row) = rows.flatten().min() else { return Ok(()) };
     let problem = format!(
-        "{}: numbers so large found that scores would not be finite; features on the scale of the \
+        "{}: numbers so large found that its row is not finite; features on the scale of the \
          training's expected",
         place(row)
     );

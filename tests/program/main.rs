@@ -129,7 +129,7 @@ fn a_model_is_trained_evaluated_and_asked() {
     assert!(file("l_scores.npy").is_file());
     // The scores of other lists do not stay beside new ones.
     let alone = ["recommend", "--model", path(&run), "--users", "3", "--out", path(&npy)];
-    let problem = "l_scores.npy has the scores of the lists that are replaced; add --scores";
+    let problem = "l_scores.npy has the scores of other lists; add --scores";
     program(&alone).assert().code(2).stderr(contains(problem));
     program(&alone).arg("--overwrite").assert().success();
     assert!(!file("l_scores.npy").exists());
@@ -147,6 +147,9 @@ fn a_model_is_trained_evaluated_and_asked() {
         .success()
         .stdout(lists.clone())
         .stderr(contains("warning: 1 of 1 items are unknown and left out, the first: "));
+    let to_rows = [&asked[..], &["--skip-unknown", "--out", path(&npy)]].concat();
+    let problem = "--skip-unknown: the rows of a .npy file are told apart by their order alone";
+    program(&to_rows).assert().code(2).stderr(contains(problem));
     if cfg!(unix) {
         let arguments = ["recommend", "--model", path(&run), "--users", "/dev/stdin"];
         let assert = program(&arguments).args(["--top-k", "7"]).write_stdin("3\n").assert();
@@ -326,8 +329,9 @@ fn an_interrupted_file_leaves_no_part() {
         let entries = fs::read_dir(&data).into_iter().flatten();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     };
-    let is_temporary = |name: &String| name.starts_with(".tmp");
+    let is_temporary = |name: &String| name.starts_with('.');
     while !names().iter().any(is_temporary) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before anything was written");
         std::thread::sleep(Duration::from_millis(5));
     }
     send("-INT", &child);

@@ -315,8 +315,7 @@ fn a_folder_without_a_split_says_what_is_missing() {
     output(&["bench", "--data", path(&data), "--device", "cpu", "--repeats", "1", "--json"]);
     output(&["evaluate", "--model", path(&run)]);
     fs::copy(run.join("model.safetensors"), &alone).unwrap();
-    program(&["evaluate", "--model", path(&alone), "--data", path(&data)])
-        .assert()
-        .code(2)
-        .stderr(contains("give the run's directory as --model").and(contains("--split").not()));
+    program(&["evaluate", "--model", path(&alone), "--data", path(&data)]).assert().code(2).stderr(
+        contains("whose settings do as --model, or prepare").and(contains("--split").not()),
+    );
 }

@@ -241,7 +241,7 @@ def test_wrong_questions_are_refused(model):
         (lambda: model.recommend_new([[1], [], [2]]), r"query 1 \(of 0 to 2\): items: none found"),
         (
             lambda: model.add_items({name: np.full(n, 3e38) for name, n in model.modalities_.items()}),
-            "row 0 of the new items: numbers so large found that scores would not be finite",
+            "row 0 of the new items: numbers so large found that its row is not finite",
         ),
         (lambda: model.rank([0, 1], [1]), "user: 2 found, one expected"),
         (lambda: model.rank_new([], [1]), "a new user is known by one item at least"),

@@ -1,6 +1,8 @@
 """What training takes and leaves."""
 
 import json
+import os
+import subprocess
 import sys
 import types
 import warnings
@@ -402,3 +404,23 @@ def test_ids_of_every_type_of_floats(dtype, values):
     else:
         with pytest.raises(ValueError, match=f"found at position {int(np.argmin(fits))}, a whole number"):
             ids(array, "users")
+
+
+def test_a_callback_may_ask_where_there_is_one_processor(data, tmp_path):
+    """Training has threads of its own: what a callback asks for does not wait for them."""
+    path = tmp_path / "model.safetensors"
+    BM3(**settings(epochs=1)).fit(data.users, data.items, data.features).save(path)
+    script = (
+        "import sys, numpy as np\n"
+        "from bm3_engine import BM3\n"
+        "def ask(record):\n"
+        "    other = BM3.load(sys.argv[1], device='cpu')\n"
+        "    other.recommend(np.arange(other.n_users_), k=3)\n"
+        "model = BM3(epochs=2, embedding_size=8, device='cpu')\n"
+        "model.fit(np.arange(600) % 60, np.arange(600) * 7 % 40, callback=ask)\n"
+        "print(len(model.history_))\n"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    environment = {**os.environ, "RAYON_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "2\n", done.stderr
