@@ -212,7 +212,8 @@ bm3_status bm3_dataset_builder_add_pairs(struct bm3_dataset_builder *builder,
                                          const uint32_t *items,
                                          size_t pairs_len);
 
-// Adds a modality: one row of features per item.
+// Adds a modality: one row of features per item. If all modalities have the same number of rows, so
+// many items count at least, with or without interactions.
 bm3_status bm3_dataset_builder_add_features(struct bm3_dataset_builder *builder,
                                             const struct bm3_features *features);
 
@@ -268,14 +269,16 @@ bm3_status bm3_recommender_sizes(const struct bm3_recommender *recommender,
 
 // Lends one line that names the device it answers on; if "auto" passed over a GPU, with the reason.
 //
-// `device` then points to the library's own text, which stays valid until the recommender is freed.
+// `device` then points to the library's own text, which stays valid until the recommender is
+// changed or freed.
 bm3_status bm3_recommender_device(const struct bm3_recommender *recommender, const char **device);
 
 // Lends what is known of the model, as a JSON object: in `identity` its settings (`config`), the
 // names and widths of its `modalities`, its numbers of `users` and `items`; the `epoch` it was best
 // in, and its metrics then on the validation split (`valid`) and the test split (`test`).
 //
-// `record` then points to the library's own text, which stays valid until the recommender is freed.
+// `record` then points to the library's own text, which stays valid until the recommender is
+// changed or freed.
 bm3_status bm3_recommender_record(const struct bm3_recommender *recommender, const char **record);
 
 // Lends the rows of all users, one after the other, each as long as the embedding size: a score is
