@@ -462,10 +462,10 @@ bm3_status bm3_add_items(struct bm3_recommender *recommender,
 // NULL keeps the run in memory only.
 //
 // `callback`, which may be NULL, is called after each epoch with `user`: on the calling thread or,
-// if the settings have `threads` or in a forked process, on one of the library's own. If it stops the training early,
-// everything is saved and BM3_INTERRUPTED returned; `recommender` then holds the model of the best
-// epoch so far, or NULL if there is none. If the trained model cannot be placed on the device to
-// answer there, that error is returned, and `recommender` answers on the CPU.
+// if the settings have `threads` or in a forked process, on one of the library's own. If it stops
+// the training early, everything is saved and BM3_INTERRUPTED returned; `recommender` then holds the
+// model of the best epoch so far, or NULL if there is none. If the trained model cannot be placed on
+// the device to answer there, that error is returned, and `recommender` answers on the CPU.
 // `bm3_recommender_free` frees it.
 bm3_status bm3_train(const struct bm3_dataset *dataset,
                      const char *settings,

@@ -1,7 +1,7 @@
 //! Training from another program: settings, a data set, and a callback after each epoch.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::backend::Backend;
 use crate::config::{
     ByteSize, ConfigFile, DeviceChoice, FeatureStorage, RunConfig, RunSettings, TrainConfig,
-    TrainSettings, check_threads,
+    check_threads,
 };
 use crate::data::Dataset;
 use crate::device::Device;
@@ -233,48 +233,39 @@ impl Trainer {
             }
             if run.data.is_some() {
                 // Keep the data folder, and how the program that began this run computes.
-                let mut config = RunConfig::new(&TrainSettings::default(), &run)?;
-                config.train = self.config.clone();
-                return config.write(&settings);
+                return RunConfig::of_training(self.config.clone(), &run)?.write(&settings);
             }
-            match self.run_config(dataset)? {
-                Some(config) => config.write(&settings),
-                None => self.write_settings(&settings),
-            }
+            files::write_bytes_atomic(&settings, self.settings_text(dataset)?.as_bytes())
         })?;
         Ok(Some((directory, goes_on)))
     }
 
-    /// The settings with which the program repeats the run; `None` if it cannot, for they name no
-    /// folder.
-    fn run_config(&self, dataset: &Dataset) -> Result<Option<RunConfig>> {
-        let Some((folder, options)) = dataset.source() else { return Ok(None) };
-        let config = RunConfig::of_folder(&self.config, folder, options)?.map(|config| RunConfig {
-            device: self.device,
-            feature_storage: self.feature_storage,
-            device_memory: self.device_memory.map(ByteSize),
-            threads: self.threads,
-            checkpoint_seconds: self.checkpoint_interval.as_secs(),
-            init: self
-                .initial
-                .as_deref()
-                .map(|path| std::path::absolute(path).unwrap_or(path.into())),
-            ..config
-        });
-        // A path that is not UTF-8 has no place in a file of settings.
-        Ok(config.filter(|config| config.to_toml().is_ok()))
-    }
-
-    /// Writes the settings of the model alone.
-    fn write_settings(&self, path: &Path) -> Result<()> {
+    /// The settings with which the program repeats the run; those of the model alone if they cannot
+    /// name the data.
+    fn settings_text(&self, dataset: &Dataset) -> Result<String> {
+        if let Some((folder, options)) = dataset.source() {
+            let run = RunSettings {
+                device: Some(self.device),
+                feature_storage: Some(self.feature_storage),
+                device_memory: self.device_memory.map(ByteSize),
+                threads: self.threads,
+                checkpoint_seconds: Some(self.checkpoint_interval.as_secs()),
+                init: self.initial.clone(),
+                ..RunSettings::default()
+            };
+            let config = RunConfig::of_folder(&self.config, run, folder, options)?;
+            // A path that is not UTF-8 has no place in a file of settings.
+            if let Some(text) = config.and_then(|config| config.to_toml().ok()) {
+                return Ok(text);
+            }
+        }
         let table = toml::to_string(&self.config)
             .map_err(|error| Error::setting("config", format!("cannot be kept: {error}")))?;
-        let text = format!(
+        Ok(format!(
             "# The settings of a run of bm3-engine {}. Its data are in no folder that settings can \
              name.\n\n{table}",
             env!("CARGO_PKG_VERSION")
-        );
-        files::write_bytes_atomic(path, text.as_bytes())
+        ))
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::{CString, c_char};
 
 use super::arguments::{Out, array, bm3_features, modality, path, settings, text};
 use super::handle::{Kind, borrow, change, give, take};
-use super::status::{Failure, bm3_status, call};
+use super::status::{self, Failure, bm3_status, call};
 use crate::Dataset;
 use crate::config::RunConfig;
 use crate::data::DatasetBuilder;
@@ -25,8 +25,8 @@ pub(super) struct Opened {
 impl Opened {
     fn new(dataset: Dataset) -> Self {
         let warnings = dataset.warnings.iter().map(|warning| Caller::C.words(warning));
-        let warnings = warnings.collect::<Vec<_>>().join("\n").replace('\0', "\u{fffd}");
-        Self { dataset, warnings: CString::new(warnings).unwrap_or_default() }
+        let warnings = status::text(&warnings.collect::<Vec<_>>().join("\n"));
+        Self { dataset, warnings }
     }
 }
 

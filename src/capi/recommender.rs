@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::arguments::{Out, device, path};
 use super::dataset::bm3_dataset;
 use super::handle::{Kind, borrow, change, give, take};
-use super::status::{Failure, bm3_status, call};
+use super::status::{self, Failure, bm3_status, call};
 use crate::config::DeviceChoice;
 use crate::device::Device;
 use crate::wording::Caller;
@@ -36,8 +36,7 @@ impl Served {
         let recommender = Recommender::on_device(model, device)?;
         let record = serde_json::to_string(recommender.model().record())
             .map_err(|error| Error::setting("record", error.to_string()))?;
-        let [device, record] = [description, record]
-            .map(|text| CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default());
+        let [device, record] = [description, record].map(|text| status::text(&text));
         Ok(Self { recommender, choice, device, record })
     }
 }

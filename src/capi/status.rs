@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use std::sync::{Arc, OnceLock};
 
 use rayon::ThreadPool;
@@ -92,10 +91,15 @@ fn call_on(
             (bm3_status::BM3_FAILURE, format!("a fault of bm3-engine, please report it: {text}"))
         }
     };
-    let message = CString::new(message.replace('\0', "\u{fffd}")).unwrap_or_default();
+    let message = text(&message);
     // On a thread that is ending, nobody can ask any more.
     LAST_ERROR.try_with(|last| last.replace(message)).ok();
     status
+}
+
+/// A text for the caller.
+pub(super) fn text(text: &str) -> CString {
+    CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default()
 }
 
 /// Runs `work` on this thread, or, in a process that was forked after the library's first call, on

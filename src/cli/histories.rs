@@ -36,7 +36,8 @@ impl Histories {
         let item_of = names.finder(Kind::Item);
         let mut positions: HashMap<String, usize> = HashMap::new();
         let mut histories = Self { users: Vec::new(), items: Vec::new() };
-        let (mut unknown, mut count, mut all) = (Unknown::default(), 0, HashSet::new());
+        let (mut unknown, mut count) = (Unknown::default(), 0);
+        let mut skipped: HashSet<String> = HashSet::new();
         for (number, record) in table.records().enumerate() {
             let record = record.map_err(|error| {
                 at(error.position().map_or(0, csv::Position::line), &error.to_string())
@@ -55,15 +56,13 @@ impl Histories {
                 return Err(at(line, "a user and an item expected, as in ann,B00X"));
             }
             count += 1;
-            if !all.contains(user) {
-                all.insert(user.to_owned());
-            }
             let Some(found) = item_of(item) else {
                 let expected = || {
                     let expected = names.expected(Kind::Item);
                     at(line, &format!("`{item}` found, {expected} expected"))
                 };
                 names.skip(&mut unknown, expected)?;
+                skipped.insert(user.to_owned());
                 continue;
             };
             let position = *positions.entry(user.to_owned()).or_insert_with(|| {
@@ -74,9 +73,10 @@ impl Histories {
             histories.items[position].push(found);
         }
         unknown.warn(count, Kind::Item);
-        let without = all.len() - histories.users.len();
+        let without = skipped.iter().filter(|user| !positions.contains_key(*user)).count();
         if without > 0 {
-            eprintln!("warning: {without} of {} users have no known items: no lists", all.len());
+            let all = histories.users.len() + without;
+            eprintln!("warning: {without} of {all} users have no known items: no lists");
         }
         if count == 0 {
             return Err(Error::run_file(path, "is empty; lines with a user and an item expected"));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bm3_engine::config::{ConfigFile, DeviceChoice, RunConfig, RunSettings, TrainSettings};
+use bm3_engine::config::{ConfigFile, DeviceChoice, RunConfig, RunSettings};
 use bm3_engine::data::{DataError, Dataset, IdMaps};
 use bm3_engine::model::Model;
 use bm3_engine::recommender::Recommender;
@@ -163,9 +163,7 @@ impl ModelRequest {
         if let Some(problem) = problem {
             return Err(Error::setting("--data", problem));
         }
-        let mut config = RunConfig::new(&TrainSettings::default(), &given.or(file.run))?;
-        config.train = model.config().clone();
-        Ok(config)
+        RunConfig::of_training(model.config().clone(), &given.or(file.run))
     }
 
     /// The directory that the model is in, which keeps the original ids too.

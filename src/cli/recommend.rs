@@ -53,17 +53,20 @@ pub fn run(arguments: &RecommendArguments) -> anyhow::Result<()> {
     let lists = arguments.lists.request(Kind::User)?;
     let users = arguments.users.ids("--users")?;
     lists.check_rows(users.is_some() || arguments.histories.is_some())?;
-    let not_all = |choice: &Option<Choice>, flag| match choice {
-        Some(Choice::All) => {
-            let problem = "`all` found, a file with one id per line or a list as in 1,2,3 expected";
-            Err(Error::setting(flag, problem))
-        }
-        choice => Ok(choice.clone()),
+    let not_all = |flag| {
+        let problem = "`all` found, a file with one id per line or a list as in 1,2,3 expected";
+        Err(Error::setting(flag, problem))
     };
-    let candidates = not_all(&arguments.candidates, "--candidates")?;
-    let candidates = candidates.map_or(Ok(None), |choice| choice.ids("--candidates"))?;
-    let excluded = not_all(&arguments.exclude, "--exclude")?;
-    let excluded = excluded.map_or(Ok(None), |choice| choice.some_ids("--exclude"))?;
+    let candidates = match &arguments.candidates {
+        Some(Choice::All) => not_all("--candidates"),
+        Some(choice) => choice.ids("--candidates"),
+        None => Ok(None),
+    }?;
+    let excluded = match &arguments.exclude {
+        Some(Choice::All) => not_all("--exclude"),
+        Some(choice) => choice.some_ids("--exclude"),
+        None => Ok(None),
+    }?;
     let request = arguments.model.request()?;
     super::use_threads(request.threads)?;
     let recommender = request.recommender(lists.cold_items)?;

@@ -22,9 +22,9 @@ use super::{FIXED_BY_A_RUN, output, sweep_table};
 
 /// Train a grid of configurations, several at once, and compare them
 ///
-/// All runs share one copy of the data; with --split, all runs of a seed share a split. Each leaves an ordinary run directory inside the sweep's,
-/// with the same numbers as if trained alone. The table is sorted by validation Recall@20. Ctrl-C
-/// saves all runs before the program ends.
+/// All runs share one copy of the data; with --split, all runs of a seed share a split. Each leaves
+/// an ordinary run directory inside the sweep's, with the same numbers as if trained alone. The table
+/// is sorted by validation Recall@20. Ctrl-C saves all runs before the program ends.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 #[command(mut_arg("out", |out| out.value_name("DIR").help(

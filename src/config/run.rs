@@ -11,7 +11,7 @@ use super::{
     ByteSize, ConfigFile, DeviceChoice, FeatureSource, FeatureStorage, ModalityChoice, RunSettings,
     SplitRatio, TrainConfig, TrainSettings, keys, validate_threads,
 };
-use crate::data::{self, DatasetOptions};
+use crate::data::{self, DatasetOptions, FeatureFile};
 use crate::run::CONFIG;
 use crate::{Error, Result, files};
 
@@ -58,6 +58,16 @@ impl RunConfig {
     /// [`Error::Setting`] for the flag if `data` is not given, a feature's name is repeated, or a
     /// value is out of range.
     pub fn new(train: &TrainSettings, run: &RunSettings) -> Result<Self> {
+        let mut config = TrainConfig::default();
+        train.apply(&mut config);
+        Self::of_training(config, run)
+    }
+
+    /// [`RunConfig::new`] for a training whose own settings are complete.
+    ///
+    /// # Errors
+    /// The errors of [`RunConfig::new`].
+    pub fn of_training(train: TrainConfig, run: &RunSettings) -> Result<Self> {
         let Some(data) = &run.data else {
             return Err(Error::setting(
                 "--data",
@@ -73,8 +83,6 @@ impl RunConfig {
             features.push(source.resolve("--feature")?);
         }
         validate_threads(run.threads)?;
-        let mut train_config = TrainConfig::default();
-        train.apply(&mut train_config);
         let config = Self {
             data: absolute(data)?,
             modalities: run.modalities.clone().unwrap_or_default(),
@@ -85,43 +93,42 @@ impl RunConfig {
             threads: run.threads,
             checkpoint_seconds: run.checkpoint_seconds.unwrap_or(Self::DEFAULT_CHECKPOINT_SECONDS),
             init: run.init.as_deref().map(absolute).transpose()?,
-            train: train_config,
+            train,
             features,
         };
         config.validate()?;
         Ok(config)
     }
 
-    /// The settings of a training with `train` on what was read from `folder` with `options`, whose
-    /// inverse is [`RunConfig::dataset_options`]; `None` if the folder was split by another seed than
-    /// the run's, which settings cannot say.
+    /// [`RunConfig::of_training`] on what was read from `folder` with `options`, whose inverse is
+    /// [`RunConfig::dataset_options`]; `None` if the folder was split by another seed than the run's,
+    /// which settings cannot say.
     ///
     /// # Errors
-    /// [`Error::Io`] for a path that cannot be made absolute.
+    /// The errors of [`RunConfig::new`].
     pub fn of_folder(
         train: &TrainConfig,
+        run: RunSettings,
         folder: &Path,
         options: &DatasetOptions,
     ) -> Result<Option<Self>> {
         if options.split.is_some_and(|split| split.seed != train.seed) {
             return Ok(None);
         }
-        let run =
-            RunSettings {
-                data: Some(folder.to_owned()),
-                modalities: options.modalities.clone().map(ModalityChoice::Only),
-                split: options.split.map(|data::SplitRatio { train, valid, test, .. }| {
-                    SplitRatio { train, valid, test }
-                }),
-                ..RunSettings::default()
-            };
-        let mut config = Self::new(&TrainSettings::default(), &run)?;
-        for (name, files) in &options.features {
-            let source = FeatureSource { name: name.clone(), files: files.clone() };
-            config.features.push(source.resolve("--feature")?);
-        }
-        config.train = train.clone();
-        Ok(Some(config))
+        let source = |(name, files): &(String, Vec<FeatureFile>)| FeatureSource {
+            name: name.clone(),
+            files: files.clone(),
+        };
+        let shares =
+            |data::SplitRatio { train, valid, test, .. }| SplitRatio { train, valid, test };
+        let run = RunSettings {
+            data: Some(folder.to_owned()),
+            features: options.features.iter().map(source).collect(),
+            modalities: options.modalities.clone().map(ModalityChoice::Only),
+            split: options.split.map(shares),
+            ..run
+        };
+        Self::of_training(train.clone(), &run).map(Some)
     }
 
     /// Checks the range of every setting, and that the settings are compatible.
@@ -306,13 +313,16 @@ mod tests {
             modalities: Some(vec!["text".to_owned()]),
             split: Some(data::SplitRatio { train: 0.5, valid: 0.25, test: 0.25, seed: 7 }),
         };
+        let of_folder = |train: &TrainConfig, options: &DatasetOptions| {
+            RunConfig::of_folder(train, RunSettings::default(), Path::new("/d"), options).unwrap()
+        };
         for options in [options.clone(), DatasetOptions::default()] {
-            let config = RunConfig::of_folder(&train, Path::new("/d"), &options).unwrap().unwrap();
+            let config = of_folder(&train, &options).unwrap();
             assert_eq!((config.dataset_options(), &*config.data), (options, Path::new("/d")));
             assert_eq!(config.train, train);
         }
         let other = TrainConfig { seed: 8, ..train };
-        assert_eq!(RunConfig::of_folder(&other, Path::new("/d"), &options).unwrap(), None);
+        assert_eq!(of_folder(&other, &options), None);
     }
 
     #[test]

@@ -265,13 +265,10 @@ impl Dataset {
     pub fn with_modalities(&self, names: &[String]) -> Self {
         let mut dataset = self.clone();
         dataset.modalities.retain(|modality| names.contains(&modality.name));
-        if self.source().is_none() {
-            dataset.source = None;
-        }
         if let Some(source) = &mut dataset.source {
-            let left = dataset.modalities.iter().map(|modality| modality.name.clone());
+            source.modalities.retain(|modality| names.contains(&modality.name));
+            let left = source.modalities.iter().map(|modality| modality.name.clone());
             source.options.modalities = Some(left.collect());
-            source.modalities = dataset.modalities.clone();
         }
         dataset
     }

@@ -42,7 +42,7 @@ impl AlignedFeatures {
         };
         let features =
             Self { matrix, row_of_item, example, arranged: Vec::new(), filling: Vec::new() };
-        features.check_any((0..items.len() as u32).collect::<Vec<_>>().as_slice(), items)?;
+        features.check_any(0..items.len() as u32, items)?;
         Ok(features)
     }
 
@@ -70,7 +70,7 @@ impl AlignedFeatures {
         if without.is_empty() {
             return Ok(());
         }
-        self.check_any(order, items)?;
+        self.check_any(order.iter().copied(), items)?;
         match missing {
             // Dropped items are no longer in the order.
             MissingFeatures::Error | MissingFeatures::DropItem => {
@@ -97,14 +97,18 @@ impl AlignedFeatures {
     }
 
     /// Refuses a table without a row for any of the items in `order`: it goes by other ids.
-    fn check_any(&self, order: &[u32], items: &[String]) -> Result<()> {
-        let Some(&first) = order.first().filter(|_| !order.iter().any(|&item| self.has(item)))
-        else {
+    fn check_any(
+        &self,
+        mut order: impl ExactSizeIterator<Item = u32> + Clone,
+        items: &[String],
+    ) -> Result<()> {
+        let (count, first) = (order.len(), order.clone().next());
+        let Some(first) = first.filter(|_| !order.any(|item| self.has(item))) else {
             return Ok(());
         };
         Err(Error::from(PrepareError::NoneMatch {
             place: self.matrix.place(),
-            items: order.len(),
+            items: count,
             wanted: crate::data::excerpt(items[first as usize].as_bytes()),
             found: self.example.clone(),
         }))

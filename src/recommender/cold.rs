@@ -297,7 +297,7 @@ fn check_finite(made: &[Vec<f32>; 2], width: usize, place: impl Fn(usize) -> Str
 }
 
 impl Calibration {
-    /// The item's rows, and its nodes, made of c(x).
+    /// The rows of items and their nodes, made of c(x).
     fn made(&self, standard: &[f32]) -> [Vec<f32>; 2] {
         [&self.rows, &self.nodes].map(|moments| moments.restored(standard))
     }

@@ -44,7 +44,8 @@ pub struct ScoredItem {
 /// answered together. An answer's bits depend only on the model and the question. A forked process
 /// cannot use its parent's GPU: answers on a GPU are errors there. On the CPU it can answer, but
 /// must [install](rayon::ThreadPool::install) a pool of its own around questions with many answers,
-/// for the threads of rayon's global pool do not exist there. See [`Model::load`] for what must not happen to the model's file meanwhile.
+/// for the threads of rayon's global pool do not exist there. See [`Model::load`] for what must not
+/// happen to the model's file meanwhile.
 pub struct Recommender {
     model: Arc<Model>,
     device: Device,
@@ -335,9 +336,8 @@ impl Recommender {
         if let Some(&user) = users.iter().find(|&&user| user as usize >= count) {
             return Err(out_of_range("user", user, count));
         }
-        let graph = self.model.graph();
-        let trained: Vec<bool> =
-            (0..count).map(|user| graph.items_of(user).next().is_some()).collect();
+        let mut trained = vec![true; count];
+        self.cold_users.iter().for_each(|&user| trained[user as usize] = false);
         let pairs = Pairs { users: users.to_vec(), items: items.to_vec() };
         let (split, left_out) = Split::new(&pairs, &trained);
         if split.users.is_empty() {

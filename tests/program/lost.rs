@@ -67,6 +67,13 @@ fn what_is_lost_of_a_run_says_what_to_do() {
         fs::write(&file, whole).unwrap();
     }
 
+    // How features were kept is as it was, whatever the settings of other models are.
+    let streamed = folder.join("streamed");
+    let stream = ["--freeze-features", "--feature-storage", "stream", "--epochs", "1", "--quiet"];
+    let train = ["train", "--data", path(&moved), "--out", path(&streamed)];
+    output(&[&train[..], &stream].concat());
+    output(&["evaluate", "--model", path(&streamed)]);
+
     // Features by another name are not quietly left out.
     fs::rename(moved.join("text_feat.npy"), moved.join("text_features.npy")).unwrap();
     fs::remove_file(moved.join("image_feat.npy")).unwrap();

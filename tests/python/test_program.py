@@ -52,6 +52,15 @@ def test_lists_of_a_run_that_the_program_trained(program, folder, tmp_path, froz
     assert_same_lists(program, run, trained, "--cold-items")
 
 
+def test_a_run_goes_on_with_features_kept_as_they_were(program, folder, tmp_path):
+    settings = {**PARAMETERS, "epochs": 2, "freeze_features": True, "feature_storage": "stream"}
+    run = tmp_path / "run"
+    BM3(**{**settings, "epochs": 1}).fit(from_mmrec(folder), directory=run)
+    program("evaluate", "--device", "cpu", "--model", run)
+    BM3(**settings).fit(from_mmrec(folder), directory=run, resume=True)
+    assert 'feature_storage = "stream"' in (run / "config.toml").read_text()
+
+
 def test_original_ids_are_kept_with_a_run(program, tmp_path):
     rows = [(f"user {user}", f"item {item}") for user in range(9) for item in range(8) if (user + item) % 3]
     table = tmp_path / "table.csv"
